@@ -1,0 +1,1 @@
+"""Which cells of a spectrogram the reconstruction error comes from."""

@@ -1,0 +1,173 @@
+"""The six methods through Captum, one clip and one method at a time: the library of record.
+
+Captum 0.9 computes each method as its paper defines it; see `faithad.attribution.methods` for what is explained. Three
+of its properties are dealt with here:
+
+1. It evaluates all the points of a method in one batch. The gradients of that batch are taken in micro-batches instead,
+   by wrapping the function that each Captum method keeps for them. Captum's own options were not enough: GradientShap
+   has none, and `nt_samples_batch_size` of NoiseTunnel may change the noise.
+2. It draws from the global generators: Gaussian noise from torch's, GradSHAP's places on the path from NumPy's. Both
+   are seeded for each method and clip, and put back.
+3. Saliency warns when it has to switch on gradients for its input: it is given an input that has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from captum.attr import GradientAttribution, GradientShap, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
+from torch import Tensor
+
+from faithad.attribution.methods import AttributionSettings, choose_methods, frozen, noise_seed
+from faithad.errors import ConfigError
+from faithad.model.masking import mse_per_clip
+from faithad.model.skip_cae_transformer import SkipCAETransformer
+
+# A gradient at one point of a planer clip (80, 400) needs 25 MB; on a CPU larger batches are not faster either.
+MICRO_BATCH = 10
+
+
+def attribute(
+    network: SkipCAETransformer,
+    x: Tensor,
+    *,
+    methods: Iterable[str],
+    settings: AttributionSettings,
+    seed: int,
+    clip_id: str,
+) -> dict[str, Tensor]:
+    """The maps of one clip.
+
+    The network's mode and flags, and all global generators, are afterwards as they were before.
+
+    Args:
+        network: on the device of x.
+        x: (F, T), what the network takes in.
+        methods: names from `METHODS`.
+        settings: the constants of the methods.
+        seed: of the noise, together with `clip_id`.
+        clip_id: the same clip has the same noise, whatever is computed before or beside it.
+
+    Returns:
+        One map (F, T) per method, in the order of `methods`, without a graph.
+
+    Raises:
+        ConfigError: a method is unknown, or x has another shape than the network.
+    """
+    chosen = choose_methods(methods)
+    if x.shape != (network.n_mels, network.n_frames):
+        raise ConfigError(
+            f"The network explains clips of {network.n_mels} mel bands x {network.n_frames} frames and was given "
+            f"{tuple(x.shape)}; one clip at a time, without a batch axis."
+        )
+    maps = {}
+    # Captum switches gradients on where it takes them; whatever it computes outside must not leave a graph behind.
+    with frozen(network), torch.inference_mode(False), torch.no_grad():
+        clip = x.detach().clone()[None]
+        for method in chosen:
+            with _keyed_noise(noise_seed(seed, clip_id, method.name), clip.device):
+                maps[method.name] = _MAPS[method.name](network, clip, settings)[0]
+    return maps
+
+
+def _error_map(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    reconstruction: Tensor = network(clip)
+    return (reconstruction - clip).square()
+
+
+def _saliency(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    maps: Tensor = Saliency(_explained(network)).attribute(clip.clone().requires_grad_(), abs=True)
+    return maps
+
+
+def _smooth_grad(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    saliency = Saliency(_explained(network))
+    _take_gradients_in_micro_batches(saliency)
+    maps: Tensor = NoiseTunnel(saliency).attribute(
+        clip,
+        nt_type="smoothgrad",
+        nt_samples=settings.smooth_grad_samples,
+        stdevs=float(settings.smooth_grad_sigma),
+        abs=True,
+    )
+    return maps
+
+
+def _integrated_gradients(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    integrated_gradients = IntegratedGradients(_explained(network), multiply_by_inputs=True)
+    _take_gradients_in_micro_batches(integrated_gradients)
+    maps: Tensor = integrated_gradients.attribute(
+        clip,
+        baselines=torch.zeros_like(clip),
+        n_steps=settings.integrated_gradients_steps,
+        method="gausslegendre",
+    )
+    return maps
+
+
+def _gradient_shap(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    gradient_shap = GradientShap(_explained(network), multiply_by_inputs=True)
+    _take_gradients_in_micro_batches(gradient_shap)
+    maps: Tensor = gradient_shap.attribute(
+        clip,
+        baselines=torch.zeros_like(clip),
+        n_samples=settings.gradient_shap_samples,
+        stdevs=float(settings.gradient_shap_sigma),
+    )
+    return maps
+
+
+def _grad_cam(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    # Without a ReLU: the channels that lower the error count as much as those that raise it.
+    coarse = LayerGradCam(_explained(network), network.grad_cam_layer).attribute(clip, relu_attributions=False)
+    return functional.interpolate(coarse, clip.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+_MAPS: dict[str, Callable[[SkipCAETransformer, Tensor, AttributionSettings], Tensor]] = {
+    "error_map": _error_map,
+    "saliency": _saliency,
+    "smooth_grad": _smooth_grad,
+    "integrated_gradients": _integrated_gradients,
+    "gradient_shap": _gradient_shap,
+    "grad_cam": _grad_cam,
+}
+
+
+def _explained(network: SkipCAETransformer) -> Callable[[Tensor], Tensor]:
+    return lambda x: mse_per_clip(network(x), x)
+
+
+def _take_gradients_in_micro_batches(method: GradientAttribution) -> None:
+    whole_batch = method.gradient_func
+
+    def micro_batches(
+        forward_fn: Callable[[Tensor], Tensor],
+        inputs: tuple[Tensor, ...],
+        target_ind: None = None,
+        additional_forward_args: None = None,
+    ) -> tuple[Tensor, ...]:
+        (points,) = inputs
+        parts = [
+            whole_batch(forward_fn, part.detach().requires_grad_())[0] for part in torch.split(points, MICRO_BATCH)
+        ]
+        return (torch.cat(parts),)
+
+    method.gradient_func = micro_batches
+
+
+@contextlib.contextmanager
+def _keyed_noise(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the two generators that Captum draws from, and put them back."""
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    torch_state, numpy_state = generator.get_state(), np.random.get_state()
+    try:
+        generator.manual_seed(seed)
+        np.random.seed(seed)
+        yield
+    finally:
+        generator.set_state(torch_state)
+        np.random.set_state(numpy_state)

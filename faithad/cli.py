@@ -1,0 +1,135 @@
+"""The command line: `faithad synth index train audit evaluate report study`.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from faithad.errors import FaithadError
+
+if TYPE_CHECKING:
+    from faithad.config import Study
+
+app = typer.Typer(
+    help="Find abnormal seconds in recordings, say why, and measure how far the explanation can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[str, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one setting, such as train.epochs=3. May be given several times."),
+]
+Redo = Annotated[
+    bool, typer.Option("--redo", help="Remove results that were made with other settings and make them again.")
+]
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    hours: Annotated[float, typer.Option(min=0.05, help="Length of all recordings together.")] = 0.6,
+    train_fraction: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of normal training sound.")] = 0.6,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make recordings of a demo planer mill, with annotated disturbances in the test part."""
+    from faithad.pipelines.index import synthesize_mill
+
+    n = max(4, round(hours * 60))
+    n_train = min(n - 2, max(2, round(n * train_fraction)))
+    mill = synthesize_mill(str(out), train_recordings=n_train, test_recordings=n - n_train, seed=seed)
+    _say(
+        f"{n_train} training and {n - n_train} test recordings with {mill.n_events} disturbances are in {out}. "
+        f"Next: set data.root to {out} in a configuration such as configs/demo.yaml and run `faithad study`."
+    )
+
+
+@app.command()
+def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """List the recordings, cut them into clips, write the manifest."""
+    study = _stage("index", config, overrides, redo)
+    _say(f"Manifest: {study.root}/manifest.parquet. Next: faithad train --config {config}")
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """Compute features and train every model and seed."""
+    study = _stage("train", config, overrides, redo)
+    _say(f"{len(study.runs)} models: {study.root}/models. Next: faithad audit --config {config}")
+
+
+@app.command()
+def audit(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """Score and explain every test clip with every model, and measure the explanations."""
+    study = _stage("audit", config, overrides, redo)
+    _say(f"Audit tables: {study.root}/audit. Next: faithad evaluate --config {config}")
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """Summarise the audits: detection, F-score, faithfulness, and the ledger of all clips."""
+    study = _stage("evaluate", config, overrides, redo)
+    _say(f"Summary tables: {study.root}/summary. Next: faithad report --config {config}")
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """Write report.html, one file to read and to send."""
+    study = _stage("report", config, overrides, redo)
+    _say(f"Report: {study.root}/report.html. Open it in a browser.")
+
+
+@app.command()
+def study(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """Run all stages, from where the last run left off."""
+    from faithad.pipelines.study import run_study
+
+    _say(run_study(_load(config, overrides), redo=redo))
+
+
+def main() -> None:
+    """Run the command; what a user can act on is said in one message, last, without a traceback."""
+    try:
+        app()
+    except FaithadError as error:
+        sys.stdout.flush()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def job(command: str) -> None:
+    """Run a command as the entry point of a submitted job, with the arguments of the script that calls this.
+
+    Relative paths then start at FAITHAD_HOME (default: the folder `faithad` in the home folder of the head node), since
+    a job's current folder is a copy of the working directory that Ray deletes.
+    """
+    os.environ.setdefault("FAITHAD_HOME", str(Path.home() / "faithad"))
+    sys.argv.insert(1, command)
+    main()
+
+
+def _stage(name: str, config: str, overrides: list[str] | None, redo: bool) -> Study:
+    from faithad.pipelines.study import STAGES
+
+    loaded = _load(config, overrides)
+    STAGES[name](loaded, redo=redo)
+    return loaded
+
+
+def _load(config: str, overrides: list[str] | None) -> Study:
+    from faithad.config import load_study
+
+    return load_study(config, overrides=overrides or [])
+
+
+def _say(line: str) -> None:
+    typer.echo(line)

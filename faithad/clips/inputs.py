@@ -1,0 +1,136 @@
+"""Which files there are to work on: recordings in folders, or the published spectrograms of the wood planer."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Collection, Sequence
+
+from faithad import storage
+from faithad.clips.annotations import PUBLISHED_WINDOW_S
+from faithad.clips.manifest import ClipRow, LedgerRow, Recording
+from faithad.clips.recordings import AUDIO_SUFFIXES, SPECTROGRAM_SUFFIX
+from faithad.errors import RecordingError
+
+# The published layout: where its clips lie, and what they are called. A window number has no leading zeros; the
+# recording's own number, at the end of a recording's name, has.
+TRAINING, NORMAL, ANOMALIES = "training/", "evaluation/normal/", "evaluation/anomalies/"
+_CLIP_NAME = re.compile(r"(?P<stem>.+)_(?P<window>[1-9]\d{0,3})\.pt", re.IGNORECASE)
+
+
+def find_recordings(
+    folders: Sequence[tuple[str | None, str]], *, suffixes: Sequence[str] = AUDIO_SUFFIXES
+) -> list[Recording]:
+    """All recordings in some folders and below, local or remote.
+
+    Args:
+        folders: (split, location) each; the split is None where it comes from elsewhere. A location may also name one
+            single file.
+        suffixes: Which files are recordings, compared without case.
+
+    Returns:
+        Recordings sorted by path, local ones with absolute uris (a worker may run in another folder).
+
+    Raises:
+        RecordingError: a location does not exist or holds no recordings, or two files have the same path or are the
+            same file; all such problems at once.
+    """
+    found: list[Recording] = []
+    problems: list[str] = []
+    for split, location in folders:
+        try:
+            files = _files_at(absolute(location), suffixes)
+        except OSError as error:
+            problems.append(f"{location} cannot be listed: {error}. Check its permissions and the connection.")
+            continue
+        if files is None:
+            problems.append(f"{location} does not exist. Check the path.")
+        elif not files:
+            wanted = " or ".join(suffixes)
+            problems.append(f"{location} holds no recordings: no file whose name ends in {wanted} is there or below.")
+        found += [Recording(path, uri, split) for path, uri in files or []]
+    by_uri: dict[str, Recording] = {}
+    by_path: dict[str, Recording] = {}
+    for recording in found:
+        if by_uri.setdefault(recording.uri, recording) is not recording:
+            problems.append(f"{recording.uri} is named twice: each recording may be in one of the folders only.")
+        elif (other := by_path.setdefault(recording.path, recording)) is not recording:
+            problems.append(
+                f"{other.uri} and {recording.uri} would both be called {recording.path!r}: rename one of the folders."
+            )
+    if not folders:
+        problems.append("No folder is given. Name at least one.")
+    if problems:
+        raise RecordingError("The recordings cannot be listed:\n  " + "\n  ".join(problems))
+    return sorted(found, key=lambda recording: recording.path)
+
+
+def find_spectrograms(
+    root: str, *, training_folders: Collection[str] | None = None
+) -> tuple[list[ClipRow], list[LedgerRow]]:
+    """The clips of a data set in the published planer layout (Deschênes et al., arXiv 2501.04819).
+
+    Each `.pt` file is one 10 s clip of a recording: `training/<board>/` is train, `evaluation/normal/` normal test,
+    `evaluation/anomalies/<type>/` anomalous test. A file's name gives its recording and its window. The recording is
+    called by its bare name (`MPD_..._00006.wav`), because its clips may lie in several folders.
+
+    Args:
+        root: The folder that holds `training` and `evaluation`, local or remote.
+        training_folders: Which folders of `training` to take, all by default; files in others are skipped.
+
+    Returns:
+        The clips, and a ledger row for each file that is none: its name cannot be understood, or it lies elsewhere.
+
+    Raises:
+        RecordingError: one of the three folders is missing or empty.
+    """
+    try:
+        files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX])
+    except OSError as error:
+        raise RecordingError(f"{root} cannot be listed: {error}. Give the data set's top folder.") from error
+    wanted = (TRAINING, NORMAL, ANOMALIES)
+    missing = [folder for folder in wanted if not any(path.startswith(folder) for path, _ in files)]
+    if missing:
+        raise RecordingError(
+            f"{root} has no {SPECTROGRAM_SUFFIX} files in {', '.join(missing)}: the published layout has all of "
+            f"{', '.join(wanted)}. Is this the data set's top folder, and was all of it downloaded?"
+        )
+    rows: list[ClipRow] = []
+    ledger: list[LedgerRow] = []
+    for path, uri in files:
+        name = _CLIP_NAME.fullmatch(storage.name_of(path))
+        below = path.split("/")[1:-1]  # ["2x6"], ["normal"] or ["anomalies", "board_stuck"], as published
+        split = "train" if path.startswith(TRAINING) else "test"
+        anomaly_type = below[1] if path.startswith(ANOMALIES) and len(below) > 1 else None
+        if not path.startswith(wanted):
+            ledger.append(LedgerRow(path, "skipped", f"lies in none of {', '.join(wanted)}"))
+        elif split == "train" and training_folders is not None and not set(below[:1]) & set(training_folders):
+            allowed = ", ".join(sorted(training_folders))
+            ledger.append(LedgerRow(path, "skipped", f"lies in none of the chosen training folders {allowed}"))
+        elif path.startswith(ANOMALIES) and anomaly_type is None:
+            ledger.append(LedgerRow(path, "failed", f"lies in {ANOMALIES} itself: its folder must name the anomaly"))
+        elif name is None:
+            reason = "its name does not end in the number of its window, such as _1.pt for the recording's first 10 s"
+            ledger.append(LedgerRow(path, "failed", reason))
+        else:
+            recording, onset_s = f"{name['stem']}.wav", (int(name["window"]) - 1) * PUBLISHED_WINDOW_S
+            label = int(anomaly_type is not None)
+            rows.append(ClipRow(recording, uri, onset_s, PUBLISHED_WINDOW_S, split, label, anomaly_type))
+    return rows, ledger
+
+
+def absolute(location: str) -> str:
+    """A local location with its full path, because a worker may run in another folder; a URI as it is."""
+    return location if "://" in location else os.path.normpath(storage.locate(location)[1])
+
+
+def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] | None:
+    """(stable name, uri) of the recordings at a location, or None where there is nothing of that name."""
+    parent, name = posixpath.split(storage.locate(location)[1].rstrip("/"))
+    if storage.is_folder(location):
+        return [(f"{name}/{path}", uri) for path, uri in storage.list_files(location, suffixes=suffixes)]
+    if not storage.exists(location):
+        return None
+    wanted = name.lower().endswith(tuple(suffix.lower() for suffix in suffixes))
+    return [(f"{storage.name_of(parent)}/{name}", location)] if wanted else []

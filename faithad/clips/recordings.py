@@ -1,0 +1,309 @@
+"""Open and decode recordings, local or remote, one window at a time.
+
+A recording is one audio file of any sample rate, channel count and length; a clip is one window of it. No recording is
+read whole: `probe_recording` looks at the header, `cut_windows` plans the clips, `read_clip` seeks to one of them. The
+published planer data come as spectrograms instead, one file per clip: `read_spectrogram`.
+
+Conventions
+    Times are seconds from the start of the recording. A waveform is mono float32, (samples,), full scale ±1.
+    A spectrogram is float32, (F, T): mel bands by frames.
+
+Every way in which a file can be unusable ends in a `RecordingError` whose text can stand in a ledger as it is: it is
+written for the person who looks after the recorder. Digital silence is sound like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import pickle
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import soundfile
+import torch
+import torchaudio.functional
+
+from faithad import storage
+from faithad.errors import RecordingError
+
+AUDIO_SUFFIXES = (".wav", ".flac")
+SPECTROGRAM_SUFFIX = ".pt"
+
+Remainder = Literal["drop", "pad", "overlap"]
+
+# Onsets are told apart to the millisecond (clip ids hold no more), so what is left of a recording after its last full
+# clip must be longer than that to count as a remainder.
+_SHORTEST_REMAINDER_S = 0.002
+
+# libsndfile reads headers in many small pieces, each of which would be one request to an object store.
+_READ_AHEAD_BYTES = 1 << 18
+
+# A resampling filter has one phase per unit of the reduced ratio's numerator. Odd rates (17067 Hz) hardly reduce and
+# would need gigabytes; the nearest ratio below this limit is off by less than 1e-6, less than a recorder's own clock.
+_LARGEST_RATIO_TERM = 2000
+
+_LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 100, 1_000_000
+
+_UNKNOWN_SIZE = 0xFFFFFFFF
+_UNKNOWN_N_SAMPLES = 1 << 62
+
+_RECORDED_AT = re.compile(r"MPD_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?(?:\.\w+)?")
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a recording's header says; `n_samples` counts per channel."""
+
+    duration_s: float
+    sample_rate_hz: int
+    channels: int
+    n_samples: int
+
+
+class Window(NamedTuple):
+    """One clip's place in its recording. Shorter than a clip only where the rest is to be filled with silence."""
+
+    onset_s: float
+    duration_s: float
+
+
+def probe_recording(uri: str) -> AudioHeader:
+    """Read a recording's header alone.
+
+    Raises:
+        RecordingError: missing, empty, no audio, without samples, or a WAV file shorter than its header says. (A
+            truncated FLAC file only shows when its end is read.)
+    """
+    with _open_sound(uri) as (sound, file):
+        promised, present = _wav_data_bytes(file)
+        if promised is not None and promised > present:
+            raise RecordingError(
+                f"{uri} is truncated: its header announces {promised} bytes of sound, {present} are there "
+                f"({present / promised:.0%}). An interrupted copy or a full disk does this: copy the file again."
+            )
+        if sound.frames == 0:
+            unfinished = " although the file is larger: the recorder never finished its header" if present > 0 else ""
+            raise RecordingError(
+                f"{uri} holds no samples: its header announces a length of zero{unfinished}. Remove or replace it."
+            )
+        if sound.frames >= _UNKNOWN_N_SAMPLES:
+            raise RecordingError(
+                f"{uri} does not say how long it is (FLAC written into a pipe). Encode it again from file to file."
+            )
+        return AudioHeader(sound.frames / sound.samplerate, sound.samplerate, sound.channels, sound.frames)
+
+
+def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tuple[list[Window], float]:
+    """Lay clips of `clip_s` seconds side by side over a recording, from its start.
+
+    `remainder` is what happens to an end that is shorter than a clip: `drop` leaves it out; `pad` keeps it as a shorter
+    window, to be filled with silence; `overlap` lets one last clip end with the recording, over part of the clip
+    before it. A recording shorter than one clip is dropped by the first and padded by the others.
+
+    Returns:
+        The windows in order of their onsets, and how many seconds at the end are in none of them. Less than 2 ms at
+        the end of a full clip are no remainder.
+    """
+    n_full = math.floor(duration_s / clip_s + 1e-9)
+    windows = [Window(k * clip_s, clip_s) for k in range(n_full)]
+    rest_s = duration_s - n_full * clip_s
+    if duration_s <= 0 or (n_full and rest_s < _SHORTEST_REMAINDER_S):
+        return windows, 0.0
+    if remainder == "drop":
+        return windows, rest_s
+    if remainder == "overlap" and n_full:
+        return [*windows, Window(duration_s - clip_s, clip_s)], 0.0
+    return [*windows, Window(n_full * clip_s, rest_s)], 0.0
+
+
+def read_clip(
+    uri: str, *, onset_s: float, duration_s: float, clip_s: float, sample_rate_hz: int
+) -> npt.NDArray[np.float32]:
+    """Decode the window of a recording that starts at `onset_s` and lasts `duration_s`, at most `clip_s`.
+
+    Returns:
+        (round(clip_s * sample_rate_hz),) float32: the mean over the channels, resampled to `sample_rate_hz`, filled
+        with silence up to `clip_s`.
+
+    Raises:
+        RecordingError: the window cannot be read, is not whole, or holds NaN or infinite samples.
+    """
+    with _open_sound(uri) as (sound, _):
+        rate = int(sound.samplerate)
+        start = round(onset_s * rate)
+        # Rounded from the end, not from the length: a window that ends with its recording must not ask for one more.
+        wanted = round((onset_s + duration_s) * rate) - start
+        samples = np.empty((0, 1), dtype=np.float32)
+        if start < sound.frames:
+            sound.seek(start)
+            samples = sound.read(frames=wanted, dtype="float32", always_2d=True)
+    if len(samples) < wanted:
+        raise RecordingError(
+            f"{uri} is truncated: of the clip at {onset_s:g} s only {len(samples) / rate:.3f} s of {duration_s:g} s "
+            "are there. Copy the file again, or index the folder anew if the file has changed."
+        )
+    if not np.isfinite(samples).all():
+        raise RecordingError(
+            f"{uri} holds NaN or infinite samples in the clip at {onset_s:g} s ({_count_bad(samples)}). "
+            "The program that wrote this file is at fault: export the recording again."
+        )
+    mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
+    clip = np.zeros(round(clip_s * sample_rate_hz), dtype=np.float32)
+    resampled = _resample(mono, rate, sample_rate_hz)[: len(clip)]
+    clip[: len(resampled)] = resampled
+    return clip
+
+
+def read_spectrogram(uri: str, *, shape: tuple[int, int] | None) -> npt.NDArray[np.float32]:
+    """Read one published clip: a file with one float tensor (F, T), decibels, written by `torch.save`.
+
+    Args:
+        uri: The `.pt` file.
+        shape: The (F, T) that it must have; None takes any. What comes back is float32 of that shape.
+
+    Raises:
+        RecordingError: unreadable, no tensor, another shape, NaN or infinite values, or a file that could only be
+            loaded by running code from it, which is never done.
+    """
+    tensor = _load_tensor(uri)
+    if not isinstance(tensor, torch.Tensor):
+        raise RecordingError(f"{uri} holds a {type(tensor).__name__}, not a tensor. {_HOW_TO_SAVE}")
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise RecordingError(
+            f"{uri} holds a tensor of type {tensor.dtype}, {tensor.layout}, on {tensor.device.type}; a dense tensor "
+            f"of floating-point numbers is needed. {_HOW_TO_SAVE}"
+        )
+    if tensor.dim() != 2 or (shape is not None and tuple(tensor.shape) != shape):
+        expected = "two axes (mel bands, frames)" if shape is None else f"{shape} (mel bands, frames)"
+        raise RecordingError(
+            f"{uri} has the shape {tuple(tensor.shape)}; {expected} expected. Were its features computed otherwise?"
+        )
+    spectrogram = tensor.detach().to(torch.float32).numpy()
+    if not np.isfinite(spectrogram).all():
+        raise RecordingError(
+            f"{uri} holds NaN or infinite values ({_count_bad(spectrogram)}). A logarithm of zero does this: compute "
+            "the spectrogram again with a floor under the power."
+        )
+    return spectrogram
+
+
+def recorded_at(name: str) -> datetime | None:
+    """Wall clock at a recording's start, to the minute, without a zone; None where its name does not hold it.
+
+    The name is `MPD_YY-MM-DD_HHMM_NNNNN`, of a recording or (`_k` behind) of one of its clips, as a path or bare.
+    """
+    match = _RECORDED_AT.fullmatch(storage.name_of(name))
+    if match is None:
+        return None
+    with contextlib.suppress(ValueError):  # a 31st of February
+        return datetime.strptime("20" + " ".join(match.groups()), "%Y %m %d %H %M")
+    return None
+
+
+_HOW_TO_SAVE = "Write it with torch.save(tensor, path), tensor being float32 of shape (mel bands, frames)."
+
+
+@contextlib.contextmanager
+def _reasons(uri: str) -> Iterator[None]:
+    """Whatever goes wrong while the file is opened or read becomes a `RecordingError`."""
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise RecordingError(
+            f"{uri} cannot be decoded: it is damaged or truncated ({error.error_string}). Copy it again."
+        ) from error
+    except FileNotFoundError as error:
+        raise RecordingError(f"{uri} does not exist. Was it moved or removed since the folder was listed?") from error
+    except (OSError, pa.ArrowException) as error:
+        raise RecordingError(f"{uri} cannot be read: {error}. Check its permissions and the connection.") from error
+
+
+@contextlib.contextmanager
+def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
+    """The decoder, and the file below it."""
+    with _reasons(uri), storage.open_input(uri) as raw, io.BufferedReader(cast(Any, raw), _READ_AHEAD_BYTES) as file:
+        start = file.read(12)
+        if not start:
+            raise RecordingError(f"{uri} is empty (0 bytes): the recorder or a copy wrote nothing. Copy it again.")
+        file.seek(0)
+        try:
+            sound = soundfile.SoundFile(file)
+        except soundfile.LibsndfileError as error:
+            raise RecordingError(
+                f"{uri} is no audio file that can be decoded: it starts with {start!r} ({error.error_string}). "
+                "WAV or FLAC is needed."
+            ) from error
+        with sound:
+            if not _LOWEST_RATE_HZ <= sound.samplerate <= _HIGHEST_RATE_HZ:
+                raise RecordingError(
+                    f"{uri} has a sample rate of {sound.samplerate} Hz by its header, which cannot be right: "
+                    f"{_LOWEST_RATE_HZ} to {_HIGHEST_RATE_HZ} Hz are taken. Export the recording again."
+                )
+            yield sound, cast(BinaryIO, file)
+
+
+def _wav_data_bytes(file: BinaryIO) -> tuple[int | None, int]:
+    """How many bytes of sound a WAV header announces, and how many the file holds from there on.
+
+    libsndfile takes a shorter file without a word. None where the header leaves the length open (written into a
+    pipe), and for formats other than WAV.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    magic, _, kind = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+    if magic not in (b"RIFF", b"RIFX", b"RF64") or kind != b"WAVE":
+        return None, size
+    order = ">" if magic == b"RIFX" else "<"
+    position, long_size = 12, None
+    while len(chunk := file.read(8)) == 8:
+        name, length = struct.unpack(f"{order}4sI", chunk)
+        position += 8
+        if name == b"ds64":  # RF64: files beyond 4 GiB keep their true sizes here (EBU Tech 3306)
+            _, long_size = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))
+        if name == b"data":
+            return (long_size if length == _UNKNOWN_SIZE else length), size - position
+        position += length + length % 2
+        file.seek(position)
+    return None, 0
+
+
+def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:
+    if rate_hz == new_rate_hz or len(waveform) == 0:
+        return waveform
+    ratio = Fraction(new_rate_hz, rate_hz).limit_denominator(_LARGEST_RATIO_TERM)
+    resampled = torchaudio.functional.resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
+    return cast(npt.NDArray[np.float32], resampled.numpy())
+
+
+def _count_bad(values: npt.NDArray[np.float32]) -> str:
+    return f"{int((~np.isfinite(values)).sum())} of {values.size}"
+
+
+def _load_tensor(uri: str) -> Any:
+    with _reasons(uri):
+        content = storage.read_bytes(uri)
+    if not content:
+        raise RecordingError(f"{uri} is empty (0 bytes): the copy wrote nothing. Copy it again.")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and code:
+            raise RecordingError(
+                f"{uri} holds more than a tensor: loading it would run code ({code[1]}), which is never done. "
+                f"{_HOW_TO_SAVE}"
+            ) from error
+        raise RecordingError(
+            f"{uri} is no spectrogram: torch cannot load it ({type(error).__name__}). It is damaged, truncated or "
+            "another kind of file: copy it again."
+        ) from error

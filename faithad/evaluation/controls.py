@@ -1,0 +1,69 @@
+"""What an F-score must beat: a rule that flags every second, and a curve that knows nothing.
+
+Annotated events fill many of the ten seconds of a clip, so both score high; a method says something about a clip only
+where it does better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from faithad.evaluation.peaks import peak_frames
+from faithad.evaluation.temporal import Intervals, Rates, localization
+
+
+def every_second_f_score(intervals: Intervals, n_frames: int, frames_per_s: float) -> float:
+    """F-score of one clip when every second is flagged."""
+    everywhere = np.ones((1, n_frames), dtype=np.bool_)
+    return float(localization(everywhere, intervals, frames_per_s=frames_per_s).f_score[0])
+
+
+def random_curve_f_score(
+    intervals: Intervals,
+    n_frames: int,
+    frames_per_s: float,
+    percentiles: Sequence[float],
+    *,
+    clip_id: str,
+    seed: int,
+    n_draws: int = 100,
+) -> Rates:
+    """Mean F-score of one clip over curves of independent noise, one value per percentile.
+
+    The noise is keyed by (seed, clip), so a clip's control does not depend on the other clips. Only the order of the
+    frames matters, hence not the distribution that the noise is drawn from.
+
+    Returns:
+        float64 (P,).
+    """
+    key = hashlib.blake2b(f"random curve/{seed}/{clip_id}".encode(), digest_size=16).digest()
+    curves = np.random.default_rng(int.from_bytes(key, "big")).random((n_draws, n_frames))
+    scores = localization(peak_frames(curves, percentiles), intervals, frames_per_s=frames_per_s).f_score
+    mean: Rates = scores.mean(axis=0)
+    return mean
+
+
+def control_f_scores(
+    clips: Mapping[str, Intervals],
+    n_frames: int,
+    frames_per_s: float,
+    percentiles: Sequence[float],
+    *,
+    seed: int,
+    n_draws: int = 100,
+) -> tuple[Rates, Rates]:
+    """Both controls of many clips, `clip_id` to intervals.
+
+    Returns:
+        random curve (N, P) and every second (N,), in the order of the clips.
+    """
+    random, every_second = np.zeros((len(clips), len(percentiles))), np.zeros(len(clips))
+    for row, (clip_id, intervals) in enumerate(clips.items()):
+        every_second[row] = every_second_f_score(intervals, n_frames, frames_per_s)
+        random[row] = random_curve_f_score(
+            intervals, n_frames, frames_per_s, percentiles, clip_id=clip_id, seed=seed, n_draws=n_draws
+        )
+    return random, every_second

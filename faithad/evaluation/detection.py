@@ -1,0 +1,203 @@
+"""How well the anomaly score tells anomalous clips from normal ones, and where in a clip the error is.
+
+ROC AUC, and partial AUC up to a false-positive rate of 0.1, standardised so that chance is 0.5 (McClish 1989), as
+DCASE and the paper (Deschênes et al. 2026, arXiv 2601.12660) report them. scikit-learn is the reference; the resampled
+areas of the bootstrap are computed here, 2,000 at a time.
+
+Shape letters: N clips, G recordings, R resamples, K stretches of the ROC curve, F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import metrics
+from torch import Tensor
+
+from faithad.errors import ConfigError, StudyError
+from faithad.evaluation.peaks import as_array
+from faithad.evaluation.temporal import segment_starts
+
+Values = npt.NDArray[np.float64]
+
+
+class RocCurve(NamedTuple):
+    """One point per threshold, from "no clip alarms" (threshold infinite) to "every clip alarms"."""
+
+    false_positive_rate: Values
+    true_positive_rate: Values
+    threshold: Values
+
+
+class WorstSecond(NamedTuple):
+    """The second of a clip with the largest mean error, and its onset in seconds from the clip's onset."""
+
+    score: float
+    onset_s: float
+
+
+def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Area under the ROC curve.
+
+    Args:
+        scores: anomaly scores, (N,).
+        labels: 0 normal, 1 anomalous, (N,).
+
+    Raises:
+        StudyError: scores that are not finite, other labels, or only one class.
+    """
+    scores, labels = _checked(scores, labels)
+    return float(metrics.roc_auc_score(labels, scores))
+
+
+def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> float:
+    """Area under the ROC curve up to `max_fpr`, standardised to 0.5 for chance and 1 for a perfect detector.
+
+    Raises:
+        StudyError: as `auc`.
+    """
+    scores, labels = _checked(scores, labels)
+    return float(metrics.roc_auc_score(labels, scores, max_fpr=max_fpr))
+
+
+def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> RocCurve:
+    """The ROC curve, points on a straight line left out.
+
+    Raises:
+        StudyError: as `auc`.
+    """
+    scores, labels = _checked(scores, labels)
+    return RocCurve(*metrics.roc_curve(labels, scores))
+
+
+def worst_second(error: npt.ArrayLike | Tensor, frames_per_s: float) -> WorstSecond:
+    """The largest mean of the error map (F, T) over all mel bands and the frames of one second.
+
+    An event fills one second of ten, and the mean over the clip dilutes it. The first of equal seconds is taken.
+    """
+    per_frame = as_array(error).mean(axis=0, dtype=np.float64)
+    starts = segment_starts(len(per_frame), frames_per_s)
+    means = np.add.reduceat(per_frame, starts) / np.diff(starts, append=len(per_frame))
+    worst = int(means.argmax())
+    return WorstSecond(score=float(means[worst]), onset_s=float(worst))
+
+
+def worst_mel_band(error: npt.ArrayLike | Tensor) -> int:
+    """The mel band, counted from 0, with the largest mean of the error map (F, T) over all frames."""
+    return int(as_array(error).mean(axis=1, dtype=np.float64).argmax())
+
+
+def fit_threshold(validation_scores: npt.ArrayLike, quantile: float) -> float:
+    """The smallest validation score with at least the share `quantile` of the validation scores at or below it.
+
+    So a rule "alarm above the threshold" raises at most a share 1 - quantile of alarms on the validation normals.
+
+    Raises:
+        StudyError: no scores, or some that are not finite.
+        ConfigError: a quantile outside 0 < quantile <= 1.
+    """
+    scores = np.asarray(validation_scores, dtype=np.float64)
+    if not 0.0 < quantile <= 1.0:
+        raise ConfigError(f"The threshold's quantile is {quantile}; it must be above 0 and at most 1, such as 0.95.")
+    if not scores.size:
+        raise StudyError("No validation scores to fit an alarm threshold on. Is the validation split empty?")
+    _refuse_not_finite(scores, "validation scores")
+    return float(np.quantile(scores, quantile, method="inverted_cdf"))
+
+
+def bootstrap_areas(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    drawn: npt.NDArray[np.int64],
+    *,
+    max_fprs: Sequence[float],
+) -> Values:
+    """AUC (max_fpr 1) and standardised partial AUCs of resampled recordings.
+
+    Between two anomalous clips in the ranking the ROC curve is straight whatever the resample, so it is drawn by its K
+    straight stretches, of which there are about two per anomalous clip, and not by its N clips.
+
+    Args:
+        scores: (N,).
+        labels: 0 or 1, (N,).
+        groups: recording of each clip, integers from 0 to G - 1, (N,).
+        drawn: how often each resample holds each recording, (R, G), as `resample_counts` gives it.
+        max_fprs: one column each.
+
+    Returns:
+        (R, len(max_fprs)), NaN for a resample that lacks a class, and throughout if there is but one recording.
+
+    Raises:
+        StudyError: as `auc`.
+    """
+    scores, labels = _checked(scores, labels)
+    group = np.asarray(groups, dtype=np.int64)
+    n_resamples, n_groups = drawn.shape
+    if n_groups < 2:
+        return np.full((n_resamples, len(max_fprs)), np.nan)
+    stretch = _straight_stretches(scores, labels)
+    rates = []
+    for label in (0, 1):
+        members = np.zeros((n_groups, int(stretch.max()) + 1))
+        np.add.at(members, (group[labels == label], stretch[labels == label]), 1.0)
+        cumulative = np.cumsum(drawn @ members, axis=1)
+        total = cumulative[:, -1:]
+        rates.append(np.divide(cumulative, total, out=np.full_like(cumulative, np.nan), where=total > 0))
+    return np.stack([_area(rates[0], rates[1], max_fpr) for max_fpr in max_fprs], axis=1)
+
+
+def _straight_stretches(scores: Values, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The number of the ROC curve's stretch that each clip lies in, counted from the highest score, (N,)."""
+    _, rank = np.unique(-scores, return_inverse=True)
+    anomalous = np.bincount(rank, weights=labels)
+    # Share of anomalous clips among those of equal score: 0 runs right, 1 runs up, all else is a slope of its own.
+    share = anomalous / np.bincount(rank)
+    begins = np.ones(len(share), dtype=np.int64)
+    begins[1:] = (share[1:] != share[:-1]) | ((share[1:] > 0) & (share[1:] < 1))
+    stretch: npt.NDArray[np.int64] = (np.cumsum(begins) - 1)[rank]
+    return stretch
+
+
+def _area(fpr: Values, tpr: Values, max_fpr: float) -> Values:
+    """Area under each row's ROC curve, (R, K) without its origin, up to `max_fpr`, standardised if that is below 1."""
+    fpr, tpr = (np.pad(rate, ((0, 0), (1, 0))) for rate in (fpr, tpr))
+    width, rise = np.diff(fpr, axis=1), np.diff(tpr, axis=1)
+    kept = np.clip(max_fpr - fpr[:, :-1], 0.0, width)
+    slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
+    area: Values = (kept * (tpr[:, :-1] + 0.5 * slope * kept)).sum(axis=1)
+    # A row that lacks a class is NaN in one rate only.
+    area[np.isnan(fpr[:, -1]) | np.isnan(tpr[:, -1])] = np.nan
+    if max_fpr >= 1.0:
+        return area
+    chance = 0.5 * max_fpr**2
+    return 0.5 * (1.0 + (area - chance) / (max_fpr - chance))
+
+
+def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, npt.NDArray[np.int64]]:
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    _refuse_not_finite(scores, "anomaly scores")
+    n_normal, n_anomalous = int((labels == 0).sum()), int((labels == 1).sum())
+    if n_normal + n_anomalous != len(labels) or len(labels) != len(scores):
+        raise StudyError(
+            f"Each of the {len(scores)} scores needs a label 0 (normal) or 1 (anomalous); "
+            f"found {n_normal} and {n_anomalous} among {len(labels)} labels."
+        )
+    if not n_normal or not n_anomalous:
+        raise StudyError(
+            f"A ROC curve needs normal and anomalous clips, but there are {n_normal} normal and {n_anomalous} "
+            "anomalous ones. Check the labels of the test split."
+        )
+    return scores, labels.astype(np.int64)
+
+
+def _refuse_not_finite(scores: Values, what: str) -> None:
+    n_bad = int((~np.isfinite(scores)).sum())
+    if n_bad:
+        raise StudyError(
+            f"{n_bad} of {scores.size} {what} are NaN or infinite. The model that gave them has probably diverged: "
+            "look at its validation loss."
+        )

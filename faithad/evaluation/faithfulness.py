@@ -1,0 +1,149 @@
+"""Is the explained part what the reconstruction error comes from?
+
+The frames that an explanation points at are replaced by the model's own reconstruction, x' = m f(x) + (1 - m) x, and
+the anomaly score E is computed again: FF = max(0, 1 - E(x') / E(x)) (Deschênes et al. 2026, arXiv 2601.12660,
+faithfulness). A mask covers all mel bands of its frames. Two modes:
+
+    frame      the mask is the peaks themselves (the paper calls it fidelity); needs no annotation
+    segment    every second that holds a peak, cut down to the annotated intervals; for annotated clips only
+
+Masks of rising percentiles are nested and segment masks few, so many are equal: each distinct (clip, mask) pair costs
+one forward pass, and an empty mask none.
+
+Shape letters: B clips, F mel bands, T frames, M masks, P percentiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from faithad.evaluation.peaks import Bools
+from faithad.evaluation.temporal import Intervals, flagged_segments, interval_frames, segment_starts
+
+Network = Callable[[Tensor], Tensor]
+Errors = npt.NDArray[np.float64]
+
+
+def segment_masks(peaks: Bools, intervals: Intervals, frames_per_s: float) -> Bools:
+    """The annotated frames of every second that holds a peak: bool (..., P, T) in, the same shape out."""
+    n_frames = peaks.shape[-1]
+    starts = segment_starts(n_frames, frames_per_s)
+    flagged = flagged_segments(peaks, frames_per_s)
+    whole_seconds: Bools = np.repeat(flagged, np.diff(starts, append=n_frames), axis=-1)
+    return whole_seconds & interval_frames(intervals, n_frames, frames_per_s)
+
+
+def errors_after_replacement(
+    network: Network,
+    x: Tensor,
+    reconstruction: Tensor,
+    masks: Bools,
+    clip_index: npt.NDArray[np.integer] | None = None,
+    *,
+    error_before: npt.ArrayLike | Tensor,
+    micro_batch: int,
+) -> Errors:
+    """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames.
+
+    A module is run in eval mode, whatever its mode, and left as it was. The values do not depend on `micro_batch` nor
+    on the other masks, but for the rounding of float32.
+
+    Args:
+        network: f, maps (batch, F, T) to (batch, F, T).
+        x: the clips, (B, F, T), or one clip (F, T). All forwards run on its device.
+        reconstruction: f(x), the shape of x.
+        masks: the frames to replace, bool (M, T).
+        clip_index: which clip each mask belongs to, int (M,); may be left out for a single clip.
+        error_before: E(x) of each clip, (B,) or a number for one clip; the answer where a mask is empty.
+        micro_batch: pairs of (clip, mask) in one forward.
+
+    Returns:
+        float64 (M,).
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if x.ndim == 2:
+        x, reconstruction = x[None], reconstruction[None]
+    clips = _clip_of_each_mask(x, masks, clip_index)
+    before = _to_float64(error_before).reshape(-1)
+    if reconstruction.shape != x.shape or before.shape != (len(x),):
+        raise ValueError(
+            f"{len(x)} clips of shape {tuple(x.shape)} need reconstructions of that shape and one error_before each, "
+            f"got {tuple(reconstruction.shape)} and {before.shape}"
+        )
+    errors: Errors = before[clips]
+    needed = np.flatnonzero(masks.any(axis=1))
+    if not needed.size:
+        return errors
+    first, inverse = _distinct(clips[needed], masks[needed])
+    pairs = needed[first]
+    with _eval_mode(network), torch.inference_mode():
+        chunks = [
+            _errors(network, x, reconstruction, masks[chosen], clips[chosen])
+            for chosen in (pairs[start : start + micro_batch] for start in range(0, len(pairs), micro_batch))
+        ]
+        errors[needed] = _to_float64(torch.cat(chunks))[inverse]
+    return errors
+
+
+def faithfulness_score(error_before: npt.ArrayLike, error_after: npt.ArrayLike) -> Errors:
+    """FF = max(0, 1 - after / before), elementwise; 0 where the clip had no error to explain.
+
+    NaN stays NaN: a score that could not be computed is not a score of 0.
+    """
+    before, after = np.broadcast_arrays(_to_float64(error_before), _to_float64(error_after))
+    nothing_to_explain = before == 0
+    score: Errors = np.maximum(0.0, 1.0 - after / np.where(nothing_to_explain, 1.0, before))
+    return np.where(nothing_to_explain, 0.0, score)
+
+
+def _errors(network: Network, x: Tensor, reconstruction: Tensor, masks: Bools, clips: npt.NDArray[np.int64]) -> Tensor:
+    index = torch.from_numpy(clips).to(x.device)
+    mask = torch.from_numpy(masks).to(x.device)[:, None, :]
+    replaced = torch.where(mask, reconstruction[index], x[index])
+    return (network(replaced) - replaced).square().mean(dim=(1, 2))
+
+
+def _clip_of_each_mask(x: Tensor, masks: Bools, clip_index: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
+    if masks.ndim != 2 or masks.dtype != np.bool_ or masks.shape[1] != x.shape[-1]:
+        raise ValueError(f"masks must be bool (M, {x.shape[-1]}), got {masks.dtype} {masks.shape}")
+    if clip_index is None and len(x) != 1:
+        raise ValueError(f"clip_index says which of the {len(x)} clips each mask belongs to, and is missing")
+    clips = np.zeros(len(masks), np.int64) if clip_index is None else np.asarray(clip_index, dtype=np.int64)
+    if clips.shape != (len(masks),) or (clips.size and not 0 <= clips.min() <= clips.max() < len(x)):
+        raise ValueError(f"clip_index must hold {len(masks)} numbers from 0 to {len(x) - 1}")
+    return clips
+
+
+def _distinct(clips: npt.NDArray[np.int64], masks: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first row of every distinct (clip, mask) pair, and for each row the pair that it is."""
+    # One opaque value per row: sorting those is far quicker than sorting rows column by column.
+    rows = np.concatenate([clips[:, None].view(np.uint8), np.packbits(masks, axis=1)], axis=1)
+    opaque = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1]))).reshape(-1)
+    _, first, inverse = np.unique(opaque, return_index=True, return_inverse=True)
+    return first, inverse
+
+
+def _to_float64(values: npt.ArrayLike | Tensor) -> Errors:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return np.array(values, dtype=np.float64)
+
+
+@contextlib.contextmanager
+def _eval_mode(network: Network) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

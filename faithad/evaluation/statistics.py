@@ -1,0 +1,81 @@
+"""Uncertainty: the spread over seeds, and a bootstrap over recordings.
+
+Clips of one recording share its boards, its noise and its fault, so they are not independent: whole recordings are
+drawn with replacement (a cluster bootstrap, Davison and Hinkley 1997, section 3.8), and the interval is read off the
+percentiles of the resampled statistic.
+
+Shape letters: N clips, G recordings, R resamples, C columns (one statistic each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+
+
+def std_over_seeds(values: Sequence[float] | Values) -> float | None:
+    """Sample standard deviation (n - 1 in the denominator) over seeds; None for fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def resample_counts(n_groups: int, *, seed: int, n_resamples: int = 2000) -> npt.NDArray[np.int64]:
+    """How often each group is drawn in each resample, (R, G); every row sums to G."""
+    if n_groups == 0:
+        return np.zeros((n_resamples, 0), dtype=np.int64)
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=n_resamples)
+
+
+def percentile_interval(resampled: Values, *, level: float = 0.95) -> tuple[Values, Values]:
+    """The central interval of each column of (R, C) that holds the share `level` of its finite values.
+
+    Returns:
+        (low, high), each (C,); NaN for a column without finite values.
+    """
+    low, high = np.full((2, resampled.shape[1]), np.nan)
+    known = np.isfinite(resampled).any(axis=0)
+    if known.any():
+        tail = (1.0 - level) / 2.0
+        low[known], high[known] = np.nanquantile(resampled[:, known], [tail, 1.0 - tail], axis=0)
+    return low, high
+
+
+def bootstrap_intervals(
+    values: Values, groups: npt.ArrayLike, *, seed: int, n_resamples: int = 2000, level: float = 0.95
+) -> tuple[Values, Values]:
+    """Intervals for the column means of values (N, C), all columns over the same resamples.
+
+    Args:
+        values: (N, C), one row per clip; NaN where a clip has no value in that column.
+        groups: the recording of each clip, (N,).
+        seed: of the resampling.
+        n_resamples: R.
+        level: coverage.
+
+    Returns:
+        (low, high), each (C,). NaN where fewer than two recordings are known: one recording says nothing about how
+        recordings differ.
+    """
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    known = np.isfinite(values)
+    totals, counts = np.zeros((2, len(names), values.shape[1]))
+    np.add.at(totals, group, np.where(known, values, 0.0))
+    np.add.at(counts, group, known)
+    drawn = resample_counts(len(names), seed=seed, n_resamples=n_resamples)
+    weight = drawn @ counts
+    means = np.divide(drawn @ totals, weight, out=np.full_like(weight, np.nan), where=weight > 0)
+    means[:, (counts > 0).sum(axis=0) < 2] = np.nan
+    return percentile_interval(means, level=level)
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike, groups: npt.ArrayLike, *, seed: int, n_resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """`bootstrap_intervals` for one statistic: values (N,) in, two numbers out."""
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    low, high = bootstrap_intervals(column, groups, seed=seed, n_resamples=n_resamples, level=level)
+    return float(low[0]), float(high[0])

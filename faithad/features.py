@@ -1,0 +1,172 @@
+"""Clips to log-mel spectrograms, the only thing that the models ever see.
+
+Shape letters: B clips, F mel bands, T frames. Frames are centred: the first is around the clip's first sample, the
+last around its end, so 10 s in hops of 25 ms are 401 frames.
+
+Two settings are in use: decibels at 20 kHz (the planer data, "Planing It by Ear", Deschênes et al. 2025, section 3)
+and log10 at 16 kHz (the DCASE 2022 Task 2 variant). Both rest on the mel power spectrogram with HTK's mel scale.
+
+Contents
+    FeatureSettings     what a spectrogram is: sample rate, window, hop, bands, scale, clip length
+    log_mel             waveforms to spectrograms
+    Normalization       per-band mean and standard deviation, fitted on training clips
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+
+from faithad.errors import ConfigError, RecordingError, StudyError
+
+# Added to the mel power before the logarithm: digital silence becomes -100 dB, not minus infinity.
+POWER_FLOOR = 1e-10
+# A band that never changes in training (silence, a dead microphone band) must not be blown up to noise.
+MIN_STD = 1e-3
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What one spectrogram is. The defaults are those of the planer data.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    sample_rate_hz: int = 20_000
+    n_fft: int = 1_000
+    hop_samples: int = 500
+    n_mels: int = 80
+    scale: Literal["db", "log10"] = "db"
+    clip_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate_hz", "n_fft", "hop_samples", "n_mels", "clip_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        if self.scale not in ("db", "log10"):
+            raise ConfigError(f"scale is {self.scale!r}; allowed: 'db', 'log10'.")
+        if self.clip_samples <= self.n_fft // 2:
+            raise ConfigError(
+                f"clip_s is {self.clip_s} s, {self.clip_samples} samples; it must be longer than half a window "
+                f"(n_fft {self.n_fft})."
+            )
+
+    @property
+    def clip_samples(self) -> int:
+        return round(self.clip_s * self.sample_rate_hz)
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of one clip: 401 for 10 s in hops of 25 ms."""
+        return 1 + self.clip_samples // self.hop_samples
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.sample_rate_hz / self.hop_samples
+
+
+def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
+    """Log-mel spectrograms of a batch of waveforms.
+
+    Args:
+        waveform: (B, samples), full scale at 1.
+        settings: what a spectrogram is.
+
+    Returns:
+        (B, F, T) float32, T = 1 + samples // hop: decibels relative to a mel power of 1, or log10 of the mel power.
+
+    Raises:
+        RecordingError: the shape is another one, or there are too few samples for one window.
+    """
+    if waveform.ndim != 2 or waveform.shape[-1] <= settings.n_fft // 2:
+        raise RecordingError(
+            f"A batch of waveforms has the shape {tuple(waveform.shape)}; needed is (clips, samples) with more than "
+            f"{settings.n_fft // 2} samples, half a window."
+        )
+    power = _mel_power(settings, waveform.device)(waveform.to(torch.float32))
+    level = torch.log10(power + POWER_FLOOR)
+    return 10.0 * level if settings.scale == "db" else level
+
+
+# Window and mel filters are built once per process and device.
+@lru_cache(maxsize=16)
+def _mel_power(settings: FeatureSettings, device: torch.device) -> torch.nn.Module:
+    transform: torch.nn.Module = torchaudio.transforms.MelSpectrogram(
+        sample_rate=settings.sample_rate_hz,
+        n_fft=settings.n_fft,
+        hop_length=settings.hop_samples,
+        n_mels=settings.n_mels,
+        power=2.0,
+        center=True,
+    )
+    return transform.to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """Per-band statistics that take spectrograms to zero mean and unit variance.
+
+    Attributes:
+        mean: (F,) float32, in the unit of the features.
+        std: (F,) float32, at least `MIN_STD`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def identity(cls, n_mels: int) -> Normalization:
+        """The statistics that change nothing: features go in as they are, as in the paper."""
+        return cls(mean=torch.zeros(n_mels), std=torch.ones(n_mels))
+
+    @classmethod
+    def fit(cls, spectrograms: Iterable[Tensor | np.ndarray]) -> Normalization:
+        """Mean and standard deviation of each band over all clips and frames.
+
+        Args:
+            spectrograms: one array (B, F, T), or an iterable of such batches or of single (F, T) ones. Read once.
+
+        Raises:
+            StudyError: there is no spectrogram at all.
+        """
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for item in spectrograms:
+            batch = torch.as_tensor(item).to("cpu", torch.float64)
+            frames = batch.reshape(-1, *batch.shape[-2:]).transpose(0, 1).flatten(1)  # (F, B*T)
+            n = frames.shape[1]
+            if n == 0:
+                continue
+            # Chan et al. 1979: means and sums of squares of two sets merge without cancellation.
+            batch_mean = frames.mean(dim=1)
+            shift = batch_mean - mean
+            squares = (
+                squares
+                + (frames - batch_mean[:, None]).square().sum(dim=1)
+                + shift.square() * (count * n / (count + n))
+            )
+            mean = mean + shift * (n / (count + n))
+            count += n
+        if count == 0:
+            raise StudyError("There are no spectrograms to normalise with: the training split holds no clip.")
+        std = (squares / count).sqrt().clamp(min=MIN_STD)
+        return cls(mean=mean.to(torch.float32), std=std.to(torch.float32))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Normalised spectrograms of features (..., F, T)."""
+        return (x - self._column(self.mean, x)) / self._column(self.std, x)
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Features, in their own unit, of normalised spectrograms (..., F, T)."""
+        return x * self._column(self.std, x) + self._column(self.mean, x)
+
+    @staticmethod
+    def _column(values: Tensor, x: Tensor) -> Tensor:
+        return values.to(x.device, x.dtype)[:, None]

@@ -1,0 +1,1 @@
+"""The reconstruction models: log-mel spectrograms in, reconstructions of the same shape out."""

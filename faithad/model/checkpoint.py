@@ -1,0 +1,208 @@
+"""A trained model on disk: one `model.safetensors`, in which weights and everything needed to use them lie together.
+
+The file holds the network's tensors (`network.*`), the normalisation's (`normalization.mean`, `normalization.std`), and
+in its header one JSON text with the shape, the feature settings, where the model comes from, and a digest of the
+tensors. Nothing is unpickled, so a file from elsewhere cannot run code. The same model gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from faithad import storage
+from faithad.errors import CheckpointError, ConfigError, RecordingError
+from faithad.features import FeatureSettings, Normalization
+from faithad.model.skip_cae_transformer import SkipCAETransformer
+
+FILE_NAME = "model.safetensors"
+_FORMAT = 1
+# One key only: safetensors writes several in the order of a hash map, another one each time.
+_HEADER_KEY = "faithad"
+
+
+@dataclass
+class TrainedModel:
+    """A network with all that it needs to judge a clip.
+
+    Attributes:
+        network: the weights of the best epoch.
+        normalization: applied to features before the network; the identity where none was fitted.
+        features: the features that it was trained on.
+        name: "ae" or "mae".
+        seed: of the training run.
+        threshold: alarm above this score; None before one is fitted.
+        best_epoch: the epoch, counted from 1, that the weights come from.
+        config_hash: of the training's settings.
+    """
+
+    network: SkipCAETransformer
+    normalization: Normalization
+    features: FeatureSettings
+    name: str
+    seed: int
+    threshold: float | None
+    best_epoch: int
+    config_hash: str
+
+    def prepare(self, log_mel: Tensor) -> Tensor:
+        """What the network takes in: normalised, and without the frames that it was not built for.
+
+        Args:
+            log_mel: (B, F, at least T), in the unit of the features.
+
+        Returns:
+            (B, F, T).
+
+        Raises:
+            RecordingError: the spectrograms have other bands or too few frames.
+        """
+        n_mels, n_frames = self.network.n_mels, self.network.n_frames
+        if log_mel.ndim != 3 or log_mel.shape[1] != n_mels or log_mel.shape[2] < n_frames:
+            raise RecordingError(
+                f"Spectrograms have the shape {tuple(log_mel.shape)}; the model {self.name!r} needs (clips, {n_mels} "
+                f"mel bands, {n_frames} frames or more)."
+            )
+        return self.normalization.apply(log_mel[..., :n_frames])
+
+
+def describe(trained: TrainedModel) -> dict[str, Any]:
+    """The model without its tensors, ready for JSON; what `load_model` compares with `expect`."""
+    return {
+        "name": trained.name,
+        "seed": trained.seed,
+        "n_mels": trained.network.n_mels,
+        "n_frames": trained.network.n_frames,
+        "dropout": trained.network.dropout,
+        "features": dataclasses.asdict(trained.features),
+        "threshold": trained.threshold,
+        "best_epoch": trained.best_epoch,
+        "config_hash": trained.config_hash,
+    }
+
+
+def save_model(trained: TrainedModel, folder: str) -> None:
+    """Write `model.safetensors` into a folder, local or remote; a reader never meets half of it."""
+    tensors = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
+    tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    header = {"format": _FORMAT, "digest": _digest(tensors), **describe(trained)}
+    content = safetensors.torch.save(tensors, {_HEADER_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+    storage.write_bytes(storage.join(folder, FILE_NAME), content)
+
+
+def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> TrainedModel:
+    """Read a model that `save_model` wrote, on the CPU and in eval mode.
+
+    Args:
+        folder: the folder that holds `model.safetensors`, local or remote.
+        expect: what the study asks for: any of `describe`'s keys; `features` may be `FeatureSettings`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another format, or differs from what is expected; the text
+            names each difference.
+    """
+    location = storage.join(folder, FILE_NAME)
+    tensors, header = _read(location)
+    _check_expected(location, header, expect or {})
+    try:
+        network = SkipCAETransformer(header["n_mels"], header["n_frames"], header["dropout"])
+        trained = TrainedModel(
+            network=network,
+            normalization=Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std")),
+            features=FeatureSettings(**header["features"]),
+            **{key: header[key] for key in ("name", "seed", "threshold", "best_epoch", "config_hash")},
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{location} is damaged: its header lacks or garbles {error}. Train again.") from error
+    weights = {key.removeprefix("network."): value for key, value in tensors.items()}
+    _check_fit(location, weights, network)
+    network.load_state_dict(weights)
+    network.eval()
+    return trained
+
+
+def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        content = storage.read_bytes(location)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no trained model at {location}. Run the training first.") from error
+    except OSError as error:
+        raise CheckpointError(f"{location} cannot be read: {error}") from error
+    try:
+        tensors = safetensors.torch.load(content)
+        # safetensors gives the header only of local files: 8 bytes of length, then JSON.
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{location} is damaged or no safetensors file: {error}. Train again.") from error
+    if _HEADER_KEY not in metadata:
+        raise CheckpointError(f"{location} was not written by faithad: its header lacks {_HEADER_KEY!r}.")
+    header = json.loads(metadata[_HEADER_KEY])
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{location} has the format {header.get('format')!r}; this version of faithad reads {_FORMAT}."
+        )
+    if header.get("digest") != _digest(tensors):
+        raise CheckpointError(f"{location} is damaged: its tensors are not those that were written. Train again.")
+    return tensors, header
+
+
+def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
+    found, wanted = _flatten(header), _flatten(expect)
+    unknown = sorted(set(wanted) - set(found))
+    if unknown:
+        raise CheckpointError(f"{location} does not say {', '.join(unknown)}, which the study asks for. Train again.")
+    differences = [
+        f"{key} is {found[key]!r}, asked for {value!r}" for key, value in wanted.items() if found[key] != value
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{location} does not fit the study: {'; '.join(differences)}. "
+            "Train again, or set the study to what the model was trained with."
+        )
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings as `features.n_fft`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = dataclasses.asdict(value) if isinstance(value, FeatureSettings) else value
+        if isinstance(inner, Mapping):
+            flat |= {f"{key}.{name}": setting for name, setting in inner.items()}
+        else:
+            flat[key] = inner
+    return flat
+
+
+def _check_fit(location: str, weights: Mapping[str, Tensor], network: SkipCAETransformer) -> None:
+    needed = network.state_dict()
+    problems = [f"{key} is missing" for key in needed if key not in weights]
+    problems += [f"{key} is unknown" for key in weights if key not in needed]
+    problems += [
+        f"{key} is {weights[key].dtype} {tuple(weights[key].shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"
+        for key, tensor in needed.items()
+        if key in weights and (weights[key].shape, weights[key].dtype) != (tensor.shape, tensor.dtype)
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"The tensors of {location} do not fit the network that its header describes: {shown}.")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash over names, types, shapes and contents; safetensors itself would not notice a flipped bit."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""The Skip-CAE-Transformer, whole: a convolutional autoencoder whose bottleneck is a transformer.
+
+Source: "Planing It by Ear" (Deschênes et al. 2025, arXiv 2501.04819) for the network, "Toward Faithful Explanations in
+Acoustic Anomaly Detection" (Deschênes et al. 2026, arXiv 2601.12660) for its use as AE and as MAE: one network, two
+ways of training.
+
+Shape letters: B clips, F mel bands, T frames. One channel goes in and comes out. `skip` connections are sums: where
+the channels differ, the source is padded with zero channels or cut to its first ones.
+
+Where the papers leave it open, the network does what the published experiment did:
+1. The transformer's tokens are the 32 channels, each flattened to d = (F//8)(T//8) values, without a positional code:
+   attention runs across channels, never across time.
+2. Where F//8 or T//8 is odd, the first up-sampling comes back one cell short, because pooling dropped it; adaptive
+   average pooling brings it to the size of the encoder's output, which the decoder attends to.
+3. The last up-sampling is followed by a bilinear resize to (F, T), which matters where F or T is not divided by 8.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from faithad.errors import ConfigError
+
+_SLOPE = 0.01
+_FEED_FORWARD = 2048
+_HEADS = (10, 8, 6, 5, 4, 2, 1)
+_MIN_SIZE = 16  # four poolings by two
+
+
+class SkipCAETransformer(nn.Module):
+    """Reconstructs spectrograms of one fixed shape.
+
+    7,233,831 parameters at (80, 400). Initialised as PyTorch does by default.
+
+    Args:
+        n_mels: F, at least 16.
+        n_frames: T, at least 16.
+        dropout: probability inside the two transformer layers; none elsewhere.
+
+    Raises:
+        ConfigError: the shape is too small for four poolings.
+    """
+
+    def __init__(self, n_mels: int = 80, n_frames: int = 400, dropout: float = 0.1) -> None:
+        super().__init__()
+        if n_mels < _MIN_SIZE or n_frames < _MIN_SIZE:
+            raise ConfigError(
+                f"The network cannot be built for {n_mels} mel bands x {n_frames} frames: both must be at least "
+                f"{_MIN_SIZE}, because it halves them four times."
+            )
+        self.n_mels, self.n_frames, self.dropout = n_mels, n_frames, dropout
+        bottleneck_frames = n_frames // 8
+        d = (n_mels // 8) * bottleneck_frames
+        self.n_heads = next(heads for heads in _HEADS if d % heads == 0)
+
+        self.conv1, self.conv2, self.conv3, self.conv4 = _conv(1, 2), _conv(2, 2), _conv(2, 4), _conv(4, 4)
+        self.conv5, self.conv6 = _conv(4, 8), _conv(8, 8)
+        self.conv7, self.conv8 = _conv(8, 16), _conv(16, 16)
+        self.conv9, self.conv10 = _conv(16, 32), _conv(32, 32)
+        self.bn1, self.bn2, self.bn3, self.bn4 = (nn.BatchNorm2d(channels) for channels in (4, 8, 16, 32))
+        self.encoder = nn.TransformerEncoderLayer(
+            d, self.n_heads, dim_feedforward=_FEED_FORWARD, dropout=dropout, batch_first=True
+        )
+        self.linear_e = nn.Linear(bottleneck_frames, bottleneck_frames)
+
+        self.conv11, self.conv12, self.conv13, self.conv14 = _conv(32, 64), _conv(64, 64), _conv(64, 32), _conv(32, 32)
+        self.conv15, self.conv16 = _conv(32, 16), _conv(16, 16)
+        self.conv17, self.conv18 = _conv(16, 8), _conv(8, 8)
+        self.conv19, self.conv20 = _conv(8, 4), _conv(4, 4)
+        self.conv21, self.conv22 = _conv(4, 2), _conv(2, 1)
+        self.bn5, self.bn6, self.bn7, self.bn8 = (nn.BatchNorm2d(channels) for channels in (32, 16, 8, 4))
+        self.conv_t1, self.conv_t2, self.conv_t3, self.conv_t4 = (
+            nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2) for channels in (32, 16, 8, 4)
+        )
+        self.decoder = nn.TransformerDecoderLayer(
+            d, self.n_heads, dim_feedforward=_FEED_FORWARD, dropout=dropout, batch_first=True
+        )
+        self.linear_d = nn.Linear(bottleneck_frames, bottleneck_frames)
+
+    @property
+    def grad_cam_layer(self) -> nn.Conv2d:
+        """The layer that Grad-CAM explains: the encoder's last convolution, before its activation."""
+        return self.conv10
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct spectrograms.
+
+        Args:
+            x: (B, F, T), features as the network was trained on.
+
+        Returns:
+            (B, F, T).
+
+        Raises:
+            ConfigError: x has another shape than the network was built for.
+        """
+        if x.ndim != 3 or x.shape[1:] != (self.n_mels, self.n_frames):
+            raise ConfigError(
+                f"The network was built for (clips, {self.n_mels} mel bands, {self.n_frames} frames) and was given "
+                f"{tuple(x.shape)}. Compute the features with the settings that the model was trained with."
+            )
+        attended, z = self._encode(x[:, None])
+        return self._decode(z, attended)[:, 0]
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder transformer's output (B, 32, F/8, T/8), and the code z, half that size each way."""
+        h1 = _act(self.conv1(x))
+        h2 = _act(self.conv2(h1))
+        h3 = _act(self.conv3(h2 + h1))
+        h4 = _act(self.conv4(h3))
+        e1 = _halve(self.bn1(h4 + h3 + _pad(x, 4)))
+
+        h6 = _act(self.conv5(e1))
+        h7 = _act(self.conv6(h6))
+        e2 = _halve(self.bn2(h7 + h6 + _pad(e1, 8)))
+
+        h9 = _act(self.conv7(e2))
+        h10 = _act(self.conv8(h9))
+        e3 = _halve(self.bn3(h10 + h9 + _pad(e2, 16)))
+
+        h12 = _act(self.conv9(e3))
+        h13 = _act(self.conv10(h12))
+        attended = self.encoder(h13.flatten(2)).view_as(h13)
+        z = _halve(self.bn4(attended + _act(self.linear_e(h12 + _pad(e3, 32)))))
+        return attended, z
+
+    def _decode(self, z: Tensor, attended: Tensor) -> Tensor:
+        h1 = _act(self.conv11(z))
+        h2 = _act(self.conv12(h1))
+        h3 = _act(self.conv13(h2 + h1))
+        h4 = _act(self.conv14(h3))
+        u1 = self.conv_t1(self.bn5(h4 + h3 + z))
+        if u1.shape != attended.shape:
+            u1 = functional.adaptive_avg_pool2d(u1, (attended.shape[2], attended.shape[3]))
+
+        d = self.decoder(u1.flatten(2), attended.flatten(2)).view_as(attended)
+        h6 = _act(self.conv15(d))
+        h7 = _act(self.conv16(h6))
+        u2 = self.conv_t2(self.bn6(h7 + _act(self.linear_d(h6 + _first(d, 16)))))
+
+        h9 = _act(self.conv17(u2))
+        h10 = _act(self.conv18(h9))
+        u3 = self.conv_t3(self.bn7(h10 + h9 + _first(u2, 8)))
+
+        h12 = _act(self.conv19(u3))
+        h13 = _act(self.conv20(h12))
+        u4 = self.conv_t4(self.bn8(h13 + h12 + _first(u3, 4)))
+
+        v = functional.interpolate(u4, size=(self.n_mels, self.n_frames), mode="bilinear", align_corners=False)
+        h15 = _act(self.conv21(v))
+        return cast(Tensor, self.conv22(h15 + _first(v, 2)))
+
+
+def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def _act(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, _SLOPE)
+
+
+def _halve(x: Tensor) -> Tensor:
+    return functional.max_pool2d(x, 2)
+
+
+def _pad(x: Tensor, channels: int) -> Tensor:
+    return functional.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
+def _first(x: Tensor, channels: int) -> Tensor:
+    return x[:, :channels]

@@ -1,0 +1,1 @@
+"""The study's stages: index → train → audit → evaluate → report. The only code that imports Ray."""

@@ -1,0 +1,206 @@
+"""One shard of clips and one model → the rows of every audit table: what an audit actor does, without Ray.
+
+Shape letters: B clips, F mel bands, T frames, M methods, P percentiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from faithad import schemas
+from faithad.attribution.captum_engine import attribute
+from faithad.config import Study
+from faithad.evaluation.detection import worst_mel_band, worst_second
+from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
+from faithad.evaluation.peaks import curve, is_flat, peak_frames
+from faithad.evaluation.temporal import localization
+from faithad.model.checkpoint import TrainedModel
+from faithad.pipelines.shards import Row, ledger_row
+
+TABLES = ("scores", "attributions", "localization", "faithfulness", "spectrograms", "ledger")
+
+
+def table_schemas(trained: TrainedModel) -> dict[str, pa.Schema]:
+    """The schema of each table that an audit with this model writes."""
+    shape = trained.network.n_mels, trained.network.n_frames
+    return {
+        "scores": schemas.SCORES,
+        "attributions": schemas.attributions(*shape),
+        "localization": schemas.LOCALIZATION,
+        "faithfulness": schemas.FAITHFULNESS,
+        "spectrograms": schemas.spectrograms(*shape),
+        "ledger": schemas.LEDGER,
+    }
+
+
+@dataclass
+class _Clip:
+    """What is known of one clip on its way through the audit."""
+
+    row: Row
+    keys: Row
+    intervals: list[tuple[float, float]]
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, T)
+
+
+def audit_clips(trained: TrainedModel, clips: list[Row], log_mels: Tensor, study: Study) -> dict[str, list[Row]]:
+    """Score, explain and judge the clips of one shard.
+
+    Args:
+        trained: the model, on the device to compute on.
+        clips: rows of the manifest, with a column `keep_maps`.
+        log_mels: (B, F, at least T), in the unit of the features.
+        study: settings of attribution and audit.
+
+    Returns:
+        The rows of each of `TABLES`. A clip whose scores are no finite numbers is in the ledger alone, as failed.
+    """
+    rows: dict[str, list[Row]] = {table: [] for table in TABLES}
+    device = next(trained.network.parameters()).device
+    x = trained.prepare(log_mels).to(device)
+    reconstruction = _reconstruct(trained, x, study.audit.micro_batch)
+    squared = (reconstruction - x).square()
+    scores = squared.mean(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
+
+    good: list[tuple[int, _Clip]] = []
+    for number, row in enumerate(clips):
+        if not np.isfinite(scores[number]):
+            reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
+            rows["ledger"].append(ledger_row(row, status="failed", stage="audit", reason=reason))
+            continue
+        clip = _open_clip(trained, row)
+        rows["scores"].append(_score_row(trained, clip, squared[number], float(scores[number])))
+        clip.maps = attribute(
+            trained.network,
+            x[number],
+            methods=study.attribution.methods,
+            settings=study.attribution.settings,
+            seed=study.attribution.seed,
+            clip_id=row["clip_id"],
+        )
+        for method, attribution_map in clip.maps.items():
+            _explain(clip, method, attribution_map, trained, study, rows)
+        if row["keep_maps"]:
+            # Back in the unit of the features: what a person knows from other spectrograms.
+            inputs, outputs = (
+                trained.normalization.invert(part[number].cpu()).flatten() for part in (x, reconstruction)
+            )
+            rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": outputs.numpy()})
+        rows["ledger"].append(ledger_row(row, status="done", stage="audit"))
+        good.append((number, clip))
+    rows["faithfulness"] = _judge(trained, good, x, reconstruction, scores, study)
+    return rows
+
+
+def _open_clip(trained: TrainedModel, row: Row) -> _Clip:
+    intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
+    return _Clip(row, {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}, intervals)
+
+
+def _reconstruct(trained: TrainedModel, x: Tensor, micro_batch: int) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([trained.network(part) for part in x.split(micro_batch)])
+
+
+def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor, score: float) -> Row:
+    worst = worst_second(squared, trained.features.frames_per_s)
+    return {
+        **clip.keys,
+        "score": score,
+        "worst_second_score": worst.score,
+        "threshold": trained.threshold,
+        "alarm": None if trained.threshold is None else score > trained.threshold,
+        "worst_onset_s": worst.onset_s,
+        "worst_mel_band": worst_mel_band(squared),
+    }
+
+
+def _explain(
+    clip: _Clip, method: str, attribution_map: Tensor, trained: TrainedModel, study: Study, rows: dict[str, list[Row]]
+) -> None:
+    """The rows of one method's map, and the masks by which its faithfulness will be judged."""
+    keys = {**clip.keys, "method": method}
+    frames_per_s, percentiles = trained.features.frames_per_s, study.audit.percentiles
+    summed = curve(attribution_map)
+    rows["attributions"].append(
+        {**keys, "curve": summed, "degenerate": is_flat(summed), **_kept_map(attribution_map, clip.row["keep_maps"])}
+    )
+    peaks = peak_frames(summed, percentiles)
+    clip.masks.append((method, "frame", peaks))
+    if not clip.row["annotated"]:
+        return
+    clip.masks.append((method, "segment", segment_masks(peaks, clip.intervals, frames_per_s)))
+    found = localization(peaks, clip.intervals, frames_per_s=frames_per_s)
+    for position, percentile in enumerate(percentiles):
+        values = {name: getattr(found, name)[position].item() for name in schemas.LOCALIZATION.names[5:]}
+        rows["localization"].append({**keys, "percentile": percentile, **values})
+
+
+def _kept_map(attribution_map: Tensor, keep: bool) -> Row:
+    if not keep:
+        return {"map": None, "map_scale": None}
+    scale = float(attribution_map.abs().max())
+    scaled = attribution_map / scale if scale > 0 else attribution_map
+    return {"map": scaled.flatten().cpu().numpy().astype(np.float16), "map_scale": scale}
+
+
+def _judge(
+    trained: TrainedModel,
+    clips: list[tuple[int, _Clip]],
+    x: Tensor,
+    reconstruction: Tensor,
+    scores: np.ndarray,
+    study: Study,
+) -> list[Row]:
+    """Faithfulness of every (clip, method, mode, percentile): all distinct masks of the shard in one stream."""
+    if not clips:
+        return []
+    masks = np.concatenate([mask for _, clip in clips for _, _, mask in clip.masks])
+    owners = np.repeat(
+        [number for number, _ in clips],
+        [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
+    )
+    after = errors_after_replacement(
+        trained.network,
+        x,
+        reconstruction,
+        masks,
+        owners,
+        error_before=scores,
+        micro_batch=study.audit.micro_batch,
+    )
+    before = scores[owners]
+    values = faithfulness_score(before, after)
+    rows: list[Row] = []
+    for _, clip in clips:
+        for method, mode, mask in clip.masks:
+            for position, percentile in enumerate(study.audit.percentiles):
+                number = len(rows)
+                rows.append(
+                    {
+                        **clip.keys,
+                        "method": method,
+                        "mode": mode,
+                        "percentile": percentile,
+                        "replaced_fraction": float(mask[position].mean()),
+                        "error_before": float(before[number]),
+                        "error_after": float(after[number]),
+                        "faithfulness": float(values[number]),
+                    }
+                )
+    return rows
+
+
+def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """Rows whose lists may be numpy arrays as an Arrow table of the schema."""
+    columns: dict[str, Any] = {
+        column.name: pa.array([row[column.name] for row in rows], type=column.type) for column in schema
+    }
+    return pa.table(columns, schema=schema)

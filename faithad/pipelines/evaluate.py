@@ -1,0 +1,126 @@
+"""Audit tables → summary tables, and one ledger of everything that went in.
+
+`summary/{detection,f_score,faithfulness}.parquet` hold the study's answers, `summary/ledger.parquet` one row for each
+clip and each part of a recording that never became a clip: done, skipped or failed, with the stage and the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad import schemas, storage
+from faithad.config import Study
+from faithad.errors import StudyError
+from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
+from faithad.pipelines.audit import audit_folder
+from faithad.pipelines.shards import Row, ledger_row, ledger_table
+from faithad.pipelines.stages import Stage
+
+
+def evaluate_stage(study: Study, audits: list[Stage]) -> Stage:
+    settings = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
+    settings |= {stage.name: stage.fingerprint for stage in audits}
+    return Stage(study.root, "evaluate", settings, ("summary",))
+
+
+def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
+    """Write the summary tables and the study's ledger.
+
+    Raises:
+        StudyError: an audit is missing, or some clip is in no ledger.
+    """
+    if not stage.begin(redo=redo):
+        return
+    scores, localization, faithfulness = (
+        _read_audits(study, table, schema)
+        for table, schema in (
+            ("scores", schemas.SCORES),
+            ("localization", schemas.LOCALIZATION),
+            ("faithfulness", schemas.FAITHFULNESS),
+        )
+    )
+    options: dict[str, Any] = {"protocol": study.protocol, "seed": study.evaluation.seed}
+    n_frames: dict[str, int] = {model: study.n_frames(model) for model in study.models}
+    summaries = {
+        "detection": summarize_detection(scores, manifest, **options),
+        "f_score": summarize_f_score(
+            localization,
+            manifest,
+            n_frames=n_frames,
+            frames_per_s=study.feature_settings.frames_per_s,
+            **options,
+        ),
+        "faithfulness": summarize_faithfulness(faithfulness, manifest, **options),
+        "ledger": merge_ledgers(study, manifest),
+    }
+    for name, table in summaries.items():
+        storage.write_table(table, summary_location(study.root, name), schema=table.schema)
+    stage.finish()
+
+
+def summary_location(root: str, name: str) -> str:
+    return storage.join(root, "summary", f"{name}.parquet")
+
+
+def index_ledger_location(root: str) -> str:
+    return storage.join(root, "index_ledger.parquet")
+
+
+def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
+    """One row for each clip and each part of a recording that became none.
+
+    A clip has failed where any stage failed on it, and is done where all that use it are done.
+
+    Raises:
+        StudyError: a clip is in the manifest and in no ledger: something was lost without a word.
+    """
+    index = storage.read_table(index_ledger_location(study.root)).to_pylist()
+    failed = {row["clip_id"]: row for row in _failures(storage.join(study.root, "features", "ledger"))}
+    audited: dict[str, int] = {}
+    for model, seed in study.runs:
+        ledger = storage.read_table(storage.join(audit_folder(study.root, model, seed), "ledger"))
+        for row in ledger.to_pylist():
+            audited[row["clip_id"]] = audited.get(row["clip_id"], 0) + 1
+            if row["status"] == "failed":
+                failed.setdefault(row["clip_id"], row)
+    rows: list[Row] = []
+    lost: list[str] = []
+    for clip in manifest.select(["clip_id", "recording", "onset_s", "duration_s", "split"]).to_pylist():
+        if clip["clip_id"] in failed:
+            rows.append(failed[clip["clip_id"]])
+            continue
+        is_test = clip["split"] == "test"
+        if is_test and audited.get(clip["clip_id"], 0) != len(study.runs):
+            lost.append(f"{clip['recording']} at {clip['onset_s']:g} s")
+        rows.append(ledger_row(clip, status="done", stage="audit" if is_test else "features"))
+    if lost:
+        raise StudyError(
+            f"{len(lost)} clips are in no ledger, because not every model audited them; the first: "
+            f"{', '.join(lost[:3])}. Run the audit again."
+        )
+    return ledger_table([*rows, *index]).sort_by([("recording", "ascending"), ("onset_s", "ascending")])
+
+
+def count_ledger(root: str) -> dict[str, int]:
+    """How many clips or parts of recordings are done, skipped and failed."""
+    statuses = storage.read_table(summary_location(root, "ledger"), columns=["status"])["status"]
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(statuses).to_pylist()}
+    return {status: counts.get(status, 0) for status in schemas.STATUSES}
+
+
+def _failures(folder: str) -> list[Row]:
+    ledger = storage.read_table(folder)
+    return list(ledger.filter(pc.equal(ledger["status"], "failed")).to_pylist())
+
+
+def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:
+    """One table of all audits, without rows where no audit wrote any: localization needs annotations."""
+    found = [schema.empty_table()]
+    for model, seed in study.runs:
+        folder = storage.join(audit_folder(study.root, model, seed), table)
+        if storage.list_files(folder, suffixes=[".parquet"]):
+            found.append(storage.read_table(folder).cast(schema))
+    return pa.concat_tables(found)

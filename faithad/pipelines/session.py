@@ -1,0 +1,42 @@
+"""The Ray that a stage runs on: the one already joined, the cluster that RAY_ADDRESS names, or one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+OBJECT_STORE_BYTES = 1 << 30
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Join or start Ray for the block; what was started here is stopped at its end.
+
+    In a submitted job RAY_ADDRESS is set and the job's cluster is joined. Without one, a local Ray of this machine's
+    cores is started; it listens on loopback and has no dashboard.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Train's controller waits for one poll per report; at the default of two seconds 500 short epochs lose 1,000 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    # A stage that runs for a minute has no need of usage reports, nor of a metrics agent that asks for one.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_total(resource: str) -> float:
+    """How much of a resource (`CPU`, `GPU`) the whole cluster has."""
+    return float(ray.cluster_resources().get(resource, 0.0))

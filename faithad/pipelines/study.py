@@ -1,0 +1,142 @@
+"""The whole study: each stage in its turn, from where the last run left off.
+
+A stage asks for the marks of the stages before it; that they are there and fit is all that it knows of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from faithad import storage
+from faithad.config import Study
+from faithad.errors import StudyError
+from faithad.pipelines.audit import audit_models, audit_stage
+from faithad.pipelines.evaluate import count_ledger, evaluate, evaluate_stage
+from faithad.pipelines.features import compute_features, features_stage
+from faithad.pipelines.index import build_index, index_stage, manifest_digest, manifest_location
+from faithad.pipelines.session import ray_session
+from faithad.pipelines.stages import Stage
+from faithad.pipelines.train import train_models, train_stage
+from faithad.progress import console
+from faithad.report.render import render_report
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The marks of all stages after the index, which follow from the manifest's digest."""
+
+    features: Stage
+    train: dict[tuple[str, int], Stage]
+    audit: dict[tuple[str, int], Stage]
+    evaluate: Stage
+    report: Stage
+
+
+def index(study: Study, *, redo: bool = False) -> None:
+    """Recordings → `manifest.parquet`. Makes the demo mill first where the study has one."""
+    storage.write_text(storage.join(study.root, "study.yaml"), study.to_yaml())
+    build_index(study, index_stage(study), redo=redo)
+
+
+def train(study: Study, *, redo: bool = False) -> None:
+    """Features → `models/`, one model for each (model, seed)."""
+    stages, manifest = _open(study)
+    compute_features(study, manifest, stages.features, redo=redo)
+    train_models(study, stages.train, redo=redo)
+
+
+def audit(study: Study, *, redo: bool = False) -> None:
+    """Test clips x models → `audit/`."""
+    stages, manifest = _open(study)
+    _need(stages.train.values(), before="train")
+    audit_models(study, manifest, stages.audit, redo=redo)
+
+
+def evaluate_study(study: Study, *, redo: bool = False) -> None:
+    """Audit tables → `summary/`."""
+    stages, manifest = _open(study)
+    _need(stages.audit.values(), before="audit")
+    evaluate(study, manifest, stages.evaluate, redo=redo)
+
+
+def report(study: Study, *, redo: bool = False) -> None:
+    """All tables → `report.html`. A report is cheap and nothing follows from it: an old one is simply replaced."""
+    stages, _ = _open(study)
+    _need([stages.evaluate], before="evaluate")
+    if stages.report.begin(redo=True):
+        render_report(study.root)
+        stages.report.finish()
+
+
+STAGES: dict[str, Callable[..., None]] = {
+    "index": index,
+    "train": train,
+    "audit": audit,
+    "evaluate": evaluate_study,
+    "report": report,
+}
+
+
+def run_study(study: Study, *, redo: bool = False) -> str:
+    """Run every stage that is not done yet, on one Ray.
+
+    Returns:
+        The last line for the user: what was accounted for and where the results are.
+    """
+    if _finished(study):
+        console.print("All stages were done already.")
+    else:
+        with ray_session():
+            for name, stage in STAGES.items():
+                started = time.monotonic()
+                stage(study, redo=redo)
+                console.print(f"{name}: done ({time.monotonic() - started:.0f} s)")
+    return closing_line(study)
+
+
+def closing_line(study: Study) -> str:
+    """What the study came to: clips accounted for, and where to look."""
+    counts = count_ledger(study.root)
+    skipped, failed = counts["skipped"], counts["failed"]
+    trouble = ", ".join(f"{n} {status}" for n, status in ((skipped, "skipped"), (failed, "failed")) if n)
+    if trouble:
+        trouble = f", {trouble} (see {storage.join(study.root, 'summary', 'ledger.parquet')})"
+    return (
+        f"{counts['done']} clips done{trouble}. Tables: {study.root}  Report: {storage.join(study.root, 'report.html')}"
+    )
+
+
+def _finished(study: Study) -> bool:
+    """Whether nothing is left to do, told by the marks alone, so that a finished study answers at once."""
+    if not index_stage(study).is_done():
+        return False
+    stages, _ = _open(study)
+    chain = [stages.features, *stages.train.values(), *stages.audit.values(), stages.evaluate, stages.report]
+    return all(stage.is_done() for stage in chain)
+
+
+def _open(study: Study) -> tuple[Stages, pa.Table]:
+    """The marks of the stages after the index, and the manifest that they rest on."""
+    location = manifest_location(study.root)
+    if not storage.exists(location):
+        raise StudyError(f"{study.root} has no manifest yet. Run `faithad index` with the same configuration first.")
+    manifest = storage.read_table(location)
+    features = features_stage(study, manifest_digest(manifest))
+    trainings = {run: train_stage(study, *run, features) for run in study.runs}
+    audits = {run: audit_stage(study, *run, trainings[run]) for run in study.runs}
+    evaluation = evaluate_stage(study, list(audits.values()))
+    page = Stage(study.root, "report", {"evaluate": evaluation.fingerprint}, ("report.html",))
+    return Stages(features, trainings, audits, evaluation, page), manifest
+
+
+def _need(stages: Iterable[Stage], *, before: str) -> None:
+    for stage in stages:
+        if not stage.is_done():
+            raise StudyError(
+                f"Stage {stage.name!r} is not done with these settings in {stage.root}. "
+                f"Run `faithad {before}` with the same configuration first."
+            )

@@ -1,0 +1,60 @@
+"""What a person sees while work goes on: a bar on a terminal, a line now and then in a log.
+
+A job's log is no terminal, so there a line is printed at the end, and before it at each tenth, but not every moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Ticker:
+    """Counts finished units of one piece of work and shows them."""
+
+    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+        self._title = title
+        self._total = total
+        self._bar = bar
+        self._task = bar.add_task(title, total=total, note="") if bar else None
+        self._started = self._printed_at = time.monotonic()
+        self._printed_done = 0
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of the total are finished; `note` is shown beside it."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if done == self._printed_done:
+            return
+        tenth_more = done - self._printed_done >= max(1, self._total // 10)
+        quiet_s = now - self._printed_at
+        if done >= self._total or (tenth_more and quiet_s > 5) or quiet_s > 30:
+            took = now - self._started
+            console.print(f"{self._title}: {done} of {self._total} {note} ({took:.0f} s)".replace("  ", " "))
+            self._printed_at, self._printed_done = now, done
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Ticker]:
+    """Show the progress of `total` units of work while the block runs."""
+    if not console.is_terminal:
+        yield Ticker(title, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Ticker(title, total, bar)

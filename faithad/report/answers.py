@@ -1,0 +1,107 @@
+"""The study's answer in a few plain sentences: the part of the report that one reads first."""
+
+from __future__ import annotations
+
+import math
+
+from faithad.report import style
+from faithad.report.findings import (
+    UNKNOWN,
+    Row,
+    best,
+    count,
+    in_scope,
+    interval,
+    ledger_counts,
+    missing_runs,
+    missing_truth,
+    number,
+    overall,
+    records,
+)
+from faithad.report.tables import StudyTables
+
+
+def answers(study: StudyTables) -> list[str]:
+    """The study's answer in a few plain sentences."""
+    reasons = missing_truth(study)
+    sentences = [reasons.detection or _detection_answer(study), reasons.f_score or _localization_answer(study)]
+    sentences.append(_faithfulness_answer(study))
+    counts = ledger_counts(study.ledger)
+    clips = sum(counts[status] for status in ("done", "skipped", "failed"))
+    parts = [f"Of {count(clips, 'clip')}, {counts['done']:,} went through, {counts['skipped']:,} were skipped and "
+             f"{counts['failed']:,} failed"]  # fmt: skip
+    if counts["rejected"]:
+        pieces = count(counts["rejected"], "piece of recordings", "pieces of recordings")
+        parts.append(f"{pieces} (a whole file or its rest) never became clips")
+    sentences.append("; ".join(parts) + ".")
+    absent = missing_runs(study)
+    if absent:
+        sentences.append(f"Not in this report, because no scores were found: {', '.join(absent)}.")
+    return sentences
+
+
+def _detection_answer(study: StudyTables) -> str:
+    rows = study.detection[(study.detection["metric"] == "auc") & (study.detection["pooling"] == "mean")]
+    ranked = records(rows.sort_values("mean", ascending=False))
+    if not ranked:
+        return "No area under the ROC curve was computed over whole clips."
+    first, *others = ranked
+    text = (
+        f"The {style.model(first['model']).title} gives an anomalous clip a higher score than a normal one in "
+        f"{first['mean'] * 100:.0f} of 100 pairs (AUC {_with_interval(first)})"
+    )
+    for row in others:
+        text += f"; the {style.model(row['model']).title} in {row['mean'] * 100:.0f} (AUC {_with_interval(row)})"
+    guessing = [style.model(row["model"]).title for row in ranked if row["ci_low"] is not None and row["ci_low"] <= 0.5]
+    if guessing:
+        text += f". For the {' and the '.join(guessing)} the interval does not rule out guessing, which is 0.5"
+    return text + "."
+
+
+def _with_interval(row: Row) -> str:
+    around = interval(row, digits=2)
+    return number(row["mean"], 2) if around == UNKNOWN else f"{number(row['mean'], 2)}, 95 % interval {around}"
+
+
+def _localization_answer(study: StudyTables) -> str:
+    rows = best(overall(study.f_score), ["model", "method"])
+    if not rows:
+        return "No F-score over all anomaly types was computed."
+    top = max(rows, key=lambda row: float(row["mean"]))
+    text = (
+        f"{style.method(top['method']).title} on the {style.model(top['model']).title} locates the annotated anomalies "
+        f"best: F-score {_with_interval(top)}, at percentile {top['percentile']:g}, "
+        f"over {count(top['n_clips'], 'clip')}"
+    )
+    control = top["control_every_second"]
+    if control is None or not math.isfinite(control):
+        return text + "."
+    low = top["ci_low"] if top["ci_low"] is not None and math.isfinite(top["ci_low"]) else top["mean"]
+    if top["mean"] <= control:
+        verdict = "so no map beats that simple rule"
+    elif low <= control:
+        verdict = "and the interval leaves open whether the map is any better"
+    else:
+        verdict = "so the map does tell where to look"
+    return f"{text}. Flagging every second of every clip would reach {number(control, 2)}, {verdict}."
+
+
+def _faithfulness_answer(study: StudyTables) -> str:
+    rows = best(in_scope(study.faithfulness, "frame"), ["model", "method"])
+    others = [row for row in rows if row["method"] != "error_map"]
+    if not others:
+        return "No faithfulness of an attribution was computed."
+    top = max(others, key=lambda row: float(row["mean"]))
+    text = (
+        f"{style.method(top['method']).title} on the {style.model(top['model']).title} is the most faithful of the "
+        f"attributions: replacing its peak frames by their reconstruction takes away {top['mean'] * 100:.1f} % of the "
+        f"anomaly score (frame mode, percentile {top['percentile']:g})"
+    )
+    same = [row for row in rows if row["method"] == "error_map" and row["model"] == top["model"]]
+    if not same:
+        return text + "."
+    return (
+        f"{text}. The error map, which is the score itself laid out over time and so no independent explanation, takes "
+        f"away {same[0]['mean'] * 100:.1f} %."
+    )

@@ -1,0 +1,166 @@
+"""Pictures of one clip: its spectrogram, its reconstruction and the six maps, each over the curve that it sums to.
+
+Shape letters: F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from faithad.report.style import EVENT, INK, MUTED, RC
+
+Kind = Literal["level", "sequential", "diverging"]
+
+# 64 steps are more than a reader tells apart, and their PNG is half as large as that of 256.
+_COLOR_STEPS = 64
+COLOR_MAPS: dict[Kind, str] = {"level": "viridis", "sequential": "magma", "diverging": "RdBu_r"}
+
+
+@dataclass(frozen=True)
+class ClipScale:
+    """Where frames and mel bands lie in seconds and hertz.
+
+    Attributes:
+        frames_per_s: frame rate.
+        in_seconds: whether the rate is known from the configuration; if not, time is told in frames.
+        sample_rate_hz: half of it is the upper end of the mel scale; None: bands are told by number.
+    """
+
+    frames_per_s: float
+    in_seconds: bool
+    sample_rate_hz: float | None
+
+    def extent(self, n_mels: int, n_frames: int) -> tuple[float, float, float, float]:
+        """Left, right, bottom, top of an (F, T) picture, cells centred on frames and bands."""
+        end = n_frames / self.frames_per_s if self.in_seconds else float(n_frames)
+        return 0.0, end, -0.5, n_mels - 0.5
+
+    def time(self, seconds: float) -> float:
+        """A time of the clip on the time axis."""
+        return seconds if self.in_seconds else seconds * self.frames_per_s
+
+    def frequency_ticks(self, n_mels: int) -> tuple[list[float], list[str]] | None:
+        """Places (in mel bands) and names of whole kilohertz. The mel scale is that of HTK, as torchaudio's default."""
+        if self.sample_rate_hz is None:
+            return None
+        top_hz = self.sample_rate_hz / 2
+        step = (n_mels + 1) / _mel(top_hz)
+        kilohertz = [khz for khz in (0.5, 1, 2, 4, 8, 16) if khz * 1_000 < top_hz]
+        return [_mel(khz * 1_000) * step - 1 for khz in kilohertz], [f"{khz:g}" for khz in kilohertz]
+
+
+def _mel(hz: float) -> float:
+    return 2_595 * float(np.log10(1 + hz / 700))
+
+
+def color_limits(grid: np.ndarray, kind: Kind) -> tuple[float, float]:
+    """Lower and upper end of the colours: the 99.5th percentile keeps a few extreme cells from hiding the rest.
+
+    A diverging scale is symmetric, so that 0 has the middle colour.
+    """
+    if kind == "diverging":
+        bound = float(np.percentile(np.abs(grid), 99.5)) or 1.0
+        return -bound, bound
+    low = 0.0 if kind == "sequential" else float(np.percentile(grid, 0.5))
+    high = float(np.percentile(grid, 99.5))
+    return low, high if high > low else low + 1.0
+
+
+@mpl.rc_context(RC | {"font.size": 7.5, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "axes.grid": False})
+def clip_figure(
+    grid: np.ndarray | None,
+    curve: np.ndarray,
+    *,
+    scale: ClipScale,
+    kind: Kind,
+    limits: tuple[float, float] | None = None,
+    intervals: Sequence[tuple[float, float]] = (),
+    peaks: np.ndarray | None = None,
+    color: str = INK,
+) -> Figure:
+    """One panel: the picture above, its curve below, annotated intervals as brackets above and bands behind.
+
+    Args:
+        grid: (F, T), or None where no map was kept.
+        curve: (T,).
+        scale: the clip's axes.
+        kind: the colours: `level` for spectrograms, `sequential` for unsigned and `diverging` for signed maps.
+        limits: ends of the colours; by default `color_limits`.
+        intervals: annotated (onset, offset) in seconds of the clip.
+        peaks: (T,) bool, frames to mark.
+        color: of the curve.
+    """
+    figure = Figure(figsize=(3.05, 2.12))
+    picture = figure.add_axes((0.1, 0.4, 0.88, 0.54))
+    below = figure.add_axes((0.1, 0.13, 0.88, 0.24), sharex=picture)
+    left, right, bottom, top = scale.extent(grid.shape[0] if grid is not None else 1, len(curve))
+    if grid is not None:
+        low, high = limits or color_limits(grid, kind)
+        colors = mpl.colormaps[COLOR_MAPS[kind]].resampled(_COLOR_STEPS)
+        picture.imshow(grid, origin="lower", aspect="auto", interpolation="none", cmap=colors, vmin=low, vmax=high,
+                       extent=(left, right, bottom, top))  # fmt: skip
+        _label_bands(picture, scale, grid.shape[0])
+    else:
+        picture.text(0.5, 0.5, "map not kept", transform=picture.transAxes, ha="center", color=MUTED)
+        picture.set_yticks([])
+    picture.tick_params(labelbottom=False, length=0)
+    picture.spines[:].set_visible(False)
+    _draw_curve(below, curve, scale, peaks, color, signed=kind == "diverging")
+    for onset, offset in intervals:
+        _mark(picture, below, scale.time(onset), scale.time(offset))
+    below.set_xlim(left, right)
+    return figure
+
+
+def _label_bands(picture: Axes, scale: ClipScale, n_mels: int) -> None:
+    ticks = scale.frequency_ticks(n_mels)
+    if ticks is None:
+        picture.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    else:
+        picture.set_yticks(*ticks)
+
+
+def _draw_curve(
+    axes: Axes, curve: np.ndarray, scale: ClipScale, peaks: np.ndarray | None, color: str, *, signed: bool
+) -> None:
+    _, right, _, _ = scale.extent(1, len(curve))
+    at = (np.arange(len(curve)) + 0.5) * right / len(curve)
+    low, high = float(curve.min()), float(curve.max())
+    room = (high - low) or 1.0
+    axes.plot(at, curve, color=color, linewidth=0.8)
+    if signed and low < 0 < high:
+        axes.axhline(0, color=MUTED, linewidth=0.4)
+    if peaks is not None and peaks.any():
+        axes.vlines(at[peaks], high + 0.12 * room, high + 0.3 * room, color=INK, linewidth=0.7)
+    axes.set_ylim(low - 0.08 * room, high + 0.35 * room)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(length=2, pad=1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _mark(picture: Axes, below: Axes, onset: float, offset: float) -> None:
+    """An annotated interval: a bracket over the picture, its edges through the picture, a band behind the curve."""
+    across = picture.get_xaxis_transform()
+    picture.plot([onset, onset, offset, offset], [1.0, 1.06, 1.06, 1.0], transform=across, color=EVENT, linewidth=1.4,
+                 clip_on=False, solid_capstyle="butt")  # fmt: skip
+    for edge in (onset, offset):
+        picture.plot([edge, edge], [0, 1], transform=across, color="white", linewidth=1.3)
+        picture.plot([edge, edge], [0, 1], transform=across, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    below.axvspan(onset, offset, color=EVENT, alpha=0.14, linewidth=0, zorder=0)
+    below.plot([onset, offset], [0, 0], transform=below.get_xaxis_transform(), color=EVENT, linewidth=2)
+
+
+def css_gradient(kind: Kind) -> str:
+    """The colours of a kind from low to high, as CSS, for the legend."""
+    colors = mpl.colormaps[COLOR_MAPS[kind]]
+    return f"linear-gradient(to right, {', '.join(to_hex(colors(step)) for step in np.linspace(0, 1, 9))})"

@@ -1,0 +1,163 @@
+"""How the report's figures look: one colour and marker per method, one line style per model, and SVG out.
+
+Figures are drawn in the colours of a light page. On the way out each colour becomes a CSS variable, so that the same
+SVG follows the reader's light or dark page; the pairs stand in `COLORS`. The method colours are those of Okabe and Ito
+(2008), which colour-blind readers tell apart, a little darker on light paper and lighter on dark; markers tell the
+methods apart without colour.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# name: (on a light page, on a dark page)
+COLORS: dict[str, tuple[str, str]] = {
+    "ink": ("#1d2126", "#e4e7ea"),
+    "muted": ("#646c76", "#9aa3ad"),
+    "grid": ("#e1e4e8", "#30363d"),
+    "shade": ("#eef0f2", "#22272d"),
+    "surface": ("#fefefe", "#15191d"),
+    "event": ("#b3341a", "#ff8a65"),
+    "vermilion": ("#d05a00", "#f07f3c"),
+    "blue": ("#0a6fb0", "#4c9fe0"),
+    "sky": ("#45a5da", "#86cdf5"),
+    "green": ("#02946e", "#2fbd93"),
+    "orange": ("#dd9500", "#f2b940"),
+    "purple": ("#c26b9b", "#df9cc0"),
+    "violet": ("#6a51a3", "#a594d6"),
+}
+INK, MUTED, GRID, SHADE, SURFACE, EVENT = (
+    COLORS[name][0] for name in ("ink", "muted", "grid", "shade", "surface", "event")
+)
+
+RC: Any = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "lines.linewidth": 1.5,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "faithad",
+    "image.composite_image": False,
+}
+
+
+_METADATA = ("Creator", "Date", "Format", "Type")
+
+
+class Method(NamedTuple):
+    title: str
+    color: str
+    marker: str
+    signed: bool
+
+
+class Model(NamedTuple):
+    title: str
+    dashes: Any
+    filled: bool
+
+
+METHODS: dict[str, Method] = {
+    "error_map": Method("Error map", COLORS["vermilion"][0], "X", signed=False),
+    "saliency": Method("Saliency", COLORS["blue"][0], "o", signed=False),
+    "smooth_grad": Method("SmoothGrad", COLORS["sky"][0], "s", signed=False),
+    "integrated_gradients": Method("Integrated Gradients", COLORS["green"][0], "^", signed=True),
+    "gradient_shap": Method("GradSHAP", COLORS["orange"][0], "D", signed=True),
+    "grad_cam": Method("Grad-CAM", COLORS["purple"][0], "v", signed=True),
+}
+MODELS: dict[str, Model] = {
+    "ae": Model("AE", (0, (4, 2)), filled=False),
+    "mae": Model("MAE", "-", filled=True),
+}
+
+
+EVERY_SECOND, RANDOM = "every second flagged", "random curve"
+CONTROL_DASHES: dict[str, Any] = {EVERY_SECOND: (0, (7, 3)), RANDOM: (0, (2, 2))}
+
+
+def method(name: str) -> Method:
+    """A method that this version does not know is drawn too, under its own name."""
+    return METHODS.get(name) or Method(name, COLORS["violet"][0], "P", signed=True)
+
+
+def model(name: str) -> Model:
+    """As `method`, for a model."""
+    return MODELS.get(name) or Model(name, (0, (1, 1.5)), filled=True)
+
+
+def in_method_order(names: set[str]) -> list[str]:
+    """Known methods as the paper lists them, then the others."""
+    return [name for name in METHODS if name in names] + sorted(names - set(METHODS))
+
+
+def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
+    """The figure as one `<svg>` element that scales with the page.
+
+    Args:
+        figure: what to draw.
+        name: unique on the page; every id inside the element starts with it.
+        label: what a screen reader says.
+    """
+    out = io.StringIO()
+    with mpl.rc_context(RC):
+        figure.savefig(out, format="svg", dpi=200, transparent=True, metadata=dict.fromkeys(_METADATA))
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    head, _, body = svg.partition(">")
+    view_box = re.search(r'viewBox="[^"]+"', head)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda found: found.group() if found[1] in used else "", body)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    for variable, (light, _) in COLORS.items():
+        body = body.replace(f": {light}", f": var(--{variable})")
+    title = f"<title>{escape(label)}</title>"
+    view = view_box.group() if view_box else ""
+    return Markup(f'<svg {view} xmlns:xlink="http://www.w3.org/1999/xlink" role="img">{title}{body.strip()}')
+
+
+def new_axes(width_in: float, height_in: float, *, left: float = 0.52, bottom: float = 0.42) -> tuple[Figure, Axes]:
+    """A figure with one set of axes whose left and bottom margins are in inches, alike in all charts."""
+    figure = Figure(figsize=(width_in, height_in))
+    box = (left / width_in, bottom / height_in, 1 - (left + 0.1) / width_in, 1 - (bottom + 0.12) / height_in)
+    return figure, figure.add_axes(box)
+
+
+@mpl.rc_context(RC)
+def swatch(color: str, *, marker: str = "", dashes: Any = "-", filled: bool = True) -> Figure:
+    """A short piece of a line, for legends in the page's text."""
+    figure = Figure(figsize=(0.46, 0.17))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0.04, 0.96], [0.5, 0.5], color=color, linestyle=dashes)
+    face = color if filled else SURFACE
+    axes.plot([0.5], [0.5], marker=marker or None, color=color, markersize=5, markerfacecolor=face)
+    return figure

@@ -1,0 +1,256 @@
+"""What the report reads of a study's root, as pandas frames; nothing is loaded that is not drawn.
+
+Curves exist for every test clip and whole (F, T) maps may too, so the arrays are read for a few example clips only:
+first the `clip_id` column of each shard, then the shards that hold a chosen clip.
+
+Shape letters: F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from faithad import schemas, storage
+from faithad.errors import StudyError
+
+MAX_EXAMPLES = 4
+
+_MANIFEST_COLUMNS = [name for name in schemas.MANIFEST.names if name != "uri"]
+_SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
+
+_ROWS_AT_ONCE = 64
+
+_T = TypeVar("_T")
+_Shards = dict[tuple[str, str], list[str]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip as one model sees it. Grids are (F, T); `log_mel` is in the unit of the features."""
+
+    clip_id: str
+    model: str
+    seed: int
+    log_mel: np.ndarray
+    reconstruction: np.ndarray
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    degenerate: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """A finished study. `scores` carries the manifest's columns of each clip beside its own.
+
+    `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`.
+    """
+
+    settings: dict[str, Any]
+    settings_text: str
+    manifest: pd.DataFrame
+    ledger: pd.DataFrame
+    epochs: pd.DataFrame
+    scores: pd.DataFrame
+    detection: pd.DataFrame
+    f_score: pd.DataFrame
+    faithfulness: pd.DataFrame
+    flat_curves: pd.DataFrame
+    examples: list[Example]
+
+    def setting(self, key: str) -> Any:
+        """The value at a dotted key of the resolved configuration, or None."""
+        value: Any = self.settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def read_study(root: str) -> StudyTables:
+    """Read everything that the report shows.
+
+    Args:
+        root: the study's root, a local path or a URI.
+
+    Raises:
+        StudyError: a stage has not run yet (its name is in the text), or `study.yaml` is no YAML mapping.
+    """
+    text, settings = _read_settings(root)
+    manifest = _read(root, "manifest.parquet", schemas.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
+    epoch_files, shards = _epoch_files(root), _audit_shards(root)
+    runs = sorted({run for run, table in shards if table == "scores"}, key=_run_order)
+    if not runs:
+        raise _not_run_yet(root, "audit" if epoch_files else "train")
+    scores = _concat([file for run in runs for file in shards[run, "scores"]], _SCORE_COLUMNS, schemas.SCORES)
+    scores = scores.merge(manifest, on="clip_id", how="left", validate="many_to_one")
+    protocol = settings.get("protocol")
+    test = manifest[manifest["split"] == "test"]
+    return StudyTables(
+        settings=settings,
+        settings_text=text,
+        manifest=manifest,
+        ledger=_read(root, "summary/ledger.parquet", schemas.LEDGER, stage="evaluate"),
+        epochs=_concat(epoch_files, schemas.EPOCHS.names, schemas.EPOCHS),
+        scores=scores,
+        detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
+        f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),
+        faithfulness=_summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True),
+        flat_curves=_flat_curves([file for run in runs for file in shards[run, "attributions"]]),
+        examples=_read_examples(shards, runs, manifest),
+    )
+
+
+def _read_settings(root: str) -> tuple[str, dict[str, Any]]:
+    location = storage.join(root, "study.yaml")
+    if not storage.exists(location):
+        raise StudyError(f"There is no study at {root}: no study.yaml. Check the root, or run `faithad index` first.")
+    text = storage.read_text(location)
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{location} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise StudyError(f"{location} must hold keys and values, found {type(settings).__name__}.")
+    return text, settings
+
+
+def _not_run_yet(root: str, stage: str) -> StudyError:
+    return StudyError(f"The stage `{stage}` has not finished for the study at {root}. Run `faithad {stage}` first.")
+
+
+def _read(
+    root: str, path: str, schema: pa.Schema, *, stage: str, needed: bool = True, columns: list[str] | None = None
+) -> pd.DataFrame:
+    location = storage.join(root, path)
+    if storage.exists(location):
+        return storage.read_table(location, columns=columns).to_pandas()
+    if needed:
+        raise _not_run_yet(root, stage)
+    return schema.empty_table().to_pandas()
+
+
+def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: bool) -> pd.DataFrame:
+    """The rows of the study's own protocol; rows without a value (nothing to average) are left out."""
+    table = _read(root, f"summary/{name}.parquet", schema, stage="evaluate", needed=needed)
+    if protocol in set(table["protocol"]):
+        table = table[table["protocol"] == protocol]
+    return table[table["mean"].notna()].reset_index(drop=True)
+
+
+def _epoch_files(root: str) -> list[str]:
+    files = storage.list_files(storage.join(root, "models"), suffixes=[".parquet"])
+    found = [(path.split("/")[0], file) for path, file in files if path.endswith("/epochs.parquet")]
+    return [file for _, file in sorted(found, key=lambda pair: _run_order(pair[0]))]
+
+
+def _audit_shards(root: str) -> _Shards:
+    """Shard locations by (run, table); a run is a folder `<model>-<seed>`."""
+    shards: _Shards = defaultdict(list)
+    for path, file in storage.list_files(storage.join(root, "audit"), suffixes=[".parquet"]):
+        parts = path.split("/")
+        if len(parts) >= 3:
+            shards[parts[0], parts[1]].append(file)
+    return shards
+
+
+def _run_order(run: str) -> tuple[str, int, str]:
+    model, _, seed = run.rpartition("-")
+    return (model, int(seed), "") if seed.isdecimal() else (run, 0, run)
+
+
+def _concat(files: list[str], columns: list[str], schema: pa.Schema) -> pd.DataFrame:
+    tables = _each(lambda file: storage.read_table(file, columns=columns), files)
+    whole = pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
+    return whole.to_pandas()
+
+
+def _each(read: Callable[[str], _T], files: Iterable[str]) -> list[_T]:
+    """What `read` gives for each file, in their order; side by side, since a remote file takes its time to answer."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(read, files))
+
+
+def _flat_curves(files: list[str]) -> pd.DataFrame:
+    columns = ["model", "method", "degenerate"]
+    flags = _concat(files, columns, schemas.attributions(1, 1))
+    counts = flags.groupby(["model", "method"])["degenerate"].agg(["sum", "size"]).reset_index()
+    return counts.rename(columns={"sum": "n_flat", "size": "n_curves"})
+
+
+def _read_examples(shards: _Shards, runs: list[str], manifest: pd.DataFrame) -> list[Example]:
+    """The example clips under the first seed of each model that kept their spectrograms, clip by clip."""
+    pictured: dict[str, str] = {}
+    for run in runs:
+        if (run, "spectrograms") in shards:
+            pictured.setdefault(run.rpartition("-")[0], run)
+    files = [file for run in pictured.values() for file in shards[run, "spectrograms"]]
+    chosen = _choose(manifest, set().union(*_each(_clip_ids, files)))
+    examples: list[Example] = []
+    for run in pictured.values():
+        explained = _rows_of(shards[run, "attributions"], chosen)
+        for clip_id, rows in _rows_of(shards[run, "spectrograms"], chosen).items():
+            examples += [_example(row, explained.get(clip_id, [])) for row in rows]
+    return sorted(examples, key=lambda example: (chosen.index(example.clip_id), example.model))
+
+
+def _choose(manifest: pd.DataFrame, available: set[str]) -> list[str]:
+    """At most MAX_EXAMPLES clips: annotated ones first, every anomaly type once before any comes twice."""
+    clips = manifest[manifest["clip_id"].isin(available)].sort_values(["recording", "onset_s", "clip_id"])
+    turn = clips.groupby(["annotated", "anomaly_type"], dropna=False).cumcount()
+    rank = clips.assign(turn=turn, normal=clips["label"].ne(1))
+    best = rank.sort_values(["annotated", "normal", "turn"], ascending=[False, True, True], kind="stable")
+    kept = best.head(MAX_EXAMPLES).sort_values(["recording", "onset_s", "clip_id"])
+    return [str(clip_id) for clip_id in kept["clip_id"]]
+
+
+def _clip_ids(file: str) -> set[str]:
+    return {str(clip_id) for clip_id in storage.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()}
+
+
+def _rows_of(files: list[str], clip_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the given clips by clip, arrays as NumPy; fixed-size lists that hold (F, T) come back in that shape."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for file, held in zip(files, _each(_clip_ids, files), strict=True):
+        if not held & set(clip_ids):
+            continue
+        with storage.open_input(file) as source, pq.ParquetFile(source) as shard:
+            shape = schemas.shape_of(shard.schema_arrow)
+            # A null map takes as much memory as a real one, so a large shard is read a few rows at a time.
+            for batch in shard.iter_batches(batch_size=_ROWS_AT_ONCE):
+                for index, clip_id in enumerate(batch["clip_id"].to_pylist()):
+                    if clip_id in clip_ids:
+                        row = {name: _cell(batch[name][index], shape) for name in shard.schema_arrow.names}
+                        found[clip_id].append(row)
+    return found
+
+
+def _cell(value: pa.Scalar[Any], shape: tuple[int, int]) -> Any:
+    if not isinstance(value, pa.FixedSizeListScalar):
+        return value.as_py()
+    if not value.is_valid:
+        return None
+    numbers = np.asarray(value.values, dtype=np.float32)
+    return numbers.reshape(shape) if numbers.size == shape[0] * shape[1] else numbers
+
+
+def _example(picture: dict[str, Any], rows: list[dict[str, Any]]) -> Example:
+    rows = [row for row in rows if (row["model"], row["seed"]) == (picture["model"], picture["seed"])]
+    return Example(
+        clip_id=picture["clip_id"],
+        model=picture["model"],
+        seed=picture["seed"],
+        log_mel=picture["log_mel"],
+        reconstruction=picture["reconstruction"],
+        curves={row["method"]: row["curve"] for row in rows},
+        maps={row["method"]: row["map"] for row in rows if row["map"] is not None},
+        degenerate=frozenset(row["method"] for row in rows if row["degenerate"]),
+    )

@@ -1,0 +1,229 @@
+"""Finding recordings and published spectrograms, on disk and in an object store."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from faithad import storage
+from faithad.clips.annotations import read_annotations
+from faithad.clips.inputs import find_recordings, find_spectrograms
+from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
+from faithad.clips.recordings import probe_recording, read_clip, read_spectrogram
+from faithad.errors import RecordingError
+
+
+def touch(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def test_folders_with_their_splits(tmp_path: Path) -> None:
+    touch(tmp_path, "train/b.wav", "train/deep/a.FLAC", "train/notes.txt", "train/.hidden.wav", "test/c.wav")
+    found = find_recordings([("train", f"{tmp_path}/train/"), ("test", f"{tmp_path}/test")])
+    assert [(r.path, r.uri, r.split, r.label) for r in found] == [
+        ("test/c.wav", f"{tmp_path}/test/c.wav", "test", None),
+        ("train/b.wav", f"{tmp_path}/train/b.wav", "train", None),
+        ("train/deep/a.FLAC", f"{tmp_path}/train/deep/a.FLAC", "train", None),
+    ]
+
+
+def test_the_name_does_not_depend_on_how_a_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "train/a.wav")
+    monkeypatch.chdir(tmp_path / "train")
+    locations = [f"{tmp_path}/train", f"{tmp_path}/train//", ".", "../train", "./", f"{tmp_path}/train/a.wav"]
+    for location in locations:
+        (found,) = find_recordings([(None, location)])
+        assert (found.path, found.uri) == ("train/a.wav", f"{tmp_path}/train/a.wav")
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    touch(tmp_path, "day/a.wav", "day/b.wav", "day/notes.txt")
+    (found,) = find_recordings([("test", f"{tmp_path}/day/b.wav")])
+    assert found.path == "day/b.wav"
+    with pytest.raises(RecordingError, match="holds no recordings"):
+        find_recordings([("test", f"{tmp_path}/day/notes.txt")])
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    touch(tmp_path, "one/x/a.wav", "two/x/a.wav", "three/notes.txt")
+    (tmp_path / "empty").mkdir()
+    names = ["one/x", "two/x", "three", "empty", "none", "one"]
+    with pytest.raises(RecordingError) as caught:
+        find_recordings([("test", f"{tmp_path}/{name}") for name in names])
+    text = str(caught.value)
+    assert f"{tmp_path}/none does not exist" in text
+    assert f"{tmp_path}/empty holds no recordings: no file whose name ends in .wav or .flac" in text
+    assert f"{tmp_path}/three holds no recordings" in text
+    assert f"{tmp_path}/one/x/a.wav and {tmp_path}/two/x/a.wav would both be called 'x/a.wav'" in text
+    assert f"{tmp_path}/one/x/a.wav is named twice" in text
+
+
+def test_no_folder_at_all() -> None:
+    with pytest.raises(RecordingError, match="No folder is given"):
+        find_recordings([])
+
+
+def test_real_sounds_from_files_to_the_manifest(shared_data: Path) -> None:
+    root = shared_data / "real_sounds"
+    rows, ledger = [], []
+    for recording in find_recordings([("train", f"{root}/train"), ("test", f"{root}/test")]):
+        clips, left = cut_recording(recording, probe_recording(recording.uri), clip_s=10.0, remainder="drop")
+        rows += clips
+        ledger += left
+    annotations = read_annotations(f"{root}/annotations.csv")
+    table = manifest_table(attach_annotations(rows, annotations, ledger=ledger))
+    assert Counter(zip(table["split"].to_pylist(), table["label"].to_pylist(), strict=True)) == {
+        ("train", 0): 14,
+        ("test", 0): 1,
+        ("test", 1): 3,
+    }
+    assert [row.duration_s for row in ledger] == [5.0, 5.0]
+
+
+# --- the published layout ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planer(tmp_path: Path) -> Path:
+    for path in (
+        "training/2x6/MPD_19-11-29_0700_00001_1.pt",
+        "training/2x6/MPD_19-11-29_0700_00001_2.pt",
+        "training/machine_start_stop/MPD_19-11-29_0701_00002_6.pt",
+        "evaluation/normal/MPD_19-12-04_0848_00006_3.pt",
+        "evaluation/anomalies/Uneven_thick_wood/MPD_19-12-04_0848_00006_1.pt",
+        "evaluation/anomalies/board_stuck/MPD_19-12-04_1123_00161_4.pt",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.zeros(80, 401), tmp_path / path)
+    return tmp_path
+
+
+def test_published_layout(planer: Path) -> None:
+    rows, ledger = find_spectrograms(str(planer))
+    assert ledger == []
+    assert sorted((r.recording, r.onset_s, r.duration_s, r.split, r.label, r.anomaly_type) for r in rows) == [
+        ("MPD_19-11-29_0700_00001.wav", 0.0, 10.0, "train", 0, None),
+        ("MPD_19-11-29_0700_00001.wav", 10.0, 10.0, "train", 0, None),
+        ("MPD_19-11-29_0701_00002.wav", 50.0, 10.0, "train", 0, None),
+        ("MPD_19-12-04_0848_00006.wav", 0.0, 10.0, "test", 1, "Uneven_thick_wood"),
+        ("MPD_19-12-04_0848_00006.wav", 20.0, 10.0, "test", 0, None),
+        ("MPD_19-12-04_1123_00161.wav", 30.0, 10.0, "test", 1, "board_stuck"),
+    ]
+    assert all(read_spectrogram(row.uri, shape=(80, 401)).shape == (80, 401) for row in rows)
+    assert manifest_table(rows)["recorded_at"].null_count == 0
+
+
+def test_published_annotations_meet_published_clips(planer: Path, shared_data: Path) -> None:
+    annotations = read_annotations(str(shared_data / "planer_annotations.csv"))
+    for annotation in annotations:
+        name = f"{annotation.recording.removesuffix('.wav')}_{annotation.window}.pt"
+        touch(planer, f"evaluation/anomalies/{annotation.anomaly_type}/{name}")
+    rows, _ = find_spectrograms(str(planer))
+    table = manifest_table(attach_annotations(rows, annotations))
+    assert table.num_rows == 105 + 4
+    assert sum(table["annotated"].to_pylist()) == 46
+    assert sum(len(intervals) for intervals in table["intervals"].to_pylist()) == 64
+    assert sum(table["label"].to_pylist()) == 105
+
+
+def test_chosen_training_folders(planer: Path) -> None:
+    rows, ledger = find_spectrograms(str(planer), training_folders=["2x6"])
+    assert sum(row.split == "train" for row in rows) == 2
+    (row,) = ledger
+    assert (row.status, row.recording) == ("skipped", "training/machine_start_stop/MPD_19-11-29_0701_00002_6.pt")
+
+
+def test_files_out_of_place_are_in_the_ledger(planer: Path) -> None:
+    touch(
+        planer,
+        "evaluation/normal/noise.pt",
+        "evaluation/normal/MPD_19-12-04_0848_00006.pt",
+        "evaluation/normal/MPD_19-12-04_0848_00006_0.pt",
+        "evaluation/anomalies/MPD_19-12-04_0848_00006_2.pt",
+        "checkpoints/model_1.pt",
+        "readme.txt",
+    )
+    rows, ledger = find_spectrograms(str(planer))
+    assert len(rows) == 6
+    assert [(row.recording, row.status) for row in ledger] == [
+        ("checkpoints/model_1.pt", "skipped"),
+        ("evaluation/anomalies/MPD_19-12-04_0848_00006_2.pt", "failed"),
+        ("evaluation/normal/MPD_19-12-04_0848_00006.pt", "failed"),
+        ("evaluation/normal/MPD_19-12-04_0848_00006_0.pt", "failed"),
+        ("evaluation/normal/noise.pt", "failed"),
+    ]
+    assert all(row.reason and row.stage == "index" for row in ledger)
+
+
+def test_a_clip_in_train_and_test_is_refused(planer: Path) -> None:
+    touch(planer, "training/2x6/MPD_19-12-04_0848_00006_3.pt")
+    rows, _ = find_spectrograms(str(planer))
+    with pytest.raises(RecordingError, match=r"MPD_19-12-04_0848_00006\.wav at 20 s"):
+        manifest_table(rows)
+
+
+def test_missing_folders_are_named(planer: Path) -> None:
+    (planer / "training").rename(planer / "Training")
+    (planer / "evaluation/normal/MPD_19-12-04_0848_00006_3.pt").unlink()
+    with pytest.raises(RecordingError, match=r"no \.pt files in training/, evaluation/normal/:"):
+        find_spectrograms(str(planer))
+    with pytest.raises(RecordingError, match="training/, evaluation/normal/, evaluation/anomalies/"):
+        find_spectrograms(str(planer / "nowhere"))
+    touch(planer, "file.pt")
+    with pytest.raises(RecordingError, match="cannot be listed"):
+        find_spectrograms(str(planer / "file.pt"))
+
+
+# --- an object store --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on a local server that speaks S3."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/mill", method="PUT")).close()
+    yield "s3://mill"
+    server.stop()
+
+
+def test_recordings_in_an_object_store(bucket: str, tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 45_000)
+    for name in ("a.wav", "b.flac"):
+        soundfile.write(tmp_path / name, wave, 20_000)
+        storage.write_bytes(f"{bucket}/day/train/{name}", (tmp_path / name).read_bytes())
+    storage.write_bytes(f"{bucket}/day/train/empty.wav", b"")
+    found = find_recordings([("train", f"{bucket}/day/train")])
+    assert [r.path for r in found] == ["train/a.wav", "train/b.flac", "train/empty.wav"]
+    assert find_recordings([("train", f"{bucket}/day/train/a.wav")]) == found[:1]
+    for recording in found[:2]:
+        assert probe_recording(recording.uri).n_samples == 45_000
+        clip = read_clip(recording.uri, onset_s=1.0, duration_s=1.0, clip_s=1.0, sample_rate_hz=20_000)
+        np.testing.assert_allclose(clip, wave[20_000:40_000], atol=1e-4)
+    with pytest.raises(RecordingError, match="is empty"):
+        probe_recording(found[2].uri)
+    with pytest.raises(RecordingError, match="does not exist"):
+        probe_recording(f"{bucket}/day/train/none.wav")
+    with pytest.raises(RecordingError, match="s3://mill/night does not exist"):
+        find_recordings([("train", f"{bucket}/night")])

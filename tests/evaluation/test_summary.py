@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from faithad import schemas
+from faithad.errors import StudyError
+from faithad.evaluation import controls, summary
+from faithad.evaluation.detection import auc, pauc
+from faithad.evaluation.statistics import bootstrap_interval
+
+PERCENTILES = [90.0, 98.0]
+TYPES = ["board_stuck", "broken_board", None]
+Row = dict[str, Any]
+
+
+def manifest_row(number: int) -> Row:
+    """Clip `number`: six clips per recording, every third clip anomalous, every second of those annotated."""
+    anomalous = number % 3 == 0
+    annotated = number % 6 == 0
+    return {
+        "clip_id": f"{(number * 7919) % 1000:03d}-{number}",
+        "recording": f"recording {number // 6}",
+        "uri": "anywhere",
+        "onset_s": 10.0 * (number % 6),
+        "duration_s": 10.0,
+        "split": "test",
+        "label": int(anomalous),
+        "anomaly_type": TYPES[number // 6 % 3] if anomalous else None,
+        "intervals": [{"onset_s": 1.0, "offset_s": 2.0 + number % 5}] if annotated else [],
+        "annotated": annotated,
+    }
+
+
+CLIPS = [manifest_row(number) for number in range(60)]
+OTHERS = [
+    {**manifest_row(60), "split": "validation", "label": 0},
+    {**manifest_row(61), "split": "train", "label": None},
+    {**manifest_row(62), "label": None},
+]
+MANIFEST = pa.Table.from_pylist([*CLIPS, *OTHERS], schema=schemas.MANIFEST)
+ANNOTATED = [row for row in CLIPS if row["annotated"]]
+
+
+def score_rows() -> list[Row]:
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "clip_id": clip["clip_id"],
+            "model": model,
+            "seed": seed,
+            "score": float(generator.normal(clip["label"] or 0)),
+            "worst_second_score": float(generator.normal(2 * (clip["label"] or 0))),
+            "worst_onset_s": 0.0,
+            "worst_mel_band": 0,
+        }
+        for model, seeds in (("ae", [0, 1, 2]), ("mae", [7]))
+        for seed in seeds
+        for clip in [*CLIPS, *OTHERS]
+        # A clip that failed in one seed only.
+        if (clip["clip_id"], seed) != (CLIPS[4]["clip_id"], 1)
+    ]
+
+
+def method_rows(clips: list[Row], values: dict[str, float], modes: tuple[str | None, ...] = (None,)) -> list[Row]:
+    generator = np.random.default_rng(1)
+    return [
+        {
+            "clip_id": clip["clip_id"],
+            "model": model,
+            "seed": seed,
+            "method": method,
+            **({"mode": mode} if mode else {}),
+            "percentile": percentile,
+            **values,
+            next(reversed(values)): float(generator.random()),
+        }
+        for model, seeds in (("ae", [0, 1]), ("mae", [1]))
+        for seed in seeds
+        for mode in modes
+        for method in ("saliency", "error_map")
+        for percentile in PERCENTILES
+        for clip in clips
+        if mode != "segment" or clip["annotated"]
+        if (clip["clip_id"], seed, method) != (ANNOTATED[2]["clip_id"], 0, "saliency")
+    ]
+
+
+LOCALIZATION = method_rows(ANNOTATED, {"tp": 1, "fp": 0, "fn": 0, "precision": 0.0, "recall": 0.0, "f_score": 0.0})
+FAITHFULNESS = method_rows(
+    [*CLIPS, *OTHERS],
+    {"replaced_fraction": 0.1, "error_before": 1.0, "error_after": 1.0, "faithfulness": 0.0},
+    ("frame", "segment"),
+)
+
+
+def detection_summary(rows: list[Row], manifest: pa.Table = MANIFEST) -> pa.Table:
+    scores = pa.Table.from_pylist(rows, schema=schemas.SCORES)
+    return summary.summarize_detection(scores, manifest, protocol="paper")
+
+
+def f_score_summary(rows: list[Row], manifest: pa.Table = MANIFEST, n_frames: Any = 400) -> pa.Table:
+    localization = pa.Table.from_pylist(rows, schema=schemas.LOCALIZATION)
+    return summary.summarize_f_score(
+        localization, manifest, protocol="paper", n_frames=n_frames, frames_per_s=40.0, n_draws=5
+    )
+
+
+def faithfulness_summary(rows: list[Row], manifest: pa.Table = MANIFEST) -> pa.Table:
+    faithfulness = pa.Table.from_pylist(rows, schema=schemas.FAITHFULNESS)
+    return summary.summarize_faithfulness(faithfulness, manifest, protocol="paper")
+
+
+def expected_means(rows: list[Row], clips: list[Row], value: str, key: Row) -> Row:
+    """mean, std, interval and numbers of one curve point, clip by clip and seed by seed."""
+    recording = {clip["clip_id"]: clip["recording"] for clip in clips}
+    chosen = [
+        row for row in rows if row["clip_id"] in recording and all(row[name] == part for name, part in key.items())
+    ]
+    per_seed = []
+    for seed in sorted({row["seed"] for row in chosen}):
+        of_seed = [row[value] for row in chosen if row["seed"] == seed]
+        per_seed.append(sum(of_seed) / len(of_seed))
+    mean = sum(per_seed) / len(per_seed)
+    names = sorted({row["clip_id"] for row in chosen})
+    per_clip = [np.mean([row[value] for row in chosen if row["clip_id"] == name]) for name in names]
+    # The recordings of all clips in scope are drawn, also those without a value.
+    padded = per_clip + [math.nan] * (len(clips) - len(names))
+    groups = [recording[name] for name in names] + [c["recording"] for c in clips if c["clip_id"] not in names]
+    low, high = bootstrap_interval(padded, groups, seed=0)
+    spread = (sum((x - mean) ** 2 for x in per_seed) / (len(per_seed) - 1)) ** 0.5 if len(per_seed) > 1 else None
+    return {
+        "mean": mean,
+        "std": spread,
+        "ci_low": None if math.isnan(low) else low,
+        "ci_high": None if math.isnan(high) else high,
+        "n_seeds": len(per_seed),
+        "n_clips": len(names),
+    }
+
+
+def assert_estimate(row: Row, expected: Row) -> None:
+    for name, value in expected.items():
+        assert row[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
+
+
+def test_faithfulness_equals_its_definition() -> None:
+    table = faithfulness_summary(FAITHFULNESS)
+    assert table.schema == schemas.FAITHFULNESS_SUMMARY
+    rows = table.to_pylist()
+    test_clips = [*CLIPS, OTHERS[2]]
+    assert len(rows) == 2 * 2 * 2 * (2 + 1)
+    for row in rows:
+        clips = [clip for clip in test_clips if clip["annotated"]] if row["scope"] == "annotated" else test_clips
+        key = {name: row[name] for name in ("model", "method", "mode", "percentile")}
+        assert_estimate(row, expected_means(FAITHFULNESS, clips, "faithfulness", key))
+        assert row["protocol"] == "paper"
+    assert {(row["scope"], row["mode"]) for row in rows} == {
+        ("annotated", "frame"),
+        ("annotated", "segment"),
+        ("all", "frame"),
+    }
+    assert {row["n_clips"] for row in rows if row["scope"] == "all"} == {61}
+
+
+def test_f_score_equals_its_definition() -> None:
+    table = f_score_summary(LOCALIZATION)
+    assert table.schema == schemas.F_SCORE_SUMMARY
+    rows = table.to_pylist()
+    assert {row["anomaly_type"] for row in rows} == {"all", "board_stuck", "broken_board"}
+    assert len(rows) == 2 * 2 * 2 * 3
+    for row in rows:
+        clips = [clip for clip in ANNOTATED if row["anomaly_type"] in ("all", clip["anomaly_type"])]
+        key = {name: row[name] for name in ("model", "method", "percentile")}
+        assert_estimate(row, expected_means(LOCALIZATION, clips, "f_score", key))
+        intervals = {clip["clip_id"]: [(i["onset_s"], i["offset_s"]) for i in clip["intervals"]] for clip in clips}
+        random, every_second = controls.control_f_scores(intervals, 400, 40.0, PERCENTILES, seed=0, n_draws=5)
+        assert row["control_every_second"] == pytest.approx(every_second.mean())
+        assert row["control_random"] == pytest.approx(random[:, PERCENTILES.index(row["percentile"])].mean())
+
+
+def test_controls_stand_beside_the_clips_that_were_measured() -> None:
+    one = ANNOTATED[0]
+    rows = [row for row in LOCALIZATION if row["clip_id"] == one["clip_id"]]
+    expected = controls.every_second_f_score([(1.0, one["intervals"][0]["offset_s"])], 400, 40.0)
+    for row in f_score_summary(rows).to_pylist():
+        assert row["control_every_second"] == pytest.approx(expected)
+        assert row["n_clips"] == 1
+        assert row["ci_low"] is row["ci_high"] is None
+
+
+def test_controls_are_drawn_on_the_grid_of_each_model() -> None:
+    apart = {(row["model"], row["method"], row["percentile"]): row for row in _all_types({"ae": 401, "mae": 400})}
+    for n_frames, model in ((401, "ae"), (400, "mae")):
+        for row in _all_types(n_frames):
+            if row["model"] == model:
+                assert row == apart[row["model"], row["method"], row["percentile"]]
+
+
+def _all_types(n_frames: Any) -> list[Row]:
+    table = f_score_summary(LOCALIZATION, n_frames=n_frames)
+    return table.filter(pc.field("anomaly_type") == "all").to_pylist()
+
+
+def test_detection_equals_its_definition() -> None:
+    rows = score_rows()
+    table = detection_summary(rows)
+    assert table.schema == schemas.DETECTION_SUMMARY
+    found = table.to_pylist()
+    assert len(found) == 2 * 2 * 2
+    label = {clip["clip_id"]: clip["label"] for clip in CLIPS}
+    for row in found:
+        column = {"mean": "score", "worst_second": "worst_second_score"}[row["pooling"]]
+        area = {"auc": auc, "pauc": pauc}[row["metric"]]
+        per_seed = []
+        for seed in sorted({r["seed"] for r in rows if r["model"] == row["model"]}):
+            chosen = [r for r in rows if (r["model"], r["seed"]) == (row["model"], seed) and r["clip_id"] in label]
+            per_seed.append(area([r[column] for r in chosen], [label[r["clip_id"]] for r in chosen]))
+        assert row["mean"] == pytest.approx(np.mean(per_seed))
+        assert row["std"] == (pytest.approx(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None)
+        assert row["ci_low"] < row["mean"] < row["ci_high"]
+        assert (row["n_seeds"], row["n_normal"], row["n_anomalous"]) == (len(per_seed), 40, 20)
+
+
+def test_interval_of_one_seed_from_resampled_recordings() -> None:
+    rows = [row for row in score_rows() if row["model"] == "mae"]
+    row = detection_summary(rows).filter((pc.field("metric") == "auc") & (pc.field("pooling") == "mean")).to_pylist()[0]
+    score = {r["clip_id"]: r["score"] for r in rows}
+    by_recording: dict[str, list[Row]] = {}
+    for clip in CLIPS:
+        by_recording.setdefault(clip["recording"], []).append(clip)
+    generator = np.random.default_rng(1)
+    areas = []
+    for _ in range(1000):
+        drawn = [clip for name in generator.choice(sorted(by_recording), 10) for clip in by_recording[name]]
+        areas.append(auc([score[clip["clip_id"]] for clip in drawn], [clip["label"] for clip in drawn]))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.percentile(areas, [2.5, 97.5])), abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("summarize", "rows"),
+    [(detection_summary, score_rows()), (f_score_summary, LOCALIZATION), (faithfulness_summary, FAITHFULNESS)],
+)
+class TestEverySummary:
+    def test_order_of_rows_changes_nothing(self, summarize: Any, rows: list[Row]) -> None:
+        generator = np.random.default_rng(3)
+        shuffled = [rows[index] for index in generator.permutation(len(rows))]
+        manifest = MANIFEST.take(generator.permutation(MANIFEST.num_rows))
+        assert summarize(shuffled, manifest).equals(summarize(rows))
+
+    def test_shards_change_nothing(self, summarize: Any, rows: list[Row]) -> None:
+        shards = pa.concat_tables([MANIFEST.slice(0, 10), MANIFEST.slice(10)])
+        assert summarize(rows, shards).equals(summarize(rows))
+
+    def test_no_rows_give_an_empty_table(self, summarize: Any, rows: list[Row]) -> None:
+        assert summarize([]).num_rows == 0
+        assert summarize([], MANIFEST.slice(0, 0)).num_rows == 0
+        assert summarize([]).schema == summarize(rows).schema
+
+    def test_clip_of_another_index_is_refused(self, summarize: Any, rows: list[Row]) -> None:
+        with pytest.raises(StudyError, match="clip stranger, which the manifest does not"):
+            summarize([*rows, {**rows[0], "clip_id": "stranger"}])
+
+    def test_row_given_twice_is_refused(self, summarize: Any, rows: list[Row]) -> None:
+        with pytest.raises(StudyError, match="several rows for one clip"):
+            summarize([*rows, rows[0]])
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_values_that_are_not_finite_are_refused(self, summarize: Any, rows: list[Row], value: float) -> None:
+        columns = {"score", "f_score", "faithfulness"} & set(rows[0])
+        with pytest.raises(StudyError, match="NaN or infinite"):
+            summarize([{**rows[0], columns.pop(): value}, *rows[1:]])
+
+
+def test_study_without_labels_has_no_detection_but_faithfulness() -> None:
+    blind = [{**clip, "label": None, "annotated": False, "intervals": None, "anomaly_type": None} for clip in CLIPS]
+    manifest = pa.Table.from_pylist(blind, schema=schemas.MANIFEST)
+    known = {clip["clip_id"] for clip in blind}
+    assert detection_summary([row for row in score_rows() if row["clip_id"] in known], manifest).num_rows == 0
+    assert f_score_summary(LOCALIZATION, manifest).num_rows == 0
+    frame = [row for row in FAITHFULNESS if row["mode"] == "frame" and row["clip_id"] in known]
+    found = faithfulness_summary(frame, manifest)
+    assert found["scope"].unique().to_pylist() == ["all"]
+    assert found.num_rows == 2 * 2 * 2
+
+
+def test_seed_that_scored_one_class_only_is_refused() -> None:
+    normal = {clip["clip_id"] for clip in CLIPS if clip["label"] == 0}
+    rows = [row for row in score_rows() if row["seed"] != 7 or row["clip_id"] in normal]
+    with pytest.raises(StudyError, match="40 normal and 0 anomalous"):
+        detection_summary(rows)
+
+
+def test_model_without_labelled_scores_is_left_out() -> None:
+    rows = [row for row in score_rows() if row["model"] == "ae" or row["clip_id"] == OTHERS[2]["clip_id"]]
+    assert detection_summary(rows)["model"].unique().to_pylist() == ["ae"]

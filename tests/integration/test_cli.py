@@ -1,0 +1,110 @@
+"""The command line as a person meets it: real processes, their output and exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from faithad.config import Study
+from faithad.pipelines.study import STAGES
+
+FAITHAD = Path(sys.executable).parent / "faithad"
+
+
+def run(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([FAITHAD, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_help_answers_in_under_a_second() -> None:
+    took = []
+    for _ in range(3):
+        started = time.monotonic()
+        answer = run("--help")
+        took.append(time.monotonic() - started)
+    assert answer.returncode == 0
+    for command in ("synth", *STAGES, "study"):
+        assert command in answer.stdout
+    assert min(took) < 1.0
+
+
+def test_synth_says_what_it_wrote_and_what_is_next(tmp_path: Path) -> None:
+    answer = run("synth", "--out", tmp_path / "mill", "--hours", "0.1", "--seed", "1")
+    assert answer.returncode == 0, answer.stderr
+    assert len(list((tmp_path / "mill").rglob("*.wav"))) == 6
+    last = answer.stdout.strip().splitlines()[-1]
+    assert "4 training and 2 test recordings" in last
+    assert "Next: " in last
+
+
+def test_a_wrong_configuration_ends_with_its_problems_and_no_traceback(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("{name: c, root: r, data: {train: [a], test: [b]}, trian: {}}")
+    answer = run("study", "--config", config, "--set", "train.epochs=0")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines() == [
+        f"ConfigError: {config} has 2 problems:",
+        "  train.epochs: Input should be greater than or equal to 1, found 0",
+        "  trian: unknown key; did you mean 'train'?",
+    ]
+
+
+def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study, tmp_path: Path) -> None:
+    """Killed with SIGKILL while it trains; the next run keeps what was done and ends; a third one ends at once."""
+    values = yaml.safe_load(finished.to_yaml()) | {"root": str(tmp_path / "study"), "models": ["ae"]}
+    values["train"]["epochs"] = 40
+    values["attribution"]["methods"] = ["error_map", "saliency"]
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(values))
+    stages = tmp_path / "study" / "stages"
+    epochs = tmp_path / "study" / "models" / "ae-0" / "epochs.parquet"
+
+    with subprocess.Popen(
+        [FAITHAD, "study", "--config", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 180
+        while not epochs.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert epochs.exists()
+    assert (stages / "features.json").exists()
+    assert not (stages / "train-ae-0.json").exists()
+    before = (stages / "features.json").stat().st_mtime_ns
+
+    again = run("study", "--config", config)
+    assert again.returncode == 0, again.stderr
+    assert (stages / "features.json").stat().st_mtime_ns == before
+    assert again.stdout.strip().splitlines()[-1].startswith("16 clips done. Tables: ")
+
+    started = time.monotonic()
+    third = run("study", "--config", config)
+    assert third.returncode == 0
+    assert "All stages were done already." in third.stdout
+    assert time.monotonic() - started < 20
+    assert json.loads((stages / "report.json").read_text())
+
+
+@pytest.mark.parametrize("stage", ["train", "report"])
+def test_a_stage_out_of_turn_says_which_one_is_missing(stage: str, finished: Study, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(finished.to_yaml())
+    answer = run(stage, "--config", config, "--set", f"root={tmp_path / 'nothing'}")
+    assert answer.returncode == 1
+    assert answer.stderr.strip().endswith("Run `faithad index` with the same configuration first.")
+
+
+def test_each_stage_says_what_it_wrote(finished: Study, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(finished.to_yaml())
+    for stage in STAGES:
+        answer = run(stage, "--config", config)
+        assert answer.returncode == 0, answer.stderr
+        assert finished.root in answer.stdout.strip().splitlines()[-1]
+    assert os.path.exists(os.path.join(finished.root, "report.html"))

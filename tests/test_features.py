@@ -1,0 +1,146 @@
+"""Features against the definition, term by term, in NumPy and float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from faithad.errors import ConfigError, RecordingError, StudyError
+from faithad.features import FeatureSettings, Normalization, log_mel
+
+PLANER = FeatureSettings()
+DCASE = FeatureSettings(sample_rate_hz=16_000, n_fft=1_024, hop_samples=512, n_mels=128, scale="log10")
+
+
+def tones_in_noise(n_clips: int, n_samples: int, *, sample_rate_hz: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    t = np.arange(n_samples) / sample_rate_hz
+    frequencies = random.uniform(60, sample_rate_hz / 2.2, size=(n_clips, 3, 1))
+    tones = np.sin(2 * np.pi * frequencies * t).sum(axis=1)
+    return (0.1 * tones + 0.02 * random.standard_normal((n_clips, n_samples))).astype(np.float32)
+
+
+def log_mel_by_definition(waveform: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """One waveform (samples,) to (F, T): each frame's spectrum as a sum of exponentials, each band as a triangle."""
+    n, hop = settings.n_fft, settings.hop_samples
+    padded = np.pad(waveform.astype(np.float64), n // 2, mode="reflect")
+    n_frames = 1 + len(waveform) // hop
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
+    frames = np.stack([padded[i * hop : i * hop + n] * hann for i in range(n_frames)], axis=1)
+    bins = np.arange(n // 2 + 1)
+    power = np.abs(np.exp(-2j * np.pi * np.outer(bins, np.arange(n)) / n) @ frames) ** 2
+
+    def mel(hz: float) -> float:
+        return 2595 * np.log10(1 + hz / 700)
+
+    edges_hz = 700 * (10 ** (np.linspace(0, mel(settings.sample_rate_hz / 2), settings.n_mels + 2) / 2595) - 1)
+    bins_hz = bins * settings.sample_rate_hz / n
+    bands = np.empty((settings.n_mels, n_frames))
+    for band in range(settings.n_mels):
+        left, centre, right = edges_hz[band : band + 3]
+        rising, falling = (bins_hz - left) / (centre - left), (right - bins_hz) / (right - centre)
+        bands[band] = np.clip(np.minimum(rising, falling), 0, None) @ power
+    return np.log10(bands + 1e-10) * (10 if settings.scale == "db" else 1)
+
+
+@pytest.mark.parametrize("settings", [PLANER, DCASE], ids=["planer", "dcase"])
+def test_log_mel_is_the_definition(settings: FeatureSettings) -> None:
+    waveform = tones_in_noise(1, settings.sample_rate_hz // 2, sample_rate_hz=settings.sample_rate_hz)
+    found = log_mel(torch.from_numpy(waveform), settings)[0].numpy()
+    expected = log_mel_by_definition(waveform[0], settings)
+    # float32 against float64; the quietest cells lie 60 dB below the loudest of their frame
+    np.testing.assert_allclose(found, expected, atol=2e-3 if settings.scale == "db" else 2e-4, rtol=0)
+
+
+def test_a_clip_of_10_s_has_401_frames_of_25_ms() -> None:
+    assert (PLANER.n_frames, PLANER.frames_per_s, PLANER.clip_samples) == (401, 40.0, 200_000)
+    assert log_mel(torch.zeros(1, PLANER.clip_samples), PLANER).shape == (1, 80, 401)
+
+
+def test_a_dcase_clip_has_313_frames() -> None:
+    assert (DCASE.n_frames, DCASE.frames_per_s) == (313, 31.25)
+    assert log_mel(torch.zeros(1, DCASE.clip_samples), DCASE).shape == (1, 128, 313)
+
+
+@pytest.mark.parametrize(("settings", "level"), [(PLANER, -100.0), (DCASE, -10.0)])
+def test_silence_is_the_floor_exactly(settings: FeatureSettings, level: float) -> None:
+    assert (log_mel(torch.zeros(2, settings.clip_samples), settings) == level).all()
+
+
+def test_a_clip_is_the_same_alone_and_in_a_batch() -> None:
+    waveforms = torch.from_numpy(tones_in_noise(5, PLANER.clip_samples, sample_rate_hz=20_000, seed=1))
+    batch = log_mel(waveforms, PLANER)
+    for i, waveform in enumerate(waveforms):
+        torch.testing.assert_close(log_mel(waveform[None], PLANER)[0], batch[i], rtol=1e-6, atol=1e-6)
+
+
+def test_samples_in_double_precision_give_float32_features() -> None:
+    assert log_mel(torch.zeros(1, 4_000, dtype=torch.float64), PLANER).dtype == torch.float32
+
+
+def test_an_event_stands_in_its_own_frames() -> None:
+    waveform = torch.zeros(1, PLANER.clip_samples)
+    waveform[0, 60_000:80_000] = torch.from_numpy(tones_in_noise(1, 20_000, sample_rate_hz=20_000)[0])
+    loud = log_mel(waveform, PLANER)[0].mean(dim=0) > -100
+    # seconds 3 to 4 are frames 120 to 160; a window reaches half of itself, one hop, further
+    assert loud[120:161].all()
+    assert not loud[:119].any()
+    assert not loud[162:].any()
+
+
+@pytest.mark.parametrize("shape", [(20_000,), (1, 1, 20_000), (1, 500), (1, 0)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RecordingError, match="needed is"):
+        log_mel(torch.zeros(shape), PLANER)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("hop_samples", 0), ("n_mels", -1), ("sample_rate_hz", 0), ("clip_s", float("nan")), ("clip_s", 0.02)],
+)
+def test_impossible_settings_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        FeatureSettings(**{setting: value})
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'ln'.*'db', 'log10'"):
+        FeatureSettings(scale="ln")  # type: ignore[arg-type]
+
+
+def test_normalization_is_that_of_all_frames_of_each_band() -> None:
+    spectrograms = np.random.default_rng(0).normal(-60, 12, size=(7, 4, 30)).astype(np.float32)
+    fitted = Normalization.fit(spectrograms)
+    np.testing.assert_allclose(fitted.mean, spectrograms.astype(np.float64).mean(axis=(0, 2)), rtol=1e-6)
+    np.testing.assert_allclose(fitted.std, spectrograms.astype(np.float64).std(axis=(0, 2)), rtol=1e-6)
+    normalised = fitted.apply(torch.from_numpy(spectrograms))
+    np.testing.assert_allclose(normalised.mean(dim=(0, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(normalised.std(dim=(0, 2), correction=0), 1, atol=1e-5)
+    torch.testing.assert_close(fitted.invert(normalised), torch.from_numpy(spectrograms), rtol=1e-6, atol=1e-5)
+
+
+def test_normalization_does_not_depend_on_how_the_clips_come() -> None:
+    spectrograms = torch.randn(9, 3, 20, generator=torch.Generator().manual_seed(0)) * 5 - 40
+    whole = Normalization.fit(spectrograms)
+    for ways in (spectrograms.split(4), [clip.numpy() for clip in spectrograms], iter([spectrograms])):
+        other = Normalization.fit(ways)
+        torch.testing.assert_close(other.mean, whole.mean, rtol=1e-7, atol=0)
+        torch.testing.assert_close(other.std, whole.std, rtol=1e-6, atol=0)
+
+
+def test_a_band_without_variation_is_not_blown_up() -> None:
+    fitted = Normalization.fit(np.full((2, 3, 10), -100.0))
+    np.testing.assert_allclose(fitted.std, 1e-3)
+    assert (fitted.apply(torch.full((3, 10), -100.0)) == 0).all()
+
+
+def test_the_identity_changes_nothing() -> None:
+    x = torch.randn(2, 5, 8)
+    assert torch.equal(Normalization.identity(5).apply(x), x)
+
+
+@pytest.mark.parametrize("nothing", [[], np.empty((0, 80, 401))])
+def test_normalization_of_nothing_is_refused(nothing: object) -> None:
+    with pytest.raises(StudyError, match="no spectrograms"):
+        Normalization.fit(nothing)  # type: ignore[arg-type]
