@@ -137,27 +137,23 @@ class Normalization:
         Raises:
             StudyError: there is no spectrogram at all.
         """
-        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        count, mean, squares = 0, np.zeros(()), np.zeros(())
         for item in spectrograms:
-            batch = torch.as_tensor(item).to("cpu", torch.float64)
-            frames = batch.reshape(-1, *batch.shape[-2:]).transpose(0, 1).flatten(1)  # (F, B*T)
+            batch = np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item, dtype=np.float64)
+            frames = np.moveaxis(batch, -2, 0).reshape(batch.shape[-2], -1)  # (F, B*T)
             n = frames.shape[1]
             if n == 0:
                 continue
             # Chan et al. 1979: means and sums of squares of two sets merge without cancellation.
-            batch_mean = frames.mean(dim=1)
+            batch_mean = frames.mean(axis=1)
             shift = batch_mean - mean
-            squares = (
-                squares
-                + (frames - batch_mean[:, None]).square().sum(dim=1)
-                + shift.square() * (count * n / (count + n))
-            )
+            squares = squares + ((frames - batch_mean[:, None]) ** 2).sum(axis=1) + shift**2 * (count * n / (count + n))
             mean = mean + shift * (n / (count + n))
             count += n
         if count == 0:
             raise StudyError("There are no spectrograms to normalise with: the training split holds no clip.")
-        std = (squares / count).sqrt().clamp(min=MIN_STD)
-        return cls(mean=mean.to(torch.float32), std=std.to(torch.float32))
+        std = np.maximum(np.sqrt(squares / count), MIN_STD)
+        return cls(mean=torch.tensor(mean, dtype=torch.float32), std=torch.tensor(std, dtype=torch.float32))
 
     def apply(self, x: Tensor) -> Tensor:
         """Normalised spectrograms of features (..., F, T)."""

@@ -24,29 +24,39 @@ class Ticker:
         self._bar = bar
         self._task = bar.add_task(title, total=total, note="") if bar else None
         self._started = self._printed_at = time.monotonic()
-        self._printed_done = 0
+        self._done = self._printed_done = 0
+        self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
         """Say that `done` of the total are finished; `note` is shown beside it."""
+        self._done, self._note = done, note
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
             return
-        now = time.monotonic()
-        if done == self._printed_done:
-            return
         tenth_more = done - self._printed_done >= max(1, self._total // 10)
-        quiet_s = now - self._printed_at
-        if done >= self._total or (tenth_more and quiet_s > 5) or quiet_s > 30:
-            took = now - self._started
-            console.print(f"{self._title}: {done} of {self._total} {note} ({took:.0f} s)".replace("  ", " "))
-            self._printed_at, self._printed_done = now, done
+        quiet_s = time.monotonic() - self._printed_at
+        if done < self._total and done != self._printed_done and ((tenth_more and quiet_s > 5) or quiet_s > 30):
+            self._print()
+
+    def close(self) -> None:
+        """Leave one line in the log, unless it was over in a moment."""
+        if time.monotonic() - self._started > 1:
+            self._print()
+
+    def _print(self) -> None:
+        took = time.monotonic() - self._started
+        note = f" {self._note}" if self._note else ""
+        console.print(f"{self._title}: {self._done} of {self._total}{note} ({took:.0f} s)")
+        self._printed_at, self._printed_done = time.monotonic(), self._done
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Ticker]:
     """Show the progress of `total` units of work while the block runs."""
     if not console.is_terminal:
-        yield Ticker(title, total, None)
+        ticker = Ticker(title, total, None)
+        yield ticker
+        ticker.close()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -56,5 +66,7 @@ def progress(title: str, total: int) -> Iterator[Ticker]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        yield Ticker(title, total, bar)
+    with Progress(*columns, console=console, transient=True) as bar:
+        ticker = Ticker(title, total, bar)
+        yield ticker
+    ticker.close()

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The published annotation table and a few real recordings, which lie beside the checkout and are not ours to copy."""
+    """The published annotation table and a few real recordings; they lie beside the checkout, not ours to copy."""
     folder = Path(__file__).parents[1].parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the published table and the real recordings are not here: no folder {folder}")

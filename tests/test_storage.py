@@ -16,9 +16,14 @@ SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 def test_a_file_that_failed_half_way_is_never_seen(tmp_path: Path) -> None:
     location = str(tmp_path / "folder" / "file.txt")
     storage.write_text(location, "old")
-    with pytest.raises(RuntimeError, match="stop"), storage.open_output(location) as file:
-        file.write(b"half of the ne")
-        raise RuntimeError("stop")
+
+    def fail_half_way() -> None:
+        with storage.open_output(location) as file:
+            file.write(b"half of the ne")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
     assert storage.read_text(location) == "old"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file.txt"]
 

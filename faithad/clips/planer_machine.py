@@ -119,7 +119,7 @@ def samples(curve: Curve) -> Signal:
     between = np.arange(POINT_SAMPLES, dtype=np.float32) / np.float32(POINT_SAMPLES)
     lines = np.multiply.outer(np.diff(points), between)
     lines += points[:-1, None]
-    return lines.reshape(-1)
+    return np.asarray(lines.reshape(-1), dtype=np.float32)
 
 
 def _places(turns_per_s: Curve, rng: np.random.Generator) -> NDArray[np.intp]:

@@ -41,7 +41,8 @@ def planer_sound(timeline: Timeline) -> Signal:
     dry, strokes = tones(machine, drift, moved, stream(timeline.seed, timeline.index, _TONES))
     rng = stream(timeline.seed, timeline.index, _NOISE)
     dry += _background(machine, drift, moved, rng)
-    dry += _cutting(timeline, drift, moved, rng) * strokes
+    strokes *= _cutting(timeline, drift, moved, rng)
+    dry += strokes
     _add_knocks(dry, timeline)
     for number, disturbance in enumerate(timeline.disturbances):
         rng = stream(timeline.seed, timeline.index, _EXTRA, number)
@@ -69,38 +70,54 @@ def _share(power: Curve) -> Curve:
 
 
 def _background(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Generator) -> Signal:
-    """Extraction, hall, bearings and rolls: levels (sources, P) times spectra (sources, K)."""
+    """Extraction, hall, bearings and rolls."""
     slope = np.maximum(_NOISE_HZ, 60.0) ** -1.3 / (1.0 + (_NOISE_HZ / 3000.0) ** 2)
     duct = np.sum([_hump(hz * (1 + 0.02 * drift.warmth), 0.09) for hz in machine.duct_hz], axis=0)
     speed = moved.spindle.mean(axis=0)
-    levels = np.stack([0.022 * moved.dust, np.full(speed.size, 0.009), 0.008 * speed**2.5, 0.004 * moved.feed])
-    spectra = [slope * (1 + 6 * duct), slope**2, _hump(1500, 0.95), _hump(800, 0.5)]
-    return _noise(rng, (levels**2).T @ np.stack([_share(spectrum) for spectrum in spectra]))
+    sources = [
+        (0.022 * moved.dust, slope * (1 + 6 * duct)),
+        (np.full(speed.size, 0.009), slope**2),
+        (0.008 * speed**2.5, _hump(1500, 0.95)),
+        (0.004 * moved.feed, _hump(800, 0.5)),
+    ]
+    return _noise(rng, sources)
 
 
 def _cutting(timeline: Timeline, drift: Drift, moved: Motion, rng: np.random.Generator) -> Signal:
     """Chips, darker or brighter by the board and the wear of the knives, and each board's own humming body."""
     load = moved.load.mean(axis=0) * moved.hiss
     bright = np.full(load.size, 0.15 * drift.wear)
-    body = np.zeros((load.size, _NOISE_HZ.size))
+    bodies = []
     for board, curve in zip(timeline.boards, moved.board, strict=True):
-        at = np.flatnonzero(curve)
-        bright[at] += board.brightness * curve[at] / board.load
-        body[at] += np.outer((0.02 * curve[at]) ** 2, _share(_hump(board.body_hz, 0.35)))
+        bright += board.brightness / board.load * curve
+        bodies.append((0.02 * curve, _hump(board.body_hz, 0.35)))
     bright = np.clip(bright, 0.0, 1.0)
-    levels = np.stack([0.03 * load * np.sqrt(1.0 - bright), 0.036 * load * np.sqrt(bright)])
-    return _noise(rng, (levels**2).T @ np.stack([_share(_hump(1800, 0.85)), _share(_hump(4600, 0.62))]) + body)
+    dark_chips = (0.03 * load * np.sqrt(1.0 - bright), _hump(1800, 0.85))
+    bright_chips = (0.036 * load * np.sqrt(bright), _hump(4600, 0.62))
+    return _noise(rng, [dark_chips, bright_chips, *bodies])
 
 
-def _noise(rng: np.random.Generator, power: Curve) -> Signal:
-    """Gaussian noise (N,) whose spectrum follows power (P, K): overlapping windows of 25 ms, each drawn on its own."""
-    n_points, n_bins = power.shape
+def _noise(rng: np.random.Generator, sources: list[tuple[Curve, Curve]]) -> Signal:
+    """Gaussian noise (N,) of several sources, each a level (P,) and the shape of its power over frequency (K,).
+
+    Overlapping windows of 25 ms, each drawn on its own.
+    """
+    n_points, n_bins = sources[0][0].size, _NOISE_HZ.size
+    power = np.zeros((n_points, n_bins), dtype=np.float32)
+    for level, shape in sources:
+        heard = np.flatnonzero(level)
+        if heard.size:
+            inside = slice(heard[0], heard[-1] + 1)
+            # A product without BLAS, whose last bits may depend on the number of its threads.
+            power[inside] += np.multiply.outer(
+                np.square(POINT_SAMPLES * level[inside]).astype(np.float32), _share(shape).astype(np.float32)
+            )
     draws = _GAUSSIAN[rng.integers(0, _GAUSSIAN.size, (n_points, 2 * n_bins), dtype=np.uint16)].view(np.complex64)
-    draws *= POINT_SAMPLES * np.sqrt(power.astype(np.float32))
+    draws *= np.sqrt(power, out=power)
     pieces = np.fft.irfft(draws, n=2 * POINT_SAMPLES, axis=1)
     pieces *= np.sin(np.pi * (np.arange(2 * POINT_SAMPLES) + 0.5) / (2 * POINT_SAMPLES)).astype(np.float32)
     # A piece is centred on its point: the second half of one overlaps the first half of the next.
-    return np.asarray((pieces[:-1, POINT_SAMPLES:] + pieces[1:, :POINT_SAMPLES]).ravel(), dtype=np.float32)
+    return np.asarray((pieces[:-1, POINT_SAMPLES:] + pieces[1:, :POINT_SAMPLES]).reshape(-1), dtype=np.float32)
 
 
 # Knocks, cracks, squeal ----------------------------------------------------------------------------------------------

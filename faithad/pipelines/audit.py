@@ -82,6 +82,7 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
     if rows:
         n_clips = sum(from_bytes(row["clips"]).num_rows for row in rows)
         with ray_session():
+            n_actors = min(_n_actors(study), len(rows))
             readable = dataset(rows).map(
                 _read_shard, fn_kwargs={"settings": study.feature_settings}, num_cpus=_CPUS_PER_READER
             )
@@ -91,8 +92,8 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
                 warnings.filterwarnings("ignore", message=".*ray_remote_args", category=RayDeprecationWarning)
                 results = readable.map(
                     Auditor,
-                    fn_constructor_kwargs={"study": study.to_yaml(), "threads": _threads(study)},
-                    compute=ActorPoolStrategy(size=_n_actors(study)),
+                    fn_constructor_kwargs={"study": study.to_yaml(), "threads": _threads(n_actors)},
+                    compute=ActorPoolStrategy(size=n_actors),
                     num_cpus=_CPUS_PER_ACTOR,
                     num_gpus=study.audit.gpus_per_actor or None,
                     max_restarts=2,
@@ -163,9 +164,9 @@ def _n_actors(study: Study) -> int:
     return max(1, int(cluster_total("CPU")))
 
 
-def _threads(study: Study) -> int:
+def _threads(n_actors: int) -> int:
     """Cores for one actor: one, because many small convolutions run best side by side, or its share where few run."""
-    return max(1, int(cluster_total("CPU") / _n_actors(study)))
+    return max(1, int(cluster_total("CPU") / n_actors))
 
 
 def _keep_maps(clips: pa.Table, n: int) -> pa.Array:

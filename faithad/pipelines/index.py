@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -34,6 +33,7 @@ from faithad.clips.synthetic import SyntheticMill, synthesize
 from faithad.config import Data, Study
 from faithad.errors import ConfigError, RecordingError
 from faithad.pipelines.evaluate import index_ledger_location
+from faithad.pipelines.session import usable_cores
 from faithad.pipelines.stages import Stage, flatten
 from faithad.progress import console, progress
 
@@ -107,7 +107,7 @@ def synthesize_mill(out: str, *, train_recordings: int, test_recordings: int, se
             test_recordings=test_recordings,
             seed=seed,
             start=_DEMO_START,
-            workers=os.cpu_count() or 1,
+            workers=usable_cores(),
             progress=lambda done, _: ticker.update(done),
         )
 

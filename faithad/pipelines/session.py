@@ -16,8 +16,8 @@ OBJECT_STORE_BYTES = 1 << 30
 def ray_session() -> Iterator[None]:
     """Join or start Ray for the block; what was started here is stopped at its end.
 
-    In a submitted job RAY_ADDRESS is set and the job's cluster is joined. Without one, a local Ray of this machine's
-    cores is started; it listens on loopback and has no dashboard.
+    In a submitted job RAY_ADDRESS is set and the job's cluster is joined. Without one, a local Ray is started on the
+    cores that this process may use; it listens on loopback and has no dashboard.
     """
     if ray.is_initialized():
         yield
@@ -30,11 +30,22 @@ def ray_session() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        ray.init(
+            address="local",
+            num_cpus=usable_cores(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has under taskset, Slurm or a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cluster_total(resource: str) -> float:

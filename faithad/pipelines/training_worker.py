@@ -54,6 +54,8 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     torch.manual_seed(arguments["seed"])
     n_frames = study.n_frames(arguments["model"])
     network: torch.nn.Module = SkipCAETransformer(study.features.n_mels, n_frames)
+    # With two to eight channels, oneDNN's and cuDNN's other layout is slow in the backward pass.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if workers > 1:
         share_batch_norm(network)
     network = ray.train.torch.prepare_model(network)

@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def mill(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings of 20 s: four to train, four to test; of the eight test clips five are anomalous, four annotated."""
+    """Recordings of 20 s: four to train, four to test; three of the eight test clips are annotated."""
     folder = tmp_path_factory.mktemp("mill")
     synthesize(
         folder,

@@ -59,7 +59,7 @@ def test_a_wrong_configuration_ends_with_its_problems_and_no_traceback(tmp_path:
 def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study, tmp_path: Path) -> None:
     """Killed with SIGKILL while it trains; the next run keeps what was done and ends; a third one ends at once."""
     values = yaml.safe_load(finished.to_yaml()) | {"root": str(tmp_path / "study"), "models": ["ae"]}
-    values["train"]["epochs"] = 40
+    values["train"]["epochs"] = 8
     values["attribution"]["methods"] = ["error_map", "saliency"]
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(values))
