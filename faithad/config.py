@@ -60,7 +60,8 @@ class Split(Section):
 
 class Data(Section):
     """Where the clips come from. `layout: planer` is the published data set of `.pt` spectrograms, found below `root`;
-    of its training folders only `training_folders` are taken, where given."""
+    of its training folders only `training_folders` are taken, where given.
+    """
 
     layout: Literal["audio", "planer"] = "audio"
     root: str = "."

@@ -1,4 +1,4 @@
-"""The six methods through Captum, one clip and one method at a time: the library of record.
+"""The methods through Captum, one clip and one method at a time: the library of record.
 
 Captum 0.9 computes each method as its paper defines it; see `faithad.attribution.methods` for what is explained. Three
 of its properties are dealt with here:
@@ -7,28 +7,43 @@ of its properties are dealt with here:
    by wrapping the function that each Captum method keeps for them. Captum's own options were not enough: GradientShap
    has none, and `nt_samples_batch_size` of NoiseTunnel may change the noise.
 2. It draws from the global generators: Gaussian noise from torch's, GradSHAP's places on the path from NumPy's. Both
-   are seeded for each method and clip, and put back.
+   draws are replaced with the noise of this clip, method and sample, for the time of the call; everything computed
+   from them stays Captum's own. NumPy's generator, which GradientShap uses without effect, is put back.
 3. Saliency warns when it has to switch on gradients for its input: it is given an input that has them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from captum.attr import GradientAttribution, GradientShap, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
+from captum.attr import (
+    GradientAttribution,
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from captum.attr._core import gradient_shap as captum_gradient_shap
 from torch import Tensor
 
-from faithad.attribution.methods import AttributionSettings, choose_methods, frozen, noise_seed
+from faithad.attribution.methods import AttributionSettings, choose_methods, frozen
+from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.masking import mse_per_clip
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 # A gradient at one point of a planer clip (80, 400) needs 25 MB; on a CPU larger batches are not faster either.
 MICRO_BATCH = 10
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def attribute(
@@ -42,7 +57,8 @@ def attribute(
 ) -> dict[str, Tensor]:
     """The maps of one clip.
 
-    The network's mode and flags, and all global generators, are afterwards as they were before.
+    The network's mode and flags, and all global generators, are afterwards as they were before. One thread at a time:
+    the others wait, since the noise is put in Captum's place.
 
     Args:
         network: on the device of x.
@@ -66,10 +82,10 @@ def attribute(
         )
     maps = {}
     # Captum switches gradients on where it takes them; whatever it computes outside must not leave a graph behind.
-    with frozen(network), torch.inference_mode(False), torch.no_grad():
+    with _ONE_AT_A_TIME, frozen(network), torch.inference_mode(False), torch.no_grad():
         clip = x.detach().clone()[None]
         for method in chosen:
-            with _keyed_noise(noise_seed(seed, clip_id, method.name), clip.device):
+            with _keyed_noise(Noise(seed, clip_id, method.name)):
                 maps[method.name] = _MAPS[method.name](network, clip, settings)[0]
     return maps
 
@@ -127,6 +143,20 @@ def _grad_cam(network: SkipCAETransformer, clip: Tensor, settings: AttributionSe
     return functional.interpolate(coarse, clip.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
+def _input_x_gradient(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    maps: Tensor = InputXGradient(_explained(network)).attribute(clip.clone().requires_grad_())
+    return maps.detach()
+
+
+def _occlusion(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+    # Captum takes no patch larger than the clip; ours are cut at its edge.
+    patch = min(settings.occlusion_bands, clip.shape[1]), min(settings.occlusion_frames, clip.shape[2])
+    maps: Tensor = Occlusion(_explained(network)).attribute(
+        clip, sliding_window_shapes=patch, strides=patch, baselines=0, perturbations_per_eval=MICRO_BATCH
+    )
+    return maps.to(clip.dtype)  # Captum adds up in float32
+
+
 _MAPS: dict[str, Callable[[SkipCAETransformer, Tensor, AttributionSettings], Tensor]] = {
     "error_map": _error_map,
     "saliency": _saliency,
@@ -134,6 +164,8 @@ _MAPS: dict[str, Callable[[SkipCAETransformer, Tensor, AttributionSettings], Ten
     "integrated_gradients": _integrated_gradients,
     "gradient_shap": _gradient_shap,
     "grad_cam": _grad_cam,
+    "input_x_gradient": _input_x_gradient,
+    "occlusion": _occlusion,
 }
 
 
@@ -160,14 +192,24 @@ def _take_gradients_in_micro_batches(method: GradientAttribution) -> None:
 
 
 @contextlib.contextmanager
-def _keyed_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the two generators that Captum draws from, and put them back."""
-    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
-    torch_state, numpy_state = generator.get_state(), np.random.get_state()
+def _keyed_noise(noise: Noise) -> Iterator[None]:
+    """Have Captum take the noise of this clip and method where it would draw its own."""
+
+    def noisy_copies(x: Tensor, sigma: float, n: int) -> Tensor:
+        normal, _ = noise.draw(range(n), x[0])
+        return x + sigma * normal
+
+    def on_the_path(noisy: Tensor, baseline: Tensor, drawn: Tensor) -> Tensor:
+        _, places = noise.draw(range(len(noisy)), noisy[0])
+        return scale(noisy, baseline, places.flatten())
+
+    numpy_state, scale = np.random.get_state(), captum_gradient_shap._scale_input
+    add_noise = NoiseTunnel.__dict__["_add_noise_to_input"]
     try:
-        generator.manual_seed(seed)
-        np.random.seed(seed)
+        NoiseTunnel._add_noise_to_input = staticmethod(noisy_copies)
+        captum_gradient_shap._scale_input = on_the_path
         yield
     finally:
-        generator.set_state(torch_state)
+        NoiseTunnel._add_noise_to_input = add_noise
+        captum_gradient_shap._scale_input = scale
         np.random.set_state(numpy_state)

@@ -1,32 +1,43 @@
-"""The six attribution methods as one table, and what every engine that computes them agrees on.
+"""The attribution methods as one table, and what every engine that computes them agrees on.
 
 The explained scalar of a clip x (F mel bands, T frames) is its own anomaly score E(x) = mean((f(x) - x)²), with x at
-both places and nothing detached (Deschênes et al. 2026, arXiv 2601.12660). Apart from the error map, every method is
-the gradient of E at one or more points, followed by a reduction to a map (F, T).
+both places and nothing detached (Deschênes et al. 2026, arXiv 2601.12660). Every method looks at E, or at its gradient,
+at one or more points, and sums a contribution of each point to a map (F, T). Methods without points of their own look
+at the clip itself and share one pass.
 
 Contents
-    METHODS                 the table
+    METHODS                 the table: a new method is a row here, two functions at the most, and nothing elsewhere
+    PAPER_METHODS           the six of the published experiment
     AttributionSettings     the constants; defaults are those of the published experiment
     choose_methods          names to rows
-    noise_seed              what the noise of a clip is keyed by
     frozen                  a network without dropout and without weight gradients, for the time of a call
+
+Shape letters: N points of one clip. The baseline of the path methods and of occlusion is zero.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeVar
 
-from torch import nn
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
 
+from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
+
+Needs = Literal["forward", "gradient", "activations"]
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class AttributionSettings:
-    """Constants of the methods. The baseline of both path methods is zero.
+    """Constants of the methods.
 
     Attributes:
         smooth_grad_samples: noisy copies of the clip.
@@ -34,6 +45,8 @@ class AttributionSettings:
         integrated_gradients_steps: Gauss-Legendre nodes on the path from zero to the clip.
         gradient_shap_samples: noisy copies of the clip, each at one random place of its path from zero.
         gradient_shap_sigma: as `smooth_grad_sigma`.
+        occlusion_bands: height of the patches that occlusion sets to zero, in mel bands.
+        occlusion_frames: their width, in frames. The last patches of a clip are cut at its edge.
     """
 
     smooth_grad_samples: int = 25
@@ -41,6 +54,38 @@ class AttributionSettings:
     integrated_gradients_steps: int = 50
     gradient_shap_samples: int = 25
     gradient_shap_sigma: float = 0.09
+    occlusion_bands: int = 20
+    occlusion_frames: int = 20
+
+
+class Points(NamedTuple):
+    """Where a method looks.
+
+    Attributes:
+        at: (N, F, T).
+        factor: what each point's gradient, or drop in error, counts for: broadcasts to (N, F, T).
+    """
+
+    at: Tensor
+    factor: Tensor
+
+
+class Evaluation(NamedTuple):
+    """What the network says at N points; None is what was not asked for.
+
+    Attributes:
+        error: E, (N,).
+        reconstruction: f, (N, F, T).
+        gradient: of E at each point, (N, F, T).
+        activation: output of the layer that Grad-CAM explains, (N, channels, height, width).
+        activation_gradient: of E in that output.
+    """
+
+    error: Tensor
+    reconstruction: Tensor
+    gradient: Tensor | None = None
+    activation: Tensor | None = None
+    activation_gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,70 +95,164 @@ class Method:
     Attributes:
         name: in configurations and tables.
         title: in reports.
-        n_points: gradients that one clip needs.
-        signed: the map tells cells that raise the error from cells that lower it.
-        stochastic: the map depends on noise, hence on a seed.
         reference: where it comes from.
+        signed: the map tells cells that raise the error from cells that lower it.
+        needs: of each point: E by a forward pass, its gradient too, or also the layer that Grad-CAM explains.
+        reduce: (points, what was found there, what was found at the clip itself) to a part of the map, (F, T). The
+            map is the sum of all parts. The clip itself is evaluated for methods that look there or need forward
+            passes only; others are given None.
+        points: (clip (F, T), numbers of the points wanted, settings, noise) to those points; None for the clip itself.
+        n_points: (settings, (F, T)) to how many points there are beside the clip itself.
+        stochastic: the map depends on noise, hence on a seed.
     """
 
     name: str
     title: str
-    n_points: Callable[[AttributionSettings], int]
-    signed: bool
-    stochastic: bool
     reference: str
+    signed: bool
+    needs: Needs
+    reduce: Callable[[Points, Evaluation, Evaluation | None], Tensor]
+    points: Callable[[Tensor, Sequence[int], AttributionSettings, Noise], Points] | None = None
+    n_points: Callable[[AttributionSettings, tuple[int, int]], int] = lambda settings, shape: 0
+    stochastic: bool = False
 
 
-METHODS = {
-    "error_map": Method(
+def _squared_error(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (found.reconstruction - points.at).square().sum(dim=0)
+
+
+def _gradients(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.factor * _given(found.gradient)).sum(dim=0)
+
+
+def _magnitudes(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.factor * _given(found.gradient).abs()).sum(dim=0)
+
+
+def _input_times_gradient(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.at * _given(found.gradient)).sum(dim=0)
+
+
+def _weighted_channels(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    # Without a ReLU: the channels that lower the error count as much as those that raise it.
+    weights = _given(found.activation_gradient).mean(dim=(2, 3), keepdim=True)
+    coarse = (weights * _given(found.activation)).sum(dim=1, keepdim=True)
+    return functional.interpolate(coarse, points.at.shape[1:], mode="bilinear", align_corners=False)[:, 0].sum(dim=0)
+
+
+def _drops(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    drops = _given(clip).error - found.error
+    return (points.factor * drops[:, None, None]).sum(dim=0)
+
+
+def _noisy_copies(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
+    normal, _ = noise.draw(samples, clip)
+    return Points(clip + settings.smooth_grad_sigma * normal, _full(1 / settings.smooth_grad_samples, clip))
+
+
+def _gauss_legendre_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
+    nodes, weights = _gauss_legendre(settings.integrated_gradients_steps)
+    alphas, weights = (_column(values[list(samples)], clip) for values in (nodes, weights))
+    return Points(alphas * clip, weights * clip)
+
+
+def _noisy_places_on_the_path(
+    clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise
+) -> Points:
+    normal, alphas = noise.draw(samples, clip)
+    noisy = clip + settings.gradient_shap_sigma * normal
+    return Points(alphas * noisy, noisy / settings.gradient_shap_samples)
+
+
+def _without_a_patch(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
+    height, width = settings.occlusion_bands, settings.occlusion_frames
+    bands, frames = (torch.arange(size, device=clip.device) for size in clip.shape)
+    across = -(-len(frames) // width)
+    patch = (bands // height)[:, None] * across + (frames // width)[None, :]
+    hidden = patch == torch.tensor(samples, device=clip.device)[:, None, None]
+    return Points(torch.where(hidden, 0, clip), hidden.to(clip.dtype))
+
+
+_TABLE = (
+    Method(
         name="error_map",
         title="Error map",
-        n_points=lambda settings: 0,
-        signed=False,
-        stochastic=False,
         reference="Deschênes et al. 2026, arXiv 2601.12660",
+        signed=False,
+        needs="forward",
+        reduce=_squared_error,
     ),
-    "saliency": Method(
+    Method(
         name="saliency",
         title="Saliency",
-        n_points=lambda settings: 1,
-        signed=False,
-        stochastic=False,
         reference="Simonyan et al. 2014, arXiv 1312.6034",
+        signed=False,
+        needs="gradient",
+        reduce=_magnitudes,
     ),
-    "smooth_grad": Method(
+    Method(
         name="smooth_grad",
         title="SmoothGrad",
-        n_points=lambda settings: settings.smooth_grad_samples,
+        reference="Smilkov et al. 2017, arXiv 1706.03825",
         signed=False,
         stochastic=True,
-        reference="Smilkov et al. 2017, arXiv 1706.03825",
+        needs="gradient",
+        n_points=lambda settings, shape: settings.smooth_grad_samples,
+        points=_noisy_copies,
+        reduce=_magnitudes,
     ),
-    "integrated_gradients": Method(
+    Method(
         name="integrated_gradients",
         title="Integrated Gradients",
-        n_points=lambda settings: settings.integrated_gradients_steps,
-        signed=True,
-        stochastic=False,
         reference="Sundararajan et al. 2017, arXiv 1703.01365",
+        signed=True,
+        needs="gradient",
+        n_points=lambda settings, shape: settings.integrated_gradients_steps,
+        points=_gauss_legendre_path,
+        reduce=_gradients,
     ),
-    "gradient_shap": Method(
+    Method(
         name="gradient_shap",
         title="GradSHAP",
-        n_points=lambda settings: settings.gradient_shap_samples,
+        reference="Lundberg and Lee 2017, arXiv 1705.07874",
         signed=True,
         stochastic=True,
-        reference="Lundberg and Lee 2017, arXiv 1705.07874",
+        needs="gradient",
+        n_points=lambda settings, shape: settings.gradient_shap_samples,
+        points=_noisy_places_on_the_path,
+        reduce=_gradients,
     ),
-    "grad_cam": Method(
+    Method(
         name="grad_cam",
         title="Grad-CAM",
-        n_points=lambda settings: 1,
-        signed=True,
-        stochastic=False,
         reference="Selvaraju et al. 2017, arXiv 1610.02391",
+        signed=True,
+        needs="activations",
+        reduce=_weighted_channels,
     ),
-}
+    Method(
+        name="input_x_gradient",
+        title="Input x Gradient",
+        reference="Shrikumar et al. 2016, arXiv 1605.01713",
+        signed=True,
+        needs="gradient",
+        reduce=_input_times_gradient,
+    ),
+    Method(
+        name="occlusion",
+        title="Occlusion",
+        reference="Zeiler and Fergus 2014, arXiv 1311.2901",
+        signed=True,
+        needs="forward",
+        n_points=lambda settings, shape: (
+            -(-shape[0] // settings.occlusion_bands) * -(-shape[1] // settings.occlusion_frames)
+        ),
+        points=_without_a_patch,
+        reduce=_drops,
+    ),
+)
+METHODS = {method.name: method for method in _TABLE}
+PAPER_METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")
 
 
 def choose_methods(names: Iterable[str]) -> list[Method]:
@@ -127,15 +266,6 @@ def choose_methods(names: Iterable[str]) -> list[Method]:
     if unknown:
         raise ConfigError(f"Unknown attribution methods: {', '.join(unknown)}. Allowed: {', '.join(METHODS)}.")
     return [METHODS[name] for name in names]
-
-
-def noise_seed(seed: int, clip_id: str, method: str) -> int:
-    """A seed of 32 bits for the noise of one method on one clip.
-
-    It is the same in every process and on every machine, so a clip's maps depend neither on its batch nor on the
-    worker, nor on what was computed before.
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}|{clip_id}|{method}".encode(), digest_size=4).digest(), "big")
 
 
 @contextlib.contextmanager
@@ -152,3 +282,24 @@ def frozen(network: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+
+
+@lru_cache
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return (nodes + 1) / 2, weights / 2
+
+
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like)[:, None, None]
+
+
+def _full(value: float, like: Tensor) -> Tensor:
+    return torch.full((1, 1, 1), value, dtype=like.dtype, device=like.device)
+
+
+def _given(value: _Value | None) -> _Value:
+    if value is None:
+        raise TypeError("a method reads what its row in the table does not ask for in `needs`")
+    return value

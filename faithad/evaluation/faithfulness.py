@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from faithad.evaluation.peaks import Bools
 from faithad.evaluation.temporal import Intervals, flagged_segments, interval_frames, segment_starts
+from faithad.model.micro_batches import MicroBatches
 
 Network = Callable[[Tensor], Tensor]
 Errors = npt.NDArray[np.float64]
@@ -52,10 +53,11 @@ def errors_after_replacement(
     """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames.
 
     A module is run in eval mode, whatever its mode, and left as it was. The values do not depend on `micro_batch` nor
-    on the other masks, but for the rounding of float32.
+    on the other masks, but for the rounding of float32. Where a GPU's memory does not suffice, `micro_batch` is halved.
 
     Args:
-        network: f, maps (batch, F, T) to (batch, F, T).
+        network: f, maps (batch, F, T) to (batch, F, T); `faithad.model.fast_network` is quicker than the network
+            itself. On a CPU it is called from several threads.
         x: the clips, (B, F, T), or one clip (F, T). All forwards run on its device.
         reconstruction: f(x), the shape of x.
         masks: the frames to replace, bool (M, T).
@@ -84,12 +86,15 @@ def errors_after_replacement(
         return errors
     first, inverse = _distinct(clips[needed], masks[needed])
     pairs = needed[first]
-    with _eval_mode(network), torch.inference_mode():
-        chunks = [
-            _errors(network, x, reconstruction, masks[chosen], clips[chosen])
-            for chosen in (pairs[start : start + micro_batch] for start in range(0, len(pairs), micro_batch))
-        ]
-        errors[needed] = _to_float64(torch.cat(chunks))[inverse]
+
+    def evaluate(chosen: npt.NDArray[np.int64]) -> Tensor:
+        with torch.inference_mode():  # a mode of the thread that runs this
+            return _errors(network, x, reconstruction, masks[chosen], clips[chosen])
+
+    with _eval_mode(network):
+        batches = MicroBatches(evaluate, limit=micro_batch, device=x.device)
+        parts = [result for _, result in batches.results([pairs])]
+        errors[needed] = _to_float64(torch.cat(parts))[inverse]
     return errors
 
 

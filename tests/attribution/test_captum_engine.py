@@ -14,7 +14,8 @@ from torch import Tensor
 
 from faithad.attribution import captum_engine
 from faithad.attribution.captum_engine import attribute
-from faithad.attribution.methods import METHODS, AttributionSettings, noise_seed
+from faithad.attribution.methods import METHODS, AttributionSettings
+from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
@@ -81,11 +82,6 @@ def gradient(network: SkipCAETransformer, point: Tensor) -> Tensor:
     return torch.autograd.grad(error(network, point), point)[0]
 
 
-def gaussian_noise(method: str, n: int, sigma: float, shape: torch.Size) -> Tensor:
-    generator = torch.Generator().manual_seed(noise_seed(0, CLIP_ID, method))
-    return torch.normal(0, torch.full((n, *shape), sigma), generator=generator)
-
-
 def map_by_formula(network: SkipCAETransformer, x: Tensor, method: str, settings: AttributionSettings) -> Tensor:
     if method == "error_map":
         with torch.no_grad():
@@ -93,25 +89,39 @@ def map_by_formula(network: SkipCAETransformer, x: Tensor, method: str, settings
     if method == "saliency":
         return gradient(network, x).abs()
     if method == "smooth_grad":
-        noise = gaussian_noise(method, settings.smooth_grad_samples, settings.smooth_grad_sigma, x.shape)
-        return sum(gradient(network, x + epsilon).abs() for epsilon in noise) / len(noise)
+        normal, _ = Noise(0, CLIP_ID, method).draw(range(settings.smooth_grad_samples), x)
+        return sum(gradient(network, x + settings.smooth_grad_sigma * each).abs() for each in normal) / len(normal)
     if method == "integrated_gradients":
         nodes, weights = np.polynomial.legendre.leggauss(settings.integrated_gradients_steps)
         path = zip((nodes + 1) / 2, weights / 2, strict=True)
         return x * sum(weight * gradient(network, alpha * x) for alpha, weight in path)
     if method == "gradient_shap":
         n = settings.gradient_shap_samples
-        noise = gaussian_noise(method, n, settings.gradient_shap_sigma, x.shape)
-        uniform = np.random.RandomState(noise_seed(0, CLIP_ID, method))
-        uniform.choice(1, n)  # which baseline each sample takes: there is one
-        places = uniform.uniform(0, 1, n)
-        return sum((x + e) * gradient(network, alpha * (x + e)) for alpha, e in zip(places, noise, strict=True)) / n
+        normal, places = Noise(0, CLIP_ID, method).draw(range(n), x)
+        noisy = x + settings.gradient_shap_sigma * normal
+        return sum(each * gradient(network, alpha * each) for alpha, each in zip(places, noisy, strict=True)) / n
+    if method == "input_x_gradient":
+        return x * gradient(network, x)
+    if method == "occlusion":
+        return occlusion_by_formula(network, x, settings)
     activations: list[Tensor] = []
     hook = network.conv10.register_forward_hook(lambda module, inputs, output: activations.append(output))
     (slopes,) = torch.autograd.grad(error(network, x.clone().requires_grad_()), activations)
     hook.remove()
     coarse = (slopes[0].mean(dim=(1, 2))[:, None, None] * activations[0][0].detach()).sum(dim=0)
     return bilinear(coarse, *x.shape)
+
+
+@torch.no_grad()
+def occlusion_by_formula(network: SkipCAETransformer, x: Tensor, settings: AttributionSettings) -> Tensor:
+    drops = torch.zeros_like(x)
+    for band in range(0, x.shape[0], settings.occlusion_bands):
+        for frame in range(0, x.shape[1], settings.occlusion_frames):
+            patch = slice(band, band + settings.occlusion_bands), slice(frame, frame + settings.occlusion_frames)
+            hidden = x.clone()
+            hidden[patch] = 0
+            drops[patch] = error(network, x) - error(network, hidden)
+    return drops
 
 
 def bilinear(coarse: Tensor, n_mels: int, n_frames: int) -> Tensor:
@@ -135,7 +145,7 @@ def attribute_all(
     return attribute(network, x, methods=METHODS, settings=settings, seed=0, clip_id=CLIP_ID)
 
 
-@pytest.mark.parametrize("settings", [DEFAULTS, AttributionSettings(7, 0.3, 11, 13, 0.2)], ids=["defaults", "others"])
+@pytest.mark.parametrize("settings", [DEFAULTS, AttributionSettings(7, 0.3, 11, 13, 0.2, 5, 7)], ids=["defaults", "others"])
 def test_every_map_is_its_formula(double: SkipCAETransformer, x: Tensor, settings: AttributionSettings) -> None:
     # not closer, since Captum rounds the weights of the path integral to float32
     maps = attribute_all(double, x.double(), settings=settings)
@@ -158,7 +168,7 @@ def test_every_map_is_its_formula_at_other_shapes(shape: tuple[int, int]) -> Non
 
 
 def test_maps_tell_something(network: SkipCAETransformer, x: Tensor) -> None:
-    maps = attribute_all(network, x)
+    maps = attribute_all(network, x, settings=AttributionSettings(occlusion_bands=4, occlusion_frames=5))
     for name, method in METHODS.items():
         assert maps[name].isfinite().all()
         assert maps[name].std() > 0

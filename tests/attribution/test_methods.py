@@ -4,19 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from faithad.attribution.methods import METHODS, AttributionSettings, choose_methods, frozen, noise_seed
+from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings, choose_methods, frozen
+from faithad.attribution.noise import Noise, noise_seed
 from faithad.errors import ConfigError
 
 
 def test_the_table_is_keyed_by_name_and_complete() -> None:
-    assert list(METHODS) == [
+    assert PAPER_METHODS == (
         "error_map",
         "saliency",
         "smooth_grad",
         "integrated_gradients",
         "gradient_shap",
         "grad_cam",
-    ]
+    )
+    assert list(METHODS) == [*PAPER_METHODS, "input_x_gradient", "occlusion"]
     assert all(method.name == name for name, method in METHODS.items())
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
 
@@ -26,14 +28,33 @@ def test_signed_and_stochastic_methods() -> None:
         "integrated_gradients",
         "gradient_shap",
         "grad_cam",
+        "input_x_gradient",
+        "occlusion",
     }
     assert {name for name, method in METHODS.items() if method.stochastic} == {"smooth_grad", "gradient_shap"}
 
 
-def test_a_clip_needs_101_gradients_since_grad_cam_shares_that_of_saliency() -> None:
-    settings = AttributionSettings()
-    points = {name: method.n_points(settings) for name, method in METHODS.items()}
-    assert sum(points.values()) - points["grad_cam"] == 1 + 25 + 50 + 25
+def test_a_clip_needs_100_gradients_beside_the_one_at_the_clip_itself() -> None:
+    points = {name: method.n_points(AttributionSettings(), (80, 400)) for name, method in METHODS.items()}
+    assert {name: n for name, n in points.items() if METHODS[name].points is not None} == {
+        "smooth_grad": 25,
+        "integrated_gradients": 50,
+        "gradient_shap": 25,
+        "occlusion": 4 * 20,
+    }
+    assert {n for name, n in points.items() if METHODS[name].points is None} == {0}
+
+
+def test_occlusion_hides_every_cell_once_and_cuts_patches_at_the_edge() -> None:
+    clip, settings = torch.randn(18, 43), AttributionSettings(occlusion_bands=5, occlusion_frames=20)
+    method = METHODS["occlusion"]
+    n = method.n_points(settings, (18, 43))
+    assert n == 4 * 3
+    assert method.points is not None
+    points = method.points(clip, range(n), settings, Noise(0, "clip", "occlusion"))
+    assert torch.equal(points.factor.sum(dim=0), torch.ones(18, 43))
+    assert torch.equal(points.at, clip * (1 - points.factor))
+    assert points.factor.sum(dim=(1, 2)).unique().tolist() == [3 * 3, 5 * 3, 3 * 20, 5 * 20]
 
 
 def test_methods_are_chosen_in_the_order_asked_for() -> None:
@@ -46,19 +67,36 @@ def test_unknown_methods_are_all_named_with_what_is_allowed() -> None:
         choose_methods(["lime", "saliency", "gradcam"])
 
 
-def test_noise_differs_between_seeds_clips_and_methods() -> None:
+def test_noise_differs_between_seeds_clips_methods_and_samples() -> None:
     seeds = {
-        noise_seed(seed, clip_id, method)
+        noise_seed(seed, clip_id, method, sample)
         for seed in (0, 1, 11)
         for clip_id in ("0123456789abcdef", "0123456789abcdee", "1")
         for method in METHODS
+        for sample in (0, 1, 25)
     }
-    assert len(seeds) == 3 * 3 * len(METHODS)
+    assert len(seeds) == 3 * 3 * len(METHODS) * 3
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_noise_is_the_same_in_every_process_and_version() -> None:
-    assert noise_seed(0, "clip", "smooth_grad") == 2149327238
+    assert noise_seed(0, "clip", "smooth_grad", 3) == 4278319588
+    normal, uniform = Noise(0, "clip", "smooth_grad").draw([3], torch.empty(2, 3))
+    generator = torch.Generator().manual_seed(4278319588)
+    assert torch.equal(normal[0], torch.randn(2, 3, generator=generator))
+    assert torch.equal(uniform[0, 0], torch.rand(1, generator=generator))
+
+
+def test_a_sample_is_the_same_whichever_are_drawn_beside_it() -> None:
+    noise, like = Noise(0, "clip", "smooth_grad"), torch.empty(16, 40, dtype=torch.float64)
+    normal, uniform = noise.draw(range(6), like)
+    assert normal.dtype == uniform.dtype == like.dtype
+    some, places = noise.draw([4, 1], like)
+    assert torch.equal(some, normal[[4, 1]])
+    assert torch.equal(places, uniform[[4, 1]])
+    assert abs(normal.mean()) < 0.1
+    assert abs(normal.std() - 1) < 0.1
+    assert len(uniform.unique()) == 6
 
 
 def test_frozen_puts_each_module_and_weight_back_as_it_was() -> None:

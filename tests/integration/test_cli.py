@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -59,7 +60,7 @@ def test_a_wrong_configuration_ends_with_its_problems_and_no_traceback(tmp_path:
 def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study, tmp_path: Path) -> None:
     """Killed with SIGKILL while it trains; the next run keeps what was done and ends; a third one ends at once."""
     values = yaml.safe_load(finished.to_yaml()) | {"root": str(tmp_path / "study"), "models": ["ae"]}
-    values["train"]["epochs"] = 8
+    values["train"]["epochs"] = 12
     values["attribution"]["methods"] = ["error_map", "saliency"]
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(values))
@@ -70,10 +71,12 @@ def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study
         [FAITHAD, "study", "--config", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + 180
-        while not epochs.exists() and process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if epochs.exists() and len(trained := pq.read_table(epochs).to_pylist()) >= 3:
+                break
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-    assert epochs.exists()
+    assert len(trained) >= 3
     assert (stages / "features.json").exists()
     assert not (stages / "train-ae-0.json").exists()
     before = (stages / "features.json").stat().st_mtime_ns
@@ -82,6 +85,10 @@ def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study
     assert again.returncode == 0, again.stderr
     assert (stages / "features.json").stat().st_mtime_ns == before
     assert again.stdout.strip().splitlines()[-1].startswith("16 clips done. Tables: ")
+    # The first epochs were not trained again: not even the time that they took has changed.
+    resumed = pq.read_table(epochs).to_pylist()
+    assert len(resumed) == 12
+    assert resumed[:2] == trained[:2]
 
     started = time.monotonic()
     third = run("study", "--config", config)

@@ -1,0 +1,96 @@
+"""Work that comes in any number of like items, evaluated as many at a time as the device holds.
+
+On a CPU the micro-batches run side by side, one thread each: operations on tensors as small as ours gain little from
+several threads, and stand still where another process takes one of them. The result of a micro-batch does not depend
+on the number of threads, then. On a GPU they run one after the other.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class MicroBatches(Generic[Item, Result]):
+    """Evaluates groups of items in micro-batches.
+
+    A group is cut into as few parts of near-equal size as `limit` allows, so the way it is cut depends on nothing else.
+    Where a GPU's memory does not suffice, the limit is halved for good, with a warning, and the part done again.
+
+    Args:
+        evaluate: one part to its result. It is called from several threads at once, and the modes of PyTorch (grad,
+            inference, autocast) are each thread's own.
+        limit: items in one call.
+        device: where `evaluate` computes; on a CPU there are as many threads as PyTorch is set to.
+    """
+
+    def __init__(self, evaluate: Callable[[Sequence[Item]], Result], *, limit: int, device: torch.device) -> None:
+        self.evaluate, self.limit = evaluate, limit
+        self.n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+
+    def results(self, groups: Iterable[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Result]]:
+        """Each part and its result, in order; no more parts than threads are computed ahead of the caller."""
+        parts = (part for group in groups for part in even_parts(group, self.limit))
+        if self.n_threads == 1:
+            for part in parts:
+                yield from self._evaluate(part)
+            return
+        with _single_threaded(), ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            ahead: collections.deque[Future[list[tuple[Sequence[Item], Result]]]] = collections.deque()
+            try:
+                for part in parts:
+                    ahead.append(pool.submit(self._evaluate, part))
+                    if len(ahead) > self.n_threads:
+                        yield from ahead.popleft().result()
+                while ahead:
+                    yield from ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _evaluate(self, part: Sequence[Item]) -> list[tuple[Sequence[Item], Result]]:
+        if len(part) <= self.limit:
+            # The retry happens outside the except block: inside it, the traceback would keep the failed tensors alive.
+            with contextlib.suppress(torch.cuda.OutOfMemoryError) if len(part) > 1 else contextlib.nullcontext():
+                return [(part, self.evaluate(part))]
+            self._halve(len(part))
+        return [pair for smaller in even_parts(part, self.limit) for pair in self._evaluate(smaller)]
+
+    def _halve(self, size: int) -> None:
+        self.limit = min(self.limit, math.ceil(size / 2))
+        warnings.warn(
+            f"The GPU's memory does not hold {size} spectrograms at once; going on with {self.limit}. A smaller "
+            "micro-batch in the configuration avoids the failed attempt.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:
+    """As few slices as possible of at most `limit` items, whose sizes differ by one at the most."""
+    n_parts = math.ceil(len(items) / limit)
+    edges = [len(items) * part // n_parts for part in range(n_parts + 1)] if n_parts else [0]
+    return [items[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """This thread too computes alone, meanwhile; afterwards PyTorch has its threads back."""
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
