@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from faithad import storage
-from faithad.attribution.methods import METHODS, AttributionSettings
+from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
 from faithad.errors import ConfigError, StudyError
 from faithad.features import FeatureSettings
+from faithad.model.fast_network import Precision
 
 ModelName = Literal["ae", "mae"]
 MethodName = Annotated[str, Field(pattern="^(" + "|".join(METHODS) + ")$")]
@@ -109,7 +110,7 @@ class Features(Section):
     sample_rate_hz: int = Field(20_000, ge=1_000, le=384_000)
     n_fft: int = Field(1_000, ge=16)
     hop_samples: int = Field(500, ge=1)
-    n_mels: int = Field(80, ge=8)
+    n_mels: int = Field(80, ge=16)
     scale: Literal["db", "log10"] = "db"
     normalization: Literal["none", "training"] = "none"
 
@@ -150,20 +151,35 @@ class Train(Section):
 
 
 class Attribution(Section):
-    """The six attributions; constants of the paper's experiment."""
+    """The attributions; constants of the paper's experiment.
 
-    engine: Literal["captum"] = "captum"
-    methods: tuple[MethodName, ...] = tuple(METHODS)
+    `engine`: `stream` evaluates the points of all clips and methods in one stream; `captum` makes the plain Captum
+    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream.
+    """
+
+    engine: Literal["stream", "captum"] = "stream"
+    precision: Precision = "float32"
+    methods: tuple[MethodName, ...] = PAPER_METHODS
     smooth_grad_samples: int = Field(25, ge=1)
     smooth_grad_sigma: float = Field(0.1, gt=0)
     integrated_gradients_steps: int = Field(50, ge=1)
     gradient_shap_samples: int = Field(25, ge=1)
     gradient_shap_sigma: float = Field(0.09, ge=0)
+    occlusion_bands: int = Field(20, ge=1)
+    occlusion_frames: int = Field(20, ge=1)
     seed: int = 0
 
     @property
     def settings(self) -> AttributionSettings:
-        return AttributionSettings(**self.model_dump(exclude={"engine", "methods", "seed"}))
+        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "methods", "seed"}))
+
+    @model_validator(mode="after")
+    def _captum_has_one_precision(self) -> Attribution:
+        if self.engine == "captum" and self.precision != "float32":
+            raise ValueError("precision belongs to engine 'stream'; engine 'captum' computes in float32")
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods must name one or more different methods, found {list(self.methods)}")
+        return self
 
 
 class Audit(Section):

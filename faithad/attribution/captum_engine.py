@@ -201,7 +201,8 @@ def _keyed_noise(noise: Noise) -> Iterator[None]:
 
     def on_the_path(noisy: Tensor, baseline: Tensor, drawn: Tensor) -> Tensor:
         _, places = noise.draw(range(len(noisy)), noisy[0])
-        return scale(noisy, baseline, places.flatten())
+        scaled: Tensor = scale(noisy, baseline, places.flatten())
+        return scaled
 
     numpy_state, scale = np.random.get_state(), captum_gradient_shap._scale_input
     add_noise = NoiseTunnel.__dict__["_add_noise_to_input"]

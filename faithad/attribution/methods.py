@@ -152,8 +152,8 @@ def _noisy_copies(clip: Tensor, samples: Sequence[int], settings: AttributionSet
 
 def _gauss_legendre_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
     nodes, weights = _gauss_legendre(settings.integrated_gradients_steps)
-    alphas, weights = (_column(values[list(samples)], clip) for values in (nodes, weights))
-    return Points(alphas * clip, weights * clip)
+    chosen = list(samples)
+    return Points(_column(nodes[chosen], clip) * clip, _column(weights[chosen], clip) * clip)
 
 
 def _noisy_places_on_the_path(

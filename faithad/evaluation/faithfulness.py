@@ -16,7 +16,7 @@ Shape letters: B clips, F mel bands, T frames, M masks, P percentiles.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -87,13 +87,14 @@ def errors_after_replacement(
     first, inverse = _distinct(clips[needed], masks[needed])
     pairs = needed[first]
 
-    def evaluate(chosen: npt.NDArray[np.int64]) -> Tensor:
+    def evaluate(part: Sequence[int]) -> Tensor:
+        chosen = list(part)
         with torch.inference_mode():  # a mode of the thread that runs this
             return _errors(network, x, reconstruction, masks[chosen], clips[chosen])
 
     with _eval_mode(network):
         batches = MicroBatches(evaluate, limit=micro_batch, device=x.device)
-        parts = [result for _, result in batches.results([pairs])]
+        parts = [result for _, result in batches.results([pairs.tolist()])]
         errors[needed] = _to_float64(torch.cat(parts))[inverse]
     return errors
 

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from faithad.model.skip_cae_transformer import _SLOPE as SLOPE
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -38,12 +40,13 @@ def fast_network(network: ExplainedNetwork, precision: Precision = "float32") ->
         precision: of matrix products and convolutions. "float32". "tf32": float32 with 10 bits of mantissa in the
             products, on GPUs that have it; no different from float32 elsewhere. "bfloat16": products in bfloat16.
     """
-    if not isinstance(network, SkipCAETransformer):
+    if isinstance(network, FastNetwork | LowPrecisionNetwork):
         return network
     if precision == "bfloat16":
         return LowPrecisionNetwork(network)
-    parameters = list(network.parameters())
-    if all(each.device.type == "cpu" and each.dtype == torch.float32 for each in parameters) and _has_onednn():
+    of_float32 = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in network.parameters())
+    # A subclass may compute something else.
+    if type(network) is SkipCAETransformer and of_float32 and _has_onednn():
         return FastNetwork(network)
     return network
 
@@ -68,25 +71,88 @@ class FastNetwork(nn.Module):
 
     def __init__(self, network: SkipCAETransformer) -> None:
         super().__init__()
+        network = copy.deepcopy(network).eval().requires_grad_(False)
         self.n_mels, self.n_frames = network.n_mels, network.n_frames
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        for name, module in list(self.network.named_children()):
-            if isinstance(module, nn.Conv2d):
-                setattr(self.network, name, _Convolution(module))
-            elif isinstance(module, nn.BatchNorm2d):
-                setattr(self.network, name, _Affine(module))
-            elif isinstance(module, nn.TransformerEncoderLayer):
-                setattr(self.network, name, _Encoder(module))
-            elif isinstance(module, nn.TransformerDecoderLayer):
-                setattr(self.network, name, _Decoder(module))
+        for name, module in network.named_children():
+            setattr(self, name, _fast(name, module))
+
+    if TYPE_CHECKING:  # the children have the names that they have in the original
+
+        def __getattr__(self, name: str) -> nn.Module: ...
 
     @property
     def grad_cam_layer(self) -> nn.Module:
-        return self.network.grad_cam_layer
+        """As the network's."""
+        return self.conv10
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T) to (B, F, T)."""
-        return cast(Tensor, self.network(x))
+        attended, z = self._encode(x[:, None])
+        return self._decode(z, attended)[:, 0]
+
+    # Line by line what SkipCAETransformer does. All convolutions but conv10 and conv22 end with their activation.
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h1 = self.conv1(x)
+        h2 = self.conv2(h1)
+        h3 = self.conv3(h2 + h1)
+        h4 = self.conv4(h3)
+        e1 = _halve(self.bn1(h4 + h3 + _pad(x, 4)))
+
+        h6 = self.conv5(e1)
+        h7 = self.conv6(h6)
+        e2 = _halve(self.bn2(h7 + h6 + _pad(e1, 8)))
+
+        h9 = self.conv7(e2)
+        h10 = self.conv8(h9)
+        e3 = _halve(self.bn3(h10 + h9 + _pad(e2, 16)))
+
+        h12 = self.conv9(e3)
+        h13 = _act(self.conv10(h12))
+        attended = self.encoder(h13.flatten(2)).view(h13.shape)
+        z = _halve(self.bn4(attended + _act(self.linear_e(h12 + _pad(e3, 32)))))
+        return attended, z
+
+    def _decode(self, z: Tensor, attended: Tensor) -> Tensor:
+        h1 = self.conv11(z)
+        h2 = self.conv12(h1)
+        h3 = self.conv13(h2 + h1)
+        h4 = self.conv14(h3)
+        u1 = self.conv_t1(self.bn5(h4 + h3 + z))
+        if u1.shape != attended.shape:
+            u1 = functional.adaptive_avg_pool2d(u1, (attended.shape[2], attended.shape[3]))
+
+        d = self.decoder(u1.flatten(2), attended.flatten(2)).view(attended.shape)
+        h6 = self.conv15(d)
+        h7 = self.conv16(h6)
+        u2 = self.conv_t2(self.bn6(h7 + _act(self.linear_d(h6 + _first(d, 16)))))
+
+        h9 = self.conv17(u2)
+        h10 = self.conv18(h9)
+        u3 = self.conv_t3(self.bn7(h10 + h9 + _first(u2, 8)))
+
+        h12 = self.conv19(u3)
+        h13 = self.conv20(h12)
+        v = self.conv_t4(self.bn8(h13 + h12 + _first(u3, 4)))
+        if v.shape[2:] != (self.n_mels, self.n_frames):
+            v = functional.interpolate(v, size=(self.n_mels, self.n_frames), mode="bilinear", align_corners=False)
+
+        h15 = self.conv21(v)
+        return cast(Tensor, self.conv22(h15 + _first(v, 2)))
+
+
+def _fast(name: str, module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Conv2d):
+        return _Convolution(module, activated=name not in ("conv10", "conv22"))
+    if isinstance(module, nn.ConvTranspose2d):
+        return _Upsampling(module)
+    if isinstance(module, nn.BatchNorm2d):
+        return _Affine(module)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return _Encoder(module)
+    if isinstance(module, nn.TransformerDecoderLayer):
+        return _Decoder(module)
+    return module
 
 
 class LowPrecisionNetwork(nn.Module):
@@ -99,6 +165,7 @@ class LowPrecisionNetwork(nn.Module):
 
     @property
     def grad_cam_layer(self) -> nn.Module:
+        """As the network's."""
         return self.network.grad_cam_layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,26 +179,85 @@ ExplainedNetwork = SkipCAETransformer | FastNetwork | LowPrecisionNetwork
 
 class _ConvolutionFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: Tensor) -> Tensor:
-        ctx.turned = turned
-        return functional.conv2d(x, weight, bias, padding=1)
+    def forward(ctx: Any, x: Tensor, layer: _Convolution) -> Tensor:
+        y = layer.convolve(x)
+        ctx.layer = layer
+        if layer.activated:
+            ctx.save_for_backward(y)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return functional.conv2d(gradient, ctx.turned, padding=1), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if ctx.layer.activated:
+            (y,) = ctx.saved_tensors
+            gradient = torch.ops.aten.leaky_relu_backward(gradient, y, SLOPE, True)
+        return ctx.layer.convolve_back(gradient), None
 
 
 class _Convolution(nn.Module):
-    def __init__(self, module: nn.Conv2d) -> None:
+    def __init__(self, module: nn.Conv2d, *, activated: bool) -> None:
         super().__init__()
         weight = module.weight.detach()
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
         self.bias = cast(Tensor, module.bias).detach()
+        self.activated = activated
 
     def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _ConvolutionFunction.apply(x, self))  # type: ignore[no-untyped-call]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        if not _by_onednn(x):
+            y = functional.conv2d(x, self.weight, self.bias, padding=1)
+            return _act(y) if self.activated else y
+        return _convolve(x, self.weight, self.bias, activated=self.activated)
+
+    def convolve_back(self, gradient: Tensor) -> Tensor:
+        if not _by_onednn(gradient):
+            return functional.conv2d(gradient, self.turned, padding=1)
+        return _convolve(gradient, self.turned, None)
+
+
+class _UpsamplingFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Upsampling) -> Tensor:
+        ctx.layer = layer
+        if not _by_onednn(x):
+            return functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
         x = x.contiguous(memory_format=torch.channels_last)
-        return cast(Tensor, _ConvolutionFunction.apply(x, self.weight, self.bias, self.turned))
+        y: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            x, layer.weight, layer.bias, [0, 0], [0, 0], [2, 2], [1, 1], 1, "none", [], ""
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if not _by_onednn(gradient):
+            return functional.conv2d(gradient, ctx.layer.weight, stride=2), None
+        return _convolve(gradient, ctx.layer.weight, None, padding=0, stride=2), None
+
+
+class _Upsampling(nn.Module):
+    def __init__(self, module: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.bias = cast(Tensor, module.bias).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _UpsamplingFunction.apply(x, self))  # type: ignore[no-untyped-call]
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 1, stride: int = 1, activated: bool = False
+) -> Tensor:
+    # Called by name: PyTorch's own choice would be another algorithm for one image than for several, with other
+    # roundings. So a spectrogram's gradient is the same to the last bit in a batch of any size.
+    x = x.contiguous(memory_format=torch.channels_last)
+    ending: tuple[str, list[float], str] = ("leaky_relu", [SLOPE], "") if activated else ("none", [], "")
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], 1, *ending
+    )
+    return y
 
 
 class _Affine(nn.Module):
@@ -163,14 +289,14 @@ class _Linear(nn.Module):
         super().__init__()
         self.weight, self.transposed = weight.detach().contiguous(), weight.detach().t().contiguous()
         self.bias = None if bias is None else bias.detach()
-        self.packed = weight.dtype == torch.float32 and _has_onednn()
+        self.packed = _by_onednn(weight)
         if self.packed:
             rows = 256  # a hint for the block size: 8 spectrograms of 32 tokens
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
             self.transposed = torch.ops.mkldnn._reorder_linear_weight(self.transposed, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _LinearFunction.apply(x, self))
+        return cast(Tensor, _LinearFunction.apply(x, self))  # type: ignore[no-untyped-call]
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.packed:
@@ -230,7 +356,33 @@ class _Decoder(nn.Module):
         return cast(Tensor, self.norm3(x + self.feed_forward(x)))
 
 
+def _act(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, SLOPE)
+
+
+def _halve(x: Tensor) -> Tensor:
+    return functional.max_pool2d(x, 2)
+
+
+def _pad(x: Tensor, channels: int) -> Tensor:
+    return functional.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
+def _first(x: Tensor, channels: int) -> Tensor:
+    return x[:, :channels]
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and _has_onednn()
+
+
+@functools.cache
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    """Whether this PyTorch has the operations by the names under which its own compiler calls them."""
+    names = (
+        "_linear_pointwise",
+        "_reorder_linear_weight",
+        "_convolution_pointwise",
+        "_convolution_transpose_pointwise",
     )
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)

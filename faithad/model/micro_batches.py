@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,10 @@ class MicroBatches(Generic[Item, Result]):
             for part in parts:
                 yield from self._evaluate(part)
             return
-        with _single_threaded(), ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            _single_threaded(),
+            ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             ahead: collections.deque[Future[list[tuple[Sequence[Item], Result]]]] = collections.deque()
             try:
                 for part in parts:
@@ -82,7 +86,7 @@ def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:
     """As few slices as possible of at most `limit` items, whose sizes differ by one at the most."""
     n_parts = math.ceil(len(items) / limit)
     edges = [len(items) * part // n_parts for part in range(n_parts + 1)] if n_parts else [0]
-    return [items[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    return [items[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from faithad.config import Study, parse_study
 from faithad.errors import StudyError
 from faithad.features import FeatureSettings
 from faithad.model.checkpoint import TrainedModel, load_model
-from faithad.pipelines.audit_shard import audit_clips, table_schemas, to_table
+from faithad.pipelines.audit_shard import AuditModel, audit_clips, table_schemas, to_table
 from faithad.pipelines.session import cluster_total, ray_session
 from faithad.pipelines.shards import (
     Row,
@@ -109,7 +109,7 @@ class Auditor:
 
     def __init__(self, study: str, threads: int) -> None:
         self._study = parse_study(study, name="study.yaml")
-        self._models: dict[tuple[str, int], TrainedModel] = {}
+        self._models: dict[tuple[str, int], AuditModel] = {}
         self._device = torch.device("cuda" if self._study.audit.gpus_per_actor else "cpu")
         torch.set_num_threads(threads)
 
@@ -118,15 +118,14 @@ class Auditor:
         model, seed, shard = row["model"], row["seed"], row["shard"]
         if (model, seed) not in self._models:
             trained = _load(self._study, model, seed)
-            trained.network.to(self._device)
-            self._models[model, seed] = trained
-        trained = self._models[model, seed]
+            self._models[model, seed] = AuditModel.prepare(trained, self._study, self._device)
+        held = self._models[model, seed]
         clips = from_bytes(row["clips"])
         log_mels = torch.from_numpy(log_mels_of(clips, self._study.feature_settings).copy())
         failed: list[Row] = from_bytes(row["failed"]).to_pylist()
-        tables = audit_clips(trained, clips.drop_columns(["log_mel"]).to_pylist(), log_mels, self._study)
+        tables = audit_clips(held, clips.drop_columns(["log_mel"]).to_pylist(), log_mels, self._study)
         tables["ledger"] += failed
-        for table, schema in table_schemas(trained).items():
+        for table, schema in table_schemas(held.trained).items():
             if tables[table] or table == "ledger":
                 location = _location(self._study.root, model, seed, table, shard)
                 storage.write_table(to_table(tables[table], schema), location, schema=schema)

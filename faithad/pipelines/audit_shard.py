@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from faithad import schemas
 from faithad.attribution.captum_engine import attribute
+from faithad.attribution.gradient_stream import attribute_batch
 from faithad.config import Study
 from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import curve, is_flat, peak_frames
 from faithad.evaluation.temporal import localization
 from faithad.model.checkpoint import TrainedModel
+from faithad.model.fast_network import ExplainedNetwork, fast_network
+from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines.shards import Row, ledger_row
 
 TABLES = ("scores", "attributions", "localization", "faithfulness", "spectrograms", "ledger")
@@ -39,6 +42,32 @@ def table_schemas(trained: TrainedModel) -> dict[str, pa.Schema]:
     }
 
 
+@dataclass(frozen=True)
+class AuditModel:
+    """A trained model as the audit uses it.
+
+    Attributes:
+        trained: the model itself.
+        network: for scores and faithfulness, always in float32.
+        explained: for the attributions, in the precision that the study asks for.
+    """
+
+    trained: TrainedModel
+    network: ExplainedNetwork
+    explained: ExplainedNetwork
+
+    @classmethod
+    def prepare(cls, trained: TrainedModel, study: Study, device: torch.device) -> AuditModel:
+        """Once for each model: the fast networks hold copies of its weights."""
+        trained.network.to(device)
+        network = fast_network(trained.network)
+        if study.attribution.engine == "captum":
+            return cls(trained, network, trained.network)
+        if study.attribution.precision == "float32":
+            return cls(trained, network, network)
+        return cls(trained, network, fast_network(trained.network, study.attribution.precision))
+
+
 @dataclass
 class _Clip:
     """What is known of one clip on its way through the audit."""
@@ -46,15 +75,14 @@ class _Clip:
     row: Row
     keys: Row
     intervals: list[tuple[float, float]]
-    maps: dict[str, Tensor] = field(default_factory=dict)
     masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, T)
 
 
-def audit_clips(trained: TrainedModel, clips: list[Row], log_mels: Tensor, study: Study) -> dict[str, list[Row]]:
+def audit_clips(model: AuditModel, clips: list[Row], log_mels: Tensor, study: Study) -> dict[str, list[Row]]:
     """Score, explain and judge the clips of one shard.
 
     Args:
-        trained: the model, on the device to compute on.
+        model: on the device to compute on.
         clips: rows of the manifest, with a column `keep_maps`.
         log_mels: (B, F, at least T), in the unit of the features.
         study: settings of attribution and audit.
@@ -63,12 +91,13 @@ def audit_clips(trained: TrainedModel, clips: list[Row], log_mels: Tensor, study
         The rows of each of `TABLES`. A clip whose scores are no finite numbers is in the ledger alone, as failed.
     """
     rows: dict[str, list[Row]] = {table: [] for table in TABLES}
-    device = next(trained.network.parameters()).device
-    x = trained.prepare(log_mels).to(device)
-    reconstruction = _reconstruct(trained, x, study.audit.micro_batch)
+    trained = model.trained
+    x = trained.prepare(log_mels).to(next(trained.network.parameters()).device)
+    reconstruction = _reconstruct(model.network, x, study.audit.micro_batch)
     squared = (reconstruction - x).square()
     scores = squared.mean(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
 
+    maps = _attribute(model.explained, x, [row["clip_id"] for row in clips], reconstruction, study)
     good: list[tuple[int, _Clip]] = []
     for number, row in enumerate(clips):
         if not np.isfinite(scores[number]):
@@ -77,16 +106,8 @@ def audit_clips(trained: TrainedModel, clips: list[Row], log_mels: Tensor, study
             continue
         clip = _open_clip(trained, row)
         rows["scores"].append(_score_row(trained, clip, squared[number], float(scores[number])))
-        clip.maps = attribute(
-            trained.network,
-            x[number],
-            methods=study.attribution.methods,
-            settings=study.attribution.settings,
-            seed=study.attribution.seed,
-            clip_id=row["clip_id"],
-        )
-        for method, attribution_map in clip.maps.items():
-            _explain(clip, method, attribution_map, trained, study, rows)
+        for method, attribution_maps in maps.items():
+            _explain(clip, method, attribution_maps[number], trained, study, rows)
         if row["keep_maps"]:
             # Back in the unit of the features: what a person knows from other spectrograms.
             inputs, outputs = (
@@ -95,7 +116,7 @@ def audit_clips(trained: TrainedModel, clips: list[Row], log_mels: Tensor, study
             rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": outputs.numpy()})
         rows["ledger"].append(ledger_row(row, status="done", stage="audit"))
         good.append((number, clip))
-    rows["faithfulness"] = _judge(trained, good, x, reconstruction, scores, study)
+    rows["faithfulness"] = _judge(model.network, good, x, reconstruction, scores, study)
     return rows
 
 
@@ -104,9 +125,28 @@ def _open_clip(trained: TrainedModel, row: Row) -> _Clip:
     return _Clip(row, {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}, intervals)
 
 
-def _reconstruct(trained: TrainedModel, x: Tensor, micro_batch: int) -> Tensor:
+def _reconstruct(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
     with torch.inference_mode():
-        return torch.cat([trained.network(part) for part in x.split(micro_batch)])
+        return torch.cat([network(part) for part in x.split(micro_batch)])
+
+
+def _attribute(
+    network: ExplainedNetwork, x: Tensor, clip_ids: list[str], reconstruction: Tensor, study: Study
+) -> dict[str, Tensor]:
+    """The maps (B, F, T) of all methods, by the engine that the study names."""
+    options: dict[str, Any] = {
+        "methods": study.attribution.methods,
+        "settings": study.attribution.settings,
+        "seed": study.attribution.seed,
+    }
+    if study.attribution.engine == "stream":
+        return attribute_batch(network, x, clip_ids=clip_ids, reconstruction=reconstruction,
+                               precision=study.attribution.precision, **options)  # fmt: skip
+    assert isinstance(network, SkipCAETransformer)
+    one_by_one = [
+        attribute(network, clip, clip_id=clip_id, **options) for clip, clip_id in zip(x, clip_ids, strict=True)
+    ]
+    return {method: torch.stack([maps[method] for maps in one_by_one]) for method in study.attribution.methods}
 
 
 def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor, score: float) -> Row:
@@ -152,7 +192,7 @@ def _kept_map(attribution_map: Tensor, keep: bool) -> Row:
 
 
 def _judge(
-    trained: TrainedModel,
+    network: nn.Module,
     clips: list[tuple[int, _Clip]],
     x: Tensor,
     reconstruction: Tensor,
@@ -168,7 +208,7 @@ def _judge(
         [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
     )
     after = errors_after_replacement(
-        trained.network,
+        network,
         x,
         reconstruction,
         masks,

@@ -92,6 +92,8 @@ METHODS: dict[str, Method] = {
     "integrated_gradients": Method("Integrated Gradients", COLORS["green"][0], "^", signed=True),
     "gradient_shap": Method("GradSHAP", COLORS["orange"][0], "D", signed=True),
     "grad_cam": Method("Grad-CAM", COLORS["purple"][0], "v", signed=True),
+    "input_x_gradient": Method("Input x Gradient", COLORS["violet"][0], "<", signed=True),
+    "occlusion": Method("Occlusion", COLORS["ink"][0], ">", signed=True),
 }
 MODELS: dict[str, Model] = {
     "ae": Model("AE", (0, (4, 2)), filled=False),
@@ -105,7 +107,7 @@ CONTROL_DASHES: dict[str, Any] = {EVERY_SECOND: (0, (7, 3)), RANDOM: (0, (2, 2))
 
 def method(name: str) -> Method:
     """A method that this version does not know is drawn too, under its own name."""
-    return METHODS.get(name) or Method(name, COLORS["violet"][0], "P", signed=True)
+    return METHODS.get(name) or Method(name, MUTED, "P", signed=True)
 
 
 def model(name: str) -> Model:

