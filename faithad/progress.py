@@ -40,7 +40,7 @@ class Ticker:
 
     def close(self) -> None:
         """Leave one line in the log, unless it was over in a moment."""
-        if time.monotonic() - self._started > 1:
+        if self._done and time.monotonic() - self._started > 1:
             self._print()
 
     def _print(self) -> None:

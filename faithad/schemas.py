@@ -5,7 +5,7 @@ key. Units are in the names (`_s` seconds). Where a column holds a whole (F, T) 
 band by mel band) and the shape stands in the schema's metadata under `shape`.
 
 Contents
-    MANIFEST, EPOCHS                                         one file each
+    MANIFEST, EPOCHS, VALIDATION_SCORES                      one file each
     SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, their list sizes follow from the model's shape
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY
@@ -51,6 +51,9 @@ EPOCHS = pa.schema(
     ]
 )
 
+# Scores of a model's validation clips, all normal: what alarm thresholds are fitted on.
+VALIDATION_SCORES = pa.schema([pa.field("score", pa.float64(), nullable=False)])
+
 # Every second of every recording stands in a ledger. A row without `clip_id` speaks of a whole recording (or of the
 # rest of one): it never became clips.
 LEDGER = pa.schema(
@@ -72,7 +75,7 @@ _CLIP_KEYS = [
 ]
 _METHOD_KEYS = [*_CLIP_KEYS, pa.field("method", pa.string(), nullable=False)]
 
-# `score` is E(x), METHOD section 5. `worst_second_score` is the mean error of the clip's worst second, which starts
+# `score` is E(x), the clip's mean reconstruction error. `worst_second_score` is the mean error of the clip's worst second, which starts
 # at `worst_onset_s` of the clip; `worst_mel_band` is the band with the largest mean error, counted from 0.
 SCORES = pa.schema(
     [

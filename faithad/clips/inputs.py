@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from faithad import storage
 from faithad.clips.annotations import PUBLISHED_WINDOW_S
 from faithad.clips.manifest import ClipRow, LedgerRow, Recording
-from faithad.clips.recordings import AUDIO_SUFFIXES, SPECTROGRAM_SUFFIX
+from faithad.clips.recordings import AUDIO_SUFFIXES
+from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX
 from faithad.errors import RecordingError
 
 # The published layout: where its clips lie, and what they are called. A window number has no leading zeros; the

@@ -2,11 +2,10 @@
 
 A recording is one audio file of any sample rate, channel count and length; a clip is one window of it. No recording is
 read whole: `probe_recording` looks at the header, `cut_windows` plans the clips, `read_clip` seeks to one of them. The
-published planer data come as spectrograms instead, one file per clip: `read_spectrogram`.
+published planer data come as spectrograms instead: see `spectrograms`.
 
 Conventions
     Times are seconds from the start of the recording. A waveform is mono float32, (samples,), full scale ±1.
-    A spectrogram is float32, (F, T): mel bands by frames.
 
 Every way in which a file can be unusable ends in a `RecordingError` whose text can stand in a ledger as it is: it is
 written for the person who looks after the recorder. Digital silence is sound like any other.
@@ -17,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import pickle
 import re
 import struct
 from collections.abc import Iterator
@@ -37,7 +35,6 @@ from faithad import storage
 from faithad.errors import RecordingError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
-SPECTROGRAM_SUFFIX = ".pt"
 
 Remainder = Literal["drop", "pad", "overlap"]
 
@@ -154,7 +151,7 @@ def read_clip(
         )
     if not np.isfinite(samples).all():
         raise RecordingError(
-            f"{uri} holds NaN or infinite samples in the clip at {onset_s:g} s ({_count_bad(samples)}). "
+            f"{uri} holds NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)}). "
             "The program that wrote this file is at fault: export the recording again."
         )
     mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -162,39 +159,6 @@ def read_clip(
     resampled = _resample(mono, rate, sample_rate_hz)[: len(clip)]
     clip[: len(resampled)] = resampled
     return clip
-
-
-def read_spectrogram(uri: str, *, shape: tuple[int, int] | None) -> npt.NDArray[np.float32]:
-    """Read one published clip: a file with one float tensor (F, T), decibels, written by `torch.save`.
-
-    Args:
-        uri: The `.pt` file.
-        shape: The (F, T) that it must have; None takes any. What comes back is float32 of that shape.
-
-    Raises:
-        RecordingError: unreadable, no tensor, another shape, NaN or infinite values, or a file that could only be
-            loaded by running code from it, which is never done.
-    """
-    tensor = _load_tensor(uri)
-    if not isinstance(tensor, torch.Tensor):
-        raise RecordingError(f"{uri} holds a {type(tensor).__name__}, not a tensor. {_HOW_TO_SAVE}")
-    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise RecordingError(
-            f"{uri} holds a tensor of type {tensor.dtype}, {tensor.layout}, on {tensor.device.type}; a dense tensor "
-            f"of floating-point numbers is needed. {_HOW_TO_SAVE}"
-        )
-    if tensor.dim() != 2 or (shape is not None and tuple(tensor.shape) != shape):
-        expected = "two axes (mel bands, frames)" if shape is None else f"{shape} (mel bands, frames)"
-        raise RecordingError(
-            f"{uri} has the shape {tuple(tensor.shape)}; {expected} expected. Were its features computed otherwise?"
-        )
-    spectrogram = tensor.detach().to(torch.float32).numpy()
-    if not np.isfinite(spectrogram).all():
-        raise RecordingError(
-            f"{uri} holds NaN or infinite values ({_count_bad(spectrogram)}). A logarithm of zero does this: compute "
-            "the spectrogram again with a floor under the power."
-        )
-    return spectrogram
 
 
 def recorded_at(name: str) -> datetime | None:
@@ -210,11 +174,8 @@ def recorded_at(name: str) -> datetime | None:
     return None
 
 
-_HOW_TO_SAVE = "Write it with torch.save(tensor, path), tensor being float32 of shape (mel bands, frames)."
-
-
 @contextlib.contextmanager
-def _reasons(uri: str) -> Iterator[None]:
+def reasons(uri: str) -> Iterator[None]:
     """Whatever goes wrong while the file is opened or read becomes a `RecordingError`."""
     try:
         yield
@@ -231,7 +192,7 @@ def _reasons(uri: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
     """The decoder, and the file below it."""
-    with _reasons(uri), storage.open_input(uri) as raw, io.BufferedReader(cast(Any, raw), _READ_AHEAD_BYTES) as file:
+    with reasons(uri), storage.open_input(uri) as raw, io.BufferedReader(cast(Any, raw), _READ_AHEAD_BYTES) as file:
         start = file.read(12)
         if not start:
             raise RecordingError(f"{uri} is empty (0 bytes): the recorder or a copy wrote nothing. Copy it again.")
@@ -285,25 +246,6 @@ def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int)
     return cast(npt.NDArray[np.float32], resampled.numpy())
 
 
-def _count_bad(values: npt.NDArray[np.float32]) -> str:
+def count_bad(values: npt.NDArray[np.float32]) -> str:
+    """How many values of an array are NaN or infinite, for a message."""
     return f"{int((~np.isfinite(values)).sum())} of {values.size}"
-
-
-def _load_tensor(uri: str) -> Any:
-    with _reasons(uri):
-        content = storage.read_bytes(uri)
-    if not content:
-        raise RecordingError(f"{uri} is empty (0 bytes): the copy wrote nothing. Copy it again.")
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and code:
-            raise RecordingError(
-                f"{uri} holds more than a tensor: loading it would run code ({code[1]}), which is never done. "
-                f"{_HOW_TO_SAVE}"
-            ) from error
-        raise RecordingError(
-            f"{uri} is no spectrogram: torch cannot load it ({type(error).__name__}). It is damaged, truncated or "
-            "another kind of file: copy it again."
-        ) from error

@@ -148,7 +148,7 @@ class Training:
         self.network.eval()
         total = torch.zeros((), dtype=torch.float64, device=self._validation.device)
         with torch.inference_mode():
-            mine = torch.arange(self._rank, len(self._validation), self._workers)
+            mine = torch.arange(len(self._validation))[self._rank :: self._workers]
             for indices in mine.split(self._settings.batch_size):
                 x = self._validation[indices]
                 mask = None if self._validation_masks is None else self._validation_masks[indices]

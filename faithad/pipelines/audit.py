@@ -16,8 +16,9 @@ from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from faithad import storage
-from faithad.config import Study, parse_study
+from faithad.config import Audit, Study, parse_study
 from faithad.errors import StudyError
+from faithad.evaluation.detection import fit_threshold
 from faithad.features import FeatureSettings
 from faithad.model.checkpoint import TrainedModel, load_model
 from faithad.pipelines.audit_shard import AuditModel, audit_clips, table_schemas, to_table
@@ -35,7 +36,7 @@ from faithad.pipelines.shards import (
     to_bytes,
 )
 from faithad.pipelines.stages import Stage, flatten
-from faithad.pipelines.train import model_folder
+from faithad.pipelines.train import model_folder, validation_scores_location
 
 # An actor computes nearly all of the time, a reader hardly ever. So each actor claims most of a core and leaves a part
 # of it to the readers: were the cores all claimed by actors, none could be read for them and all would wait for ever.
@@ -43,14 +44,19 @@ _CPUS_PER_ACTOR = 0.75
 _CPUS_PER_READER = 0.25
 
 # Settings that say how an audit is spread, not what it writes.
-_SPREAD = {"actors", "gpus_per_actor"}
+_SPREAD = {"actors", "gpus_per_actor", "micro_batch"}
 
 
-def audit_stage(study: Study, model: str, seed: int, train: Stage) -> Stage:
+def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest: str) -> Stage:
     settings = flatten("attribution", study.attribution.model_dump(mode="json"))
     settings |= flatten("audit", study.audit.model_dump(mode="json", exclude=_SPREAD))
-    settings["train"] = train.fingerprint
-    return Stage(study.root, f"audit-{model}-{seed}", settings, (f"audit/{model}-{seed}",))
+    settings |= {
+        "evaluation.alarm_quantile": study.evaluation.alarm_quantile,
+        "train": train.fingerprint,
+        "clips": clips_digest,
+    }
+    folder = f"audit/{model}-{seed}"
+    return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
 
 
 def audit_folder(root: str, model: str, seed: int) -> str:
@@ -61,7 +67,8 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
     """Audit every test clip with every model of the study, as far as that is not done yet.
 
     Raises:
-        StudyError: there are no test clips.
+        StudyError: there are no test clips, an actor asks for more than the cluster has, or what was written cannot
+            be seen here.
         CheckpointError: a model is missing, damaged or does not fit the study.
     """
     todo = [run for run in study.runs if stages[run].begin(redo=redo)]
@@ -77,12 +84,12 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
         {"model": model, "seed": seed, "shard": number, "clips": to_bytes(shard)}
         for model, seed in todo
         for number, shard in enumerate(shards(clips, clips_per_shard=study.audit.clips_per_shard))
-        if not storage.exists(_location(study.root, model, seed, "ledger", number))
     ]
+    rows = [row for row in rows if not storage.exists(_ledger(study.root, row))]
     if rows:
         n_clips = sum(from_bytes(row["clips"]).num_rows for row in rows)
         with ray_session():
-            n_actors = min(_n_actors(study), len(rows))
+            n_actors = min(_n_actors(study.audit), len(rows))
             readable = dataset(rows).map(
                 _read_shard, fn_kwargs={"settings": study.feature_settings}, num_cpus=_CPUS_PER_READER
             )
@@ -100,6 +107,12 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
                     max_task_retries=2,
                 )
             consume(results, title="audit", n_clips=n_clips)
+    missing = [row for row in rows if not storage.exists(_ledger(study.root, row))]
+    if missing:
+        raise StudyError(
+            f"{len(missing)} of {len(rows)} shards of the audit cannot be found in {study.root}. If the cluster has "
+            "several machines, the root must be a folder that all of them share, or a URI such as s3://bucket/folder."
+        )
     for run in todo:
         stages[run].finish()
 
@@ -118,6 +131,7 @@ class Auditor:
         model, seed, shard = row["model"], row["seed"], row["shard"]
         if (model, seed) not in self._models:
             trained = _load(self._study, model, seed)
+            trained.threshold = _threshold(self._study, model, seed)
             self._models[model, seed] = AuditModel.prepare(trained, self._study, self._device)
         held = self._models[model, seed]
         clips = from_bytes(row["clips"])
@@ -150,17 +164,33 @@ def _load(study: Study, model: str, seed: int) -> TrainedModel:
     return load_model(model_folder(study.root, model, seed), expect=expect)
 
 
+def _threshold(study: Study, model: str, seed: int) -> float:
+    """The alarm threshold: a quantile of the scores of validation normals."""
+    scores = storage.read_table(validation_scores_location(study.root, model, seed))["score"].to_numpy()
+    return fit_threshold(scores, study.evaluation.alarm_quantile)
+
+
 def _location(root: str, model: str, seed: int, table: str, shard: int) -> str:
     return storage.join(audit_folder(root, model, seed), table, shard_name(shard))
 
 
-def _n_actors(study: Study) -> int:
-    """As many as the cluster's GPUs or CPUs carry, unless the study says how many."""
-    if study.audit.actors:
-        return study.audit.actors
-    if study.audit.gpus_per_actor:
-        return max(1, int(cluster_total("GPU") / study.audit.gpus_per_actor))
-    return max(1, int(cluster_total("CPU")))
+def _ledger(root: str, row: Row) -> str:
+    """The file that says that a shard is done."""
+    return _location(root, row["model"], row["seed"], "ledger", row["shard"])
+
+
+def _n_actors(audit: Audit) -> int:
+    """As many as the cluster's GPUs or CPUs carry beside one reader, or fewer where the study says so."""
+    most = int((cluster_total("CPU") - _CPUS_PER_READER) / _CPUS_PER_ACTOR)
+    if audit.gpus_per_actor:
+        gpus = cluster_total("GPU")
+        if gpus < audit.gpus_per_actor:
+            raise StudyError(
+                f"An audit actor asks for {audit.gpus_per_actor:g} GPU, the cluster has {gpus:g}. Lower "
+                "audit.gpus_per_actor; 0 audits on CPUs."
+            )
+        most = min(most, int(gpus / audit.gpus_per_actor))
+    return max(1, min(most, audit.actors or most))
 
 
 def _threads(n_actors: int) -> int:

@@ -16,24 +16,27 @@ from faithad.config import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
 from faithad.pipelines.audit import audit_folder
+from faithad.pipelines.index import index_ledger_location
 from faithad.pipelines.shards import Row, ledger_row, ledger_table
 from faithad.pipelines.stages import Stage
 
 
-def evaluate_stage(study: Study, audits: list[Stage]) -> Stage:
+def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_digest: str) -> Stage:
     settings = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
-    settings |= {stage.name: stage.fingerprint for stage in audits}
-    return Stage(study.root, "evaluate", settings, ("summary",))
+    settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
+    settings["index ledger"] = ledger_digest
+    return Stage(study.root, "evaluate", settings, ("summary",), result="summary/ledger.parquet")
 
 
 def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
     """Write the summary tables and the study's ledger.
 
     Raises:
-        StudyError: an audit is missing, or some clip is in no ledger.
+        StudyError: an audit is missing, some clip is in no ledger, or not one test clip could be scored.
     """
     if not stage.begin(redo=redo):
         return
+    storage.write_text(storage.join(study.root, "study.yaml"), study.to_yaml())
     scores, localization, faithfulness = (
         _read_audits(study, table, schema)
         for table, schema in (
@@ -42,6 +45,10 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
             ("faithfulness", schemas.FAITHFULNESS),
         )
     )
+    ledger = merge_ledgers(study, manifest)
+    if not scores.num_rows:
+        failed = [f"  {row['recording']}: {row['reason']}" for row in ledger.to_pylist() if row["status"] == "failed"]
+        raise StudyError("Not one test clip could be scored. The first reasons:\n" + "\n".join(failed[:5]))
     options: dict[str, Any] = {"protocol": study.protocol, "seed": study.evaluation.seed}
     n_frames: dict[str, int] = {model: study.n_frames(model) for model in study.models}
     summaries = {
@@ -54,7 +61,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
             **options,
         ),
         "faithfulness": summarize_faithfulness(faithfulness, manifest, **options),
-        "ledger": merge_ledgers(study, manifest),
+        "ledger": ledger,
     }
     for name, table in summaries.items():
         storage.write_table(table, summary_location(study.root, name), schema=table.schema)
@@ -63,10 +70,6 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
 
 def summary_location(root: str, name: str) -> str:
     return storage.join(root, "summary", f"{name}.parquet")
-
-
-def index_ledger_location(root: str) -> str:
-    return storage.join(root, "index_ledger.parquet")
 
 
 def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:

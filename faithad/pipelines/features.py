@@ -33,16 +33,17 @@ TRAINING_SPLITS = ("train", "validation")
 _CLIPS_PER_SHARD = 64
 
 
-def features_stage(study: Study, manifest_digest: str) -> Stage:
+def features_stage(study: Study, clips_digest: str) -> Stage:
     settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization"}))
-    return Stage(study.root, "features", {**settings, "manifest": manifest_digest}, ("features",))
+    settings |= {"data.clip_s": study.data.clip_s, "clips": clips_digest}
+    return Stage(study.root, "features", settings, ("features",), result="features/train")
 
 
 def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
     """Materialise the log-mel features of the clips that models learn from.
 
     Raises:
-        StudyError: no clip of a split could be read; the reasons are named.
+        StudyError: no clip of a split could be read (the reasons are named), or what was written cannot be seen here.
     """
     if not stage.begin(redo=redo):
         return
@@ -51,7 +52,7 @@ def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bo
     for split in TRAINING_SPLITS:
         clips = manifest.filter(pc.equal(manifest["split"], split)).sort_by("clip_id")
         for number, shard in enumerate(shards(clips, clips_per_shard=_CLIPS_PER_SHARD)):
-            if not storage.exists(_ledger_location(study.root, split, number)):
+            if not _is_done(_ledger_location(study.root, split, number)):
                 todo.append({"split": split, "shard": number, "clips": to_bytes(shard)})
                 n_clips += shard.num_rows
     if todo:
@@ -61,7 +62,7 @@ def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bo
             )
             consume(written, title="features", n_clips=n_clips)
     for split in TRAINING_SPLITS:
-        _refuse_empty(study.root, split)
+        _check(study.root, split, pc.sum(pc.equal(manifest["split"], split)).as_py())
     stage.finish()
 
 
@@ -93,9 +94,28 @@ def _ledger_location(root: str, split: str, number: int) -> str:
     return storage.join(root, "features", "ledger", f"{split}-{shard_name(number)}")
 
 
-def _refuse_empty(root: str, split: str) -> None:
-    if storage.list_files(storage.join(root, "features", split), suffixes=[".parquet"]):
-        return
-    reasons = storage.read_table(storage.join(root, "features", "ledger")).column("reason").to_pylist()
-    first = "\n".join(f"  {reason}" for reason in reasons[:5])
-    raise StudyError(f"No {split} clip could be read ({len(reasons)} failed). The first reasons:\n{first}")
+def _is_done(ledger: str) -> bool:
+    """Whether a shard was written and every clip of it could be read: what failed is tried again by the next run."""
+    return storage.exists(ledger) and storage.read_table(ledger).num_rows == 0
+
+
+def _check(root: str, split: str, n_clips: int) -> None:
+    """Each clip of a split must be found here, as features or in the ledger."""
+    folder, ledgers = storage.join(root, "features", split), storage.join(root, "features", "ledger")
+    written = 0
+    if storage.list_files(folder, suffixes=[".parquet"]):
+        written = storage.read_table(folder, columns=["clip_id"]).num_rows
+    failed = [
+        reason
+        for name, location in storage.list_files(ledgers, suffixes=[".parquet"])
+        if name.startswith(f"{split}-")
+        for reason in storage.read_table(location, columns=["reason"])["reason"].to_pylist()
+    ]
+    if written + len(failed) != n_clips:
+        raise StudyError(
+            f"Of {n_clips} {split} clips, {written + len(failed)} can be found in {root}. If the cluster has several "
+            "machines, the root must be a folder that all of them share, or a URI such as s3://bucket/folder."
+        )
+    if not written:
+        first = "\n".join(f"  {reason}" for reason in failed[:5])
+        raise StudyError(f"No {split} clip could be read ({len(failed)} failed). The first reasons:\n{first}")

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.clips.annotations import read_annotations
@@ -31,8 +32,7 @@ from faithad.clips.recordings import AUDIO_SUFFIXES, SPECTROGRAM_SUFFIX, probe_r
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
 from faithad.clips.synthetic import SyntheticMill, synthesize
 from faithad.config import Data, Study
-from faithad.errors import ConfigError, RecordingError
-from faithad.pipelines.evaluate import index_ledger_location
+from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.pipelines.session import usable_cores
 from faithad.pipelines.stages import Stage, flatten
 from faithad.progress import console, progress
@@ -40,16 +40,42 @@ from faithad.progress import console, progress
 # When the published recordings begin; a demo mill of another time would do as well.
 _DEMO_START = datetime(2019, 12, 2, 7, 0)
 _PROBES_AT_ONCE = 32
+# Key of the index's settings that stands for the files which it found.
+FILES = "data.files (hash of names and sizes)"
 
 
 def manifest_location(root: str) -> str:
     return storage.join(root, "manifest.parquet")
 
 
-def manifest_digest(manifest: pa.Table) -> str:
-    """Twelve hex digits that change with any clip, split or annotation, but not with the place where the data lies."""
-    rows = json.dumps(manifest.drop_columns(["uri"]).to_pylist(), default=str)
-    return hashlib.sha256(rows.encode()).hexdigest()[:12]
+def clips_digest(manifest: pa.Table, splits: Sequence[str], columns: Sequence[str]) -> str:
+    """Twelve hex digits that change with what some columns say of the clips of some splits."""
+    return digest(manifest.filter(pc.is_in(manifest["split"], pa.array(splits))).select(columns))
+
+
+def digest(table: pa.Table) -> str:
+    """Twelve hex digits that change with any value of a table."""
+    return hashlib.sha256(json.dumps(table.to_pylist(), default=str).encode()).hexdigest()[:12]
+
+
+def index_ledger_location(root: str) -> str:
+    return storage.join(root, "index_ledger.parquet")
+
+
+def check_index(study: Study) -> None:
+    """Refuse to build upon an index that was made with other settings. Its files are not looked for: they may be away.
+
+    Raises:
+        StudyError: the index is not done, or its settings differ.
+    """
+    location = storage.join(study.root, "stages", "index.json")
+    made_with = json.loads(storage.read_text(location)) if storage.exists(location) else {}
+    made_with.pop(FILES, None)
+    if made_with != json.loads(json.dumps(index_settings(study))):
+        raise StudyError(
+            f"Stage 'index' is not done with these settings in {study.root}. "
+            "Run `faithad index` with the same configuration first."
+        )
 
 
 def index_stage(study: Study) -> Stage:
@@ -57,9 +83,14 @@ def index_stage(study: Study) -> Stage:
     data = study.data
     if data.synthetic is not None:
         synthesize_demo(data)
-    settings = flatten("data", data.model_dump(mode="json", exclude={"root"}))
-    settings["data.files (hash of names and sizes)"] = _files_digest(data)
-    return Stage(study.root, "index", settings, ("manifest.parquet", "index_ledger.parquet"))
+    settings = index_settings(study) | {FILES: _files_digest(data)}
+    outputs = ("manifest.parquet", "index_ledger.parquet")
+    return Stage(study.root, "index", settings, outputs, result="index_ledger.parquet")
+
+
+def index_settings(study: Study) -> dict[str, Any]:
+    """What the index depends on, apart from the files themselves."""
+    return flatten("data", study.data.model_dump(mode="json"))
 
 
 def build_index(study: Study, stage: Stage, *, redo: bool) -> None:

@@ -26,8 +26,6 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     # A stage that runs for a minute has no need of usage reports, nor of a metrics agent that asks for one.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's core calls it an error that an actor which may restart was given arguments; Ray Data always gives some.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)

@@ -7,6 +7,7 @@ written to one file of a fixed name, and a manifest that arrives as one block st
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError
 
 from faithad import schemas
 from faithad.clips.recordings import SPECTROGRAM_SUFFIX, read_clip, read_spectrogram
-from faithad.errors import RecordingError
+from faithad.errors import RecordingError, StudyError
 from faithad.features import FeatureSettings, log_mel
 from faithad.progress import progress
 
@@ -44,18 +47,30 @@ def dataset(rows: Sequence[Row]) -> ray.data.Dataset:
     return ray.data.from_arrow([pa.Table.from_pylist([row]) for row in rows])
 
 
-def consume(results: ray.data.Dataset, *, title: str, n_clips: int) -> tuple[int, int]:
+def consume(results: ray.data.Dataset, *, title: str, n_clips: int) -> None:
     """Run a chain whose rows say `n_done` and `n_failed`, one row a shard, and show how it goes.
 
-    Returns:
-        Clips done and clips failed.
+    Raises:
+        StudyError: a shard could not be processed; the text is the cause's own.
     """
     done = failed = 0
     with progress(title, n_clips) as ticker:
-        for row in results.iter_rows():
-            done, failed = done + row["n_done"], failed + row["n_failed"]
-            ticker.update(done + failed, f"{failed} failed" if failed else "")
-    return done, failed
+        try:
+            for row in results.iter_rows():
+                done, failed = done + row["n_done"], failed + row["n_failed"]
+                ticker.update(done + failed, f"{failed} failed" if failed else "")
+        except (RayError, ExecutionTimeoutError, SystemException) as error:
+            raise StudyError(f"The stage {title!r} stopped: {_first_cause(error)}") from error
+
+
+# The line of a traceback that names an exception. Ray carries the traceback of a worker as text only.
+_EXCEPTION = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)(?:: .*)?)$", re.MULTILINE)
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong first, out of the errors that Ray wraps around it: a chained traceback begins with it."""
+    found = _EXCEPTION.search(str(error))
+    return found.group(1).removeprefix("faithad.errors.") if found else f"{type(error).__name__}: {error}"
 
 
 def to_bytes(table: pa.Table) -> bytes:

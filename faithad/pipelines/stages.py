@@ -2,7 +2,8 @@
 
 A finished stage leaves `stages/<stage>.json` in the study's root: the settings that its result depends on, as flat
 keys, its own inputs' fingerprints among them. A stage whose file says the same settings is not run again. One that says
-others is never mixed with: the study stops and names each setting that differs, until the user allows `--redo`.
+others is never mixed with: the study stops and names each setting that differs, until the user allows `--redo`. Where
+the results are gone, the stage runs again whatever its file says.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any
 
 from faithad import storage
 from faithad.errors import StudyError
+from faithad.progress import console
 
 Settings = Mapping[str, Any]
+
+# In place of settings: a removal has begun, and nothing that is still there may be used.
+_REMOVING = {"removing": True}
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,14 @@ class Stage:
         name: such as `index` or `train-mae-0`.
         settings: everything that its result depends on, flat and ready for JSON.
         outputs: what it writes, relative to the root; `redo` removes them.
+        result: the last of what it writes, relative to the root; without it the stage is not done.
     """
 
     root: str
     name: str
     settings: Settings
     outputs: tuple[str, ...]
+    result: str
 
     @property
     def fingerprint(self) -> str:
@@ -49,10 +56,9 @@ class Stage:
         return storage.join(self.root, "stages", f"{self.name}.begun.json")
 
     def is_done(self) -> bool:
-        """Whether the stage ended well with exactly these settings."""
-        if not storage.exists(self._location):
-            return False
-        return bool(json.loads(storage.read_text(self._location)) == json.loads(json.dumps(self.settings)))
+        """Whether the stage ended well with exactly these settings, and its results are still there."""
+        is_marked = self._read(self._location) == self._comparable
+        return is_marked and storage.exists(storage.join(self.root, self.result))
 
     def begin(self, *, redo: bool) -> bool:
         """Whether the stage has to run. What an interrupted run of the same settings left is kept for it to go on from.
@@ -60,15 +66,15 @@ class Stage:
         Raises:
             StudyError: results of other settings are in the way and `redo` was not given.
         """
+        if self.is_done():
+            return False
+        if self._read(self._begun_location) == _REMOVING:
+            self.reset()
         for location in (self._location, self._begun_location):
-            if not storage.exists(location):
+            before = self._read(location)
+            if before is None or before == self._comparable:
                 continue
-            before = json.loads(storage.read_text(location))
-            if before == json.loads(json.dumps(self.settings)):
-                if location == self._location:
-                    return False
-                continue
-            if not redo:
+            if not redo and self._is_in_the_way():
                 raise StudyError(
                     f"{self.root} holds results of stage {self.name!r} that were made with other settings:\n"
                     f"{_differences(before, self.settings)}\n"
@@ -76,6 +82,7 @@ class Stage:
                 )
             self.reset()
         storage.write_text(self._begun_location, json.dumps(self.settings, indent=1))
+        storage.delete(self._location)
         return True
 
     def finish(self) -> None:
@@ -83,11 +90,31 @@ class Stage:
         storage.delete(self._begun_location)
 
     def reset(self) -> None:
-        """Remove what the stage wrote; its marks go last, so that a kill in between leaves it unfinished."""
-        for output in self.outputs:
-            storage.delete(storage.join(self.root, output))
+        """Remove what the stage wrote. Killed in between, the next run removes the rest before anything else."""
+        storage.write_text(self._begun_location, json.dumps(_REMOVING))
         storage.delete(self._location)
+        for output in self.outputs:
+            location = storage.join(self.root, output)
+            if storage.exists(location):
+                console.print(f"{self.name}: removing {location}")
+                storage.delete(location)
         storage.delete(self._begun_location)
+
+    @property
+    def _comparable(self) -> dict[str, Any]:
+        """The settings as they come back from a file."""
+        settings: dict[str, Any] = json.loads(json.dumps(self.settings))
+        return settings
+
+    def _is_in_the_way(self) -> bool:
+        return any(storage.exists(storage.join(self.root, output)) for output in self.outputs)
+
+    @staticmethod
+    def _read(location: str) -> dict[str, Any] | None:
+        if not storage.exists(location):
+            return None
+        settings: dict[str, Any] = json.loads(storage.read_text(location))
+        return settings
 
 
 def flatten(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The whole study: each stage in its turn, from where the last run left off.
 
-A stage asks for the marks of the stages before it; that they are there and fit is all that it knows of them.
+A stage asks for the marks of the stages that it builds upon; that they are there and fit is all it knows of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from faithad.errors import StudyError
 from faithad.pipelines.audit import audit_models, audit_stage
 from faithad.pipelines.evaluate import count_ledger, evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
-from faithad.pipelines.index import build_index, index_stage, manifest_digest, manifest_location
+from faithad.pipelines.index import (
+    build_index,
+    check_index,
+    clips_digest,
+    digest,
+    index_ledger_location,
+    index_stage,
+    manifest_location,
+)
 from faithad.pipelines.session import ray_session
 from faithad.pipelines.stages import Stage
 from faithad.pipelines.train import train_models, train_stage
@@ -38,7 +46,6 @@ class Stages:
 
 def index(study: Study, *, redo: bool = False) -> None:
     """Recordings → `manifest.parquet`. Makes the demo mill first where the study has one."""
-    storage.write_text(storage.join(study.root, "study.yaml"), study.to_yaml())
     build_index(study, index_stage(study), redo=redo)
 
 
@@ -124,12 +131,17 @@ def _open(study: Study) -> tuple[Stages, pa.Table]:
     location = manifest_location(study.root)
     if not storage.exists(location):
         raise StudyError(f"{study.root} has no manifest yet. Run `faithad index` with the same configuration first.")
+    check_index(study)
     manifest = storage.read_table(location)
-    features = features_stage(study, manifest_digest(manifest))
+    ledger = storage.read_table(index_ledger_location(study.root))
+    learned = clips_digest(manifest, ("train", "validation"), ("clip_id", "duration_s", "split"))
+    judged = clips_digest(manifest, ("test",), [name for name in manifest.column_names if name != "uri"])
+    features = features_stage(study, learned)
     trainings = {run: train_stage(study, *run, features) for run in study.runs}
-    audits = {run: audit_stage(study, *run, trainings[run]) for run in study.runs}
-    evaluation = evaluate_stage(study, list(audits.values()))
-    page = Stage(study.root, "report", {"evaluate": evaluation.fingerprint}, ("report.html",))
+    audits = {run: audit_stage(study, *run, trainings[run], judged) for run in study.runs}
+    evaluation = evaluate_stage(study, list(audits.values()), features, digest(ledger))
+    settings = {"evaluate": evaluation.fingerprint}
+    page = Stage(study.root, "report", settings, ("report.html",), result="report.html")
     return Stages(features, trainings, audits, evaluation, page), manifest
 
 

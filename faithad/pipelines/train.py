@@ -13,44 +13,52 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from faithad import storage
+from faithad import schemas, storage
 from faithad.config import Study
 from faithad.errors import StudyError
-from faithad.evaluation.detection import fit_threshold
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.masking import mse_per_clip
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.training import TrainingSettings
 from faithad.pipelines.features import fit_normalization, load_features
-from faithad.pipelines.session import cluster_total, ray_session
+from faithad.pipelines.session import ray_session
 from faithad.pipelines.stages import Stage, flatten
 from faithad.pipelines.training_worker import Progress, read_checkpoint, train_worker
 from faithad.progress import console, progress
 
 # Settings that say how a training is spread, not what it computes.
 _SPREAD = {"workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}
+# Settings that the AE does not have.
+_MASKING = {"mask_ratio", "patch"}
 
 
 def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
-    settings = flatten("train", study.train.model_dump(mode="json", exclude=_SPREAD))
+    left_out = _SPREAD | (_MASKING if model == "ae" else set())
+    settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
     settings |= {
         "features.normalization": study.features.normalization,
-        "evaluation.alarm_quantile": study.evaluation.alarm_quantile,
         "features": features.fingerprint,
         "model": model,
         "seed": seed,
     }
-    return Stage(study.root, f"train-{model}-{seed}", settings, (f"models/{model}-{seed}", f"training/{model}-{seed}"))
+    folder = f"models/{model}-{seed}"
+    outputs = (folder, f"training/{model}-{seed}")
+    return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/model.safetensors")
 
 
 def model_folder(root: str, model: str, seed: int) -> str:
     return storage.join(root, "models", f"{model}-{seed}")
+
+
+def validation_scores_location(root: str, model: str, seed: int) -> str:
+    return storage.join(model_folder(root, model, seed), "validation_scores.parquet")
 
 
 def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
@@ -69,8 +77,8 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
             state = _fit(study, model, seed, stage.fingerprint, normalization)
             trained = _best_model(study, model, seed, stage.fingerprint, normalization, state)
             folder = model_folder(study.root, model, seed)
-            save_model(trained, folder)
             storage.write_text(storage.join(folder, "study.yaml"), study.to_yaml())
+            save_model(trained, folder)
             stage.finish()
             storage.delete(storage.join(study.root, "training", f"{model}-{seed}"))
 
@@ -118,7 +126,7 @@ def _fit(study: Study, model: str, seed: int, fingerprint: str, normalization: N
 def _best_model(
     study: Study, model: str, seed: int, fingerprint: str, normalization: Normalization, state: dict[str, Any]
 ) -> TrainedModel:
-    """The network of the best epoch, with an alarm threshold from the scores of validation normals."""
+    """The network of the best epoch; the scores of the validation normals, to fit alarms on, are written beside it."""
     best = [epoch for epoch in state["history"] if epoch["best"]]
     if not best:
         raise StudyError(
@@ -132,6 +140,9 @@ def _best_model(
     validation = normalization.apply(load_features(study.root, "validation", study.feature_settings)[..., :n_frames])
     with torch.inference_mode():
         scores = torch.cat([mse_per_clip(network(x), x) for x in validation.split(study.train.batch_size)])
+    table = pa.table({"score": scores.double().numpy()}, schema=schemas.VALIDATION_SCORES)
+    location = validation_scores_location(study.root, model, seed)
+    storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
     console.print(
         f"train {model}-{seed}: best epoch {best[-1]['epoch']} of {len(state['history'])}, "
         f"validation loss {best[-1]['validation_loss']:.4g}"
@@ -142,7 +153,7 @@ def _best_model(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        threshold=fit_threshold(scores.double().numpy(), study.evaluation.alarm_quantile),
+        threshold=None,
         best_epoch=best[-1]["epoch"],
         config_hash=fingerprint,
     )
@@ -156,19 +167,30 @@ def _settings(study: Study, model: str, seed: int) -> TrainingSettings:
 
 
 def _worker_resources(study: Study) -> dict[str, float]:
-    """What each worker asks for. A request that no cluster of this size can meet would wait for ever: refuse it."""
+    """What each worker asks for. A request that this cluster can never meet would wait for ever: refuse it."""
     workers, gpus = study.train.workers, study.train.gpus_per_worker
-    largest_node = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-    share = max(1.0, float(int(min(largest_node, cluster_total("CPU") / workers))))
-    cpus = study.train.cpus_per_worker or share
-    for resource, each in (("CPU", cpus), ("GPU", gpus)):
-        total = cluster_total(resource)
-        if each * workers > total:
-            raise StudyError(
-                f"Training asks for {workers} workers with {each:g} {resource} each, the cluster has {total:g}. "
-                f"Lower train.workers or train.{resource.lower()}s_per_worker."
-            )
-    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if study.train.cpus_per_worker:
+        cpus = study.train.cpus_per_worker
+    else:
+        # The largest whole number of cores that all workers can have.
+        largest = int(max(node.get("CPU", 0) for node in nodes))
+        cpus = next((n for n in range(largest, 1, -1) if _places(nodes, {"CPU": n, "GPU": gpus}) >= workers), 1)
+    each = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    if _places(nodes, each) < workers:
+        asked = " and ".join(f"{amount:g} {resource}" for resource, amount in each.items())
+        there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+        raise StudyError(
+            f"Training asks for {workers} workers with {asked} each, the cluster's machines have: {there}. "
+            "Lower train.workers, train.cpus_per_worker or train.gpus_per_worker."
+        )
+    return each
+
+
+def _places(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
+    """How many workers with these resources the nodes can hold at once."""
+    needed = {resource: amount for resource, amount in each.items() if amount}
+    return sum(min(int(node.get(resource, 0) / amount) for resource, amount in needed.items()) for node in nodes)
 
 
 def _storage_path(location: str) -> str:

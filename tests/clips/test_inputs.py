@@ -16,7 +16,8 @@ from faithad import storage
 from faithad.clips.annotations import read_annotations
 from faithad.clips.inputs import find_recordings, find_spectrograms
 from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
-from faithad.clips.recordings import probe_recording, read_clip, read_spectrogram
+from faithad.clips.recordings import probe_recording, read_clip
+from faithad.clips.spectrograms import read_spectrogram
 from faithad.errors import RecordingError
 
 

@@ -157,6 +157,23 @@ def test_eval_mode_is_forced_and_restored(network: CountingNetwork, clips: Tenso
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_memory_that_does_not_suffice_halves_the_micro_batch(clips: Tensor) -> None:
+    masks, index = masks_and_clips(11)
+
+    def small(x: Tensor) -> Tensor:
+        if len(x) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return x / 2
+
+    with pytest.warns(RuntimeWarning, match="does not hold"):
+        found = faithfulness.errors_after_replacement(
+            small, clips, clips / 2, masks, index, error_before=np.ones(B), micro_batch=8
+        )
+    scale = np.where(masks, 0.5, 1.0)[:, None, :]
+    expected = ((0.5 * scale * clips.numpy()[index]) ** 2).mean(axis=(1, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_any_callable_is_a_network(clips: Tensor) -> None:
     masks, index = masks_and_clips(6)
     # f(x) = x / 2: replaced frames halve twice.

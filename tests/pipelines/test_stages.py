@@ -10,13 +10,20 @@ from faithad import storage
 from faithad.errors import StudyError
 from faithad.pipelines.stages import Stage, flatten
 
+RESULT = "models/ae-0/weights"
+
 
 def stage(root: Path, **settings: object) -> Stage:
-    return Stage(str(root), "train-ae-0", {"epochs": 3, "clips": (1, 2), **settings}, ("models/ae-0",))
+    return Stage(str(root), "train-ae-0", {"epochs": 3, "clips": (1, 2), **settings}, ("models/ae-0",), RESULT)
+
+
+def write_result(root: Path) -> None:
+    storage.write_text(str(root / RESULT), "precious")
 
 
 def test_a_stage_runs_until_it_is_finished_and_not_again(tmp_path: Path) -> None:
     assert stage(tmp_path).begin(redo=False)
+    write_result(tmp_path)
     assert not stage(tmp_path).is_done()
     assert stage(tmp_path).begin(redo=False), "an interrupted run goes on"
     stage(tmp_path).finish()
@@ -25,35 +32,64 @@ def test_a_stage_runs_until_it_is_finished_and_not_again(tmp_path: Path) -> None
     assert not stage(tmp_path, epochs=4).is_done()
 
 
+def test_a_stage_whose_result_is_gone_runs_again(tmp_path: Path) -> None:
+    stage(tmp_path).begin(redo=False)
+    write_result(tmp_path)
+    stage(tmp_path).finish()
+    (tmp_path / RESULT).unlink()
+    assert not stage(tmp_path).is_done()
+    assert stage(tmp_path).begin(redo=False)
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_results_of_other_settings_are_kept_and_named(tmp_path: Path, finished: bool) -> None:
     stage(tmp_path, patch=4).begin(redo=False)
-    storage.write_text(str(tmp_path / "models" / "ae-0" / "weights"), "precious")
+    write_result(tmp_path)
     if finished:
         stage(tmp_path, patch=4).finish()
     other = stage(tmp_path, epochs=5)
     with pytest.raises(StudyError) as caught:
         other.begin(redo=False)
     assert "  epochs: 3 then, 5 now\n  patch: 4 then, None now\n" in str(caught.value)
-    assert (tmp_path / "models" / "ae-0" / "weights").exists()
+    assert (tmp_path / RESULT).exists()
 
     assert other.begin(redo=True)
     assert not (tmp_path / "models" / "ae-0").exists()
+    write_result(tmp_path)
     other.finish()
     assert other.is_done()
 
 
-def test_a_redo_that_was_killed_half_way_is_never_taken_as_done(tmp_path: Path) -> None:
-    """Marks go after results: whatever is left of the old results still stands under the old settings' mark."""
+def test_a_stage_that_failed_before_it_wrote_anything_is_in_nobodys_way(tmp_path: Path) -> None:
+    assert stage(tmp_path).begin(redo=False)
+    assert stage(tmp_path, epochs=9).begin(redo=False)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_redo_that_was_killed_half_way_leaves_nothing_to_be_used(
+    tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = stage(tmp_path)
     old.begin(redo=False)
-    storage.write_text(str(tmp_path / "models" / "ae-0" / "weights"), "old")
-    old.finish()
-    storage.delete(str(tmp_path / "models" / "ae-0"))  # killed here, before the marks are gone
-    new = stage(tmp_path, epochs=9)
-    assert not new.is_done()
-    with pytest.raises(StudyError, match="epochs"):
-        new.begin(redo=False)
+    write_result(tmp_path)
+    storage.write_text(str(tmp_path / "models" / "ae-0" / "more"), "old")
+    if finished:
+        old.finish()
+
+    def killed(location: str) -> None:
+        if location.endswith("models/ae-0"):
+            raise KeyboardInterrupt
+        delete(location)
+
+    delete = storage.delete
+    monkeypatch.setattr(storage, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, epochs=9).begin(redo=True)
+    monkeypatch.undo()
+
+    assert not old.is_done()
+    assert old.begin(redo=False)
+    assert not (tmp_path / "models" / "ae-0").exists(), "the removal is carried to its end"
 
 
 def test_fingerprints_change_with_any_setting_and_with_nothing_else(tmp_path: Path) -> None:
