@@ -22,7 +22,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python tests/benchmarks/attribution.py
 
 install: $(INSTALLED)
 

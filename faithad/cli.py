@@ -5,7 +5,9 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,20 +38,26 @@ Redo = Annotated[
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    hours: Annotated[float, typer.Option(min=0.05, help="Length of all recordings together.")] = 0.6,
-    train_fraction: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of normal training sound.")] = 0.6,
+    out: Annotated[str, typer.Option(help="Folder to write to: a new or an empty one, or a mill made before.")],
+    hours: Annotated[
+        float, typer.Option(min=0.05, max=1_600, help="Length of all recordings together; a third is for the test.")
+    ] = 0.6,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Make recordings of a demo planer mill, with annotated disturbances in the test part."""
+    """Make recordings of a demo planer mill, with annotated disturbances in the test part, ready for a study."""
+    from faithad import storage
+    from faithad.clips.synthetic import recordings_in
     from faithad.pipelines.index import synthesize_mill
 
-    n = max(4, round(hours * 60))
-    n_train = min(n - 2, max(2, round(n * train_fraction)))
-    mill = synthesize_mill(str(out), train_recordings=n_train, test_recordings=n - n_train, seed=seed)
+    n_train, n_test = recordings_in(hours)
+    mill = synthesize_mill(out, train_recordings=n_train, test_recordings=n_test, seed=seed)
+    folder = mill.annotations.parent
+    command = f"faithad study --config {shlex.quote(storage.join(out, 'study.yaml'))}"
+    if not (folder / "study.yaml").exists():  # it may have been changed since
+        storage.write_text(str(folder / "study.yaml"), _mill_study(folder, command))
     _say(
-        f"{n_train} training and {n - n_train} test recordings with {mill.n_events} disturbances are in {out}. "
-        f"Next: set data.root to {out} in a configuration such as configs/demo.yaml and run `faithad study`."
+        f"{n_train} training and {n_test} test recordings with {mill.n_events} disturbances are in {out}. "
+        f"Next: {command}"
     )
 
 
@@ -133,3 +141,34 @@ def _load(config: str, overrides: list[str] | None) -> Study:
 
 def _say(line: str) -> None:
     typer.echo(line)
+
+
+def _mill_study(mill: Path, command: str) -> str:
+    """The configuration of a study of a demo mill; whole paths, so that it can be run from any folder."""
+
+    def quoted(path: Path) -> str:  # text in JSON is text in YAML
+        return json.dumps(str(path), ensure_ascii=False)
+
+    return f"""# A study of the demo mill in this folder:
+#
+#   {command}
+#
+# One seed and few epochs, for a machine without a GPU. The paper has seeds 0 to 4 and up to 500 epochs.
+name: mill
+root: {quoted(mill / "study")}
+seeds: [0]
+
+data:
+  root: {quoted(mill)}
+  train: [train]
+  test: [test]
+  annotations: annotations.csv
+  split: {{validation_unit: recording}}
+
+features:
+  normalization: training
+
+train:
+  epochs: 12
+  batch_size: 8
+"""

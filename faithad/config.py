@@ -1,7 +1,8 @@
 """A study's configuration: YAML in, one frozen and validated `Study` out.
 
-Every default of the system stands here and nowhere else. Unknown keys are errors, and all problems of a file are told
-at once, each under its key. `--set train.epochs=3` on the command line is a change to the YAML before validation.
+Every default of the system stands here or in `config_sections`, and nowhere else. Unknown keys are errors, and all
+problems of a file are told at once, each under its key. `--set train.epochs=3` on the command line is a change to the
+YAML before validation.
 
 Relative paths inside `data` start at `data.root`. `root` and `data.root` start at the current folder, or at the folder
 that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ray deletes.
@@ -9,33 +10,56 @@ that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ra
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, model_validator
 
 from faithad import storage
-from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
+from faithad.config_file import change, read_values, validated
+from faithad.config_sections import (
+    Attribution,
+    Audit,
+    Evaluation,
+    Features,
+    Found,
+    Fraction,
+    Section,
+    Seed,
+    Train,
+    all_different,
+    refuse,
+)
 from faithad.errors import ConfigError, StudyError
 from faithad.features import FeatureSettings
-from faithad.model.fast_network import Precision
+from faithad.model.masking import n_hidden_patches
+
+# Frames below which the network cannot be built: it halves them four times.
+_FEWEST_FRAMES = 16
 
 ModelName = Literal["ae", "mae"]
-MethodName = Annotated[str, Field(pattern="^(" + "|".join(METHODS) + ")$")]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Percentile = Annotated[float, Field(ge=0, le=100)]
 
 
-class Section(BaseModel):
-    """Frozen, so that a study can be hashed and sent to any worker; unknown keys are refused."""
+def _wall_clock(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            value = None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        raise ValueError("must be a date and a time such as 2019-12-01T06:00")
+    if value.tzinfo is not None:
+        raise ValueError("has a time zone; the times in the names of recordings have none: write it without")
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+WallClock = Annotated[datetime, BeforeValidator(_wall_clock)]
 
 
 class Synthetic(Section):
@@ -43,7 +67,7 @@ class Synthetic(Section):
 
     train_recordings: int = Field(24, ge=2)
     test_recordings: int = Field(12, ge=2)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Split(Section):
@@ -53,10 +77,10 @@ class Split(Section):
 
     by: Literal["folder", "csv", "time"] = "folder"
     csv: str | None = None
-    train_until: datetime | None = None
+    train_until: WallClock | None = None
     validation_fraction: Fraction = 0.1
     validation_unit: Literal["clip", "recording"] = "clip"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Data(Section):
@@ -78,136 +102,52 @@ class Data(Section):
 
     def locate(self, path: str) -> str:
         """A path of this section, starting from `root` on unless it is absolute or a URI."""
+        path = path if "://" in path else os.path.expanduser(path)
         return path if "://" in path or path.startswith("/") else storage.join(self.root, path)
 
     @model_validator(mode="after")
     def _sources_fit_the_split(self) -> Data:
-        if self.layout == "planer":
-            if self.train or self.test or self.recordings or self.split.by != "folder":
-                raise ValueError("layout 'planer' finds training/ and evaluation/ below data.root by itself: "
-                                 "leave train, test, recordings and split.by out")  # fmt: skip
-            if self.clip_s != 10.0:
-                raise ValueError("layout 'planer' holds clips of 10 s: leave clip_s out")
-        elif self.training_folders is not None:
-            raise ValueError("training_folders belongs to layout 'planer'; name the folders in train instead")
-        elif self.split.by == "folder":
-            if not (self.train and self.test) or self.recordings:
-                raise ValueError("split.by 'folder' needs the folders in train and in test, and no recordings")
-        elif not self.recordings or self.train or self.test:
-            raise ValueError(f"split.by '{self.split.by}' needs the folders in recordings, and neither train nor test")
-        if (self.split.by == "csv") != (self.split.csv is not None):
-            raise ValueError("split.csv is needed with split.by 'csv', and only there")
-        if (self.split.by == "time") != (self.split.train_until is not None):
-            raise ValueError("split.train_until is needed with split.by 'time', and only there")
-        return self
+        found = self._planer_problems() if self.layout == "planer" else self._audio_problems()
+        for key, by in (("csv", "csv"), ("train_until", "time")):
+            if (self.split.by == by) != (getattr(self.split, key) is not None):
+                found.append(((f"split.{key}", "split.by"), f"is needed with split.by '{by}', and only there"))
+        return refuse(self, found)
 
-
-class Features(Section):
-    """Log-mel features. `normalization: training` standardises each mel band with training statistics; `none` gives
-    the decibels to the model, as the paper does.
-    """
-
-    sample_rate_hz: int = Field(20_000, ge=1_000, le=384_000)
-    n_fft: int = Field(1_000, ge=16)
-    hop_samples: int = Field(500, ge=1)
-    n_mels: int = Field(80, ge=16)
-    scale: Literal["db", "log10"] = "db"
-    normalization: Literal["none", "training"] = "none"
-
-    @model_validator(mode="after")
-    def _hop_fits(self) -> Features:
-        if self.hop_samples > self.n_fft:
-            raise ValueError(
-                f"hop_samples ({self.hop_samples}) may not exceed n_fft ({self.n_fft}): sound would be lost"
+    def _planer_problems(self) -> Found:
+        found: Found = []
+        given = [key for key in ("train", "test", "recordings") if getattr(self, key)]
+        given += ["split.by"] if self.split.by != "folder" else []
+        if given:
+            reason = (
+                "layout 'planer' finds training/ and evaluation/ below data.root by itself: "
+                "leave train, test, recordings and split.by out"
             )
-        return self
+            found.append(((*given, "layout"), reason))
+        if self.clip_s != 10.0:
+            found.append((("clip_s", "layout"), "layout 'planer' holds clips of 10 s: leave clip_s out"))
+        if self.synthetic is not None:
+            found.append((("synthetic", "layout"), "the demo mill is made of recordings: leave layout 'planer' out"))
+        return found
 
-
-class Train(Section):
-    """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it."""
-
-    epochs: int = Field(500, ge=1)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    minimum_learning_rate: float = Field(1e-5, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    restart_period: int = Field(5, ge=1)
-    patience: int = Field(30, ge=1)
-    minimum_improvement: float = Field(1e-5, ge=0)
-    mask_ratio: Fraction = 0.30
-    patch: int = Field(4, ge=1)
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float | None = Field(None, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    max_failures: int = Field(3, ge=0)
-
-    @model_validator(mode="after")
-    def _batch_feeds_workers(self) -> Train:
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of workers ({self.workers})")
-        if self.minimum_learning_rate > self.learning_rate:
-            raise ValueError("minimum_learning_rate may not exceed learning_rate")
-        return self
-
-
-class Attribution(Section):
-    """The attributions; constants of the paper's experiment.
-
-    `engine`: `stream` evaluates the points of all clips and methods in one stream; `captum` makes the plain Captum
-    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream.
-    """
-
-    engine: Literal["stream", "captum"] = "stream"
-    precision: Precision = "float32"
-    methods: tuple[MethodName, ...] = PAPER_METHODS
-    smooth_grad_samples: int = Field(25, ge=1)
-    smooth_grad_sigma: float = Field(0.1, gt=0)
-    integrated_gradients_steps: int = Field(50, ge=1)
-    gradient_shap_samples: int = Field(25, ge=1)
-    gradient_shap_sigma: float = Field(0.09, ge=0)
-    occlusion_bands: int = Field(20, ge=1)
-    occlusion_frames: int = Field(20, ge=1)
-    seed: int = 0
-
-    @property
-    def settings(self) -> AttributionSettings:
-        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "methods", "seed"}))
-
-    @model_validator(mode="after")
-    def _captum_has_one_precision(self) -> Attribution:
-        if self.engine == "captum" and self.precision != "float32":
-            raise ValueError("precision belongs to engine 'stream'; engine 'captum' computes in float32")
-        if not self.methods or len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"methods must name one or more different methods, found {list(self.methods)}")
-        return self
-
-
-class Audit(Section):
-    """How the audit is spread. Only `percentiles` and `maps` change what is written.
-
-    `maps`: for how many test clips the whole maps are kept (-1: for all); curves always are. `actors` null: as many as
-    the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry.
-    """
-
-    percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
-    maps: int = Field(4, ge=-1)
-    clips_per_shard: int = Field(8, ge=1)
-    actors: int | None = Field(None, ge=1)
-    gpus_per_actor: float = Field(0, ge=0)
-    micro_batch: int = Field(16, ge=1)
-
-    @model_validator(mode="after")
-    def _percentiles_rise(self) -> Audit:
-        if not self.percentiles or list(self.percentiles) != sorted(set(self.percentiles)):
-            raise ValueError("percentiles must be one or more different values in rising order")
-        return self
-
-
-class Evaluation(Section):
-    """`alarm_quantile`: the alarm threshold is this quantile of the scores of validation normals."""
-
-    alarm_quantile: Fraction = 0.95
-    seed: int = 0
+    def _audio_problems(self) -> Found:
+        found: Found = []
+        by_folder = self.split.by == "folder"
+        misplaced = [key for key in ("train", "test") if bool(getattr(self, key)) != by_folder]
+        misplaced += ["recordings"] if bool(self.recordings) == by_folder else []
+        if misplaced:
+            needed = "train and in test, and no recordings" if by_folder else "recordings, and neither train nor test"
+            keys = (*misplaced, "train", "test", "recordings", "layout", "split.by")
+            found.append((keys, f"split.by '{self.split.by}' needs the folders in {needed}"))
+        if self.training_folders is not None:
+            reason = "training_folders belongs to layout 'planer'; name the folders in train instead"
+            found.append((("training_folders", "layout"), reason))
+        if self.remainder == "overlap" and self.split.validation_unit == "clip":
+            reason = (
+                "'overlap' lets clips of one recording share sound, so that a model would be validated with what it "
+                "was trained on: set data.split.validation_unit to recording"
+            )
+            found.append((("remainder", "split.validation_unit", "layout"), reason))
+        return found
 
 
 class Study(Section):
@@ -217,7 +157,7 @@ class Study(Section):
     root: Annotated[str, Field(min_length=1)]
     protocol: Literal["paper"] = "paper"
     models: tuple[ModelName, ...] = ("ae", "mae")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     data: Data
     features: Features = Features()
     train: Train = Train()
@@ -242,21 +182,51 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
-        for key in ("models", "seeds"):
-            values = getattr(self, key)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{key} must name one or more different values, found {list(values)}")
-        if "mae" in self.models and self.features.n_mels % self.train.patch:
-            raise ValueError(
-                f"train.patch ({self.train.patch}) must divide features.n_mels ({self.features.n_mels}) for the MAE"
+        found = [*all_different(self, "models"), *all_different(self, "seeds")]
+        try:
+            frames = self.feature_settings.n_frames
+        except ConfigError as error:
+            keys = ("data.clip_s", "features.sample_rate_hz", "features.n_fft")
+            return refuse(self, [*found, (keys, str(error).removeprefix("clip_s "))])
+        keys = ("data.clip_s", "features.hop_samples", "features.sample_rate_hz")
+        if frames < _FEWEST_FRAMES:
+            reason = (
+                f"a clip of {self.data.clip_s:g} s has fewer than {_FEWEST_FRAMES} frames ({frames}): raise it, or "
+                "lower features.hop_samples"
             )
-        if self.feature_settings.n_frames < 16:
-            raise ValueError("a clip has fewer than 16 frames: raise data.clip_s or lower features.hop_samples")
-        return self
+            found.append((keys, reason))
+        elif "mae" in self.models:
+            found += self._mae_problems((*keys, "models", "train.patch"))
+        return refuse(self, found)
+
+    def _mae_problems(self, keys: tuple[str, ...]) -> Found:
+        """What keeps the patches of the MAE from a clip of enough frames; `keys` give its number of frames."""
+        patch, n_mels, frames = self.train.patch, self.features.n_mels, self.n_frames("mae")
+        found: Found = []
+        if n_mels % patch:
+            reason = f"{patch} must divide features.n_mels ({n_mels}) for the MAE"
+            found.append((("train.patch", "features.n_mels", "models"), reason))
+        if frames < _FEWEST_FRAMES:
+            reason = (
+                f"the MAE sees {frames} frames of a clip, a multiple of train.patch ({patch}), and needs "
+                f"{_FEWEST_FRAMES}: raise it, or lower train.patch"
+            )
+            found.append((keys, reason))
+        if not found:
+            try:
+                n_hidden_patches(n_mels // patch * (frames // patch), self.train.mask_ratio)
+            except ConfigError as error:
+                reason = str(error).removeprefix("ratio ")
+                found.append((("train.mask_ratio", "features.n_mels", *keys), reason))
+        return found
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_study` reads it back to an equal study."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+
+
+# For the keys without a default, to go on with where a file has none: all other problems are to be told as well.
+_PLACEHOLDERS = {"name": "name", "root": "root", "data": {"layout": "planer"}}
 
 
 def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
@@ -281,22 +251,16 @@ def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
 def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study:
     """As `load_study`, from the text itself; `name` says in messages where it came from."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+        values, repeated = read_values(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name} is {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"{name} must hold keys and values (name: ..., root: ..., data: ...), found {type(values).__name__}"
         )
     for override in overrides:
-        _override(values, override)
-    try:
-        return Study.model_validate(values)
-    except ValidationError as error:
-        problems = error.errors()
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = [f"{name} has {count}:", *(f"  {_describe(problem)}" for problem in problems)]
-        raise ConfigError("\n".join(lines)) from error
+        change(values, override)
+    return validated(Study, values, name=name, repeated=repeated, placeholders=_PLACEHOLDERS)
 
 
 def _absolute(location: str) -> str:
@@ -304,45 +268,3 @@ def _absolute(location: str) -> str:
     if "://" in location:
         return location
     return os.path.normpath(os.path.join(os.environ.get("FAITHAD_HOME", os.getcwd()), os.path.expanduser(location)))
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        inner = values.get(section)
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
-        values = inner
-    try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
-
-
-def _describe(problem: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-    if problem["type"] == "extra_forbidden":
-        section: Any = Study
-        for part in problem["loc"][:-1]:
-            section = _section_type(section, str(part))
-        close = difflib.get_close_matches(str(problem["loc"][-1]), list(section.model_fields), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(section.model_fields)}"
-        return f"{key}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{key}: missing, give it a value"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = problem["input"]
-    return f"{key}: {message}" + ("" if isinstance(found, dict | BaseModel) else f", found {found!r}")
-
-
-def _section_type(section: type[BaseModel], name: str) -> type[BaseModel]:
-    annotation = section.model_fields[name].annotation
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return section

@@ -75,8 +75,8 @@ _CLIP_KEYS = [
 ]
 _METHOD_KEYS = [*_CLIP_KEYS, pa.field("method", pa.string(), nullable=False)]
 
-# `score` is E(x), the clip's mean reconstruction error. `worst_second_score` is the mean error of the clip's worst second, which starts
-# at `worst_onset_s` of the clip; `worst_mel_band` is the band with the largest mean error, counted from 0.
+# `score` is E(x), the clip's mean reconstruction error. `worst_second_score` is the mean error of its worst second,
+# which starts at `worst_onset_s` of the clip; `worst_mel_band` is the band with the largest mean error, from 0.
 SCORES = pa.schema(
     [
         *_CLIP_KEYS,

@@ -67,19 +67,31 @@ def is_folder(location: str) -> bool:
     return bool(file_system.get_file_info(path).type == pafs.FileType.Directory)
 
 
+def is_file(location: str) -> bool:
+    file_system, path = locate(location)
+    return bool(file_system.get_file_info(path).type == pafs.FileType.File)
+
+
 def list_files(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, str]]:
     """(relative path, location) of all files below a folder whose name ends in one of the suffixes, sorted.
 
-    Suffixes are compared without case. Hidden files and files in hidden folders are left out.
+    Suffixes are compared without case. Hidden files and files in hidden folders are left out. A location that is a
+    single file lists itself, under its name.
     """
     quote = urllib.parse.quote if "://" in folder else str
-    return [(relative, join(folder, quote(relative))) for relative, _ in sizes(folder, suffixes=suffixes)]
+    found = sizes(folder, suffixes=suffixes)
+    if len(found) == 1 and is_file(folder):
+        return [(found[0][0], folder)]
+    return [(relative, join(folder, quote(relative))) for relative, _ in found]
 
 
 def sizes(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, int]]:
     """(relative path, bytes) of the files that `list_files` lists."""
     file_system, root = locate(folder)
     allowed = tuple(suffix.lower() for suffix in suffixes)
+    itself = file_system.get_file_info(root)
+    if itself.type == pafs.FileType.File:
+        return [(itself.base_name, itself.size)] if itself.base_name.lower().endswith(allowed) else []
     found = []
     for info in file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
         relative = info.path[len(root) :].lstrip("/")
@@ -99,25 +111,44 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
 
 @contextlib.contextmanager
 def open_output(location: str) -> Iterator[pa.NativeFile]:
-    """A binary file for writing that appears under its name only when the block ends without an error."""
+    """A binary file for writing that appears under its name only when the block ends without an error.
+
+    Raises:
+        StudyError: nothing can be written there: no such bucket, no permission, a file where a folder should be. What
+            the block raises passes as it is.
+    """
     file_system, path = locate(location)
     if isinstance(file_system, pafs.LocalFileSystem):
         folder, name = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
         aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
         try:
-            with file_system.open_output_stream(aside) as file:
+            with _usable(location):
+                os.makedirs(folder, exist_ok=True)
+                file = file_system.open_output_stream(aside)
+            with contextlib.closing(file):
                 yield file
-            os.replace(aside, path)
+                with _usable(location):
+                    file.close()
+                    os.replace(aside, path)
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(aside)
     else:
         # Closing a stream publishes what it got so far, also after an error: gather first, publish whole.
         buffer = pa.BufferOutputStream()
         yield buffer
-        with file_system.open_output_stream(path) as file:
+        with _usable(location), file_system.open_output_stream(path) as file:
             file.write(buffer.getvalue())
+
+
+@contextlib.contextmanager
+def _usable(location: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StudyError(
+            f"Location {location!r} cannot be written: {error}. Choose another one, or make it writable."
+        ) from error
 
 
 def read_bytes(location: str) -> bytes:
@@ -126,7 +157,7 @@ def read_bytes(location: str) -> bytes:
 
 
 def write_bytes(location: str, content: bytes) -> None:
-    with open_output(location) as file:
+    with open_output(location) as file, _usable(location):  # a disk that fills up shows here
         file.write(content)
 
 
@@ -150,8 +181,9 @@ def delete(location: str) -> None:
 
 def write_table(table: pa.Table, location: str, *, schema: pa.Schema) -> None:
     """Write one Parquet file whose columns are exactly those of the schema, in its order."""
-    with open_output(location) as file:
-        pq.write_table(table.select(schema.names).cast(schema), file, compression="zstd")
+    columns = table.select(schema.names).cast(schema)
+    with open_output(location) as file, _usable(location):
+        pq.write_table(columns, file, compression="zstd")
 
 
 def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:

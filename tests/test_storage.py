@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from moto.server import ThreadedMotoServer
 
 from faithad import storage
 from faithad.errors import StudyError
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[str]:
+    """A bucket on a local server that speaks S3."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+        environment.setenv("AWS_ENDPOINT_URL", endpoint)
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/mill", method="PUT")).close()
+        yield "s3://mill"
+    server.stop()
+
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 
@@ -37,6 +60,64 @@ def test_files_are_listed_sorted_without_hidden_ones_and_whatever_their_case(tmp
     assert [relative for relative, _ in found] == ["a.wav", "b.WAV", "deep/er/ü <d>.wav"]
     assert all(storage.read_bytes(location) == b"1234" for _, location in found)
     assert storage.sizes(str(tmp_path), suffixes=[".wav"])[0] == ("a.wav", 4)
+
+
+def test_a_single_file_is_listed_where_its_suffix_fits(tmp_path: Path) -> None:
+    path = tmp_path / "one.WAV"
+    path.write_bytes(b"1234")
+    assert storage.sizes(str(path), suffixes=[".wav"]) == [("one.WAV", 4)]
+    assert storage.list_files(str(path), suffixes=[".flac", ".wav"]) == [("one.WAV", str(path))]
+    assert storage.list_files(str(path), suffixes=[".flac"]) == []
+    assert storage.list_files(str(tmp_path / "absent.wav"), suffixes=[".wav"]) == []
+
+
+def test_a_location_that_cannot_be_written_is_named_with_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for location in (str(tmp_path / "file" / "table"), str(tmp_path / "file" / "a" / "b"), str(tmp_path / "folder")):
+        with pytest.raises(StudyError, match=rf"{re.escape(location)}' cannot be written: .*(irectory|exists)"):
+            storage.write_text(location, "y")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StudyError, match=r"cannot be written: .*Permission denied"):
+        storage.write_text(str(tmp_path / "a"), "y")
+
+
+@pytest.mark.parametrize("scheme", ["", "s3"])
+@pytest.mark.parametrize("error", [OSError("mine"), pa.ArrowInvalid("mine"), KeyboardInterrupt("mine")])
+def test_errors_of_the_block_itself_pass_as_they_are(
+    scheme: str, error: BaseException, tmp_path: Path, object_store: str
+) -> None:
+    location = f"{object_store}/a" if scheme else str(tmp_path / "a")
+
+    def fail() -> None:
+        with storage.open_output(location) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error), match="mine") as caught:
+        fail()
+    assert caught.value is error
+    assert not storage.exists(location)
+
+
+def test_a_missing_bucket_is_named(object_store: str) -> None:
+    location = "s3://nobody/study/stages/a.json"
+    for write in (
+        lambda: storage.write_text(location, "x"),
+        lambda: storage.write_table(pa.table({"n": [1]}), location, schema=SCHEMA),
+    ):
+        with pytest.raises(StudyError, match=rf"{location}' cannot be written: (.|\n)*bucket"):
+            write()
+    storage.write_text(f"{object_store}/a/b.json", "x")
+    assert storage.sizes(f"{object_store}/a/b.json", suffixes=[".json"]) == [("b.json", 1)]
+    assert storage.list_files(f"{object_store}/a/b.json", suffixes=[".json"]) == [
+        ("b.json", f"{object_store}/a/b.json")
+    ]
 
 
 def test_uris_are_joined_before_their_options() -> None:

@@ -98,9 +98,9 @@ class Method:
         reference: where it comes from.
         signed: the map tells cells that raise the error from cells that lower it.
         needs: of each point: E by a forward pass, its gradient too, or also the layer that Grad-CAM explains.
-        reduce: (points, what was found there, what was found at the clip itself) to a part of the map, (F, T). The
-            map is the sum of all parts. The clip itself is evaluated for methods that look there or need forward
-            passes only; others are given None.
+        reduce: (points, what was found there, error and reconstruction of the clip itself) to a part of the map,
+            (F, T). The map is the sum of all parts. The clip itself is evaluated where a method looks there or needs
+            forward passes only; else it is None.
         points: (clip (F, T), numbers of the points wanted, settings, noise) to those points; None for the clip itself.
         n_points: (settings, (F, T)) to how many points there are beside the clip itself.
         stochastic: the map depends on noise, hence on a seed.

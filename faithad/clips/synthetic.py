@@ -4,7 +4,8 @@ One file per minute as in the published data set: mono, 20 kHz, 16 bit, `MPD_YY-
 minutes and numbers. `train/` is normal only; in `test/` runs of disturbed recordings lie among normal ones. The
 annotation table has the published layout: one row per disturbed 10 s clip, whole seconds, `-` where the disturbance is
 too faint to be heard. A recording follows from (seed, its number, its disturbances) alone: recordings can be made in
-any order, many at once, and by several processes; `synthesize` goes on where it was stopped.
+any order, many at once, and by several processes; `synthesize` goes on where it was stopped. It writes only into a
+folder that is empty, or that holds the mark (`mill.json`, written first) of a mill that was made before.
 
 Contents
     plan_recordings(...)         what each recording will hold
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,12 +28,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from faithad import storage
 from faithad.clips.annotations import Annotation, write_annotations
+from faithad.clips.mill_mark import refuse_foreign_folder, write_mark
 from faithad.clips.planer_motion import SAMPLE_RATE_HZ
 from faithad.clips.planer_sounds import planer_sound
 from faithad.clips.planer_timeline import BROKEN, STUCK, UNEVEN, Timeline, disturb, stream, timeline
+from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.errors import ConfigError, StudyError
-from faithad.storage import write_bytes
 
 CLIP_S = 10.0
 
@@ -65,10 +69,18 @@ class SyntheticMill:
 
 
 def recordings_in(hours: float, *, recording_s: float = 60.0, test_fraction: float = 1 / 3) -> tuple[int, int]:
-    """How many train and test recordings make so many hours: `recordings_in(48)` is 1,920 and 960."""
+    """How many train and test recordings make so many hours: `recordings_in(48)` is 1,920 and 960.
+
+    At least two of each, however short: one to train and one to validate with, a normal and a disturbed one to test.
+
+    Raises:
+        ConfigError: the hours are negative or no number.
+    """
+    if not 0.0 <= hours < math.inf:
+        raise ConfigError(f"hours is {hours}; a number of hours from 0 on is needed.")
     total = round(hours * 3600.0 / recording_s)
-    n_test = round(total * test_fraction)
-    return total - n_test, n_test
+    n_test = max(2, round(total * test_fraction))
+    return max(2, total - n_test), n_test
 
 
 def synthesize(
@@ -88,7 +100,7 @@ def synthesize(
     Files that are already whole and follow from the same settings stay as they are.
 
     Args:
-        out: the folder; gets `train/`, `test/` and `annotations.csv`.
+        out: the folder; gets `mill.json`, `train/`, `test/` and `annotations.csv`.
         train_recordings: how many normal recordings come first.
         test_recordings: how many follow for the test.
         seed: the machine, the hall and everything that happens; not negative.
@@ -101,9 +113,9 @@ def synthesize(
 
     Raises:
         ConfigError: a value is out of range.
-        StudyError: the folder holds recordings of something else.
+        StudyError: the folder holds something else; nothing was written.
     """
-    out = Path(out)
+    out = Path(storage.locate(str(out))[1])
     planned = plan_recordings(
         out,
         train_recordings=train_recordings,
@@ -115,7 +127,17 @@ def synthesize(
     )
     if workers < 1:
         raise ConfigError(f"workers is {workers}; at least 1 is needed.")
+    refuse_foreign_folder(out)
     _refuse_strangers(out, planned)
+    write_mark(
+        out,
+        seed=seed,
+        train_recordings=train_recordings,
+        test_recordings=test_recordings,
+        start=start.isoformat(),
+        recording_s=recording_s,
+        disturbed_fraction=disturbed_fraction,
+    )
     with ThreadPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(write_recording, planned), start=1):
             if progress is not None:
@@ -183,7 +205,7 @@ def write_recording(planned: PlannedRecording) -> bool:
     with soundfile.SoundFile(content, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="WAV") as file:
         file.comment = planned.fingerprint
         file.write(samples)
-    write_bytes(str(planned.path), content.getvalue())
+    storage.write_bytes(str(planned.path), content.getvalue())
     return True
 
 
@@ -197,15 +219,19 @@ def _holds(path: Path) -> tuple[str, int] | None:
 
 
 def _refuse_strangers(out: Path, planned: list[PlannedRecording]) -> None:
-    """Recordings that would be taken for part of this mill must not lie in its folders; they may be somebody's data."""
-    ours = {recording.path for recording in planned}
-    strangers = sorted(
-        path for folder in ("train", "test") for path in (out / folder).glob("*.wav") if path not in ours
-    )
+    """Recordings that would be taken for part of this mill must not lie in its folders."""
+    ours = {str(recording.path) for recording in planned}
+    strangers = [
+        path
+        for folder in ("train", "test")
+        for _, path in storage.list_files(str(out / folder), suffixes=AUDIO_SUFFIXES)
+        if path not in ours
+    ]
     if strangers:
         raise StudyError(
-            f"{out} holds {len(strangers)} recording(s) that are not part of this mill, such as {strangers[0].name}. "
-            "They stem from other settings or another source: choose another folder, or move them away."
+            f"{out} holds {len(strangers)} recording(s) that are not part of this mill, such as "
+            f"{storage.name_of(strangers[0])}. They stem from other settings or another source: choose another folder, "
+            "or move them away."
         )
 
 

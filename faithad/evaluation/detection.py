@@ -24,14 +24,6 @@ from faithad.evaluation.temporal import segment_starts
 Values = npt.NDArray[np.float64]
 
 
-class RocCurve(NamedTuple):
-    """One point per threshold, from "no clip alarms" (threshold infinite) to "every clip alarms"."""
-
-    false_positive_rate: Values
-    true_positive_rate: Values
-    threshold: Values
-
-
 class WorstSecond(NamedTuple):
     """The second of a clip with the largest mean error, and its onset in seconds from the clip's onset."""
 
@@ -61,16 +53,6 @@ def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> 
     """
     scores, labels = _checked(scores, labels)
     return float(metrics.roc_auc_score(labels, scores, max_fpr=max_fpr))
-
-
-def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> RocCurve:
-    """The ROC curve, points on a straight line left out.
-
-    Raises:
-        StudyError: as `auc`.
-    """
-    scores, labels = _checked(scores, labels)
-    return RocCurve(*metrics.roc_curve(labels, scores))
 
 
 def worst_second(error: npt.ArrayLike | Tensor, frames_per_s: float) -> WorstSecond:

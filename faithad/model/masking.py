@@ -73,14 +73,17 @@ def apply_mask(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mse(y: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over all hidden cells of the batch, a scalar: the MAE's loss.
+    """Mean squared error over the hidden cells of each clip, (B,).
+
+    Where all clips hide equally many cells, as `patch_masks` does, the mean of these is the mean over all hidden cells
+    of the batch: the MAE's loss.
 
     Args:
         y: (B, F, T), reconstruction of the masked input.
         x: (B, F, T), the input before masking.
         mask: (B, F, T) bool, true where hidden.
     """
-    return ((y - x).square() * mask).sum() / mask.sum()
+    return ((y - x).square() * mask).sum(dim=(-2, -1)) / mask.sum(dim=(-2, -1))
 
 
 def mse_per_clip(y: Tensor, x: Tensor) -> Tensor:

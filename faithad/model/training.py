@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError
-from faithad.model.masking import apply_mask, mse_per_clip, patch_masks
+from faithad.model.masking import apply_mask, masked_mse, mse_per_clip, patch_masks
 
 
 @dataclass(frozen=True)
@@ -228,15 +228,10 @@ class Training:
 
 
 def _loss_per_clip(network: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,): the mean squared error of all cells, or of the hidden ones.
-
-    Each clip hides equally many cells, so the mean of these is the mean over all hidden cells of the batch.
-    """
+    """(B,): the mean squared error of all cells, or of the hidden ones."""
     if mask is None:
         return mse_per_clip(network(x), x)
-    squared = (network(apply_mask(x, mask)) - x).square()
-    losses: Tensor = (squared * mask).sum(dim=(-2, -1)) / mask.sum(dim=(-2, -1))
-    return losses
+    return masked_mse(network(apply_mask(x, mask)), x, mask)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -16,7 +16,8 @@ from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from faithad import storage
-from faithad.config import Audit, Study, parse_study
+from faithad.config import Study, parse_study
+from faithad.config_sections import Audit
 from faithad.errors import StudyError
 from faithad.evaluation.detection import fit_threshold
 from faithad.features import FeatureSettings

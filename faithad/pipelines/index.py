@@ -28,7 +28,8 @@ from faithad.clips.manifest import (
     ledger_table,
     manifest_table,
 )
-from faithad.clips.recordings import AUDIO_SUFFIXES, SPECTROGRAM_SUFFIX, probe_recording
+from faithad.clips.recordings import AUDIO_SUFFIXES, probe_recording
+from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
 from faithad.clips.synthetic import SyntheticMill, synthesize
 from faithad.config import Data, Study

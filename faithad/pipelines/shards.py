@@ -19,7 +19,8 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
 from faithad import schemas
-from faithad.clips.recordings import SPECTROGRAM_SUFFIX, read_clip, read_spectrogram
+from faithad.clips.recordings import read_clip
+from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX, read_spectrogram
 from faithad.errors import RecordingError, StudyError
 from faithad.features import FeatureSettings, log_mel
 from faithad.progress import progress

@@ -312,6 +312,29 @@ def test_no_graph_outlives_its_micro_batch(network: SkipCAETransformer, x: Tenso
     assert max(alive) <= 1
 
 
+def test_memory_depends_on_the_micro_batch_not_on_the_clips(network: SkipCAETransformer) -> None:
+    fast = FastNetwork(network)
+    x = spectrograms(12)
+    held: list[int] = []
+
+    def count(module: nn.Module, inputs: object) -> None:
+        if len(held) % 7 == 0:  # looking at all objects takes its time
+            gc.collect()
+            held.append(sum(thing.numel() for thing in gc.get_objects() if type(thing) is Tensor))
+        else:
+            held.append(0)
+
+    fast.register_forward_pre_hook(count)
+    methods = ("error_map", "smooth_grad", "grad_cam", "occlusion")
+    peaks = []
+    for n_clips in (2, 12):
+        held.clear()
+        attribute_all(fast, x[:n_clips], [str(clip) for clip in range(n_clips)], methods=methods, micro_batch=4)
+        peaks.append(max(held))
+    # Of each clip more: x, its copy, f(x), a map per method, and views of them. Its 23 points would be 23 F T at least.
+    assert peaks[1] - peaks[0] < 10 * 12 * F * T
+
+
 class SmallGpu(SkipCAETransformer):
     """Holds three spectrograms."""
 

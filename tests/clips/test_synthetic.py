@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -131,12 +134,58 @@ def test_other_settings_replace_the_recording(tmp_path: Path) -> None:
     assert _bytes(one)["train/MPD_19-12-04_2357_00001.wav"] != before["train/MPD_19-12-04_2357_00001.wav"]
 
 
-def test_a_folder_with_other_recordings_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "mine.wav").write_bytes(b"somebody's work")
-    with pytest.raises(StudyError, match=r"mine\.wav"):
+@pytest.mark.parametrize(
+    "stranger", ["annotations.csv", "train/mine.wav", "sound.flac", "a/b.txt", ".git/config", "mill.json", "study.yaml"]
+)
+def test_a_folder_that_holds_anything_else_is_refused_before_anything_is_written(tmp_path: Path, stranger: str) -> None:
+    (tmp_path / stranger).parent.mkdir(exist_ok=True)
+    (tmp_path / stranger).write_bytes(b'{"somebody": "else"}')
+    with pytest.raises(StudyError, match=re.escape(stranger.split("/")[0])):
         _make(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*.*")] == ["mine.wav"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / stranger]
+    assert (tmp_path / stranger).read_bytes() == b'{"somebody": "else"}'
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mill").write_text("a file")
+    with pytest.raises(StudyError, match="no folder"):
+        _make(tmp_path / "mill")
+
+
+@pytest.mark.parametrize("stranger", ["train/mine.wav", "test/deep/mine.FLAC"])
+def test_recordings_that_somebody_put_into_a_mill_are_refused(tmp_path: Path, stranger: str) -> None:
+    _make(tmp_path, train_recordings=1, test_recordings=0)
+    (tmp_path / stranger).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / stranger).write_bytes(b"somebody's work")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(StudyError, match=r"mine\."):
+        _make(tmp_path, train_recordings=1, test_recordings=0, seed=8)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_the_mark_is_written_first_and_says_what_the_mill_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(planned: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("faithad.clips.synthetic.write_recording", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _make(tmp_path / "mill")
+    assert [path.name for path in (tmp_path / "mill").iterdir()] == ["mill.json"]
+    mark = json.loads((tmp_path / "mill" / "mill.json").read_text())
+    assert (mark["seed"], mark["train_recordings"], mark["start"]) == (3, 2, "2019-12-04T23:57:00")
+    # A process that was killed while it wrote the mark leaves such a file: the mill can still be made.
+    (tmp_path / "mill" / "mill.json").rename(tmp_path / "mill" / ".mill.json.0123")
+    monkeypatch.undo()
+    assert _make(tmp_path / "mill").annotations.exists()
+
+
+def test_other_files_in_a_mill_stay(tmp_path: Path) -> None:
+    _make(tmp_path, train_recordings=1, test_recordings=0)
+    (tmp_path / "study.yaml").write_text("name: mine")
+    _make(tmp_path, train_recordings=2, test_recordings=0)
+    assert (tmp_path / "study.yaml").read_text() == "name: mine"
 
 
 def test_all_impossible_settings_are_named_at_once(tmp_path: Path) -> None:
@@ -149,6 +198,19 @@ def test_all_impossible_settings_are_named_at_once(tmp_path: Path) -> None:
 def test_two_days_are_2880_recordings() -> None:
     assert recordings_in(48) == (1920, 960)
     assert sum(recordings_in(1, recording_s=30.0)) == 120
+    assert recordings_in(0.1) == (4, 2)
+    assert recordings_in(1, test_fraction=0.5) == (30, 30)
+
+
+@pytest.mark.parametrize("hours", [0.0, 0.02, 0.05])
+def test_even_a_moment_has_two_recordings_to_train_and_two_to_test(hours: float) -> None:
+    assert recordings_in(hours) == (2, 2)
+
+
+@pytest.mark.parametrize("hours", [math.nan, math.inf, -1.0])
+def test_hours_that_are_none_are_refused(hours: float) -> None:
+    with pytest.raises(ConfigError, match="hours is "):
+        recordings_in(hours)
 
 
 # Annotations ---------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_perfect_and_useless_detectors() -> None:
     assert detection.pauc(np.ones(60), labels) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("function", [detection.auc, detection.pauc, detection.roc_curve])
+@pytest.mark.parametrize("function", [detection.auc, detection.pauc])
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
@@ -94,17 +94,6 @@ def test_scores_that_give_no_curve_are_refused(
 ) -> None:
     with pytest.raises(StudyError, match=message):
         function(scores, labels)  # type: ignore[operator]
-
-
-def test_roc_curve_has_the_area() -> None:
-    scores, labels, _ = scored_clips(3)
-    curve = detection.roc_curve(scores, labels)
-    assert np.trapezoid(curve.true_positive_rate, curve.false_positive_rate) == pytest.approx(
-        detection.auc(scores, labels)
-    )
-    for fpr, tpr, threshold in zip(*curve, strict=True):
-        assert fpr == pytest.approx((scores[labels == 0] >= threshold).mean())
-        assert tpr == pytest.approx((scores[labels == 1] >= threshold).mean())
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from faithad.config import Study
+from faithad.config import Study, load_study
 from faithad.pipelines.study import STAGES
 
 FAITHAD = Path(sys.executable).parent / "faithad"
@@ -36,13 +37,50 @@ def test_help_answers_in_under_a_second() -> None:
     assert min(took) < 1.0
 
 
-def test_synth_says_what_it_wrote_and_what_is_next(tmp_path: Path) -> None:
-    answer = run("synth", "--out", tmp_path / "mill", "--hours", "0.1", "--seed", "1")
+def test_synth_says_what_it_wrote_and_writes_a_configuration_that_is_ready(tmp_path: Path) -> None:
+    mill = tmp_path / "my mill: #1"
+    answer = run("synth", "--out", mill, "--hours", "0.1", "--seed", "1")
     assert answer.returncode == 0, answer.stderr
-    assert len(list((tmp_path / "mill").rglob("*.wav"))) == 6
+    assert len(list(mill.rglob("*.wav"))) == 6
     last = answer.stdout.strip().splitlines()[-1]
     assert "4 training and 2 test recordings" in last
-    assert "Next: " in last
+    command = last.partition("Next: ")[2]
+    assert shlex.split(command) == ["faithad", "study", "--config", str(mill / "study.yaml")]
+
+    assert f"\n#   {command}\n" in (mill / "study.yaml").read_text()
+    study = load_study(str(mill / "study.yaml"))
+    assert study.root == str(mill / "study")
+    assert [study.data.locate(path) for path in (*study.data.train, *study.data.test)] == [
+        str(mill / "train"),
+        str(mill / "test"),
+    ]
+    assert study.data.annotations is not None
+    assert Path(study.data.locate(study.data.annotations)).exists()
+    assert study.data.synthetic is None
+    assert (study.features.normalization, study.data.split.validation_unit) == ("training", "recording")
+
+    # What the user has changed there stays, and does not keep a mill from being made to its end.
+    (mill / "study.yaml").write_text("name: changed")
+    next(mill.rglob("*.wav")).unlink()
+    assert run("synth", "--out", mill, "--hours", "0.1", "--seed", "1").returncode == 0
+    assert len(list(mill.rglob("*.wav"))) == 6
+    assert (mill / "study.yaml").read_text() == "name: changed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "{full}"], "StudyError: {full} is not empty"),
+        (["--out", "s3://bucket/mill"], "give a local folder"),
+    ],
+)
+def test_synth_where_it_cannot_be(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "annotations.csv").write_text("a year's work")
+    answer = run("synth", *(argument.format(full=tmp_path) for argument in arguments))
+    assert answer.returncode == 1
+    assert message.format(full=tmp_path) in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["annotations.csv"]
 
 
 def test_a_wrong_configuration_ends_with_its_problems_and_no_traceback(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_real_recordings_of_another_rate_with_a_remainder(shared_data: Path, sma
         "test": ["test"],
         "annotations": "annotations.csv",
         "remainder": "overlap",
+        "split": {"validation_unit": "recording"},
     }
     study = small_study(**QUICK, data=data)
     run_study(study)

@@ -100,7 +100,7 @@ def test_losses_are_their_sums() -> None:
     mask = patch_masks(3, 4, 6, patch=2, ratio=0.5, generator=generator(3))
     hidden = [(b, f, t) for b in range(3) for f in range(4) for t in range(6) if mask[b, f, t]]
     expected = sum((y[cell] - x[cell]).item() ** 2 for cell in hidden) / len(hidden)
-    assert masked_mse(y, x, mask).item() == pytest.approx(expected)
+    assert masked_mse(y, x, mask).mean().item() == pytest.approx(expected)
     for b in range(3):
         expected = sum((y[b, f, t] - x[b, f, t]).item() ** 2 for f in range(4) for t in range(6)) / 24
         assert mse_per_clip(y, x)[b].item() == pytest.approx(expected)
@@ -110,6 +110,6 @@ def test_visible_cells_do_not_train() -> None:
     x = torch.randn(1, 4, 4, generator=generator())
     mask = patch_masks(1, 4, 4, patch=2, ratio=0.5, generator=generator())
     y = torch.zeros(1, 4, 4, requires_grad=True)
-    masked_mse(y, x, mask).backward()
+    masked_mse(y, x, mask).sum().backward()
     assert y.grad is not None
     assert torch.equal(y.grad != 0, mask)

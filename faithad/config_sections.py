@@ -1,0 +1,174 @@
+"""The sections of a study that say how it computes: features, training, attribution, audit, evaluation.
+
+What it computes on, and the study as a whole, are in `config`. Each section checks itself; what it refuses is told
+under the key concerned, together with all other problems of the file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
+from faithad.config_file import Problems
+from faithad.model.fast_network import Precision
+
+MethodName = Annotated[str, Field(pattern="^(" + "|".join(METHODS) + ")$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Percentile = Annotated[float, Field(ge=0, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Found = list[tuple[tuple[str, ...], str]]
+AnySection = TypeVar("AnySection", bound="Section")
+
+
+class Section(BaseModel):
+    """Frozen, so that a study can be hashed and sent to any worker; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        """No setting is a truth value, and none may pass for the number 1 or 0."""
+        if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value)):
+            raise ValueError(
+                "true and false (also yes, no, on and off) are no values here: write a number, or quote the word"
+            )
+        return value
+
+
+def refuse(section: AnySection, found: Found) -> AnySection:
+    """Return the section where nothing was found.
+
+    Raises:
+        Problems: all that was found.
+    """
+    if found:
+        raise Problems(found)
+    return section
+
+
+def all_different(section: Section, key: str) -> Found:
+    values = getattr(section, key)
+    if values and len(set(values)) == len(values):
+        return []
+    return [((key,), f"must be one or more different values, found {list(values)}")]
+
+
+class Features(Section):
+    """Log-mel features. `normalization: training` standardises each mel band with training statistics; `none` gives
+    the decibels to the model, as the paper does.
+    """
+
+    sample_rate_hz: int = Field(20_000, ge=1_000, le=384_000)
+    n_fft: int = Field(1_000, ge=16)
+    hop_samples: int = Field(500, ge=1)
+    n_mels: int = Field(80, ge=16)
+    scale: Literal["db", "log10"] = "db"
+    normalization: Literal["none", "training"] = "none"
+
+    @model_validator(mode="after")
+    def _hop_fits(self) -> Features:
+        found: Found = []
+        if self.hop_samples > self.n_fft:
+            reason = f"{self.hop_samples} may not exceed n_fft ({self.n_fft}): sound would be lost"
+            found.append((("hop_samples", "n_fft"), reason))
+        if self.hop_samples > self.sample_rate_hz:
+            reason = (
+                f"{self.hop_samples} samples are {self.hop_samples / self.sample_rate_hz:g} s at sample_rate_hz "
+                f"{self.sample_rate_hz}: at least one frame per second is needed"
+            )
+            found.append((("hop_samples", "sample_rate_hz"), reason))
+        return refuse(self, found)
+
+
+class Train(Section):
+    """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it."""
+
+    epochs: int = Field(500, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    minimum_learning_rate: float = Field(1e-5, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    restart_period: int = Field(5, ge=1)
+    patience: int = Field(30, ge=1)
+    minimum_improvement: float = Field(1e-5, ge=0)
+    mask_ratio: Fraction = 0.30
+    patch: int = Field(4, ge=1)
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float | None = Field(None, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _batch_feeds_workers(self) -> Train:
+        found: Found = []
+        if self.batch_size % self.workers:
+            reason = f"{self.batch_size} must be a multiple of workers ({self.workers})"
+            found.append((("batch_size", "workers"), reason))
+        if self.minimum_learning_rate > self.learning_rate:
+            reason = f"{self.minimum_learning_rate} may not exceed learning_rate ({self.learning_rate})"
+            found.append((("minimum_learning_rate", "learning_rate"), reason))
+        return refuse(self, found)
+
+
+class Attribution(Section):
+    """The attributions; constants of the paper's experiment.
+
+    `engine`: `stream` evaluates the points of all clips and methods in one stream; `captum` makes the plain Captum
+    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream.
+    """
+
+    engine: Literal["stream", "captum"] = "stream"
+    precision: Precision = "float32"
+    methods: tuple[MethodName, ...] = PAPER_METHODS
+    smooth_grad_samples: int = Field(25, ge=1)
+    smooth_grad_sigma: float = Field(0.1, gt=0)
+    integrated_gradients_steps: int = Field(50, ge=1)
+    gradient_shap_samples: int = Field(25, ge=1)
+    gradient_shap_sigma: float = Field(0.09, ge=0)
+    occlusion_bands: int = Field(20, ge=1)
+    occlusion_frames: int = Field(20, ge=1)
+    seed: Seed = 0
+
+    @property
+    def settings(self) -> AttributionSettings:
+        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "methods", "seed"}))
+
+    @model_validator(mode="after")
+    def _captum_has_one_precision(self) -> Attribution:
+        found: Found = []
+        if self.engine == "captum" and self.precision != "float32":
+            reason = "belongs to engine 'stream'; engine 'captum' computes in float32"
+            found.append((("precision", "engine"), reason))
+        return refuse(self, [*found, *all_different(self, "methods")])
+
+
+class Audit(Section):
+    """How the audit is spread. Only `percentiles` and `maps` change what is written.
+
+    `maps`: for how many test clips the whole maps are kept (-1: for all); curves always are. `actors` null: as many as
+    the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry.
+    """
+
+    percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
+    maps: int = Field(4, ge=-1)
+    clips_per_shard: int = Field(8, ge=1)
+    actors: int | None = Field(None, ge=1)
+    gpus_per_actor: float = Field(0, ge=0)
+    micro_batch: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _percentiles_rise(self) -> Audit:
+        if not self.percentiles or list(self.percentiles) != sorted(set(self.percentiles)):
+            reason = f"must be one or more different values in rising order, found {list(self.percentiles)}"
+            return refuse(self, [(("percentiles",), reason)])
+        return self
+
+
+class Evaluation(Section):
+    """`alarm_quantile`: the alarm threshold is this quantile of the scores of validation normals."""
+
+    alarm_quantile: Fraction = 0.95
+    seed: Seed = 0
