@@ -28,6 +28,8 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 # What a name in a file may hold: markup, quotes, an expression of the template language, mathematics of matplotlib.
 NASTY = "<script>alert(\"x\")<script> & 'board' {{ 7 * 7 }} $x_1$"
 
+PAPER = [style.METHODS[name] for name in attribution.PAPER_METHODS]
+
 
 class Page(HTMLParser):
     """Tags with their attributes, the text a reader sees, and whether every element was closed in turn."""
@@ -152,7 +154,7 @@ def test_all_twelve_curves_are_drawn(study: StudyTables, table: str) -> None:
         curves, controls = findings.in_scope(study.faithfulness, "frame"), {}
     lines = charts.percentile_figure(curves, y_label="", controls=controls).axes[0].get_lines()
     drawn = {str(line.get_label()): line for line in lines}
-    expected = {f"{model.title} {method.title}" for model in style.MODELS.values() for method in style.METHODS.values()}
+    expected = {f"{model.title} {method.title}" for model in style.MODELS.values() for method in PAPER}
     assert len(expected) == 12
     assert set(drawn) == expected | set(controls)
     assert len(lines) == 12 + len(controls)
@@ -164,7 +166,7 @@ def test_all_twelve_curves_are_drawn(study: StudyTables, table: str) -> None:
 def test_curves_are_told_apart(study: StudyTables) -> None:
     figure = charts.percentile_figure(findings.overall(study.f_score), y_label="")
     lines = {str(line.get_label()): line for line in figure.axes[0].get_lines()}
-    for method in style.METHODS.values():
+    for method in PAPER:
         assert lines[f"AE {method.title}"].get_color() == lines[f"MAE {method.title}"].get_color() == method.color
         assert lines[f"AE {method.title}"].get_linestyle() == "--"
         assert lines[f"MAE {method.title}"].get_linestyle() == "-"
@@ -256,7 +258,7 @@ def test_panels_of_the_example_clips(rendered: tuple[str, Page], study: StudyTab
     assert html.count("data:image/png;base64,") == 4 * 8
     assert "annotated 5 to 7 s of the clip" in page.text
     example = next(one for one in study.examples if one.model == "mae")
-    assert set(example.maps) == set(style.METHODS)
+    assert set(example.maps) == set(attribution.PAPER_METHODS)
     np.testing.assert_allclose(np.abs(example.maps["grad_cam"]).max(), 1, atol=1e-3)
 
 
