@@ -220,13 +220,13 @@ def test_one_run_tells_all_problems_and_none_that_only_follows(text: str, keys: 
     assert sorted(told) == sorted(keys), str(caught.value)
 
 
-def test_paths_start_at_the_root_unless_they_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/mill")
+def test_paths_start_at_the_root_unless_they_say_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     data = parse_study(SMALLEST, name="x.yaml", overrides=["data.root=/data"]).data
     assert [data.locate(path) for path in ("a", "/b", "~/c", "s3://d/e")] == [
         "/data/a",
         "/b",
-        "/home/mill/c",
+        str(tmp_path / "c"),
         "s3://d/e",
     ]
 

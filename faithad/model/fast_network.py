@@ -25,7 +25,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from faithad.model.skip_cae_transformer import _SLOPE as SLOPE
-from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.skip_cae_transformer import SkipCAETransformer, act, first, halve, pad
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -97,20 +97,20 @@ class FastNetwork(nn.Module):
         h2 = self.conv2(h1)
         h3 = self.conv3(h2 + h1)
         h4 = self.conv4(h3)
-        e1 = _halve(self.bn1(h4 + h3 + _pad(x, 4)))
+        e1 = halve(self.bn1(h4 + h3 + pad(x, 4)))
 
         h6 = self.conv5(e1)
         h7 = self.conv6(h6)
-        e2 = _halve(self.bn2(h7 + h6 + _pad(e1, 8)))
+        e2 = halve(self.bn2(h7 + h6 + pad(e1, 8)))
 
         h9 = self.conv7(e2)
         h10 = self.conv8(h9)
-        e3 = _halve(self.bn3(h10 + h9 + _pad(e2, 16)))
+        e3 = halve(self.bn3(h10 + h9 + pad(e2, 16)))
 
         h12 = self.conv9(e3)
-        h13 = _act(self.conv10(h12))
+        h13 = act(self.conv10(h12))
         attended = self.encoder(h13.flatten(2)).view(h13.shape)
-        z = _halve(self.bn4(attended + _act(self.linear_e(h12 + _pad(e3, 32)))))
+        z = halve(self.bn4(attended + act(self.linear_e(h12 + pad(e3, 32)))))
         return attended, z
 
     def _decode(self, z: Tensor, attended: Tensor) -> Tensor:
@@ -125,20 +125,20 @@ class FastNetwork(nn.Module):
         d = self.decoder(u1.flatten(2), attended.flatten(2)).view(attended.shape)
         h6 = self.conv15(d)
         h7 = self.conv16(h6)
-        u2 = self.conv_t2(self.bn6(h7 + _act(self.linear_d(h6 + _first(d, 16)))))
+        u2 = self.conv_t2(self.bn6(h7 + act(self.linear_d(h6 + first(d, 16)))))
 
         h9 = self.conv17(u2)
         h10 = self.conv18(h9)
-        u3 = self.conv_t3(self.bn7(h10 + h9 + _first(u2, 8)))
+        u3 = self.conv_t3(self.bn7(h10 + h9 + first(u2, 8)))
 
         h12 = self.conv19(u3)
         h13 = self.conv20(h12)
-        v = self.conv_t4(self.bn8(h13 + h12 + _first(u3, 4)))
+        v = self.conv_t4(self.bn8(h13 + h12 + first(u3, 4)))
         if v.shape[2:] != (self.n_mels, self.n_frames):
             v = functional.interpolate(v, size=(self.n_mels, self.n_frames), mode="bilinear", align_corners=False)
 
         h15 = self.conv21(v)
-        return cast(Tensor, self.conv22(h15 + _first(v, 2)))
+        return cast(Tensor, self.conv22(h15 + first(v, 2)))
 
 
 def _fast(name: str, module: nn.Module) -> nn.Module:
@@ -209,7 +209,7 @@ class _Convolution(nn.Module):
     def convolve(self, x: Tensor) -> Tensor:
         if not _by_onednn(x):
             y = functional.conv2d(x, self.weight, self.bias, padding=1)
-            return _act(y) if self.activated else y
+            return act(y) if self.activated else y
         return _convolve(x, self.weight, self.bias, activated=self.activated)
 
     def convolve_back(self, gradient: Tensor) -> Tensor:
@@ -354,22 +354,6 @@ class _Decoder(nn.Module):
         x = self.norm1(x + self.attention(x, x))
         x = self.norm2(x + self.cross_attention(x, memory))
         return cast(Tensor, self.norm3(x + self.feed_forward(x)))
-
-
-def _act(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, SLOPE)
-
-
-def _halve(x: Tensor) -> Tensor:
-    return functional.max_pool2d(x, 2)
-
-
-def _pad(x: Tensor, channels: int) -> Tensor:
-    return functional.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
-
-
-def _first(x: Tensor, channels: int) -> Tensor:
-    return x[:, :channels]
 
 
 def _by_onednn(x: Tensor) -> bool:

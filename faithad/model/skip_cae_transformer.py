@@ -107,68 +107,68 @@ class SkipCAETransformer(nn.Module):
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder transformer's output (B, 32, F/8, T/8), and the code z, half that size each way."""
-        h1 = _act(self.conv1(x))
-        h2 = _act(self.conv2(h1))
-        h3 = _act(self.conv3(h2 + h1))
-        h4 = _act(self.conv4(h3))
-        e1 = _halve(self.bn1(h4 + h3 + _pad(x, 4)))
+        h1 = act(self.conv1(x))
+        h2 = act(self.conv2(h1))
+        h3 = act(self.conv3(h2 + h1))
+        h4 = act(self.conv4(h3))
+        e1 = halve(self.bn1(h4 + h3 + pad(x, 4)))
 
-        h6 = _act(self.conv5(e1))
-        h7 = _act(self.conv6(h6))
-        e2 = _halve(self.bn2(h7 + h6 + _pad(e1, 8)))
+        h6 = act(self.conv5(e1))
+        h7 = act(self.conv6(h6))
+        e2 = halve(self.bn2(h7 + h6 + pad(e1, 8)))
 
-        h9 = _act(self.conv7(e2))
-        h10 = _act(self.conv8(h9))
-        e3 = _halve(self.bn3(h10 + h9 + _pad(e2, 16)))
+        h9 = act(self.conv7(e2))
+        h10 = act(self.conv8(h9))
+        e3 = halve(self.bn3(h10 + h9 + pad(e2, 16)))
 
-        h12 = _act(self.conv9(e3))
-        h13 = _act(self.conv10(h12))
+        h12 = act(self.conv9(e3))
+        h13 = act(self.conv10(h12))
         attended = self.encoder(h13.flatten(2)).view_as(h13)
-        z = _halve(self.bn4(attended + _act(self.linear_e(h12 + _pad(e3, 32)))))
+        z = halve(self.bn4(attended + act(self.linear_e(h12 + pad(e3, 32)))))
         return attended, z
 
     def _decode(self, z: Tensor, attended: Tensor) -> Tensor:
-        h1 = _act(self.conv11(z))
-        h2 = _act(self.conv12(h1))
-        h3 = _act(self.conv13(h2 + h1))
-        h4 = _act(self.conv14(h3))
+        h1 = act(self.conv11(z))
+        h2 = act(self.conv12(h1))
+        h3 = act(self.conv13(h2 + h1))
+        h4 = act(self.conv14(h3))
         u1 = self.conv_t1(self.bn5(h4 + h3 + z))
         if u1.shape != attended.shape:
             u1 = functional.adaptive_avg_pool2d(u1, (attended.shape[2], attended.shape[3]))
 
         d = self.decoder(u1.flatten(2), attended.flatten(2)).view_as(attended)
-        h6 = _act(self.conv15(d))
-        h7 = _act(self.conv16(h6))
-        u2 = self.conv_t2(self.bn6(h7 + _act(self.linear_d(h6 + _first(d, 16)))))
+        h6 = act(self.conv15(d))
+        h7 = act(self.conv16(h6))
+        u2 = self.conv_t2(self.bn6(h7 + act(self.linear_d(h6 + first(d, 16)))))
 
-        h9 = _act(self.conv17(u2))
-        h10 = _act(self.conv18(h9))
-        u3 = self.conv_t3(self.bn7(h10 + h9 + _first(u2, 8)))
+        h9 = act(self.conv17(u2))
+        h10 = act(self.conv18(h9))
+        u3 = self.conv_t3(self.bn7(h10 + h9 + first(u2, 8)))
 
-        h12 = _act(self.conv19(u3))
-        h13 = _act(self.conv20(h12))
-        u4 = self.conv_t4(self.bn8(h13 + h12 + _first(u3, 4)))
+        h12 = act(self.conv19(u3))
+        h13 = act(self.conv20(h12))
+        u4 = self.conv_t4(self.bn8(h13 + h12 + first(u3, 4)))
 
         v = functional.interpolate(u4, size=(self.n_mels, self.n_frames), mode="bilinear", align_corners=False)
-        h15 = _act(self.conv21(v))
-        return cast(Tensor, self.conv22(h15 + _first(v, 2)))
+        h15 = act(self.conv21(v))
+        return cast(Tensor, self.conv22(h15 + first(v, 2)))
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def _act(x: Tensor) -> Tensor:
+def act(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, _SLOPE)
 
 
-def _halve(x: Tensor) -> Tensor:
+def halve(x: Tensor) -> Tensor:
     return functional.max_pool2d(x, 2)
 
 
-def _pad(x: Tensor, channels: int) -> Tensor:
+def pad(x: Tensor, channels: int) -> Tensor:
     return functional.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
-def _first(x: Tensor, channels: int) -> Tensor:
+def first(x: Tensor, channels: int) -> Tensor:
     return x[:, :channels]
