@@ -22,12 +22,15 @@ from pydantic import BeforeValidator, Field, model_validator
 from faithad import storage
 from faithad.config_file import change, read_values, validated
 from faithad.config_sections import (
+    Alarm,
     Attribution,
     Audit,
     Evaluation,
+    Events,
     Features,
     Found,
     Fraction,
+    Search,
     Section,
     Seed,
     Train,
@@ -163,6 +166,9 @@ class Study(Section):
     train: Train = Train()
     attribution: Attribution = Attribution()
     audit: Audit = Audit()
+    alarm: Alarm = Alarm()
+    events: Events = Events()
+    search: Search = Search()
     evaluation: Evaluation = Evaluation()
 
     @property

@@ -1,4 +1,4 @@
-"""The sections of a study that say how it computes: features, training, attribution, audit, evaluation.
+"""The sections of a study that say how it computes: features, training, search, attribution, audit, alarm, evaluation.
 
 What it computes on, and the study as a whole, are in `config`. Each section checks itself; what it refuses is told
 under the key concerned, together with all other problems of the file.
@@ -84,18 +84,32 @@ class Features(Section):
 
 
 class Train(Section):
-    """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it."""
+    """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it.
+
+    `schedule`: `warm_restarts` is the paper's, of period `restart_period`; `warmup_cosine` rises linearly over
+    `warmup_epochs` and then falls along one cosine to the last of `epochs`. A validation loss that is no number, or
+    above `divergence_factor` times the best one, sends the training back to its best epoch, once. `trainings_at_once`
+    null: as many (model, seed) trainings side by side as the cluster carries.
+    """
 
     epochs: int = Field(500, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     minimum_learning_rate: float = Field(1e-5, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["warm_restarts", "warmup_cosine"] = "warm_restarts"
     restart_period: int = Field(5, ge=1)
+    warmup_epochs: int = Field(5, ge=0)
+    divergence_factor: float = Field(10, gt=1)
     patience: int = Field(30, ge=1)
     minimum_improvement: float = Field(1e-5, ge=0)
     mask_ratio: Fraction = 0.30
     patch: int = Field(4, ge=1)
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    optimizer: Literal["adamw", "fused_adamw"] = "adamw"
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    checkpoint_every: int = Field(1, ge=1)
+    trainings_at_once: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)
     cpus_per_worker: float | None = Field(None, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
@@ -146,16 +160,21 @@ class Attribution(Section):
 
 
 class Audit(Section):
-    """How the audit is spread. Only `percentiles` and `maps` change what is written.
+    """What the audit explains, and how it is spread. Only `percentiles`, `explain`, `maps` and `clips_per_shard` change
+    what is written.
 
-    `maps`: for how many test clips the whole maps are kept (-1: for all); curves always are. `actors` null: as many as
-    the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry.
+    `explain`: which clips are explained once all are scored: `all`, `alarms`, `top:N` (the N highest scores) or `none`.
+    `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. `actors` null: as
+    many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
+    read and decode as the rest of the CPUs carries.
     """
 
     percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
+    explain: Annotated[str, Field(pattern=r"^(all|alarms|none|top:[1-9][0-9]{0,8})$")] = "all"
     maps: int = Field(4, ge=-1)
     clips_per_shard: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1)
+    readers: int | None = Field(None, ge=1)
     gpus_per_actor: float = Field(0, ge=0)
     micro_batch: int = Field(16, ge=1)
 
@@ -167,8 +186,57 @@ class Audit(Section):
         return self
 
 
-class Evaluation(Section):
-    """`alarm_quantile`: the alarm threshold is this quantile of the scores of validation normals."""
+class Alarm(Section):
+    """When a clip raises an alarm: its score is above a threshold that is fitted on validation normals alone.
 
-    alarm_quantile: Fraction = 0.95
+    `rule`: `quantile` (empirical), `gamma` (of a gamma distribution fitted to the scores, as in DCASE) or `conformal`
+    (the guarantee of split conformal prediction). `pooling`: which score alarms, the clip's mean error or that of its
+    worst second. `false_alarm_rate`: the share of normal clips that may alarm.
+    """
+
+    rule: Literal["quantile", "gamma", "conformal"] = "quantile"
+    pooling: Literal["mean", "worst_second"] = "mean"
+    false_alarm_rate: Fraction = 0.05
+
+
+class Events(Section):
+    """How alarms become events: those at most `merge_gap_s` apart are one. `method` and `percentile` name the
+    explanation that tells the event's seconds and mel bands.
+    """
+
+    merge_gap_s: float = Field(10.0, ge=0)
+    method: MethodName = "saliency"
+    percentile: Percentile = 95.0
+
+
+class Search(Section):
+    """The search over mask ratio and patch size, for the MAE.
+
+    `algorithm`: `grid` tries every pair of `mask_ratios` and `patches`; `optuna` draws `trials` pairs, the ratio from
+    the range that `mask_ratios` spans. `scheduler`: `asha` stops trials that fall behind after `grace_epochs`.
+    `objective`: `proxy_auc` (synthetic disturbances in validation normals, no test label), `validation_loss`, or
+    `test_auc` (the paper's choice, which sees test labels). `trials_at_once` null: as many as the cluster carries.
+    """
+
+    mask_ratios: tuple[Fraction, ...] = (0.15, 0.30, 0.50, 0.75, 0.90)
+    patches: tuple[Annotated[int, Field(ge=1)], ...] = (4, 8)
+    algorithm: Literal["grid", "optuna"] = "grid"
+    trials: int = Field(20, ge=1)
+    scheduler: Literal["none", "asha"] = "none"
+    grace_epochs: int = Field(10, ge=1)
+    reduction_factor: int = Field(3, ge=2)
+    objective: Literal["proxy_auc", "validation_loss", "test_auc"] = "proxy_auc"
+    cpus_per_trial: float = Field(1, gt=0)
+    gpus_per_trial: float = Field(0, ge=0)
+    trials_at_once: int | None = Field(None, ge=1)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _choices_differ(self) -> Search:
+        return refuse(self, [*all_different(self, "mask_ratios"), *all_different(self, "patches")])
+
+
+class Evaluation(Section):
+    """`seed`: of the bootstrap."""
+
     seed: Seed = 0

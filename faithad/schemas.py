@@ -8,6 +8,7 @@ Contents
     MANIFEST, EPOCHS, VALIDATION_SCORES                      one file each
     SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, their list sizes follow from the model's shape
+    EVENTS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY
 """
 
@@ -52,7 +53,9 @@ EPOCHS = pa.schema(
 )
 
 # Scores of a model's validation clips, all normal: what alarm thresholds are fitted on.
-VALIDATION_SCORES = pa.schema([pa.field("score", pa.float64(), nullable=False)])
+VALIDATION_SCORES = pa.schema(
+    [pa.field(name, pa.float64(), nullable=False) for name in ("score", "worst_second_score")]
+)
 
 # Every second of every recording stands in a ledger. A row without `clip_id` speaks of a whole recording (or of the
 # rest of one): it never became clips.
@@ -118,13 +121,16 @@ FAITHFULNESS = pa.schema(
 def attributions(n_mels: int, n_frames: int) -> pa.Schema:
     """One row per (clip, model, seed, method).
 
-    `curve` is the map summed over mel bands, (T,). `map` is optional: (F, T) flattened and divided by `map_scale`, its
-    largest magnitude, because raw gradients are too small for 16 bits. `degenerate`: the curve is flat.
+    `curve` is the map summed over mel bands, (T,). `profile` is its magnitude summed over the peak frames of the
+    audit's lowest percentile, (F,): the mel bands that carry the peaks. `map` is optional: (F, T) flattened and divided
+    by `map_scale`, its largest magnitude, because raw gradients are too small for 16 bits. `degenerate`: the curve is
+    flat.
     """
     return pa.schema(
         [
             *_METHOD_KEYS,
             pa.field("curve", pa.list_(pa.float32(), n_frames), nullable=False),
+            pa.field("profile", pa.list_(pa.float32(), n_mels), nullable=False),
             pa.field("map", pa.list_(pa.float16(), n_mels * n_frames)),
             pa.field("map_scale", pa.float32()),
             pa.field("degenerate", pa.bool_(), nullable=False),
@@ -155,6 +161,70 @@ def shape_of(schema: pa.Schema) -> tuple[int, int]:
 def _shape(n_mels: int, n_frames: int) -> dict[bytes, bytes]:
     return {b"shape": f"{n_mels}x{n_frames}".encode()}
 
+
+# Stretches of recordings, half-open, in seconds from each recording's start.
+PARTS = pa.list_(
+    pa.struct(
+        [
+            pa.field("recording", pa.string(), nullable=False),
+            pa.field("onset_s", pa.float64(), nullable=False),
+            pa.field("offset_s", pa.float64(), nullable=False),
+        ]
+    )
+)
+
+# One row per event: alarms that lie close together, also across recordings that follow on without a gap by the clock.
+# `parts` says where it is, `seconds` which of its seconds the explanation points at, the mel bands (from 0, both
+# included) and their edges which bands carry them. `strength` is the highest score over the threshold. `method` is null
+# where no explanation was made; the seconds and the band are then those of the largest error.
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("onset_s", pa.float64(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("started_at", pa.timestamp("us")),
+        pa.field("ended_at", pa.timestamp("us")),
+        pa.field("parts", PARTS, nullable=False),
+        pa.field("clip_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("n_alarms", pa.int32(), nullable=False),
+        pa.field("pooling", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("strength", pa.float64(), nullable=False),
+        pa.field("seconds", PARTS, nullable=False),
+        pa.field("mel_band_low", pa.int32(), nullable=False),
+        pa.field("mel_band_high", pa.int32(), nullable=False),
+        pa.field("low_hz", pa.float64(), nullable=False),
+        pa.field("high_hz", pa.float64(), nullable=False),
+        pa.field("method", pa.string()),
+        pa.field("percentile", pa.float64()),
+        pa.field("faithfulness", pa.float64()),
+    ]
+)
+
+# One row per trial of a search. status: done, stopped (early, by the scheduler) or failed. `value` is the objective's;
+# null where a trial failed. `auc` and `pauc` are of the test clips, null where they have no labels.
+SEARCH_SUMMARY = pa.schema(
+    [
+        pa.field("trial", pa.string(), nullable=False),
+        pa.field("mask_ratio", pa.float64(), nullable=False),
+        pa.field("patch", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("objective", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("proxy_auc", pa.float64()),
+        pa.field("validation_loss", pa.float64()),
+        pa.field("auc", pa.float64()),
+        pa.field("pauc", pa.float64()),
+        pa.field("epochs", pa.int32(), nullable=False),
+        pa.field("best_epoch", pa.int32()),
+        pa.field("duration_s", pa.float64(), nullable=False),
+    ]
+)
 
 # Summaries: mean and standard deviation over seeds (null for a single seed), a 95 % bootstrap interval over
 # recordings, and the controls that a score must beat.

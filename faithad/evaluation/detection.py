@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sklearn import metrics
 from torch import Tensor
 
-from faithad.errors import ConfigError, StudyError
+from faithad.errors import StudyError
 from faithad.evaluation.peaks import as_array
 from faithad.evaluation.temporal import segment_starts
 
@@ -70,24 +70,6 @@ def worst_second(error: npt.ArrayLike | Tensor, frames_per_s: float) -> WorstSec
 def worst_mel_band(error: npt.ArrayLike | Tensor) -> int:
     """The mel band, counted from 0, with the largest mean of the error map (F, T) over all frames."""
     return int(as_array(error).mean(axis=1, dtype=np.float64).argmax())
-
-
-def fit_threshold(validation_scores: npt.ArrayLike, quantile: float) -> float:
-    """The smallest validation score with at least the share `quantile` of the validation scores at or below it.
-
-    So a rule "alarm above the threshold" raises at most a share 1 - quantile of alarms on the validation normals.
-
-    Raises:
-        StudyError: no scores, or some that are not finite.
-        ConfigError: a quantile outside 0 < quantile <= 1.
-    """
-    scores = np.asarray(validation_scores, dtype=np.float64)
-    if not 0.0 < quantile <= 1.0:
-        raise ConfigError(f"The threshold's quantile is {quantile}; it must be above 0 and at most 1, such as 0.95.")
-    if not scores.size:
-        raise StudyError("No validation scores to fit an alarm threshold on. Is the validation split empty?")
-    _refuse_not_finite(scores, "validation scores")
-    return float(np.quantile(scores, quantile, method="inverted_cdf"))
 
 
 def bootstrap_areas(
@@ -161,7 +143,7 @@ def _area(fpr: Values, tpr: Values, max_fpr: float) -> Values:
 
 def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, npt.NDArray[np.int64]]:
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    _refuse_not_finite(scores, "anomaly scores")
+    refuse_not_finite(scores, "anomaly scores")
     n_normal, n_anomalous = int((labels == 0).sum()), int((labels == 1).sum())
     if n_normal + n_anomalous != len(labels) or len(labels) != len(scores):
         raise StudyError(
@@ -176,7 +158,8 @@ def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, npt.
     return scores, labels.astype(np.int64)
 
 
-def _refuse_not_finite(scores: Values, what: str) -> None:
+def refuse_not_finite(scores: Values, what: str) -> None:
+    """Raise `StudyError` where some scores are NaN or infinite; `what` names them."""
     n_bad = int((~np.isfinite(scores)).sum())
     if n_bad:
         raise StudyError(

@@ -22,10 +22,11 @@ from torch import Tensor
 from faithad import storage
 from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import FeatureSettings, Normalization
+from faithad.model.alarm import AlarmThreshold
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 FILE_NAME = "model.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 # One key only: safetensors writes several in the order of a hash map, another one each time.
 _HEADER_KEY = "faithad"
 
@@ -40,7 +41,7 @@ class TrainedModel:
         features: the features that it was trained on.
         name: "ae" or "mae".
         seed: of the training run.
-        threshold: alarm above this score; None before one is fitted.
+        alarm: the threshold fitted on its validation normals; None before one is.
         best_epoch: the epoch, counted from 1, that the weights come from.
         config_hash: of the training's settings.
     """
@@ -50,7 +51,7 @@ class TrainedModel:
     features: FeatureSettings
     name: str
     seed: int
-    threshold: float | None
+    alarm: AlarmThreshold | None
     best_epoch: int
     config_hash: str
 
@@ -84,7 +85,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "n_frames": trained.network.n_frames,
         "dropout": trained.network.dropout,
         "features": dataclasses.asdict(trained.features),
-        "threshold": trained.threshold,
+        "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
         "best_epoch": trained.best_epoch,
         "config_hash": trained.config_hash,
     }
@@ -120,7 +121,8 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
             network=network,
             normalization=Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std")),
             features=FeatureSettings(**header["features"]),
-            **{key: header[key] for key in ("name", "seed", "threshold", "best_epoch", "config_hash")},
+            alarm=None if header["alarm"] is None else AlarmThreshold(**header["alarm"]),
+            **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
         )
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{location} is damaged: its header lacks or garbles {error}. Train again.") from error

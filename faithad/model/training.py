@@ -48,6 +48,11 @@ class TrainingSettings:
     mask_ratio: float | None
     patch: int
     seed: int
+    schedule: str = "warm_restarts"
+    warmup_epochs: int = 0
+    divergence_factor: float = math.inf
+    precision: str = "float32"
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)

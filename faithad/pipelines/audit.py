@@ -19,8 +19,8 @@ from faithad import storage
 from faithad.config import Study, parse_study
 from faithad.config_sections import Audit
 from faithad.errors import StudyError
-from faithad.evaluation.detection import fit_threshold
 from faithad.features import FeatureSettings
+from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model
 from faithad.pipelines.audit_shard import AuditModel, audit_clips, table_schemas, to_table
 from faithad.pipelines.session import cluster_total, ray_session
@@ -37,7 +37,7 @@ from faithad.pipelines.shards import (
     to_bytes,
 )
 from faithad.pipelines.stages import Stage, flatten
-from faithad.pipelines.train import model_folder, validation_scores_location
+from faithad.pipelines.train import fit_study_alarm, model_folder, validation_scores_location
 
 # An actor computes nearly all of the time, a reader hardly ever. So each actor claims most of a core and leaves a part
 # of it to the readers: were the cores all claimed by actors, none could be read for them and all would wait for ever.
@@ -45,14 +45,14 @@ _CPUS_PER_ACTOR = 0.75
 _CPUS_PER_READER = 0.25
 
 # Settings that say how an audit is spread, not what it writes.
-_SPREAD = {"actors", "gpus_per_actor", "micro_batch"}
+_SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
 
 
 def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest: str) -> Stage:
     settings = flatten("attribution", study.attribution.model_dump(mode="json"))
     settings |= flatten("audit", study.audit.model_dump(mode="json", exclude=_SPREAD))
+    settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
     settings |= {
-        "evaluation.alarm_quantile": study.evaluation.alarm_quantile,
         "train": train.fingerprint,
         "clips": clips_digest,
     }
@@ -132,7 +132,7 @@ class Auditor:
         model, seed, shard = row["model"], row["seed"], row["shard"]
         if (model, seed) not in self._models:
             trained = _load(self._study, model, seed)
-            trained.threshold = _threshold(self._study, model, seed)
+            trained.alarm = _alarm(self._study, model, seed)
             self._models[model, seed] = AuditModel.prepare(trained, self._study, self._device)
         held = self._models[model, seed]
         clips = from_bytes(row["clips"])
@@ -165,10 +165,9 @@ def _load(study: Study, model: str, seed: int) -> TrainedModel:
     return load_model(model_folder(study.root, model, seed), expect=expect)
 
 
-def _threshold(study: Study, model: str, seed: int) -> float:
-    """The alarm threshold: a quantile of the scores of validation normals."""
-    scores = storage.read_table(validation_scores_location(study.root, model, seed))["score"].to_numpy()
-    return fit_threshold(scores, study.evaluation.alarm_quantile)
+def _alarm(study: Study, model: str, seed: int) -> AlarmThreshold:
+    """Fitted anew: the study's alarm may have changed since the training, which it does not concern."""
+    return fit_study_alarm(study, storage.read_table(validation_scores_location(study.root, model, seed)))
 
 
 def _location(root: str, model: str, seed: int, table: str, shard: int) -> str:

@@ -161,8 +161,8 @@ def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor, score: float
         **clip.keys,
         "score": score,
         "worst_second_score": worst.score,
-        "threshold": trained.threshold,
-        "alarm": None if trained.threshold is None else score > trained.threshold,
+        "threshold": None if trained.alarm is None else trained.alarm.threshold,
+        "alarm": None if trained.alarm is None else trained.alarm.raised_by(score, worst.score),
         "worst_onset_s": worst.onset_s,
         "worst_mel_band": worst_mel_band(squared),
     }
@@ -175,10 +175,12 @@ def _explain(
     keys = {**clip.keys, "method": method}
     frames_per_s, percentiles = trained.features.frames_per_s, study.audit.percentiles
     summed = curve(attribution_map)
-    rows["attributions"].append(
-        {**keys, "curve": summed, "degenerate": is_flat(summed), **_kept_map(attribution_map, clip.row["keep_maps"])}
-    )
     peaks = peak_frames(summed, percentiles)
+    profile = attribution_map[:, torch.from_numpy(peaks[0]).to(attribution_map.device)].abs().sum(dim=1).cpu().numpy()
+    rows["attributions"].append(
+        {**keys, "curve": summed, "profile": profile, "degenerate": is_flat(summed),
+         **_kept_map(attribution_map, clip.row["keep_maps"])}
+    )  # fmt: skip
     clip.masks.append((method, "frame", peaks))
     if not clip.row["annotated"]:
         return

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -22,9 +23,11 @@ from ray.train.torch import TorchTrainer
 from faithad import schemas, storage
 from faithad.config import Study
 from faithad.errors import StudyError
+from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.detection import worst_second
 from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
-from faithad.model.masking import mse_per_clip
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.training import TrainingSettings
 from faithad.pipelines.features import fit_normalization, load_features
@@ -34,7 +37,7 @@ from faithad.pipelines.training_worker import Progress, read_checkpoint, train_w
 from faithad.progress import console, progress
 
 # Settings that say how a training is spread, not what it computes.
-_SPREAD = {"workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}
+_SPREAD = {"trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}
 # Settings that the AE does not have.
 _MASKING = {"mask_ratio", "patch"}
 
@@ -139,8 +142,13 @@ def _best_model(
     network.eval()
     validation = normalization.apply(load_features(study.root, "validation", study.feature_settings)[..., :n_frames])
     with torch.inference_mode():
-        scores = torch.cat([mse_per_clip(network(x), x) for x in validation.split(study.train.batch_size)])
-    table = pa.table({"score": scores.double().numpy()}, schema=schemas.VALIDATION_SCORES)
+        errors = torch.cat([(network(x) - x).square() for x in validation.split(study.train.batch_size)])
+    frames_per_s = study.feature_settings.frames_per_s
+    scores = {
+        "score": errors.mean(dim=(-2, -1), dtype=torch.float64).numpy(),
+        "worst_second_score": np.array([worst_second(error, frames_per_s).score for error in errors]),
+    }
+    table = pa.table(scores, schema=schemas.VALIDATION_SCORES)
     location = validation_scores_location(study.root, model, seed)
     storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
     console.print(
@@ -153,14 +161,21 @@ def _best_model(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        threshold=None,
+        alarm=fit_study_alarm(study, table),
         best_epoch=best[-1]["epoch"],
         config_hash=fingerprint,
     )
 
 
+def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
+    """The alarm as the study wants it, on the validation scores of one model."""
+    column = "score" if study.alarm.pooling == "mean" else "worst_second_score"
+    scores = validation_scores[column].to_numpy()
+    return fit_alarm(scores, **study.alarm.model_dump(), clip_s=study.data.clip_s)
+
+
 def _settings(study: Study, model: str, seed: int) -> TrainingSettings:
-    values = study.train.model_dump(exclude=_SPREAD)
+    values = study.train.model_dump(exclude=_SPREAD | {"compile"})
     if model == "ae":
         values["mask_ratio"] = None
     return TrainingSettings(**values, seed=seed)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from faithad.errors import ConfigError, StudyError
+from faithad.errors import StudyError
 from faithad.evaluation import detection
 from faithad.evaluation.statistics import resample_counts
 
@@ -137,24 +137,3 @@ def test_worst_second_of_one_event_and_of_silence() -> None:
     assert detection.worst_mel_band(error) == 10
     assert detection.worst_second(np.zeros((80, 401)), 40.0) == (0.0, 0.0)
     assert detection.worst_mel_band(np.zeros((80, 401))) == 0
-
-
-@repeatable
-@given(st.lists(st.integers(0, 50).map(float), min_size=1, max_size=60), st.integers(1, 100))
-def test_threshold_from_the_definition(scores: list[float], percent: int) -> None:
-    reached = [value for value in scores if 100 * sum(other <= value for other in scores) >= percent * len(scores)]
-    assert detection.fit_threshold(scores, percent / 100) == min(reached)
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"), [([], "No validation scores"), ([1.0, math.nan], "1 of 2 validation scores")]
-)
-def test_threshold_needs_finite_scores(scores: list[float], message: str) -> None:
-    with pytest.raises(StudyError, match=message):
-        detection.fit_threshold(scores, 0.95)
-
-
-@pytest.mark.parametrize("quantile", [0.0, 1.5, math.nan])
-def test_threshold_refuses_an_impossible_quantile(quantile: float) -> None:
-    with pytest.raises(ConfigError, match="quantile"):
-        detection.fit_threshold([1.0], quantile)

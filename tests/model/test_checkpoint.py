@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from faithad import storage
 from faithad.errors import CheckpointError, RecordingError
 from faithad.features import FeatureSettings, Normalization
+from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_model, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
@@ -30,7 +31,7 @@ def trained(*, seed: int = 3, n_frames: int = 40, **changes: Any) -> TrainedMode
         "features": FeatureSettings(n_mels=16, n_fft=256, hop_samples=250, sample_rate_hz=10_000, clip_s=1.0),
         "name": "mae",
         "seed": seed,
-        "threshold": 12.345678901234567,
+        "alarm": AlarmThreshold("gamma", "mean", 0.05, 12.345678901234567, 18.0, 40),
         "best_epoch": 7,
         "config_hash": "0123456789ab",
     }
@@ -88,9 +89,9 @@ def test_a_model_comes_back_whole_and_ready_to_judge(folder: Path) -> None:
         assert torch.equal(found.network(found.prepare(x)), saved.network.eval()(saved.prepare(x)))
 
 
-def test_a_threshold_may_be_missing(tmp_path: Path) -> None:
-    save_model(trained(threshold=None), str(tmp_path))
-    assert load_model(str(tmp_path)).threshold is None
+def test_an_alarm_may_be_missing(tmp_path: Path) -> None:
+    save_model(trained(alarm=None), str(tmp_path))
+    assert load_model(str(tmp_path)).alarm is None
 
 
 def test_a_model_in_a_bucket(bucket: str) -> None:
@@ -156,8 +157,8 @@ def test_a_safetensors_file_of_others_is_refused(folder: Path) -> None:
 
 
 def test_another_format_is_refused(folder: Path) -> None:
-    rewrite(folder, header={"format": 2})
-    with pytest.raises(CheckpointError, match="format 2; this version of faithad reads 1"):
+    rewrite(folder, header={"format": 99})
+    with pytest.raises(CheckpointError, match="format 99; this version of faithad reads 2"):
         load_model(str(folder))
 
 

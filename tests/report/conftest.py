@@ -178,6 +178,7 @@ def _explain(
             pictures.append(keys | {"log_mel": log_mel.ravel(), "reconstruction": smooth.ravel()})
         for method in METHODS:
             row: Row = keys | {"method": method, "degenerate": False, "curve": np.zeros(shape[1], np.float32)}
+            row["profile"] = np.zeros(shape[0], np.float32)
             if chosen:
                 noise = rng.normal(0, 1, shape) if method in SIGNED else rng.gamma(1.0, 1.0, shape)
                 grid = noise * (0.25 + event * (3 if model == "mae" else 1.6))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faithad.errors import ConfigError, StudyError
+from faithad.evaluation.alarms import fit_alarm
+from faithad.model.alarm import AlarmThreshold
+
+repeatable = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def fitted(scores: list[float] | np.ndarray, *, rule: str = "quantile", rate: float = 0.05) -> AlarmThreshold:
+    return fit_alarm(scores, rule=rule, pooling="mean", false_alarm_rate=rate, clip_s=10.0)
+
+
+@repeatable
+@given(st.lists(st.integers(0, 50).map(float), min_size=1, max_size=60), st.integers(1, 99))
+def test_quantile_from_the_definition(scores: list[float], percent: int) -> None:
+    rate = percent / 100
+    allowed = [value for value in scores if sum(other > value for other in scores) <= rate * len(scores) + 1e-9]
+    assert fitted(scores, rate=rate).threshold == min(allowed)
+
+
+@repeatable
+@given(st.integers(1, 40), st.integers(1, 99), st.integers(0, 5))
+def test_conformal_promise_holds_for_every_place_of_the_new_clip(n: int, percent: int, seed: int) -> None:
+    """Of n + 1 exchangeable scores, each left out once, at most a share `rate` exceeds the threshold of the others."""
+    scores = np.random.default_rng(seed).permutation(n + 1).astype(float)
+    if (n + 1) * percent < 100:
+        with pytest.raises(StudyError, match="cannot promise"):
+            fitted(scores[:-1], rule="conformal", rate=percent / 100)
+        return
+    exceeded = [
+        scores[left] > fitted(np.delete(scores, left), rule="conformal", rate=percent / 100).threshold
+        for left in range(n + 1)
+    ]
+    assert 100 * sum(exceeded) <= percent * (n + 1)
+
+
+def test_gamma_finds_the_quantile_of_a_gamma_distribution() -> None:
+    scores = np.random.default_rng(0).gamma(4.0, 2.0, 20_000)
+    # Gamma(4, 2) is chi-squared with 8 degrees of freedom: its 95 % quantile, from tables, is 15.507.
+    assert fitted(scores, rule="gamma").threshold == pytest.approx(15.507, rel=0.02)
+
+
+def test_false_alarms_per_hour_follow_from_the_length_of_clips() -> None:
+    found = fitted([1.0, 2.0, 3.0], rate=0.01)
+    assert found.false_alarms_per_hour == pytest.approx(3.6)
+    assert found.n_validation == 3
+
+
+def test_which_score_alarms() -> None:
+    mean, worst = (AlarmThreshold("quantile", pooling, 0.05, 2.0, 18.0, 9) for pooling in ("mean", "worst_second"))
+    assert not mean.raised_by(2.0, 9.0)
+    assert mean.raised_by(2.1, 0.0)
+    assert worst.raised_by(0.0, 2.1)
+    assert not worst.raised_by(9.0, 2.0)
+
+
+@pytest.mark.parametrize("rule", ["quantile", "gamma", "conformal"])
+@pytest.mark.parametrize(
+    ("scores", "message"), [([], "No validation scores"), ([1.0, math.nan], "1 of 2 validation scores")]
+)
+def test_scores_must_be_finite(rule: str, scores: list[float], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        fitted(scores, rule=rule)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, 1.5, math.nan])
+def test_impossible_rates_are_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match="false_alarm_rate"):
+        fitted([1.0], rate=rate)
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'magic'.*quantile, gamma, conformal"):
+        fitted([1.0], rule="magic")
+
+
+@pytest.mark.parametrize("scores", [[0.0, 1.0], [2.0, 2.0]])
+def test_gamma_says_what_it_cannot_fit(scores: list[float]) -> None:
+    with pytest.raises(StudyError, match="above 0 and differ"):
+        fitted(scores, rule="gamma")
