@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from faithad.errors import ConfigError
 
-_SLOPE = 0.01
+SLOPE = 0.01
 _FEED_FORWARD = 2048
 _HEADS = (10, 8, 6, 5, 4, 2, 1)
 _MIN_SIZE = 16  # four poolings by two
@@ -159,7 +159,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def act(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, _SLOPE)
+    return functional.leaky_relu(x, SLOPE)
 
 
 def halve(x: Tensor) -> Tensor:

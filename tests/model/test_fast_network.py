@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from faithad.model import fast_layers
 from faithad.model import fast_network as module
 from faithad.model.fast_network import FastNetwork, LowPrecisionNetwork, arithmetic, fast_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
@@ -112,7 +113,8 @@ def test_the_network_itself_is_used_where_there_is_no_fast_one(monkeypatch: pyte
     assert fast_network(fast) is fast
     other = Other(16, 40)
     assert fast_network(other) is other
-    monkeypatch.setattr(module, "_has_onednn", lambda: False)
+    for each in (module, fast_layers):
+        monkeypatch.setattr(each, "has_onednn", lambda: False)
     assert fast_network(network) is network
     x = clips(2, 16, 40)
     torch.testing.assert_close(FastNetwork(network)(x), network(x))

@@ -1,0 +1,237 @@
+"""Layers for explaining: those of a trained network, with the same function and the same gradient in their input.
+
+What a profile of PyTorch's own operations showed at (80, 400) on a CPU, and what is done about it:
+1. The gradient of a convolution with few channels in its input costs ten times the convolution. It equals a convolution
+   of the output's gradient with the kernels turned by 180 degrees and input and output channels swapped: done so.
+2. Matrix products reach 40 % of the core's rate. oneDNN's, with weights packed once, reach twice that.
+3. Images are kept channels-last, which suits oneDNN's convolutions; activations are fused into them.
+4. Batch norm in eval mode is one multiplication and addition per channel, fixed beforehand.
+
+Weights are constants here: there are no gradients for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from faithad.model.skip_cae_transformer import SLOPE, act
+
+
+def fast_layer(module: nn.Module, *, activated: bool = False) -> nn.Module:
+    """The fast form of one layer, or the layer itself where there is none.
+
+    Args:
+        module: as it was trained.
+        activated: of a convolution: end with the network's activation.
+    """
+    if isinstance(module, nn.Conv2d):
+        return _Convolution(module, activated=activated)
+    if isinstance(module, nn.ConvTranspose2d):
+        return _Upsampling(module)
+    if isinstance(module, nn.BatchNorm2d):
+        return _Affine(module)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return _Encoder(module)
+    if isinstance(module, nn.TransformerDecoderLayer):
+        return _Decoder(module)
+    return module
+
+
+class _ConvolutionFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Convolution) -> Tensor:
+        y = layer.convolve(x)
+        ctx.layer = layer
+        if layer.activated:
+            ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if ctx.layer.activated:
+            (y,) = ctx.saved_tensors
+            gradient = torch.ops.aten.leaky_relu_backward(gradient, y, SLOPE, True)
+        return ctx.layer.convolve_back(gradient), None
+
+
+class _Convolution(nn.Module):
+    def __init__(self, module: nn.Conv2d, *, activated: bool) -> None:
+        super().__init__()
+        weight = module.weight.detach()
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        self.bias = cast(Tensor, module.bias).detach()
+        self.activated = activated
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _ConvolutionFunction.apply(x, self))  # type: ignore[no-untyped-call]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        if not _by_onednn(x):
+            y = functional.conv2d(x, self.weight, self.bias, padding=1)
+            return act(y) if self.activated else y
+        return _convolve(x, self.weight, self.bias, activated=self.activated)
+
+    def convolve_back(self, gradient: Tensor) -> Tensor:
+        if not _by_onednn(gradient):
+            return functional.conv2d(gradient, self.turned, padding=1)
+        return _convolve(gradient, self.turned, None)
+
+
+class _UpsamplingFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Upsampling) -> Tensor:
+        ctx.layer = layer
+        if not _by_onednn(x):
+            return functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            x, layer.weight, layer.bias, [0, 0], [0, 0], [2, 2], [1, 1], 1, "none", [], ""
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if not _by_onednn(gradient):
+            return functional.conv2d(gradient, ctx.layer.weight, stride=2), None
+        return _convolve(gradient, ctx.layer.weight, None, padding=0, stride=2), None
+
+
+class _Upsampling(nn.Module):
+    def __init__(self, module: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.bias = cast(Tensor, module.bias).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _UpsamplingFunction.apply(x, self))  # type: ignore[no-untyped-call]
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 1, stride: int = 1, activated: bool = False
+) -> Tensor:
+    # Called by name: PyTorch's own choice would be another algorithm for one image than for several, with other
+    # roundings. So a spectrogram's gradient is the same to the last bit in a batch of any size.
+    x = x.contiguous(memory_format=torch.channels_last)
+    ending: tuple[str, list[float], str] = ("leaky_relu", [SLOPE], "") if activated else ("none", [], "")
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], 1, *ending
+    )
+    return y
+
+
+class _Affine(nn.Module):
+    def __init__(self, module: nn.BatchNorm2d) -> None:
+        super().__init__()
+        variance, mean = cast(Tensor, module.running_var), cast(Tensor, module.running_mean)
+        scale = (module.weight / (variance + module.eps).sqrt()).detach()
+        self.scale = scale[:, None, None]
+        self.shift = (module.bias - mean * scale).detach()[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+class _LinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Linear) -> Tensor:
+        ctx.layer = layer
+        return layer.product(x, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layer: _Linear = ctx.layer
+        return layer.product(gradient, layer.transposed, None), None
+
+
+class _Linear(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.transposed = weight.detach().contiguous(), weight.detach().t().contiguous()
+        self.bias = None if bias is None else bias.detach()
+        self.packed = _by_onednn(weight)
+        if self.packed:
+            rows = 256  # a hint for the block size: 8 spectrograms of 32 tokens
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+            self.transposed = torch.ops.mkldnn._reorder_linear_weight(self.transposed, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _LinearFunction.apply(x, self))  # type: ignore[no-untyped-call]
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.packed:
+            return functional.linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return y.view(*x.shape[:-1], -1)
+
+
+class _Attention(nn.Module):
+    def __init__(self, module: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.n_heads, d = module.num_heads, module.embed_dim
+        weight, bias = cast(Tensor, module.in_proj_weight), cast(Tensor, module.in_proj_bias)
+        self.query = _Linear(weight[:d], bias[:d])
+        self.key_value = _Linear(weight[d:], bias[d:])
+        self.out = _Linear(module.out_proj.weight, module.out_proj.bias)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        parts = (self.query(x), *self.key_value(memory).chunk(2, dim=-1))
+        query, key, value = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return cast(Tensor, self.out(attended.transpose(1, 2).flatten(2)))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> None:
+        super().__init__()
+        self.rise = _Linear(layer.linear1.weight, layer.linear1.bias)
+        self.fall = _Linear(layer.linear2.weight, layer.linear2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.fall(functional.relu(self.rise(x))))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = _Attention(layer.self_attn), _FeedForward(layer)
+        self.norm1, self.norm2 = layer.norm1, layer.norm2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x, x))
+        return cast(Tensor, self.norm2(x + self.feed_forward(x)))
+
+
+class _Decoder(nn.Module):
+    def __init__(self, layer: nn.TransformerDecoderLayer) -> None:
+        super().__init__()
+        self.attention, self.cross_attention = _Attention(layer.self_attn), _Attention(layer.multihead_attn)
+        self.feed_forward = _FeedForward(layer)
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x, x))
+        x = self.norm2(x + self.cross_attention(x, memory))
+        return cast(Tensor, self.norm3(x + self.feed_forward(x)))
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and has_onednn()
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this PyTorch has the operations by the names under which its own compiler calls them."""
+    names = (
+        "_linear_pointwise",
+        "_reorder_linear_weight",
+        "_convolution_pointwise",
+        "_convolution_transpose_pointwise",
+    )
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
