@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from faithad.attribution import captum_engine
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS, AttributionSettings, frozen
+from faithad.attribution.noise import Noise
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import curve, peak_frames
 from faithad.model.fast_network import Precision, arithmetic, fast_network
@@ -87,6 +88,7 @@ def main() -> None:
         "published_peak_memory_mib": memory["published"],
         **throughput(network, x, ids, median["stream"], device),
         **differences(outcomes["stream"], outcomes["published"]),
+        **float32_floor(network, x, ids),
         **precision_errors(network, x, ids, worst_clip(outcomes["stream"], outcomes["published"]), device),
     }
     report(figures)
@@ -185,6 +187,32 @@ def precision_errors(
         figures[f"error_{label}_max"] = max(largest(each[name], exact[name]) for name in PAPER_METHODS)
         figures[f"error_{label}_norm"] = max(norm(each[name], exact[name]) for name in PAPER_METHODS)
     return figures
+
+
+def float32_floor(network: SkipCAETransformer, x: Tensor, ids: list[str]) -> dict[str, float]:
+    """How far plain PyTorch is from itself: SmoothGrad's gradients with all points in one batch, and one at a time.
+
+    No two ways to compute in float32 can be expected to agree better than this.
+    """
+    figures = {"max_relative_difference_pytorch_alone": 0.0, "norm_relative_difference_pytorch_alone": 0.0}
+    for clip, clip_id in zip(x, ids, strict=True):
+        noise, _ = Noise(0, clip_id, "smooth_grad").draw(range(SETTINGS.smooth_grad_samples), clip)
+        points = clip + SETTINGS.smooth_grad_sigma * noise
+        together, single = (
+            torch.cat([magnitudes(network, part) for part in points.split(size)]).mean(dim=0, keepdim=True)
+            for size in (len(points), 1)
+        )
+        for name, distance in (("max", largest), ("norm", norm)):
+            key = f"{name}_relative_difference_pytorch_alone"
+            figures[key] = max(figures[key], distance(together, single))
+    return figures
+
+
+def magnitudes(network: SkipCAETransformer, points: Tensor) -> Tensor:
+    points = points.detach().requires_grad_()
+    with frozen(network), arithmetic("float32"), torch.enable_grad():
+        (gradients,) = torch.autograd.grad(mse_per_clip(network(points), points).sum(), points)
+    return gradients.abs()
 
 
 def largest(found: Tensor, expected: Tensor) -> float:
