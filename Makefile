@@ -2,12 +2,13 @@
 # make test    install, run every test
 # make check   format, lint, types, import order
 # make bench   the benchmarks (not part of the tests)
+# make chaos   long runs in which processes and machines are killed (not part of the tests)
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench install clean
+.PHONY: demo test check bench chaos install clean
 
 demo: $(INSTALLED)
 	$(BIN)/faithad study --config configs/demo.yaml
@@ -23,6 +24,11 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/attribution.py
+	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/audit.py
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m pytest tests/chaos/*.py
 
 install: $(INSTALLED)
 

@@ -39,12 +39,14 @@ from faithad.config_sections import (
 )
 from faithad.errors import ConfigError, StudyError
 from faithad.features import FeatureSettings
+from faithad.model.classical import SEEDLESS
 from faithad.model.masking import n_hidden_patches
+from faithad.model.networks import EXPLAINED
 
-# Frames below which the network cannot be built: it halves them four times.
+# Frames below which no network can be built: most halve them four times.
 _FEWEST_FRAMES = 16
 
-ModelName = Literal["ae", "mae"]
+ModelName = Literal["ae", "mae", "dense_ae", "cae", "skip_cae", "one_class_svm", "isolation_forest"]
 
 
 def _wall_clock(value: Any) -> Any:
@@ -154,7 +156,12 @@ class Data(Section):
 
 
 class Study(Section):
-    """The whole study. See configs/demo.yaml and configs/paper.yaml."""
+    """The whole study. See configs/demo.yaml and configs/paper.yaml.
+
+    `models`: `ae` and `mae` are the study's question: trained, audited and explained. `dense_ae`, `cae`, `skip_cae`,
+    `one_class_svm` and `isolation_forest` are the model paper's baselines: they are scored, for the detection table,
+    and `attribution` does not concern them.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     root: Annotated[str, Field(min_length=1)]
@@ -177,14 +184,24 @@ class Study(Section):
         return FeatureSettings(**values, clip_s=self.data.clip_s)
 
     def n_frames(self, model: str) -> int:
-        """Frames that a model sees: the AE all of them, the MAE as many as its patches divide (paper protocol)."""
+        """Frames that a model sees: all of them, but the MAE as many as its patches divide (paper protocol)."""
         frames = self.feature_settings.n_frames
         return frames - frames % self.train.patch if model == "mae" else frames
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """All (model, seed) pairs, in the order in which they are trained."""
-        return [(model, seed) for model in self.models for seed in self.seeds]
+        """All (model, seed) pairs, in the order in which they are trained. A model without chance has the first seed
+        only: it would come out the same with each.
+        """
+        return [(model, seed) for model in self.models for seed in self._seeds(model)]
+
+    @property
+    def explained_models(self) -> tuple[str, ...]:
+        """The models whose scores are explained, in the order of `models`."""
+        return tuple(model for model in self.models if model in EXPLAINED)
+
+    def _seeds(self, model: str) -> tuple[int, ...]:
+        return self.seeds[:1] if model in SEEDLESS else self.seeds
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
@@ -250,8 +267,8 @@ def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
     except (OSError, StudyError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration {location!r}: {error}") from error
     study = parse_study(text, name=location, overrides=overrides)
-    data = study.data.model_copy(update={"root": _absolute(study.data.root)})
-    return study.model_copy(update={"root": _absolute(study.root), "data": data})
+    data = study.data.model_copy(update={"root": absolute(study.data.root)})
+    return study.model_copy(update={"root": absolute(study.root), "data": data})
 
 
 def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study:
@@ -269,7 +286,7 @@ def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study
     return validated(Study, values, name=name, repeated=repeated, placeholders=_PLACEHOLDERS)
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
     """Independent of the current folder, which is another one on every worker."""
     if "://" in location:
         return location

@@ -6,7 +6,7 @@ A job's log is no terminal, so there a line is printed at the end, and before it
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -39,8 +39,10 @@ class Ticker:
             self._print()
 
     def close(self) -> None:
-        """Leave one line in the log, unless it was over in a moment."""
-        if self._done and time.monotonic() - self._started > 1:
+        """Take the bar away and leave one line in the log, unless it was over in a moment."""
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+        if self._done != self._printed_done and time.monotonic() - self._started > 1:
             self._print()
 
     def _print(self) -> None:
@@ -53,10 +55,21 @@ class Ticker:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Ticker]:
     """Show the progress of `total` units of work while the block runs."""
-    if not console.is_terminal:
-        ticker = Ticker(title, total, None)
+    with side_by_side() as show:
+        ticker = show(title, total)
         yield ticker
         ticker.close()
+
+
+@contextmanager
+def side_by_side() -> Iterator[Callable[[str, int], Ticker]]:
+    """Show several pieces of work while the block runs, each with a bar of its own on a terminal.
+
+    Yields:
+        A function of the title and the total of one piece, for as many as there are. Close each when it is finished.
+    """
+    if not console.is_terminal:
+        yield lambda title, total: Ticker(title, total, None)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -67,6 +80,4 @@ def progress(title: str, total: int) -> Iterator[Ticker]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        ticker = Ticker(title, total, bar)
-        yield ticker
-    ticker.close()
+        yield lambda title, total: Ticker(title, total, bar)

@@ -49,12 +49,14 @@ EPOCHS = pa.schema(
         pa.field("learning_rate", pa.float64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("best", pa.bool_(), nullable=False),
+        # After it the training went back to its best epoch, or ended.
+        pa.field("diverged", pa.bool_(), nullable=False),
     ]
 )
 
 # Scores of a model's validation clips, all normal: what alarm thresholds are fitted on.
 VALIDATION_SCORES = pa.schema(
-    [pa.field(name, pa.float64(), nullable=False) for name in ("score", "worst_second_score")]
+    [pa.field("score", pa.float64(), nullable=False), pa.field("worst_second_score", pa.float64())]
 )
 
 # Every second of every recording stands in a ledger. A row without `clip_id` speaks of a whole recording (or of the
@@ -79,16 +81,17 @@ _CLIP_KEYS = [
 _METHOD_KEYS = [*_CLIP_KEYS, pa.field("method", pa.string(), nullable=False)]
 
 # `score` is E(x), the clip's mean reconstruction error. `worst_second_score` is the mean error of its worst second,
-# which starts at `worst_onset_s` of the clip; `worst_mel_band` is the band with the largest mean error, from 0.
+# which starts at `worst_onset_s` of the clip; `worst_mel_band` is the band with the largest mean error, from 0. These
+# are null for models that give a score only, without an error for each cell.
 SCORES = pa.schema(
     [
         *_CLIP_KEYS,
         pa.field("score", pa.float64(), nullable=False),
-        pa.field("worst_second_score", pa.float64(), nullable=False),
+        pa.field("worst_second_score", pa.float64()),
         pa.field("threshold", pa.float64()),
         pa.field("alarm", pa.bool_()),
-        pa.field("worst_onset_s", pa.float64(), nullable=False),
-        pa.field("worst_mel_band", pa.int32(), nullable=False),
+        pa.field("worst_onset_s", pa.float64()),
+        pa.field("worst_mel_band", pa.int32()),
     ]
 )
 

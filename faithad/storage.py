@@ -7,17 +7,23 @@ when it is whole. So a reader never meets half a file, and a stage that was kill
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from faithad.errors import StudyError
+
+# Stands for a byte of a file's name that is no text (UTF-8).
+NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 
 def locate(location: str) -> tuple[pafs.FileSystem, str]:
@@ -87,24 +93,86 @@ def list_files(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, str]]
 
 def sizes(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, int]]:
     """(relative path, bytes) of the files that `list_files` lists."""
-    file_system, root = locate(folder)
     allowed = tuple(suffix.lower() for suffix in suffixes)
+    return [
+        (entry.path, entry.n_bytes)
+        for entry in walk(folder)
+        if entry.kind == "file" and not entry.is_hidden and entry.path.lower().endswith(allowed)
+    ]
+
+
+class Entry(NamedTuple):
+    """Something below a folder. `kind`: "file", "folder", or "other" (a pipe, a device, a link that leads nowhere)."""
+
+    path: str
+    kind: str
+    n_bytes: int
+
+    @property
+    def is_hidden(self) -> bool:
+        return any(part.startswith(".") for part in self.path.split("/"))
+
+
+def walk(folder: str) -> list[Entry]:
+    """Everything below a folder, sorted by its relative path; a single file is itself, under its name.
+
+    Links are followed, but each local folder is listed once, however many links lead to it. A name that is no text
+    has `NO_TEXT` and two hex digits in place of each byte that is none; nothing can be opened by that name.
+    """
+    file_system, root = locate(folder)
     itself = file_system.get_file_info(root)
     if itself.type == pafs.FileType.File:
-        return [(itself.base_name, itself.size)] if itself.base_name.lower().endswith(allowed) else []
-    found = []
-    for info in file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
-        relative = info.path[len(root) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in relative.split("/"))
-        if info.type == pafs.FileType.File and not hidden and relative.lower().endswith(allowed):
-            found.append((relative, info.size))
-    return sorted(found)
+        return [Entry(itself.base_name, "file", itself.size)]
+    if isinstance(file_system, pafs.LocalFileSystem):
+        return sorted(_walk_local(root))
+    kinds = {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}
+    return sorted(
+        Entry(info.path[len(root) :].lstrip("/"), kinds.get(info.type, "other"), info.size or 0)
+        for info in file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    )
+
+
+def _walk_local(root: str) -> Iterator[Entry]:
+    seen: set[tuple[int, int]] = set()
+    # Real folders first: a folder is listed under its own name rather than under that of a link to it.
+    folders, links = [root], list[str]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop()
+        try:
+            status = os.stat(folder)
+        except FileNotFoundError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda one: one.name, reverse=True):
+                relative = _spelled(os.path.relpath(entry.path, root))
+                try:
+                    kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+                    n_bytes = entry.stat().st_size if kind == "file" else 0
+                except OSError:  # a link to itself, or a file that has just gone
+                    kind, n_bytes = "other", 0
+                yield Entry(relative, kind, n_bytes)
+                if kind == "folder":
+                    (links if entry.is_symlink() else folders).append(entry.path)
+
+
+def _spelled(name: str) -> str:
+    """Python puts lone surrogates for a name's bytes that are no UTF-8, which neither Arrow nor a log can take."""
+    return re.sub("[\udc80-\udcff]", lambda found: f"{NO_TEXT}{ord(found[0]) - 0xDC00:02X}", name)
 
 
 @contextlib.contextmanager
 def open_input(location: str) -> Iterator[pa.NativeFile]:
-    """A seekable binary file for reading."""
+    """A seekable binary file for reading.
+
+    Raises:
+        OSError: it is missing or cannot be read, or it is none: a pipe would be waited for without end.
+    """
     file_system, path = locate(location)
+    if isinstance(file_system, pafs.LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file", path)
     with file_system.open_input_file(path) as file:
         yield file
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from faithad.config import Study, load_study, parse_study
+from faithad.config import ModelName, Study, load_study, parse_study
 from faithad.errors import ConfigError
+from faithad.model.networks import CLASSICAL, TRAINED
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 SMALLEST = "{name: s, root: runs/s, data: {train: [a], test: [b]}}"
@@ -103,6 +105,30 @@ def test_the_mae_needs_sixteen_frames_that_its_patches_divide() -> None:
     alone = parse_study(SMALLEST, name="x.yaml", overrides=[*small, "data.clip_s=0.95", "models=[ae]"])
     assert alone.n_frames("ae") == 20
     assert parse_study(SMALLEST, name="x.yaml", overrides=["train.patch=3", "models=[ae]"]).train.patch == 3
+
+
+def test_every_model_may_be_in_a_study() -> None:
+    names = [*TRAINED, *CLASSICAL]
+    assert sorted(get_args(ModelName)) == sorted(names)
+    assert parse_study(SMALLEST, name="x.yaml").models == ("ae", "mae")
+    change = f"models=[{', '.join(reversed(names))}]"
+    study = parse_study(SMALLEST, name="x.yaml", overrides=[change, "seeds=[3, 5]"])
+    assert study.explained_models == ("mae", "ae")
+    assert {name: study.n_frames(name) for name in names} == {name: 401 - (name == "mae") for name in names}
+    assert [run for run in study.runs if run[0] == "cae"] == [("cae", 3), ("cae", 5)]
+    assert [run for run in study.runs if run[0] == "isolation_forest"] == [
+        ("isolation_forest", 3),
+        ("isolation_forest", 5),
+    ]
+    assert [run for run in study.runs if run[0] == "one_class_svm"] == [("one_class_svm", 3)]
+
+
+def test_masking_concerns_the_mae_alone() -> None:
+    changes = ["models=[one_class_svm, isolation_forest, dense_ae]", "train={patch: 77, mask_ratio: 0.001}"]
+    study = parse_study(SMALLEST, name="x.yaml", overrides=changes)
+    assert study.explained_models == ()
+    with pytest.raises(ConfigError, match=r"train\.patch: 77 must divide"):
+        parse_study(SMALLEST, name="x.yaml", overrides=[*changes[1:], "models=[cae, mae]"])
 
 
 @pytest.mark.parametrize(
