@@ -1,8 +1,9 @@
 """A trained model on disk: one `model.safetensors`, in which weights and everything needed to use them lie together.
 
-The file holds the network's tensors (`network.*`), the normalisation's (`normalization.mean`, `normalization.std`), and
-in its header one JSON text with the shape, the feature settings, where the model comes from, and a digest of the
-tensors. Nothing is unpickled, so a file from elsewhere cannot run code. The same model gives the same bytes.
+The file holds the tensors of the network, or of the classical detector (`network.*`), the normalisation's
+(`normalization.mean`, `normalization.std`), and in its header one JSON text with the model's name, its shape, the
+feature settings, where it comes from, and a digest of the tensors. Nothing is unpickled, so a file from elsewhere
+cannot run code. The same model gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,41 +13,44 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from faithad import storage
 from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import FeatureSettings, Normalization
 from faithad.model.alarm import AlarmThreshold
+from faithad.model.classical import ClassicalDetector
+from faithad.model.networks import CLASSICAL, EXPLAINED, build_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 FILE_NAME = "model.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 # One key only: safetensors writes several in the order of a hash map, another one each time.
 _HEADER_KEY = "faithad"
 
 
 @dataclass
 class TrainedModel:
-    """A network with all that it needs to judge a clip.
+    """A network, or a classical detector, with all that it needs to judge a clip.
 
     Attributes:
-        network: the weights of the best epoch.
+        network: `networks.build_network` of that name with the weights of the best epoch, which reconstructs (B, F, T);
+            or a `ClassicalDetector`, which gives scores (B,).
         normalization: applied to features before the network; the identity where none was fitted.
         features: the features that it was trained on.
-        name: "ae" or "mae".
+        name: one of `networks.TRAINED` and `networks.CLASSICAL`.
         seed: of the training run.
         alarm: the threshold fitted on its validation normals; None before one is.
-        best_epoch: the epoch, counted from 1, that the weights come from.
+        best_epoch: the epoch, counted from 1, that the weights come from; 0 for a detector, which has no epochs.
         config_hash: of the training's settings.
     """
 
-    network: SkipCAETransformer
+    network: nn.Module
     normalization: Normalization
     features: FeatureSettings
     name: str
@@ -54,6 +58,26 @@ class TrainedModel:
     alarm: AlarmThreshold | None
     best_epoch: int
     config_hash: str
+
+    @property
+    def n_mels(self) -> int:
+        """F of what the network takes in."""
+        return int(cast(int, self.network.n_mels))
+
+    @property
+    def n_frames(self) -> int:
+        """T of what the network takes in."""
+        return int(cast(int, self.network.n_frames))
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the network maps to reconstructions, whose error has a worst second; else it gives scores only."""
+        return self.name not in CLASSICAL
+
+    @property
+    def explained(self) -> bool:
+        """Whether its scores are explained by attributions."""
+        return self.name in EXPLAINED
 
     def prepare(self, log_mel: Tensor) -> Tensor:
         """What the network takes in: normalised, and without the frames that it was not built for.
@@ -67,7 +91,7 @@ class TrainedModel:
         Raises:
             RecordingError: the spectrograms have other bands or too few frames.
         """
-        n_mels, n_frames = self.network.n_mels, self.network.n_frames
+        n_mels, n_frames = self.n_mels, self.n_frames
         if log_mel.ndim != 3 or log_mel.shape[1] != n_mels or log_mel.shape[2] < n_frames:
             raise RecordingError(
                 f"Spectrograms have the shape {tuple(log_mel.shape)}; the model {self.name!r} needs (clips, {n_mels} "
@@ -78,12 +102,13 @@ class TrainedModel:
 
 def describe(trained: TrainedModel) -> dict[str, Any]:
     """The model without its tensors, ready for JSON; what `load_model` compares with `expect`."""
+    network = trained.network
     return {
         "name": trained.name,
         "seed": trained.seed,
-        "n_mels": trained.network.n_mels,
-        "n_frames": trained.network.n_frames,
-        "dropout": trained.network.dropout,
+        "n_mels": trained.n_mels,
+        "n_frames": trained.n_frames,
+        "options": {"dropout": network.dropout} if isinstance(network, SkipCAETransformer) else {},
         "features": dataclasses.asdict(trained.features),
         "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
         "best_epoch": trained.best_epoch,
@@ -116,21 +141,33 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     tensors, header = _read(location)
     _check_expected(location, header, expect or {})
     try:
-        network = SkipCAETransformer(header["n_mels"], header["n_frames"], header["dropout"])
+        normalization = Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std"))
+        weights = {key.removeprefix("network."): value for key, value in tensors.items()}
         trained = TrainedModel(
-            network=network,
-            normalization=Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std")),
+            network=_network(location, header, weights),
+            normalization=normalization,
             features=FeatureSettings(**header["features"]),
             alarm=None if header["alarm"] is None else AlarmThreshold(**header["alarm"]),
             **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
         )
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{location} is damaged: its header lacks or garbles {error}. Train again.") from error
-    weights = {key.removeprefix("network."): value for key, value in tensors.items()}
+    trained.network.eval()
+    return trained
+
+
+def _network(location: str, header: Mapping[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    """The network, or the detector, that the header describes, with these tensors."""
+    name, n_mels, n_frames = header["name"], header["n_mels"], header["n_frames"]
+    if name in CLASSICAL:
+        try:
+            return ClassicalDetector(name, n_mels, n_frames, weights)
+        except ConfigError as error:
+            raise CheckpointError(f"The tensors of {location} do not fit its header: {error}") from error
+    network = build_network(name, n_mels, n_frames, **header["options"])
     _check_fit(location, weights, network)
     network.load_state_dict(weights)
-    network.eval()
-    return trained
+    return network
 
 
 def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -186,7 +223,7 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _check_fit(location: str, weights: Mapping[str, Tensor], network: SkipCAETransformer) -> None:
+def _check_fit(location: str, weights: Mapping[str, Tensor], network: nn.Module) -> None:
     needed = network.state_dict()
     problems = [f"{key} is missing" for key in needed if key not in weights]
     problems += [f"{key} is unknown" for key in weights if key not in needed]
@@ -206,5 +243,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

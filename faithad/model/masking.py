@@ -15,37 +15,68 @@ from torch import Tensor
 from faithad.errors import ConfigError
 
 
-def patch_masks(
-    n_clips: int, n_mels: int, n_frames: int, *, patch: int, ratio: float, generator: torch.Generator
-) -> Tensor:
+def patch_masks(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio: float, key: int) -> Tensor:
     """Random masks, each hiding exactly floor(ratio * n) of the n patches.
 
     Args:
-        n_clips: B.
+        clips: (B,) int64, the clips' numbers. A clip's mask depends on its number and the key alone: neither on the
+            other clips nor on the device.
         n_mels: F.
         n_frames: T.
         patch: edge of a patch, in bands and in frames; divides F and T.
         ratio: share of the patches to hide, between 0 and 1.
-        generator: the only source of randomness; the masks are made on its device.
+        key: any number of 64 bits; other keys, other masks.
 
     Returns:
-        (B, F, T) bool, true where hidden.
+        (B, F, T) bool, true where hidden; on the device of `clips`.
 
     Raises:
         ConfigError: the patch does not divide the spectrogram, or the ratio hides no patch or all of them.
     """
+    return cells_of(hidden_patches(clips, n_mels, n_frames, patch=patch, ratio=ratio, key=key), patch)
+
+
+def hidden_patches(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio: float, key: int) -> Tensor:
+    """As `patch_masks`, a cell for each patch: (B, F / patch, T / patch) bool."""
     if patch < 1 or n_mels % patch or n_frames % patch:
         raise ConfigError(
             f"patch is {patch}; it must divide the spectrogram's {n_mels} mel bands and {n_frames} frames."
         )
     rows, columns = n_mels // patch, n_frames // patch
     n_hidden = n_hidden_patches(rows * columns, ratio)
-    # The patches with the smallest of n random keys: every set of n_hidden patches is equally likely.
-    keys = torch.rand(n_clips, rows * columns, generator=generator, device=generator.device)
-    hidden = torch.zeros_like(keys, dtype=torch.bool)
-    hidden.scatter_(1, keys.topk(n_hidden, dim=1, largest=False, sorted=False).indices, True)
-    grid = hidden.view(n_clips, rows, columns)
-    return grid.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+    numbers = torch.arange(rows * columns, device=clips.device)
+    drawn = _random_bits(clips[:, None] * len(numbers) + numbers, key)
+    # The patches that drew the n_hidden smallest numbers: every set of so many is equally likely. No two are equal.
+    return (drawn <= drawn.kthvalue(n_hidden, dim=1, keepdim=True).values).view(-1, rows, columns)
+
+
+def cells_of(hidden: Tensor, patch: int) -> Tensor:
+    """Patches (B, F / patch, T / patch) as cells (B, F, T)."""
+    b, rows, columns = hidden.shape
+    spread = hidden[:, :, None, :, None].expand(b, rows, patch, columns, patch)
+    return spread.reshape(b, rows * patch, columns * patch)
+
+
+def _random_bits(counter: Tensor, key: int) -> Tensor:
+    """The numbers that SplitMix64, started with the key, draws at these positions; different ones at different ones.
+
+    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17. A generator whose
+    every number can be had without those before it; int64 products wrap around as its unsigned ones do.
+    """
+    bits = (counter + 1).mul_(_signed(0x9E3779B97F4A7C15)).add_(_signed(key))
+    bits = _mixed(bits, 30).mul_(_signed(0xBF58476D1CE4E5B9))
+    bits = _mixed(bits, 27).mul_(_signed(0x94D049BB133111EB))
+    return _mixed(bits, 31)
+
+
+def _mixed(bits: Tensor, shift: int) -> Tensor:
+    """Exclusive or of the bits and themselves, moved down: PyTorch's own shift would bring in copies of the sign."""
+    return bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+
+
+def _signed(unsigned: int) -> int:
+    """The int64 with the same 64 bits."""
+    return (unsigned + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def n_hidden_patches(n_patches: int, ratio: float) -> int:

@@ -1,13 +1,21 @@
 """Training of one network, epoch by epoch, with or without other workers; knows nothing of clusters.
 
-Source: Deschênes et al. 2026 (arXiv 2601.12660), section 3, and its published experiment. AdamW, cosine annealing with
-warm restarts stepped once an epoch, early stopping on the validation loss; the best epoch's weights are the result.
+Source: Deschênes et al. 2026 (arXiv 2601.12660), section 3, and its published experiment. AdamW, a learning rate that
+changes once an epoch, early stopping on the validation loss; the best epoch's weights are the result.
 
-Shape letters: n clips of a split, B clips of a batch, F mel bands, T frames.
+Shape letters: n clips of a split, B clips of a batch, F mel bands, T frames, p the edge of a patch.
 
-What an epoch draws (its order of clips, its masks, its dropout) is keyed by (seed, epoch), so a run that was killed and
-goes on from a saved state ends where it would have ended. Order and masks do not depend on the number of workers, each
-batch is shared among them, and batch normalisation sums over all of them; dropout alone is drawn by each worker.
+What an epoch draws (its order of clips, its dropout) is keyed by (seed, epoch), and masks by (seed, epoch, clip), so a
+run that was killed and goes on from a saved state ends where it would have ended. Order and masks do not depend on the
+number of workers, each batch is shared among them, and batch normalisation sums over all of them; dropout alone is
+drawn by each worker. Every worker needs every clip: a fixed share for each would change what a batch is made of with
+the number of workers, and the clips of the paper's data set take half a GB.
+
+A training diverges where the validation loss is no number, or exceeds `divergence_factor` times the best one. The first
+time, it goes back to the best epoch's weights. The epochs count on, so that order, masks and schedule are not those
+that led there; the learning rate is halved from there on; AdamW begins with nothing remembered. Its memory of the best
+epoch would double each checkpoint, and the steps that it remembers are those that led away. The second time, or with
+nothing to go back to, the training ends, with the best weights.
 
 Departures from the published experiment:
 1. Its loader re-seeds the mask from 5,000 values for each item, so that about a hundred masks ever occur; here each
@@ -21,7 +29,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,36 +38,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError
-from faithad.model.masking import apply_mask, masked_mse, mse_per_clip, patch_masks
+from faithad.model.fast_network import Precision, arithmetic
+from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
+from faithad.model.optimization import TrainingSettings, learning_rate, low_precision, new_optimizer, refuse_precision
 
+__all__ = ["Epoch", "Training", "TrainingSettings"]
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Constants of one training. `mask_ratio` None trains a plain autoencoder."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    minimum_learning_rate: float
-    weight_decay: float
-    restart_period: int
-    patience: int
-    minimum_improvement: float
-    mask_ratio: float | None
-    patch: int
-    seed: int
-    schedule: str = "warm_restarts"
-    warmup_epochs: int = 0
-    divergence_factor: float = math.inf
-    precision: str = "float32"
-    optimizer: str = "adamw"
+_RATE_AFTER_DIVERGENCE = 0.5
+# Drawing the patches of so many clips at once takes some 50 MB at 2,000 patches each.
+_CLIPS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch came to.
 
-    `epoch` counts from 1; `best`: the validation loss is the lowest so far, by the minimum improvement.
+    `epoch` counts from 1; `best`: the validation loss is the lowest so far, by the minimum improvement; `diverged`: it
+    was none to go on from.
     """
 
     epoch: int
@@ -68,22 +63,22 @@ class Epoch:
     learning_rate: float
     duration_s: float
     best: bool
+    diverged: bool = False
 
 
 class Training:
     """A training that can be saved after any epoch and continued elsewhere.
 
     Args:
-        network: (B, F, T) → (B, F, T), on the device of the data; wrapped for gradient exchange where there are
-            several workers.
-        train: (n, F, T), normalised, on the network's device.
+        network: (B, F, T) → (B, F, T); wrapped for gradient exchange where there are several workers.
+        train: (n, F, T), normalised; on the network's device, or on the host, from where each batch is copied.
         validation: the same, for the loss that stops the training.
         settings: the constants.
         rank: this worker, from 0.
         workers: how many share the training; more than one needs an initialised process group.
 
     Raises:
-        ConfigError: a split is empty, or a batch has fewer clips than there are workers.
+        ConfigError: a split is empty, a batch has fewer clips than there are workers, or a setting is impossible.
     """
 
     def __init__(
@@ -103,18 +98,17 @@ class Training:
         smallest = min(len(train), math.ceil(settings.batch_size / 2))
         if workers > smallest:
             raise ConfigError(f"{workers} workers cannot share a batch of {smallest} clips: lower train.workers.")
+        refuse_precision(network, settings.precision)
+        learning_rate(settings, 1)
         self.network = network
         self.history: list[Epoch] = []
         self._train, self._validation, self._settings = train, validation, settings
         self._rank, self._workers = rank, workers
-        self._optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
-            self._optimizer, T_0=settings.restart_period, eta_min=settings.minimum_learning_rate
-        )
+        self._device = next(network.parameters()).device
+        self._optimizer = new_optimizer(network, settings)
         self._best_weights: dict[str, Tensor] = {}
-        self._validation_masks = self._fixed_masks()
+        self._validated = torch.arange(len(validation))[rank::workers]
+        self._validation_patches = self._hidden_patches(self._validated, "validation")
 
     @property
     def best(self) -> Epoch | None:
@@ -122,41 +116,51 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, patience has run out, or the loss is no longer a number."""
+        """All epochs are done, patience has run out since the best epoch, or the training diverged for good."""
         if not self.history:
             return False
-        last = self.history[-1]
-        waited = last.epoch - (self.best.epoch if self.best else 0)
-        diverged = not math.isfinite(last.validation_loss)
-        return last.epoch >= self._settings.epochs or waited >= self._settings.patience or diverged
+        best, diverged = self.best, [epoch.epoch for epoch in self.history if epoch.diverged]
+        if diverged and (len(diverged) > 1 or best is None):
+            return True
+        # Where the training went back to the best epoch, it has not waited since.
+        since = max([0 if best is None else best.epoch, *diverged])
+        last = self.history[-1].epoch
+        return last >= self._settings.epochs or last - since >= self._settings.patience
 
     def run_epoch(self) -> Epoch:
-        """Train one more epoch and validate."""
+        """Train one more epoch and validate; go back to the best epoch's weights where that diverged."""
         started = time.monotonic()
         number = len(self.history) + 1
-        learning_rate = float(self._optimizer.param_groups[0]["lr"])
+        rate = learning_rate(self._settings, number)
+        if any(epoch.diverged for epoch in self.history):
+            rate *= _RATE_AFTER_DIVERGENCE
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
         train_loss = self._train_epoch(number)
-        self._schedule.step()
         validation_loss = self.validate()
         lowest = self.best.validation_loss if self.best else math.inf
         improved = validation_loss < lowest - self._settings.minimum_improvement
+        # The limit is no number where the factor is infinite and the lowest 0: nothing is above it then.
+        diverged = not math.isfinite(validation_loss) or validation_loss > self._settings.divergence_factor * lowest
         if improved:
             self._best_weights = {name: value.detach().cpu().clone() for name, value in _weights(self.network).items()}
+        elif diverged and self._best_weights:
+            _unwrapped(self.network).load_state_dict(self._best_weights)
+            self._optimizer = new_optimizer(self.network, self._settings)
         took = time.monotonic() - started
-        epoch = Epoch(number, train_loss, validation_loss, learning_rate, took, improved)
+        epoch = Epoch(number, train_loss, validation_loss, rate, took, improved, diverged)
         self.history.append(epoch)
         return epoch
 
     def validate(self) -> float:
-        """Mean loss over the validation clips, the same on every worker."""
+        """Mean loss over the validation clips, the same on every worker; in float32, as the model will be used."""
         was_training = self.network.training
         self.network.eval()
-        total = torch.zeros((), dtype=torch.float64, device=self._validation.device)
-        with torch.inference_mode():
-            mine = torch.arange(len(self._validation))[self._rank :: self._workers]
-            for indices in mine.split(self._settings.batch_size):
-                x = self._validation[indices]
-                mask = None if self._validation_masks is None else self._validation_masks[indices]
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        # With fewer clips than workers, some have none.
+        batches = self._validated.split(self._settings.batch_size) if len(self._validated) else ()
+        with torch.inference_mode(), arithmetic("float32"):
+            for x, mask in self._inputs(self._validation, batches, self._validation_patches):
                 # Unwrapped: the wrapper for gradient exchange would want every worker to call equally often.
                 total += _loss_per_clip(_unwrapped(self.network), x, mask).double().sum()
         self.network.train(was_training)
@@ -172,7 +176,6 @@ class Training:
             "network": _weights(self.network),
             "best_weights": self._best_weights,
             "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
         }
 
@@ -181,50 +184,72 @@ class Training:
         _unwrapped(self.network).load_state_dict(state["network"])
         self._best_weights = state["best_weights"]
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self._schedule.load_state_dict(state["schedule"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
 
     def _train_epoch(self, number: int) -> float:
         self.network.train()
         torch.manual_seed(_key(self._settings.seed, "dropout", number, self._rank))
-        total = torch.zeros((), dtype=torch.float64, device=self._train.device)
-        masks = self._generator("masks", number)
-        for batch in self._batches(number):
-            mine = batch[self._rank :: self._workers].to(self._train.device)
-            mask = self._masks(len(batch), masks)
-            losses = _loss_per_clip(
-                self.network, self._train[mine], None if mask is None else mask[self._rank :: self._workers]
-            )
-            # The gradients of all workers are averaged: weighted so, the average is that of the whole batch.
-            loss = losses.sum() * (self._workers / len(batch))
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._optimizer.step()
-            total += losses.detach().double().sum()
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        batches = self._batches(number)
+        mine = [batch[self._rank :: self._workers] for batch in batches]
+        patches = self._hidden_patches(torch.cat(mine), "masks", number)
+        with arithmetic(self._settings.precision):
+            for batch, (x, mask) in zip(batches, self._inputs(self._train, mine, patches), strict=True):
+                total += self._learn(x, mask, batch_size=len(batch)).double().sum()
         return float(self._summed(total)) / len(self._train)
 
-    def _batches(self, number: int) -> Iterator[Tensor]:
-        order = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(self._seed("order", number)))
-        batches = list(order.split(self._settings.batch_size))
+    def _learn(self, x: Tensor, mask: Tensor | None, *, batch_size: int) -> Tensor:
+        """One step on this worker's share of a batch; the losses of its clips."""
+        losses = _loss_per_clip(self.network, x, mask, self._settings.precision)
+        # The gradients of all workers are averaged: weighted so, the average is that of the whole batch.
+        loss = losses.sum() * (self._workers / batch_size)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        return losses.detach()
+
+    def _batches(self, number: int) -> list[Tensor]:
+        """The clips of each batch, of all workers."""
+        generator = torch.Generator().manual_seed(_key(self._settings.seed, "order", number))
+        batches = list(torch.randperm(len(self._train), generator=generator).split(self._settings.batch_size))
         if len(batches) > 1 and len(batches[-1]) < math.ceil(self._settings.batch_size / 2):
             batches[-2:] = [torch.cat(batches[-2:])]
-        return iter(batches)
+        return batches
 
-    def _masks(self, n_clips: int, generator: torch.Generator) -> Tensor | None:
-        ratio = self._settings.mask_ratio
-        if ratio is None:
+    def _inputs(
+        self, split: Tensor, batches: Sequence[Tensor], patches: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The clips and the masks of each batch, on the network's device.
+
+        Args:
+            split: (n, F, T).
+            batches: the numbers of the clips of each.
+            patches: the hidden patches of all these clips, in this order.
+        """
+        if not batches:
+            return
+        sizes = [len(batch) for batch in batches]
+        # In one go: on a GPU each small copy would wait for the device.
+        numbers = torch.cat(list(batches)).to(split.device).split(sizes)
+        hidden = [None] * len(sizes) if patches is None else patches.split(sizes)
+        for clips, parts in zip(numbers, hidden, strict=True):
+            x = split[clips]
+            if x.device != self._device:
+                # Pinned, the copy runs beside the step before: the host is ahead of the GPU.
+                x = x.pin_memory().to(self._device, non_blocking=True)
+            yield x, None if parts is None else cells_of(parts, self._settings.patch)
+
+    def _hidden_patches(self, clips: Tensor, purpose: str, number: int = 0) -> Tensor | None:
+        """(B, F/p, T/p) bool on the network's device; of all clips of an epoch at once, which on a GPU costs little."""
+        if self._settings.mask_ratio is None:
             return None
         n_mels, n_frames = self._train.shape[1:]
-        return patch_masks(n_clips, n_mels, n_frames, patch=self._settings.patch, ratio=ratio, generator=generator)
-
-    def _fixed_masks(self) -> Tensor | None:
-        return self._masks(len(self._validation), self._generator("validation"))
-
-    def _generator(self, purpose: str, number: int = 0) -> torch.Generator:
-        return torch.Generator(device=self._train.device).manual_seed(self._seed(purpose, number))
-
-    def _seed(self, purpose: str, number: int) -> int:
-        return _key(self._settings.seed, purpose, number, 0)
+        key = _key(self._settings.seed, purpose, number)
+        parts = [
+            hidden_patches(part, n_mels, n_frames, patch=self._settings.patch, ratio=self._settings.mask_ratio, key=key)
+            for part in clips.to(self._device).split(_CLIPS_AT_ONCE)
+        ]
+        return torch.cat(parts)
 
     def _summed(self, total: Tensor) -> Tensor:
         if self._workers > 1:
@@ -232,11 +257,12 @@ class Training:
         return total
 
 
-def _loss_per_clip(network: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,): the mean squared error of all cells, or of the hidden ones."""
-    if mask is None:
-        return mse_per_clip(network(x), x)
-    return masked_mse(network(apply_mask(x, mask)), x, mask)
+def _loss_per_clip(network: nn.Module, x: Tensor, mask: Tensor | None, precision: Precision = "float32") -> Tensor:
+    """(B,): the mean squared error of all cells, or of the hidden ones, in the precision of x."""
+    with low_precision(precision, x.device):
+        y = network(x if mask is None else apply_mask(x, mask))
+    y = y.to(x.dtype)
+    return mse_per_clip(y, x) if mask is None else masked_mse(y, x, mask)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
@@ -249,7 +275,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in _unwrapped(network).state_dict().items()}
 
 
-def _key(seed: int, purpose: str, number: int, rank: int) -> int:
-    """63 bits that depend on all four, for one generator."""
+def _key(seed: int, purpose: str, number: int, rank: int = 0) -> int:
+    """63 bits that depend on all four."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{number}/{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -15,6 +15,8 @@ from faithad.errors import CheckpointError, RecordingError
 from faithad.features import FeatureSettings, Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_model, save_model
+from faithad.model.classical import fit_classical
+from faithad.model.networks import CLASSICAL, EXPLAINED, TRAINED, build_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 
@@ -36,6 +38,19 @@ def trained(*, seed: int = 3, n_frames: int = 40, **changes: Any) -> TrainedMode
         "config_hash": "0123456789ab",
     }
     return TrainedModel(**(values | changes))
+
+
+def any_model(name: str) -> TrainedModel:
+    """A model of any name, with a network that has learnt, or a detector that was fitted."""
+    if name in CLASSICAL:
+        x = torch.randn(20, 16, 40, generator=torch.Generator().manual_seed(5))
+        return trained(name=name, network=fit_classical(name, x, seed=3), best_epoch=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        network = build_network(name, 16, 40).train()
+        with torch.no_grad():
+            network(torch.randn(4, 16, 40))
+    return trained(name=name, network=network)
 
 
 def rewrite(folder: Path, *, header: dict[str, Any] | None = None, drop: str | None = None) -> None:
@@ -87,6 +102,43 @@ def test_a_model_comes_back_whole_and_ready_to_judge(folder: Path) -> None:
     x = torch.randn(3, 16, 41)
     with torch.no_grad():
         assert torch.equal(found.network(found.prepare(x)), saved.network.eval()(saved.prepare(x)))
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *CLASSICAL])
+def test_each_model_comes_back_by_its_name(tmp_path: Path, name: str) -> None:
+    saved = any_model(name)
+    save_model(saved, str(tmp_path))
+    found = load_model(str(tmp_path), expect=describe(saved))
+    assert_same(found, saved)
+    assert type(found.network) is type(saved.network)
+    assert (found.n_mels, found.n_frames) == (16, 40)
+    assert found.reconstructs == (name not in CLASSICAL)
+    assert found.explained == (name in EXPLAINED)
+    x = torch.randn(3, 16, 40)
+    with torch.no_grad():
+        result = found.network(x)
+        assert torch.equal(result, saved.network.eval()(x))
+    assert result.shape == ((3,) if name in CLASSICAL else (3, 16, 40))
+
+
+def test_a_model_of_another_name_is_refused(tmp_path: Path) -> None:
+    save_model(any_model("skip_cae"), str(tmp_path))
+    with pytest.raises(CheckpointError, match="name is 'skip_cae', asked for 'cae'"):
+        load_model(str(tmp_path), expect={"name": "cae"})
+    for name, problem in (("cae", "encoder.0.weight is missing"), ("one_class_svm", "support is missing")):
+        rewrite(tmp_path, header={"name": name, "options": {}})
+        with pytest.raises(CheckpointError, match=rf"tensors of .* do not fit .*{problem}"):
+            load_model(str(tmp_path))
+    rewrite(tmp_path, header={"name": "skip_cae", "options": {"dropout": 0.1}})
+    with pytest.raises(CheckpointError, match="its header lacks or garbles"):
+        load_model(str(tmp_path))
+
+
+def test_a_detector_for_another_shape_is_refused(tmp_path: Path) -> None:
+    save_model(any_model("isolation_forest"), str(tmp_path))
+    rewrite(tmp_path, header={"n_frames": 1})
+    with pytest.raises(CheckpointError, match=r"do not fit its header: .* feature points outside its 16 values"):
+        load_model(str(tmp_path))
 
 
 def test_an_alarm_may_be_missing(tmp_path: Path) -> None:
@@ -158,7 +210,7 @@ def test_a_safetensors_file_of_others_is_refused(folder: Path) -> None:
 
 def test_another_format_is_refused(folder: Path) -> None:
     rewrite(folder, header={"format": 99})
-    with pytest.raises(CheckpointError, match="format 99; this version of faithad reads 2"):
+    with pytest.raises(CheckpointError, match="format 99; this version of faithad reads 3"):
         load_model(str(folder))
 
 
@@ -176,7 +228,15 @@ def test_tensors_that_do_not_fit_the_header_are_named(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [{"features": {"n_mels": 16, "window": "hann"}}, {"features": {"n_mels": 0}}, {"n_mels": 3}, {"n_frames": "many"}],
+    [
+        {"features": {"n_mels": 16, "window": "hann"}},
+        {"features": {"n_mels": 0}},
+        {"n_mels": 3},
+        {"n_frames": "many"},
+        {"name": "vae"},
+        {"name": ["mae"]},
+        {"options": None},
+    ],
 )
 def test_a_garbled_header_is_refused(folder: Path, header: dict[str, Any]) -> None:
     rewrite(folder, header=header)

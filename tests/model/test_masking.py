@@ -7,13 +7,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from faithad.errors import ConfigError
-from faithad.model.masking import apply_mask, masked_mse, mse_per_clip, n_hidden_patches, patch_masks
+from faithad.model.masking import _random_bits, apply_mask, masked_mse, mse_per_clip, n_hidden_patches, patch_masks
+
+CLIP = torch.tensor([0])
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def splitmix64(seed: int, n: int) -> list[int]:
+    """The reference: its state goes on by a constant, and each state is mixed to a number."""
+    numbers = []
+    for _ in range(n):
+        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
+        z = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        numbers.append(z ^ (z >> 31))
+    return numbers
 
 
 @settings(deadline=None, max_examples=60)
@@ -23,18 +37,18 @@ def generator(seed: int = 0) -> torch.Generator:
     columns=st.integers(1, 9),
     patch=st.integers(1, 6),
     hundredths=st.integers(1, 99),
-    seed=st.integers(0, 2**32),
+    key=st.integers(0, 2**64 - 1),
 )
 def test_exactly_the_asked_share_of_whole_patches_is_hidden(
-    n_clips: int, rows: int, columns: int, patch: int, hundredths: int, seed: int
+    n_clips: int, rows: int, columns: int, patch: int, hundredths: int, key: int
 ) -> None:
     n_hidden = hundredths * rows * columns // 100
-    arguments = {"patch": patch, "ratio": hundredths / 100, "generator": generator(seed)}
+    arguments = {"patch": patch, "ratio": hundredths / 100, "key": key}
     if n_hidden == 0:
         with pytest.raises(ConfigError, match="hides none"):
-            patch_masks(n_clips, rows * patch, columns * patch, **arguments)
+            patch_masks(torch.arange(n_clips), rows * patch, columns * patch, **arguments)
         return
-    masks = patch_masks(n_clips, rows * patch, columns * patch, **arguments)
+    masks = patch_masks(torch.arange(n_clips), rows * patch, columns * patch, **arguments)
     assert masks.shape == (n_clips, rows * patch, columns * patch)
     assert masks.dtype == torch.bool
     tiles = masks.view(n_clips, rows, patch, columns, patch).transpose(2, 3).flatten(3)
@@ -49,45 +63,52 @@ def test_the_share_is_counted_in_decimal(n_patches: int, ratio: float) -> None:
 
 
 def test_the_papers_masks() -> None:
-    masks = patch_masks(32, 80, 400, patch=4, ratio=0.30, generator=generator())
+    masks = patch_masks(torch.arange(32), 80, 400, patch=4, ratio=0.30, key=0)
     assert (masks.sum(dim=(1, 2)) == 600 * 16).all()
     assert len({mask.numpy().tobytes() for mask in masks}) == 32
 
 
 def test_every_patch_is_as_likely_as_any_other() -> None:
     n = 4_000
-    masks = patch_masks(n, 4, 5, patch=1, ratio=0.25, generator=generator())
+    masks = patch_masks(torch.arange(n), 4, 5, patch=1, ratio=0.25, key=0)
     shares = masks.float().mean(dim=0)
     # five standard deviations of a share
     assert (shares - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / n)
 
 
-def test_masks_depend_on_the_generator_alone() -> None:
-    torch.manual_seed(1)
-    first = patch_masks(3, 16, 40, patch=4, ratio=0.3, generator=generator(7))
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    again = patch_masks(3, 16, 40, patch=4, ratio=0.3, generator=generator(7))
-    assert torch.equal(first, again)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(first, patch_masks(3, 16, 40, patch=4, ratio=0.3, generator=generator(8)))
+@pytest.mark.parametrize("key", [0, 1234567, 2**63 + 5, 2**64 - 1])
+def test_random_bits_are_those_of_splitmix64(key: int) -> None:
+    drawn = _random_bits(torch.tensor([3, 0, 40, 7]), key)
+    numbers = splitmix64(key, 41)
+    assert [each % 2**64 for each in drawn.tolist()] == [numbers[i] for i in (3, 0, 40, 7)]
+
+
+def test_a_clips_mask_depends_on_its_number_and_the_key_alone() -> None:
+    def masks(clips: list[int], key: int) -> Tensor:
+        return patch_masks(torch.tensor(clips), 16, 40, patch=4, ratio=0.3, key=key)
+
+    state = torch.get_rng_state()
+    first = masks([0, 1, 2, 3], 7)
+    assert torch.equal(masks([3, 1], 7), first[[3, 1]])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not (masks([0, 1, 2, 3], 8) == first).flatten(1).all(dim=1).any()
 
 
 @pytest.mark.parametrize("patch", [0, -4, 3, 32])
 def test_a_patch_that_does_not_divide_is_refused(patch: int) -> None:
     with pytest.raises(ConfigError, match=f"patch is {patch}; it must divide"):
-        patch_masks(1, 80, 400, patch=patch, ratio=0.3, generator=generator())
+        patch_masks(CLIP, 80, 400, patch=patch, ratio=0.3, key=0)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_an_impossible_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(ConfigError, match="above 0 and below 1"):
-        patch_masks(1, 80, 400, patch=4, ratio=ratio, generator=generator())
+        patch_masks(CLIP, 80, 400, patch=4, ratio=ratio, key=0)
 
 
 def test_hidden_cells_are_zero_and_the_others_untouched() -> None:
     x = torch.randn(2, 8, 12, generator=generator()) + 5
-    mask = patch_masks(2, 8, 12, patch=2, ratio=0.5, generator=generator())
+    mask = patch_masks(torch.arange(2), 8, 12, patch=2, ratio=0.5, key=0)
     masked = apply_mask(x, mask)
     assert (masked[mask] == 0).all()
     assert torch.equal(masked[~mask], x[~mask])
@@ -97,7 +118,7 @@ def test_hidden_cells_are_zero_and_the_others_untouched() -> None:
 def test_losses_are_their_sums() -> None:
     x = torch.randn(3, 4, 6, dtype=torch.float64, generator=generator(1))
     y = torch.randn(3, 4, 6, dtype=torch.float64, generator=generator(2))
-    mask = patch_masks(3, 4, 6, patch=2, ratio=0.5, generator=generator(3))
+    mask = patch_masks(torch.arange(3), 4, 6, patch=2, ratio=0.5, key=3)
     hidden = [(b, f, t) for b in range(3) for f in range(4) for t in range(6) if mask[b, f, t]]
     expected = sum((y[cell] - x[cell]).item() ** 2 for cell in hidden) / len(hidden)
     assert masked_mse(y, x, mask).mean().item() == pytest.approx(expected)
@@ -108,7 +129,7 @@ def test_losses_are_their_sums() -> None:
 
 def test_visible_cells_do_not_train() -> None:
     x = torch.randn(1, 4, 4, generator=generator())
-    mask = patch_masks(1, 4, 4, patch=2, ratio=0.5, generator=generator())
+    mask = patch_masks(CLIP, 4, 4, patch=2, ratio=0.5, key=0)
     y = torch.zeros(1, 4, 4, requires_grad=True)
     masked_mse(y, x, mask).sum().backward()
     assert y.grad is not None

@@ -1,13 +1,16 @@
-"""One worker of a small training, run as a process by test_training: `python train_with_workers.py OUT KIND`.
+"""One worker of small trainings, run as a process by test_training_workers: `python train_with_workers.py OUT KIND...`.
 
-Reads RANK, WORLD_SIZE and, with several workers, INIT_METHOD. Rank 0 writes the losses and the weights to OUT.
+Reads RANK, WORLD_SIZE and, with several workers, INIT_METHOD. Rank 0 writes losses and weights of each kind to OUT:
+`ae`, `mae`, `diverging` (it goes back once), `small`, `small_compiled` (by torch.compile, whose graphs are run as is).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,16 +22,40 @@ from faithad.model.training import Training, TrainingSettings
 
 
 def main() -> None:
-    out, kind = Path(sys.argv[1]), sys.argv[2]
+    out, kinds = Path(sys.argv[1]), sys.argv[2:]
     rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     # Adam's first steps have the gradient's sign, which rounding alone can turn; in 64 bits nothing hides behind that.
     torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    # Dropout is drawn by each worker: without it, the workers' number must not matter at all.
-    network: torch.nn.Module = SkipCAETransformer(16, 32, dropout=0.0)
     if workers > 1:
         dist.init_process_group("gloo", init_method=os.environ["INIT_METHOD"], rank=rank, world_size=workers)
+    results = {kind: train(kind, rank, workers) for kind in kinds}
+    if rank == 0:
+        torch.save(results, out)
+    # The networks are gone by now: one that outlives its process group can stand still for ever in its destructor.
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+class SmallNetwork(torch.nn.Module):
+    """Compiled in seconds; normalises its batches in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (torch.nn.Conv2d(*channels, 3, padding=1) for channels in ((1, 3), (3, 1)))
+        self.bn = torch.nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.bn(self.first(x[:, None]))))[:, 0]
+
+
+def train(kind: str, rank: int, workers: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    # Dropout is drawn by each worker: without it, the workers' number must not matter at all.
+    network: torch.nn.Module = SmallNetwork() if kind.startswith("small") else SkipCAETransformer(16, 32, dropout=0.0)
+    if kind == "small_compiled":
+        network.compile(backend="eager")
+    if workers > 1:
         network = DistributedDataParallel(share_batch_norm(network))
     sounds = torch.randn(21, 16, 32, generator=torch.Generator().manual_seed(1))
     settings = TrainingSettings(
@@ -40,18 +67,17 @@ def main() -> None:
         restart_period=5,
         patience=5,
         minimum_improvement=0.0,
-        mask_ratio=0.3 if kind == "mae" else None,
+        mask_ratio=None if kind == "ae" else 0.3,
         patch=4,
         seed=3,
+        divergence_factor=1.0 if kind == "diverging" else math.inf,
     )
     training = Training(network, sounds[:16], sounds[16:], settings, rank=rank, workers=workers)
     while not training.finished:
         training.run_epoch()
-    if rank == 0:
-        losses = [(epoch.train_loss, epoch.validation_loss) for epoch in training.history]
-        torch.save({"losses": losses, "weights": training.best_weights()}, out)
-    if workers > 1:
-        dist.destroy_process_group()
+    losses = [(epoch.train_loss, epoch.validation_loss) for epoch in training.history]
+    diverged = [epoch.diverged for epoch in training.history]
+    return {"losses": losses, "diverged": diverged, "weights": training.best_weights()}
 
 
 main()

@@ -1,0 +1,58 @@
+"""Several worker processes train the same network as one: by gloo, without Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    one = _train(folder, ["ae", "mae", "diverging", "small"], workers=1)
+    two = _train(folder, ["ae", "mae", "diverging", "small_compiled"], workers=2)
+    return one, {**two, "small": two["small_compiled"]}
+
+
+@pytest.mark.parametrize("kind", ["ae", "mae", "diverging", "small"])
+def test_two_worker_processes_train_the_same_network_as_one(
+    one_and_two: tuple[dict[str, Any], dict[str, Any]], kind: str
+) -> None:
+    """The small one is compiled where there are two."""
+    one, two = (each[kind] for each in one_and_two)
+    assert two["diverged"] == one["diverged"]
+    assert any(one["diverged"]) == (kind == "diverging")
+    torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]), rtol=1e-9, atol=0)
+    assert list(two["weights"]) == list(one["weights"])
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def _train(folder: Path, kinds: list[str], *, workers: int) -> dict[str, Any]:
+    out = folder / f"{workers}.pt"
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(workers),
+        "INIT_METHOD": f"file://{folder}/rendezvous-{workers}",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    script = Path(__file__).parent / "train_with_workers.py"
+    processes = [
+        subprocess.Popen([sys.executable, script, out, *kinds], env={**environment, "RANK": str(rank)})
+        for rank in range(workers)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in processes] == [0] * workers
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    result: dict[str, Any] = torch.load(out, weights_only=True)
+    return result
