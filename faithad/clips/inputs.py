@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import urllib.parse
 from collections.abc import Collection, Sequence
+from pathlib import PurePosixPath
 
 from faithad import storage
 from faithad.clips.annotations import PUBLISHED_WINDOW_S
@@ -19,6 +21,12 @@ from faithad.errors import RecordingError
 TRAINING, NORMAL, ANOMALIES = "training/", "evaluation/normal/", "evaluation/anomalies/"
 _CLIP_NAME = re.compile(r"(?P<stem>.+)_(?P<window>[1-9]\d{0,3})\.pt", re.IGNORECASE)
 
+# Formats in which sound may lie among the recordings, and which nobody should believe to have been audited.
+_OTHER_SOUNDS = (
+    *(".aac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".bwf", ".caf", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus"),
+    *(".rf64", ".w64", ".wave", ".wma", ".wv"),
+)
+
 
 def find_recordings(
     folders: Sequence[tuple[str | None, str]], *, suffixes: Sequence[str] = AUDIO_SUFFIXES
@@ -31,7 +39,8 @@ def find_recordings(
         suffixes: Which files are recordings, compared without case.
 
     Returns:
-        Recordings sorted by path, local ones with absolute uris (a worker may run in another folder).
+        Recordings sorted by path, local ones with absolute uris (a worker may run in another folder). Pipes, links that
+        lead nowhere and the like are among them if they have a recording's name: `probe_recording` says what they are.
 
     Raises:
         RecordingError: a location does not exist or holds no recordings, or two files have the same path or are the
@@ -65,6 +74,24 @@ def find_recordings(
     if problems:
         raise RecordingError("The recordings cannot be listed:\n  " + "\n  ".join(problems))
     return sorted(found, key=lambda recording: recording.path)
+
+
+def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_SUFFIXES) -> list[LedgerRow]:
+    """Ledger rows of the sounds in some folders that `find_recordings` passes over: hidden ones, and other formats."""
+    rows: list[LedgerRow] = []
+    for location in map(absolute, locations):
+        name = storage.name_of(location)
+        for entry in storage.walk(location) if storage.is_folder(location) else []:
+            ending = posixpath.splitext(entry.path)[1].lower()
+            if entry.kind == "folder":
+                continue
+            if ending in _OTHER_SOUNDS and not entry.is_hidden:
+                reason = f"is no {' or '.join(suffixes)} file: convert it to have it audited"
+                rows.append(LedgerRow(f"{name}/{entry.path}", "skipped", reason))
+            elif ending in suffixes and entry.is_hidden:
+                reason = "is hidden: its name, or that of a folder above it, begins with a dot"
+                rows.append(LedgerRow(f"{name}/{entry.path}", "skipped", reason))
+    return rows
 
 
 def find_spectrograms(
@@ -129,9 +156,20 @@ def absolute(location: str) -> str:
 def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] | None:
     """(stable name, uri) of the recordings at a location, or None where there is nothing of that name."""
     parent, name = posixpath.split(storage.locate(location)[1].rstrip("/"))
+    wanted = tuple(suffix.lower() for suffix in suffixes)
     if storage.is_folder(location):
-        return [(f"{name}/{path}", uri) for path, uri in storage.list_files(location, suffixes=suffixes)]
+        quote = urllib.parse.quote if "://" in location else str
+        paths = _recordings_among(storage.walk(location), wanted)
+        return [(f"{name}/{path}", storage.join(location, quote(path))) for path in paths]
     if not storage.exists(location):
         return None
-    wanted = name.lower().endswith(tuple(suffix.lower() for suffix in suffixes))
-    return [(f"{storage.name_of(parent)}/{name}", location)] if wanted else []
+    return [(f"{storage.name_of(parent)}/{name}", location)] if name.lower().endswith(wanted) else []
+
+
+def _recordings_among(entries: Sequence[storage.Entry], suffixes: tuple[str, ...]) -> list[str]:
+    """The paths that are called like recordings. A folder of such a name is one if it holds no other."""
+    named = [entry for entry in entries if entry.path.lower().endswith(suffixes) and not entry.is_hidden]
+    used = {
+        above.as_posix() for entry in named if entry.kind != "folder" for above in PurePosixPath(entry.path).parents
+    }
+    return [entry.path for entry in named if entry.path not in used]

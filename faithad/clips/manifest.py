@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from faithad import storage
 from faithad.clips.annotations import Annotation, Interval
+from faithad.clips.labels.names import look_up
 from faithad.clips.recordings import AudioHeader, Remainder, cut_windows, recorded_at
 from faithad.errors import AnnotationError, RecordingError
 from faithad.schemas import LEDGER, MANIFEST, SPLITS
@@ -111,8 +112,8 @@ def attach_annotations(
 ) -> list[ClipRow]:
     """Label the test clips with an annotation table; every test clip that it does not speak of is normal (label 0).
 
-    A recording is found by its file name. Clips need not lie on the table's grid of windows, both are taken to the
-    time of the recording:
+    A recording is found by its file name (`look_up`). Clips need not lie on the table's grid of windows, both are taken
+    to the time of the recording:
 
     - A window with intervals makes each clip anomalous that holds some of an interval, which is cut to the clip.
     - A window without intervals ("somewhere in here, not audible") makes each clip anomalous that shares at least half
@@ -134,9 +135,7 @@ def attach_annotations(
             train or validation clips, or in clips labelled as normal; all such problems at once.
     """
     rows, ledger = list(rows), list(ledger)
-    paths: dict[str, set[str]] = {}
-    for path in [row.recording for row in rows] + [row.recording for row in ledger]:
-        paths.setdefault(storage.name_of(path), set()).add(path)
+    find = look_up([row.recording for row in rows] + [row.recording for row in ledger])
     places: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(row.recording, []).append(place)
@@ -144,7 +143,7 @@ def attach_annotations(
     touching: dict[int, list[Annotation]] = {}
     for annotation in annotations:
         name = storage.name_of(annotation.recording)
-        candidates = sorted(paths.get(name, ()))
+        candidates = find(annotation.recording)
         where = f"{name} {annotation.onset_s:g}-{annotation.offset_s:g} s"
         hits = [place for path in candidates for place in places.get(path, ()) if _shared_s(rows[place], annotation)]
         if len(candidates) > 1:
@@ -234,10 +233,22 @@ def _labelled(row: ClipRow, annotations: Sequence[Annotation]) -> ClipRow:
         intervals += cut
     if weights:
         kind = max(weights, key=lambda name: weights[name])
-        return replace(row, label=1, anomaly_type=kind, intervals=tuple(sorted(intervals)), annotated=bool(intervals))
+        joined = tuple(_joined(intervals))
+        return replace(row, label=1, anomaly_type=kind, intervals=joined, annotated=bool(intervals))
     if row.label is not None or (unsure and row.split == "test"):
         return row
     return replace(row, label=0)
+
+
+def _joined(intervals: Iterable[Interval]) -> list[Interval]:
+    """Intervals in order; those of several annotations that overlap are one."""
+    joined: list[Interval] = []
+    for onset_s, offset_s in sorted(intervals):
+        if joined and onset_s < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], offset_s))
+        else:
+            joined.append((onset_s, offset_s))
+    return joined
 
 
 def _cut_to_clip(annotation: Annotation, row: ClipRow) -> list[Interval]:

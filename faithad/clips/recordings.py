@@ -14,10 +14,12 @@ written for the person who looks after the recorder. Digital silence is sound li
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
+import os
 import re
-import struct
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +34,7 @@ import torch
 import torchaudio.functional
 
 from faithad import storage
+from faithad.clips import audio_headers
 from faithad.errors import RecordingError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
@@ -51,7 +54,9 @@ _LARGEST_RATIO_TERM = 2000
 
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 100, 1_000_000
 
-_UNKNOWN_SIZE = 0xFFFFFFFF
+# Beyond what any encoding holds at full scale, integers taken for fractions included; its power is still a float32.
+_LARGEST_SAMPLE = 2.0**32
+
 _UNKNOWN_N_SAMPLES = 1 << 62
 
 _RECORDED_AT = re.compile(r"MPD_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?(?:\.\w+)?")
@@ -78,25 +83,17 @@ def probe_recording(uri: str) -> AudioHeader:
     """Read a recording's header alone.
 
     Raises:
-        RecordingError: missing, empty, no audio, without samples, or a WAV file shorter than its header says. (A
-            truncated FLAC file only shows when its end is read.)
+        RecordingError: missing, empty, no audio, without samples, or a WAV file shorter or longer than its header
+            says. (A truncated FLAC file only shows when its end is read.)
     """
     with _open_sound(uri) as (sound, file):
-        promised, present = _wav_data_bytes(file)
-        if promised is not None and promised > present:
-            raise RecordingError(
-                f"{uri} is truncated: its header announces {promised} bytes of sound, {present} are there "
-                f"({present / promised:.0%}). An interrupted copy or a full disk does this: copy the file again."
-            )
+        if (wrong := audio_headers.partial(file)) is not None:
+            raise _refusal(uri, wrong)
         if sound.frames == 0:
-            unfinished = " although the file is larger: the recorder never finished its header" if present > 0 else ""
-            raise RecordingError(
-                f"{uri} holds no samples: its header announces a length of zero{unfinished}. Remove or replace it."
-            )
+            raise _refusal(uri, "holds no samples: its header announces a length of zero. Remove or replace it.")
         if sound.frames >= _UNKNOWN_N_SAMPLES:
-            raise RecordingError(
-                f"{uri} does not say how long it is (FLAC written into a pipe). Encode it again from file to file."
-            )
+            wrong = "does not say how long it is (FLAC written into a pipe). Encode it again from file to file."
+            raise _refusal(uri, wrong)
         return AudioHeader(sound.frames / sound.samplerate, sound.samplerate, sound.channels, sound.frames)
 
 
@@ -133,7 +130,7 @@ def read_clip(
         with silence up to `clip_s`.
 
     Raises:
-        RecordingError: the window cannot be read, is not whole, or holds NaN or infinite samples.
+        RecordingError: the window cannot be read, is not whole, or holds samples that are no sound: NaN, infinite.
     """
     with _open_sound(uri) as (sound, _):
         rate = int(sound.samplerate)
@@ -145,18 +142,33 @@ def read_clip(
             sound.seek(start)
             samples = sound.read(frames=wanted, dtype="float32", always_2d=True)
     if len(samples) < wanted:
-        raise RecordingError(
-            f"{uri} is truncated: of the clip at {onset_s:g} s only {len(samples) / rate:.3f} s of {duration_s:g} s "
-            "are there. Copy the file again, or index the folder anew if the file has changed."
+        raise _refusal(
+            uri,
+            f"is truncated: of the clip at {onset_s:g} s only {len(samples) / rate:.3f} s of {duration_s:g} s are "
+            "there. Copy the file again, or index the folder anew if the file has changed.",
         )
-    if not np.isfinite(samples).all():
-        raise RecordingError(
-            f"{uri} holds NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)}). "
-            "The program that wrote this file is at fault: export the recording again."
+    # The largest of all is NaN where one is; no mask of all samples is needed to see it.
+    loudest = float(max(samples.max(), -samples.min())) if samples.size else 0.0
+    if not math.isfinite(loudest):
+        raise _refusal(
+            uri,
+            f"holds NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)}). The program that "
+            "wrote this file is at fault: export the recording again.",
         )
-    mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
-    clip = np.zeros(round(clip_s * sample_rate_hz), dtype=np.float32)
-    resampled = _resample(mono, rate, sample_rate_hz)[: len(clip)]
+    if loudest > _LARGEST_SAMPLE:
+        raise _refusal(
+            uri,
+            f"holds samples of up to {loudest:.0e} in the clip at {onset_s:g} s, where 1 is full scale. The program "
+            "that wrote this file is at fault: export the recording again.",
+        )
+    mono = samples[:, 0]
+    if samples.shape[1] > 1:
+        mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
+    n_samples = round(clip_s * sample_rate_hz)
+    resampled = _resample(mono, rate, sample_rate_hz)[:n_samples]
+    if len(resampled) == n_samples:
+        return resampled
+    clip = np.zeros(n_samples, dtype=np.float32)
     clip[: len(resampled)] = resampled
     return clip
 
@@ -180,62 +192,71 @@ def reasons(uri: str) -> Iterator[None]:
     try:
         yield
     except soundfile.LibsndfileError as error:
-        raise RecordingError(
-            f"{uri} cannot be decoded: it is damaged or truncated ({error.error_string}). Copy it again."
-        ) from error
+        raise _refusal(uri, "cannot be decoded: it is damaged or truncated. Copy it again.") from error
     except FileNotFoundError as error:
-        raise RecordingError(f"{uri} does not exist. Was it moved or removed since the folder was listed?") from error
+        wrong = "does not exist. Was it moved or removed since the folder was listed?"
+        raise _refusal(uri, wrong) from error
     except (OSError, pa.ArrowException) as error:
-        raise RecordingError(f"{uri} cannot be read: {error}. Check its permissions and the connection.") from error
+        why = getattr(error, "strerror", None) or error
+        raise _refusal(uri, f"cannot be read: {why}. Check its permissions and the connection.") from error
 
 
 @contextlib.contextmanager
 def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
     """The decoder, and the file below it."""
-    with reasons(uri), storage.open_input(uri) as raw, io.BufferedReader(cast(Any, raw), _READ_AHEAD_BYTES) as file:
-        start = file.read(12)
-        if not start:
-            raise RecordingError(f"{uri} is empty (0 bytes): the recorder or a copy wrote nothing. Copy it again.")
+    _refuse_no_file(uri)
+    with reasons(uri), storage.open_input(uri) as raw, io.BufferedReader(cast(Any, raw), _READ_AHEAD_BYTES) as buffer:
+        file = cast(BinaryIO, buffer)
+        # The decoder would take other kinds of files too, but cut them off where they end, without a word.
+        if (wrong := audio_headers.foreign(file)) is not None:
+            raise _refusal(uri, wrong)
         file.seek(0)
         try:
             sound = soundfile.SoundFile(file)
         except soundfile.LibsndfileError as error:
-            raise RecordingError(
-                f"{uri} is no audio file that can be decoded: it starts with {start!r} ({error.error_string}). "
-                "WAV or FLAC is needed."
-            ) from error
+            wrong = f"is no audio file that can be decoded: {audio_headers.complaint(file)}."
+            raise _refusal(uri, wrong) from error
         with sound:
             if not _LOWEST_RATE_HZ <= sound.samplerate <= _HIGHEST_RATE_HZ:
-                raise RecordingError(
-                    f"{uri} has a sample rate of {sound.samplerate} Hz by its header, which cannot be right: "
-                    f"{_LOWEST_RATE_HZ} to {_HIGHEST_RATE_HZ} Hz are taken. Export the recording again."
+                raise _refusal(
+                    uri,
+                    f"has a sample rate of {sound.samplerate} Hz by its header, which cannot be right: "
+                    f"{_LOWEST_RATE_HZ} to {_HIGHEST_RATE_HZ} Hz are taken. Export the recording again.",
                 )
-            yield sound, cast(BinaryIO, file)
+            yield sound, file
 
 
-def _wav_data_bytes(file: BinaryIO) -> tuple[int | None, int]:
-    """How many bytes of sound a WAV header announces, and how many the file holds from there on.
+def _refuse_no_file(uri: str) -> None:
+    """A pipe with a recording's name would be waited for without end."""
+    if storage.is_remote(uri):
+        return
+    path = storage.locate(uri)[1]
+    why = None
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            why = "cannot be read: it is a folder, no file"
+        elif not stat.S_ISREG(mode):
+            why = "cannot be read: it is a pipe or a device, no file"
+    except FileNotFoundError:
+        if os.path.islink(path):
+            why = f"is a link to {_shown(os.readlink(path))}, which does not exist"
+        elif storage.NO_TEXT in path:
+            why = "cannot be opened: its name is not valid text (UTF-8). Rename it"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            why = "is a link that leads back to itself"
+    if why is not None:
+        raise _refusal(uri, f"{why}.")
 
-    libsndfile takes a shorter file without a word. None where the header leaves the length open (written into a
-    pipe), and for formats other than WAV.
-    """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    magic, _, kind = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
-    if magic not in (b"RIFF", b"RIFX", b"RF64") or kind != b"WAVE":
-        return None, size
-    order = ">" if magic == b"RIFX" else "<"
-    position, long_size = 12, None
-    while len(chunk := file.read(8)) == 8:
-        name, length = struct.unpack(f"{order}4sI", chunk)
-        position += 8
-        if name == b"ds64":  # RF64: files beyond 4 GiB keep their true sizes here (EBU Tech 3306)
-            _, long_size = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))
-        if name == b"data":
-            return (long_size if length == _UNKNOWN_SIZE else length), size - position
-        position += length + length % 2
-        file.seek(position)
-    return None, 0
+
+def _refusal(uri: str, wrong: str) -> RecordingError:
+    return RecordingError(f"{_shown(uri)} {wrong}")
+
+
+def _shown(uri: str) -> str:
+    """For a message: a line break or an escape code in a name may not reach a log or a terminal."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in uri)
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

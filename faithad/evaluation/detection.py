@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
 from torch import Tensor
 
 from faithad.errors import StudyError
@@ -42,7 +41,7 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         StudyError: scores that are not finite, other labels, or only one class.
     """
     scores, labels = _checked(scores, labels)
-    return float(metrics.roc_auc_score(labels, scores))
+    return _area_under_roc(scores, labels, max_fpr=None)
 
 
 def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> float:
@@ -52,6 +51,13 @@ def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> 
         StudyError: as `auc`.
     """
     scores, labels = _checked(scores, labels)
+    return _area_under_roc(scores, labels, max_fpr=max_fpr)
+
+
+def _area_under_roc(scores: Values, labels: npt.NDArray[np.int64], *, max_fpr: float | None) -> float:
+    # Imported here: it takes a second of each process that only scores clips.
+    from sklearn import metrics
+
     return float(metrics.roc_auc_score(labels, scores, max_fpr=max_fpr))
 
 

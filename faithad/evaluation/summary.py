@@ -3,7 +3,8 @@
 Every statistic is taken per seed over the clips (macro mean), then mean and standard deviation over seeds. Intervals
 are 95 % bootstraps over recordings of the per-clip values averaged over seeds, all columns over the same resamples.
 Arrow tables in, the concatenation over all models and seeds; Arrow tables out, in the schemas of `faithad.schemas`.
-Only test clips count. The order of rows in the input changes nothing.
+Only test clips count. The order of rows in the input changes nothing. Detection is summarised for every model; F-score
+and faithfulness have rows of explained models only.
 
 Shape letters: S seeds, N clips, C columns (one curve point each: model, method, percentile …).
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad import schemas
 from faithad.evaluation import controls, detection
@@ -30,10 +32,10 @@ _METRICS: dict[str, tuple[Callable[..., float], float]] = {"auc": (detection.auc
 
 
 def summarize_detection(scores: pa.Table, manifest: pa.Table, *, protocol: str, seed: int = 0) -> pa.Table:
-    """AUC and partial AUC per model, of the clip's mean error and of its worst second.
+    """AUC and partial AUC per model, of the clip's score and of its worst second.
 
     Args:
-        scores: schemas.SCORES, all models and seeds.
+        scores: schemas.SCORES, all models and seeds. A model without scores of seconds has no rows of that pooling.
         manifest: schemas.MANIFEST.
         protocol: written into every row.
         seed: of the bootstrap.
@@ -51,7 +53,8 @@ def summarize_detection(scores: pa.Table, manifest: pa.Table, *, protocol: str, 
         return pa.Table.from_pylist([], schema=schemas.DETECTION_SUMMARY)
     rows: list[Row] = []
     for pooling, name in _POOLINGS.items():
-        cube = read_cube(scores, name, ["model"], clips)
+        # A classical detector leaves its scores of seconds null.
+        cube = read_cube(scores.filter(pc.is_valid(scores[name])), name, ["model"], clips)
         for column, (model,) in enumerate(cube.columns):
             estimates = _area_estimates(
                 cube.values[:, labelled, column], clips.label[labelled], clips.recording[labelled], seed=seed

@@ -227,6 +227,22 @@ def test_detection_equals_its_definition() -> None:
         assert (row["n_seeds"], row["n_normal"], row["n_anomalous"]) == (len(per_seed), 40, 20)
 
 
+def test_a_model_without_scores_of_seconds_has_one_pooling() -> None:
+    """A one-class SVM beside an AE: null in all columns that speak of cells, and one seed of three."""
+    rows = [row for row in score_rows() if row["model"] == "ae"]
+    nothing = dict.fromkeys(("worst_second_score", "worst_onset_s", "worst_mel_band"))
+    svm = [{**row, "model": "one_class_svm", **nothing} for row in rows if row["seed"] == 2]
+    found = detection_summary([*svm, *rows])
+    alone = detection_summary(rows)
+    assert found.filter(pc.field("model") == "ae").equals(alone)
+    svm_rows = found.filter(pc.field("model") == "one_class_svm").to_pylist()
+    assert [(row["pooling"], row["metric"]) for row in svm_rows] == [("mean", "auc"), ("mean", "pauc")]
+    same = detection_summary([row for row in rows if row["seed"] == 2]).filter(pc.field("pooling") == "mean")
+    assert [{**row, "model": "ae"} for row in svm_rows] == same.to_pylist()
+    assert all(row["n_seeds"] == 1 and row["std"] is None for row in svm_rows)
+    assert detection_summary(svm).num_rows == 2
+
+
 def test_interval_of_one_seed_from_resampled_recordings() -> None:
     rows = [row for row in score_rows() if row["model"] == "mae"]
     row = detection_summary(rows).filter((pc.field("metric") == "auc") & (pc.field("pooling") == "mean")).to_pylist()[0]

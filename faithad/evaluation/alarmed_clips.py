@@ -1,0 +1,135 @@
+"""The clips that raised an alarm, each with its place on a time axis.
+
+Clips that may belong together share an axis:
+
+1. The clips of one recording, by their place in it.
+2. Recordings of one folder (one recorder) that follow on by the wall clock: the next one begins where the last clip of
+   the one before ends, or less than one clip later (a remainder that was dropped leaves such a hole), or up to a second
+   earlier (clocks drift). Recordings without a wall clock, and recorders side by side, stay apart.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad.errors import StudyError
+from faithad.model.alarm import AlarmThreshold
+
+_SCORE_COLUMNS = {"mean": "score", "worst_second": "worst_second_score"}
+_CLOCK_TOLERANCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class AlarmedClip:
+    """One alarmed clip. `axis` numbers the time axis on which it lies at `at_s`."""
+
+    axis: int
+    at_s: float
+    clip_id: str
+    recording: str
+    onset_s: float
+    offset_s: float
+    begins_at: datetime | None
+    score: float
+    worst_onset_s: float | None
+    worst_mel_band: int | None
+
+    @property
+    def until_s(self) -> float:
+        return self.at_s + self.offset_s - self.onset_s
+
+
+def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *, clip_s: float) -> list[AlarmedClip]:
+    """The clips whose pooled score is above the threshold, along their time axes.
+
+    Args:
+        scores: schemas.SCORES of one model and seed.
+        manifest: schemas.MANIFEST with all clips, also those without alarm: they say which recordings follow on.
+        alarm: which score alarms, and above what.
+        clip_s: length of a clip.
+
+    Raises:
+        StudyError: scores of clips that the manifest does not hold, rows given twice, or a model without the score
+            that the alarm pools.
+        ValueError: scores of more than one model or seed.
+    """
+    for key in ("model", "seed"):
+        if len(found := pc.unique(scores[key])) > 1:
+            raise ValueError(f"events are those of one model and seed; {key} has the values {found.to_pylist()}")
+    if pc.count_distinct(scores["clip_id"]).as_py() < scores.num_rows:
+        raise StudyError(
+            "The table of scores holds several rows for one clip. A shard was probably written twice: delete the "
+            "audit's folder and run it again."
+        )
+    pooled = _SCORE_COLUMNS[alarm.pooling]
+    if n_missing := scores[pooled].null_count:
+        raise StudyError(
+            f"{n_missing} of {scores.num_rows} scores have no {pooled}, which the alarm needs: this model gives one "
+            "score for a whole clip. Set alarm.pooling to mean."
+        )
+    raised = scores.filter(pc.greater(scores[pooled], alarm.threshold))
+    place = pc.index_in(raised["clip_id"], value_set=manifest["clip_id"].combine_chunks())
+    if place.null_count:
+        stranger = raised["clip_id"].filter(pc.is_null(place))[0].as_py()
+        raise StudyError(
+            f"The scores hold clip {stranger}, which the manifest does not: they belong to another index. "
+            "Run the audit again."
+        )
+    if not raised.num_rows:
+        return []
+    axes, shifts_s, names = _time_axes(manifest, clip_s=clip_s)
+    columns = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]
+    clips = manifest.select(columns).take(place).to_pylist()
+    numbers = pc.index_in(pc.take(manifest["recording"], place), value_set=names).to_pylist()
+    found = [
+        AlarmedClip(
+            axis=axes[number],
+            at_s=shifts_s[number] + clip["onset_s"],
+            clip_id=clip["clip_id"],
+            recording=clip["recording"],
+            onset_s=clip["onset_s"],
+            offset_s=round(clip["onset_s"] + clip["duration_s"], 6),
+            begins_at=clip["recorded_at"],
+            score=score[pooled],
+            worst_onset_s=score["worst_onset_s"],
+            worst_mel_band=score["worst_mel_band"],
+        )
+        for clip, number, score in zip(clips, numbers, raised.to_pylist(), strict=True)
+    ]
+    return sorted(found, key=lambda one: (one.axis, one.at_s, one.until_s, one.clip_id))
+
+
+def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[float], pa.Array]:
+    """For each recording the number of its time axis, and the place of its start on it; and the recordings' names."""
+    encoded = manifest["recording"].combine_chunks().dictionary_encode()
+    names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    onset_s = manifest["onset_s"].to_numpy()
+    first_s, last_s = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    np.minimum.at(first_s, codes, onset_s)
+    np.maximum.at(last_s, codes, onset_s + manifest["duration_s"].to_numpy())
+    clock = manifest["recorded_at"].combine_chunks()
+    known = clock.is_valid().to_numpy(zero_copy_only=False)
+    clock_us = clock.cast(pa.int64()).fill_null(0).to_numpy()
+    start_s = np.full(len(names), np.nan)
+    # Counted from the first clip: seconds since 1970 would leave floats no digits for microseconds.
+    begin_us = clock_us[known].min() if known.any() else 0
+    start_s[codes[known]] = (clock_us[known] - begin_us) / 1e6 - onset_s[known]
+    folders = [posixpath.dirname(name) for name in names]
+    order = sorted(
+        np.flatnonzero(np.isfinite(start_s)).tolist(),
+        key=lambda number: (folders[number], start_s[number], names[number]),
+    )
+    axes, shifts_s = list(range(len(names))), [0.0] * len(names)
+    for before, after in pairwise(order):
+        hole_s = start_s[after] + first_s[after] - start_s[before] - last_s[before]
+        if folders[before] == folders[after] and -_CLOCK_TOLERANCE_S <= hole_s < clip_s:
+            axes[after] = axes[before]
+            shifts_s[after] = float(shifts_s[before] + start_s[after] - start_s[before])
+    return axes, shifts_s, encoded.dictionary
