@@ -51,8 +51,11 @@ def _detection_answer(study: StudyTables) -> str:
         f"The {style.model(first['model']).title} gives an anomalous clip a higher score than a normal one in "
         f"{first['mean'] * 100:.0f} of 100 pairs (AUC {_with_interval(first)})"
     )
-    for row in others:
+    for row in others[:2]:
         text += f"; the {style.model(row['model']).title} in {row['mean'] * 100:.0f} (AUC {_with_interval(row)})"
+    if others[2:]:
+        rest = (f"{style.model(row['model']).title} {number(row['mean'], 2)}" for row in others[2:])
+        text += f"; then by AUC {', '.join(rest)}"
     guessing = [style.model(row["model"]).title for row in ranked if row["ci_low"] is not None and row["ci_low"] <= 0.5]
     if guessing:
         text += f". For the {' and the '.join(guessing)} the interval does not rule out guessing, which is 0.5"

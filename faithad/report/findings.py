@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from faithad.report import style
+from faithad.report import published, style
 from faithad.report.tables import StudyTables
 
 Row = dict[str, Any]
@@ -33,6 +33,18 @@ def interval(row: Row, digits: int = 3) -> str:
 
 def count(n: int, singular: str, plural: str | None = None) -> str:
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def seconds(value: float | None) -> str:
+    """A time or a length, to the millisecond and never in powers of ten: long recordings have large numbers."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{round(value, 3):,.12g} s"
+
+
+def duration(seconds: float) -> str:
+    """20 s, 3.5 min, 48.0 h."""
+    if seconds < 120:
+        return f"{round(seconds, 1):g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 2 * 3_600 else f"{seconds / 3_600:.1f} h"
 
 
 def records(frame: pd.DataFrame) -> list[Row]:
@@ -132,28 +144,32 @@ def recording_period(manifest: pd.DataFrame) -> str | None:
 
 
 def detection_rows(study: StudyTables) -> list[Row]:
-    """One row per (model, pooling): AUC and pAUC, each with mean, std and interval."""
-    rows = []
+    """One row per (model, pooling): AUC and pAUC, each with mean, std and interval, and what was published."""
+    rows: list[Row] = []
     for (model, pooling), group in study.detection.groupby(["model", "pooling"]):
         metrics = {row["metric"]: row for row in records(group)}
         rows.append(
             {
+                "key": str(model),
                 "model": style.model(str(model)).title,
                 "pooling": POOLINGS.get(str(pooling), str(pooling)),
                 "auc": metrics.get("auc"),
                 "pauc": metrics.get("pauc"),
                 "n_normal": int(group["n_normal"].iloc[0]),
                 "n_anomalous": int(group["n_anomalous"].iloc[0]),
+                "published": published.DETECTION.get(str(model)) if pooling == "mean" else None,
             }
         )
-    return rows
+    models = style.in_model_order({row["key"] for row in rows})
+    return sorted(rows, key=lambda row: models.index(row["key"]))  # stable: the whole clip stays first
 
 
 def alarm_rows(study: StudyTables) -> list[Row]:
     """What the alarm did at its threshold, as means over seeds; nothing where no threshold was set."""
     scores = study.scores[study.scores["alarm"].notna()]
     rows = []
-    for model, of_model in scores.groupby("model"):
+    for model in style.in_model_order(set(scores["model"])):
+        of_model = scores[scores["model"] == model]
         n_seeds = of_model["seed"].nunique()
         raised = of_model[of_model["alarm"].astype(bool)]
         normal, anomalous = (of_model[of_model["label"] == label] for label in (0, 1))
@@ -161,7 +177,7 @@ def alarm_rows(study: StudyTables) -> list[Row]:
         hours = normal["duration_s"].sum() / 3_600 / n_seeds
         rows.append(
             {
-                "model": style.model(str(model)).title,
+                "model": style.model(model).title,
                 "alarms": len(raised) / n_seeds,
                 "clips": len(of_model) // n_seeds,
                 "caught": (raised["label"] == 1).sum() / n_seeds,
@@ -205,8 +221,9 @@ def faithfulness_rows(study: StudyTables) -> list[Row]:
 
 
 def _in_order(rows: list[Row]) -> list[Row]:
+    models = style.in_model_order({row["model"] for row in rows})
     methods = style.in_method_order({row["method"] for row in rows})
-    return sorted(rows, key=lambda row: (row["model"], methods.index(row["method"])))
+    return sorted(rows, key=lambda row: (models.index(row["model"]), methods.index(row["method"])))
 
 
 def ledger_counts(ledger: pd.DataFrame) -> dict[str, int]:

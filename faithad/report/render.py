@@ -1,25 +1,20 @@
-"""The page: figures and tables of a study put into `report.html.j2`.
-
-Autoescape is on, and only our own SVG is marked as safe: names, reasons and YAML come from files and are text.
-"""
+"""The page of a study: its figures and tables put into `study.html.j2`."""
 
 from __future__ import annotations
 
 import re
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
 from faithad import storage
-from faithad.report import charts, findings, maps, style
+from faithad.report import charts, findings, maps, page, style, timeline
 from faithad.report.answers import answers
-from faithad.report.tables import Example, StudyTables, read_study
+from faithad.report.search_page import search_section
+from faithad.report.shards import Example
+from faithad.report.tables import StudyTables, read_study
 
-MAX_LEDGER_ROWS = 50
 _POOLED_COLUMNS = {"mean": "score", "worst_second": "worst_second_score"}
 
 
@@ -36,31 +31,49 @@ def render_report(root: str) -> str:
         StudyError: a stage that the report needs has not run; the text names it.
     """
     location = storage.join(root, "report.html")
-    storage.write_text(location, report_html(read_study(root)))
+    storage.write_text(location, report_html(read_study(root), search=search_section(root)))
     return location
 
 
-def report_html(study: StudyTables) -> str:
-    """The whole page."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, lstrip_blocks=True)
-    environment.filters |= {"number": findings.number, "interval": findings.interval, "count": findings.count}
-    source = resources.files("faithad.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(_context(study))
+def report_html(study: StudyTables, *, search: dict[str, Any] | None = None) -> str:
+    """The whole page; `search` as `search_section` gives it."""
+    return page.fill("study.html.j2", _values(study) | {"search": search, "contents": _contents(search is not None)})
 
 
-def _context(study: StudyTables) -> dict[str, Any]:
+def _contents(searched: bool) -> list[tuple[str, str]]:
+    """Anchors and titles of the page's sections."""
+    sections = [
+        ("run", "What was run"),
+        ("detection", "Detection"),
+        ("time", "Score over time"),
+        ("localization", "Locating anomalies"),
+        ("faithfulness", "Faithfulness"),
+        ("clips", "Example clips"),
+        ("training", "Training"),
+    ]
+    sections += [("search", "Search")] if searched else []
+    return [*sections, ("ledger", "Ledger"), ("configuration", "Configuration")]
+
+
+def _values(study: StudyTables) -> dict[str, Any]:
     reasons = findings.missing_truth(study)
     runs = study.scores[["model", "seed"]].drop_duplicates()
+    detection = findings.detection_rows(study)
+    sizes = {(row["n_normal"], row["n_anomalous"]) for row in detection}
     return {
         "study": study,
-        "colors": style.COLORS,
         "answers": answers(study),
         "period": findings.recording_period(study.manifest),
         "clip_counts": findings.clip_counts(study),
-        "models": [style.model(name).title for name in sorted(set(runs["model"]))],
+        "models": [style.model(name).title for name in style.in_model_order(set(runs["model"]))],
         "seeds": sorted(set(runs["seed"])),
+        "baselines": bool(set(runs["model"]) - {"ae", "mae"}),
         "reasons": reasons,
-        "detection": findings.detection_rows(study),
+        "detection": detection,
+        "same_clips": sizes.pop() if len(sizes) == 1 else None,
+        "few_models": charts.FEW_MODELS,
+        "published": any(row["published"] for row in detection),
+        "same_data": study.setting("data.layout") == "planer",
         "alarms": findings.alarm_rows(study),
         "roc": [] if reasons.detection else _roc(study),
         "timelines": _timelines(study),
@@ -74,10 +87,8 @@ def _context(study: StudyTables) -> dict[str, Any]:
         "clips": _clips(study),
         "in_seconds": study.setting("features.hop_samples") is not None,
         "in_khz": study.setting("features.sample_rate_hz") is not None,
-        "gradients": {kind: maps.css_gradient(kind) for kind in maps.COLOR_MAPS},
         "training": _training(study),
-        "ledger": _ledger(study.ledger),
-        "titles": {"method": lambda name: style.method(name).title, "model": lambda name: style.model(name).title},
+        "ledger": page.ledger_values(study.ledger),
     }
 
 
@@ -93,34 +104,44 @@ def _roc(study: StudyTables) -> list[dict[str, Any]]:
             ),
         }
         for pooling, column in _POOLED_COLUMNS.items()
+        if labelled[column].notna().any()
     ]
 
 
 def _timelines(study: StudyTables) -> list[dict[str, Any]]:
-    """One chart per model, of its first seed: a threshold belongs to one trained model."""
+    """One chart per model, of its first seed and of the score that alarms: a threshold belongs to one trained model."""
     found = []
-    for index, (name, of_model) in enumerate(study.scores.groupby("model")):
+    wanted = _POOLED_COLUMNS.get(str(study.setting("alarm.pooling")), "score")
+    for index, name in enumerate(style.in_model_order(set(study.scores["model"]))):
+        of_model = study.scores[study.scores["model"] == name]
         seed = int(of_model["seed"].min())
         run = of_model[of_model["seed"] == seed]
-        title = style.model(str(name)).title
+        column = wanted if run[wanted].notna().all() else "score"
+        title = style.model(name).title
         label = f"Anomaly score of each test clip, {title}"
-        svg = style.to_svg(charts.score_figure(run), name=f"score-{index}", label=label)
-        found.append({"title": f"{title}, seed {seed}", "svg": svg, "threshold": run["threshold"].notna().any()})
+        svg = style.to_svg(timeline.score_figure(run, column=column), name=f"score-{index}", label=label)
+        pooled = ", score of the worst second" if column == "worst_second_score" else ""
+        title = f"{title}, seed {seed}{pooled}"
+        found.append({"title": title, "svg": svg, "threshold": run["threshold"].notna().any()})
     return found
 
 
 def _legends(study: StudyTables) -> dict[str, list[list[tuple[str, Markup]]]]:
     """The lines of the legend above each section's figures; every section has its own, for ids are unique on a page."""
     methods = style.in_method_order(set(study.faithfulness["method"]) | set(study.f_score["method"]))
-    models = [style.model(name) for name in sorted(set(study.scores["model"]))]
+    models = [style.model(name) for name in style.in_model_order(set(study.scores["model"]))]
+    explained = [
+        style.model(name)
+        for name in style.in_model_order(set(study.faithfulness["model"]) | set(study.f_score["model"]))
+    ]
     legends: dict[str, list[list[tuple[str, Markup]]]] = {
-        "roc": [[_swatch("roc", look.title, style.INK, dashes=look.dashes) for look in models]]
+        "roc": [[_swatch("roc", look.title, look.color, dashes=look.dashes) for look in models]]
     }
     for section in ("f-score", "faithfulness"):
         colors = [_swatch(section, look.title, look.color, marker=look.marker) for look in map(style.method, methods)]
         lines = [
             _swatch(section, look.title, style.INK, dashes=look.dashes, filled=look.filled, marker="o")
-            for look in models
+            for look in explained
         ]
         legends[section] = [colors, lines]
     controls = style.CONTROL_DASHES.items()
@@ -259,15 +280,3 @@ def _training(study: StudyTables) -> list[dict[str, Any]]:
         svg = style.to_svg(figure, name=f"training-{index}", label=f"Losses over epochs, {title}")
         found.append({"title": title, "svg": svg, "runs": runs})
     return found
-
-
-def _ledger(ledger: pd.DataFrame) -> dict[str, Any]:
-    """Counts by status and stage, and the first rows of what did not go through: failures before skips."""
-    bad = ledger[ledger["status"] != "done"].copy()
-    bad["rank"] = bad["status"].map({"failed": 0}).fillna(1)
-    bad = bad.sort_values(["rank", "recording", "onset_s"], kind="stable").drop(columns="rank")
-    return {
-        "counts": findings.ledger_counts(ledger),
-        "rows": findings.records(bad.head(MAX_LEDGER_ROWS)),
-        "more": max(0, len(bad) - MAX_LEDGER_ROWS),
-    }

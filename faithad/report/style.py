@@ -1,4 +1,5 @@
-"""How the report's figures look: one colour and marker per method, one line style per model, and SVG out.
+"""How the report's figures look: one colour and marker per method, one line style per explained model,
+and SVG out. The baselines of the detection table have colours of their own.
 
 Figures are drawn in the colours of a light page. On the way out each colour becomes a CSS variable, so that the same
 SVG follows the reader's light or dark page; the pairs stand in `COLORS`. The method colours are those of Okabe and Ito
@@ -8,14 +9,17 @@ methods apart without colour.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 # name: (on a light page, on a dark page)
 COLORS: dict[str, tuple[str, str]] = {
@@ -83,6 +87,7 @@ class Model(NamedTuple):
     title: str
     dashes: Any
     filled: bool
+    color: str = INK
 
 
 METHODS: dict[str, Method] = {
@@ -98,6 +103,11 @@ METHODS: dict[str, Method] = {
 MODELS: dict[str, Model] = {
     "ae": Model("AE", (0, (4, 2)), filled=False),
     "mae": Model("MAE", "-", filled=True),
+    "skip_cae": Model("Skip-CAE", "-", filled=True, color=COLORS["green"][0]),
+    "cae": Model("CAE", "-", filled=True, color=COLORS["sky"][0]),
+    "dense_ae": Model("Dense AE", "-", filled=True, color=COLORS["orange"][0]),
+    "one_class_svm": Model("One-class SVM", (0, (4, 2)), filled=False, color=COLORS["purple"][0]),
+    "isolation_forest": Model("Isolation forest", (0, (4, 2)), filled=False, color=COLORS["violet"][0]),
 }
 
 
@@ -113,6 +123,11 @@ def method(name: str) -> Method:
 def model(name: str) -> Model:
     """As `method`, for a model."""
     return MODELS.get(name) or Model(name, (0, (1, 1.5)), filled=True)
+
+
+def in_model_order(names: set[str]) -> list[str]:
+    """Known models as listed here, the explained ones first, then the others."""
+    return [name for name in MODELS if name in names] + sorted(names - set(MODELS))
 
 
 def in_method_order(names: set[str]) -> list[str]:
@@ -137,12 +152,33 @@ def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
     view_box = re.search(r'viewBox="[^"]+"', head)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda found: found.group() if found[1] in used else "", body)
+    body = re.sub(r'(?<= d=")[^"]+', lambda found: _FINE_DIGITS.sub(r"\1", found.group()), body)
+    body = re.sub(r"(?<=data:image/png;base64,)[^\"]+", lambda found: _small_png(found.group()), body)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     for variable, (light, _) in COLORS.items():
         body = body.replace(f": {light}", f": var(--{variable})")
     title = f"<title>{escape(label)}</title>"
     view = view_box.group() if view_box else ""
     return Markup(f'<svg {view} xmlns:xlink="http://www.w3.org/1999/xlink" role="img">{title}{body.strip()}')
+
+
+# A hundredth of a point is less than a screen or a printer shows, and half of the digits.
+_FINE_DIGITS = re.compile(r"(\.\d\d)\d+")
+
+
+def _small_png(encoded: str) -> str:
+    """The same picture with a palette: maps have few colours, and their PNG becomes a quarter as large."""
+    content = base64.b64decode(encoded)
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
+    codes, places = np.unique(pixels.view("<u4"), return_inverse=True)
+    colors = codes.view(np.uint8).reshape(-1, 4)
+    if len(codes) > 256 or (colors[:, 3] < 255).any():
+        return encoded
+    small = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8), mode="P")
+    small.putpalette(colors[:, :3].tobytes())
+    out = io.BytesIO()
+    small.save(out, format="png", optimize=True)
+    return base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def new_axes(width_in: float, height_in: float, *, left: float = 0.52, bottom: float = 0.42) -> tuple[Figure, Axes]:

@@ -1,51 +1,28 @@
 """What the report reads of a study's root, as pandas frames; nothing is loaded that is not drawn.
 
-Curves exist for every test clip and whole (F, T) maps may too, so the arrays are read for a few example clips only:
-first the `clip_id` column of each shard, then the shards that hold a chosen clip.
-
-Shape letters: F mel bands, T frames.
+How shards are read stands in `shards`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from faithad import schemas, storage
 from faithad.errors import StudyError
+from faithad.report.settings import look_up, read_settings
+from faithad.report.shards import Example, clip_ids, columns_of, each, examples
 
 MAX_EXAMPLES = 4
 
 _MANIFEST_COLUMNS = [name for name in schemas.MANIFEST.names if name != "uri"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
 
-_ROWS_AT_ONCE = 64
-
-_T = TypeVar("_T")
 _Shards = dict[tuple[str, str], list[str]]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One clip as one model sees it. Grids are (F, T); `log_mel` is in the unit of the features."""
-
-    clip_id: str
-    model: str
-    seed: int
-    log_mel: np.ndarray
-    reconstruction: np.ndarray
-    curves: dict[str, np.ndarray] = field(default_factory=dict)
-    maps: dict[str, np.ndarray] = field(default_factory=dict)
-    degenerate: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -69,10 +46,7 @@ class StudyTables:
 
     def setting(self, key: str) -> Any:
         """The value at a dotted key of the resolved configuration, or None."""
-        value: Any = self.settings
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return look_up(self.settings, key)
 
 
 def read_study(root: str) -> StudyTables:
@@ -90,7 +64,8 @@ def read_study(root: str) -> StudyTables:
     runs = sorted({run for run, table in shards if table == "scores"}, key=_run_order)
     if not runs:
         raise _not_run_yet(root, "audit" if epoch_files else "train")
-    scores = _concat([file for run in runs for file in shards[run, "scores"]], _SCORE_COLUMNS, schemas.SCORES)
+    score_files = [file for run in runs for file in shards[run, "scores"]]
+    scores = columns_of(score_files, _SCORE_COLUMNS, schemas.SCORES).to_pandas()
     scores = scores.merge(manifest, on="clip_id", how="left", validate="many_to_one")
     protocol = settings.get("protocol")
     test = manifest[manifest["split"] == "test"]
@@ -99,7 +74,7 @@ def read_study(root: str) -> StudyTables:
         settings_text=text,
         manifest=manifest,
         ledger=_read(root, "summary/ledger.parquet", schemas.LEDGER, stage="evaluate"),
-        epochs=_concat(epoch_files, schemas.EPOCHS.names, schemas.EPOCHS),
+        epochs=columns_of(epoch_files, schemas.EPOCHS.names, schemas.EPOCHS).to_pandas(),
         scores=scores,
         detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
         f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),
@@ -113,14 +88,7 @@ def _read_settings(root: str) -> tuple[str, dict[str, Any]]:
     location = storage.join(root, "study.yaml")
     if not storage.exists(location):
         raise StudyError(f"There is no study at {root}: no study.yaml. Check the root, or run `faithad index` first.")
-    text = storage.read_text(location)
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise StudyError(f"{location} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise StudyError(f"{location} must hold keys and values, found {type(settings).__name__}.")
-    return text, settings
+    return read_settings(location)
 
 
 def _not_run_yet(root: str, stage: str) -> StudyError:
@@ -167,21 +135,9 @@ def _run_order(run: str) -> tuple[str, int, str]:
     return (model, int(seed), "") if seed.isdecimal() else (run, 0, run)
 
 
-def _concat(files: list[str], columns: list[str], schema: pa.Schema) -> pd.DataFrame:
-    tables = _each(lambda file: storage.read_table(file, columns=columns), files)
-    whole = pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
-    return whole.to_pandas()
-
-
-def _each(read: Callable[[str], _T], files: Iterable[str]) -> list[_T]:
-    """What `read` gives for each file, in their order; side by side, since a remote file takes its time to answer."""
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(read, files))
-
-
 def _flat_curves(files: list[str]) -> pd.DataFrame:
     columns = ["model", "method", "degenerate"]
-    flags = _concat(files, columns, schemas.attributions(1, 1))
+    flags = columns_of(files, columns, schemas.attributions(1, 1)).to_pandas()
     counts = flags.groupby(["model", "method"])["degenerate"].agg(["sum", "size"]).reset_index()
     return counts.rename(columns={"sum": "n_flat", "size": "n_curves"})
 
@@ -193,13 +149,11 @@ def _read_examples(shards: _Shards, runs: list[str], manifest: pd.DataFrame) -> 
         if (run, "spectrograms") in shards:
             pictured.setdefault(run.rpartition("-")[0], run)
     files = [file for run in pictured.values() for file in shards[run, "spectrograms"]]
-    chosen = _choose(manifest, set().union(*_each(_clip_ids, files)))
-    examples: list[Example] = []
+    chosen = _choose(manifest, set().union(*each(clip_ids, files)))
+    found: list[Example] = []
     for run in pictured.values():
-        explained = _rows_of(shards[run, "attributions"], chosen)
-        for clip_id, rows in _rows_of(shards[run, "spectrograms"], chosen).items():
-            examples += [_example(row, explained.get(clip_id, [])) for row in rows]
-    return sorted(examples, key=lambda example: (chosen.index(example.clip_id), example.model))
+        found += examples(shards[run, "spectrograms"], shards[run, "attributions"], chosen)
+    return sorted(found, key=lambda example: (chosen.index(example.clip_id), example.model))
 
 
 def _choose(manifest: pd.DataFrame, available: set[str]) -> list[str]:
@@ -210,47 +164,3 @@ def _choose(manifest: pd.DataFrame, available: set[str]) -> list[str]:
     best = rank.sort_values(["annotated", "normal", "turn"], ascending=[False, True, True], kind="stable")
     kept = best.head(MAX_EXAMPLES).sort_values(["recording", "onset_s", "clip_id"])
     return [str(clip_id) for clip_id in kept["clip_id"]]
-
-
-def _clip_ids(file: str) -> set[str]:
-    return {str(clip_id) for clip_id in storage.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()}
-
-
-def _rows_of(files: list[str], clip_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the given clips by clip, arrays as NumPy; fixed-size lists that hold (F, T) come back in that shape."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file, held in zip(files, _each(_clip_ids, files), strict=True):
-        if not held & set(clip_ids):
-            continue
-        with storage.open_input(file) as source, pq.ParquetFile(source) as shard:
-            shape = schemas.shape_of(shard.schema_arrow)
-            # A null map takes as much memory as a real one, so a large shard is read a few rows at a time.
-            for batch in shard.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for index, clip_id in enumerate(batch["clip_id"].to_pylist()):
-                    if clip_id in clip_ids:
-                        row = {name: _cell(batch[name][index], shape) for name in shard.schema_arrow.names}
-                        found[clip_id].append(row)
-    return found
-
-
-def _cell(value: pa.Scalar[Any], shape: tuple[int, int]) -> Any:
-    if not isinstance(value, pa.FixedSizeListScalar):
-        return value.as_py()
-    if not value.is_valid:
-        return None
-    numbers = np.asarray(value.values, dtype=np.float32)
-    return numbers.reshape(shape) if numbers.size == shape[0] * shape[1] else numbers
-
-
-def _example(picture: dict[str, Any], rows: list[dict[str, Any]]) -> Example:
-    rows = [row for row in rows if (row["model"], row["seed"]) == (picture["model"], picture["seed"])]
-    return Example(
-        clip_id=picture["clip_id"],
-        model=picture["model"],
-        seed=picture["seed"],
-        log_mel=picture["log_mel"],
-        reconstruction=picture["reconstruction"],
-        curves={row["method"]: row["curve"] for row in rows},
-        maps={row["method"]: row["map"] for row in rows if row["map"] is not None},
-        degenerate=frozenset(row["method"] for row in rows if row["degenerate"]),
-    )

@@ -1,0 +1,47 @@
+"""Figures that were published for the planer data, to stand beside a study's own; always labelled as published.
+
+Sources: `the paper`, arXiv 2601.12660 (ICASSP 2026), and the `model paper` it builds on, arXiv 2501.04819 (ICASSP
+2025). They speak of the planer recordings under the `paper` protocol and of nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    value: float
+    source: str
+
+
+class Detection(NamedTuple):
+    auc: tuple[Figure, ...]
+    pauc: tuple[Figure, ...]
+
+
+# Of the whole clip's score, by this project's model names.
+DETECTION: dict[str, Detection] = {
+    "ae": Detection((Figure(0.916, "the paper"), Figure(0.875, "model paper")), (Figure(0.786, "the paper"),)),
+    "mae": Detection((Figure(0.902, "best seed"), Figure(0.830, "later rerun")), (Figure(0.747, "later rerun"),)),
+    "skip_cae": Detection((Figure(0.901, "the paper"), Figure(0.846, "model paper")), (Figure(0.811, "the paper"),)),
+    "one_class_svm": Detection((Figure(0.797, ""),), (Figure(0.721, ""),)),
+    "cae": Detection((Figure(0.772, ""),), (Figure(0.707, ""),)),
+    "isolation_forest": Detection((Figure(0.742, ""),), (Figure(0.659, ""),)),
+    "dense_ae": Detection((Figure(0.520, ""),), (Figure(0.477, ""),)),
+}
+
+# Table 2 of the paper: test AUC of the MAE by (mask ratio, patch). Its larger patch is 8 or 16, depending on the
+# reading, so it is called the larger patch here.
+SMALL_PATCH, LARGER_PATCH = "4", "larger patch"
+SEARCH: dict[tuple[float, str], float] = {
+    (0.15, SMALL_PATCH): 0.821,
+    (0.15, LARGER_PATCH): 0.569,
+    (0.30, SMALL_PATCH): 0.902,
+    (0.30, LARGER_PATCH): 0.636,
+    (0.50, SMALL_PATCH): 0.842,
+    (0.50, LARGER_PATCH): 0.710,
+    (0.75, SMALL_PATCH): 0.864,
+    (0.75, LARGER_PATCH): 0.710,
+    (0.90, SMALL_PATCH): 0.842,
+    (0.90, LARGER_PATCH): 0.808,
+}

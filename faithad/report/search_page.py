@@ -1,0 +1,144 @@
+"""The search over mask ratio and patch size: as a section of a study's page, and as a page of its own.
+
+A grid becomes a heat map beside the published one, continuous ratios a scatter. Which objective chose, and whether it
+saw test labels, is said first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from faithad import storage
+from faithad.report import findings, page, search_views
+from faithad.report.findings import count, number
+from faithad.report.search_tables import Search, cells, read_search, search_exists
+from faithad.report.settings import look_up
+
+Row = dict[str, Any]
+
+MAX_TRIALS = 200
+OBJECTIVES = {"proxy_auc": "proxy AUC", "validation_loss": "validation loss", "test_auc": "test AUC"}
+_MEANING = {
+    "proxy_auc": "how well synthetic disturbances, put into validation normals, are told from these; no test label was "
+    "seen",
+    "validation_loss": "the loss on validation normals; no test label was seen. It is the error at hidden cells: how "
+    "many are hidden changes how hard they are to tell, so losses of different mask ratios are not the same quantity",
+    "test_auc": "the AUC of the labelled test clips, as in the published experiment: the choice has seen what it is "
+    "measured by, so its test AUC flatters it",
+}
+
+
+def render_search_report(root: str) -> str:
+    """Write `search.html` below a study's root, from `summary/search.parquet`; no audit needs to have run.
+
+    Args:
+        root: the study's root, a local path or a URI.
+
+    Returns:
+        The location of the page.
+
+    Raises:
+        StudyError: no search has run there.
+    """
+    search = read_search(root)
+    section = _section(search)
+    contents = [("search", "Search"), ("trials", "Trials")] + ([("configuration", "Configuration")] * bool(search.best))
+    values = {
+        "name": look_up(search.best, "name") or "Search",
+        "contents": contents,
+        "answers": section["answers"],
+        "search": section | {"answers": []},  # said once, at the top
+        "facts": _facts(search),
+        "strong": {name: " strong" if name == search.objective else "" for name in OBJECTIVES},
+        "trials": findings.records(search.trials.head(MAX_TRIALS)),
+        "more": max(0, len(search.trials) - MAX_TRIALS),
+        "settings_text": search.best_text,
+    }
+    location = storage.join(root, "search.html")
+    storage.write_text(location, page.fill("search.html.j2", values))
+    return location
+
+
+def search_section(root: str) -> Row | None:
+    """What the section of a study's page shows; None where no search has run."""
+    return _section(read_search(root)) if search_exists(root) else None
+
+
+def _section(search: Search) -> Row:
+    title = OBJECTIVES.get(search.objective, search.objective)
+    return {
+        "answers": _answers(search),
+        "objective": title,
+        "meaning": _MEANING.get(search.objective),
+        "maps": search_views.heat_maps(search, title) if search.is_grid else [],
+        "scatter": None if search.is_grid else search_views.scatter(search, title),
+        "chosen": search.chosen is not None,
+        "marks": bool((search.trials["status"] != "done").any()),
+    }
+
+
+def _facts(search: Search) -> list[tuple[str, str]]:
+    trials = search.trials
+    seconds = float(trials["duration_s"].sum())
+    known = OBJECTIVES.get(search.objective, search.objective)
+    return [
+        ("Objective", known),
+        ("Trials", f"{len(trials):,}"),
+        ("Seeds", ", ".join(str(seed) for seed in sorted(set(trials["seed"])))),
+        ("Training", f"{findings.duration(seconds)} in all"),
+    ]
+
+
+def _answers(search: Search) -> list[str]:
+    trials, title = search.trials, OBJECTIVES.get(search.objective, search.objective)
+    found = cells(trials, "value")
+    sentences = []
+    if search.chosen is not None and search.chosen in found.index:
+        text = f"Chosen: {_cell_name(search.chosen)}, by {title} {_with_spread(found.loc[search.chosen])}"
+        seen = "Test labels were used for the choice" if search.objective == "test_auc" else "No test label was used"
+        sentences.append(f"{text}. {seen}.")
+    else:
+        sentences.append("No cell was chosen: there is no best.yaml.")
+    sentences += [_on_test(search)] if trials["auc"].notna().any() else []
+    statuses = trials["status"].value_counts()
+    sentences.append(
+        f"{count(len(trials), 'trial')}: {statuses.get('done', 0)} to their end, {statuses.get('stopped', 0)} stopped "
+        f"early, {statuses.get('failed', 0)} failed."
+    )
+    return sentences
+
+
+def _on_test(search: Search) -> str:
+    """What the choice is worth on the test clips, beside the best that it could have been."""
+    areas = cells(search.trials, "auc")["mean"].dropna()
+    best = areas.idxmax()
+    text = "On the labelled test clips "
+    if search.chosen in areas.index:
+        text += f"the chosen cell has the AUC {number(areas[search.chosen])}; "
+    text += f"the highest of all cells is {number(areas[best])} ({_cell_name(best)})"
+    agreement = _agreement(search)
+    if search.objective != "test_auc" and agreement is not None:
+        text += f". Over the cells, objective and test AUC rank alike by {agreement:.2f} (Spearman; 1: the same order)"
+    return text + "."
+
+
+def _agreement(search: Search) -> float | None:
+    """Rank correlation of objective and test AUC over cells, the better the higher in both; None for under 4 cells."""
+    both = pd.DataFrame({key: cells(search.trials, key)["mean"] for key in ("value", "auc")}).dropna()
+    if len(both) < 4 or both.nunique().min() < 2:
+        return None
+    ranks = both.rank()
+    rho = float(ranks["value"].corr(ranks["auc"]))
+    return -rho if search.objective == "validation_loss" else rho
+
+
+def _cell_name(cell: tuple[float, int]) -> str:
+    return f"mask ratio {cell[0]:.3g}, patch {cell[1]}"
+
+
+def _with_spread(cell: pd.Series) -> str:
+    spread = f" ± {number(cell['std'])}" if math.isfinite(cell["std"]) else ""
+    return f"{number(cell['mean'])}{spread} over {count(int(cell['count']), 'seed')}"

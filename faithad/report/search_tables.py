@@ -1,0 +1,85 @@
+"""What a search over mask ratio and patch size came to, cell by cell.
+
+A cell is one mask ratio with one patch size; its value is the mean over its trials, one per seed. A trial that was
+stopped early counts with the value that it had, as it does for the choice, and is marked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from faithad import schemas, storage
+from faithad.errors import StudyError
+from faithad.report.settings import look_up, read_settings
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that has run.
+
+    Attributes:
+        trials: schemas.SEARCH_SUMMARY.
+        best: `best.yaml`, the study with the chosen cell; empty where it is not there.
+        best_text: as it was written.
+    """
+
+    trials: pd.DataFrame
+    best: dict[str, Any]
+    best_text: str
+
+    @property
+    def chosen(self) -> tuple[float, int] | None:
+        """Mask ratio and patch of the chosen cell, if one was chosen."""
+        ratio, patch = look_up(self.best, "train.mask_ratio"), look_up(self.best, "train.patch")
+        return None if ratio is None or patch is None else (float(ratio), int(patch))
+
+    @property
+    def objective(self) -> str:
+        return str(self.trials["objective"].iloc[0])
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether a table of ratios and patches shows it; else the ratios are continuous."""
+        n_cells = len(self.trials[["mask_ratio", "patch"]].drop_duplicates())
+        crossed = bool(n_cells == self.trials["mask_ratio"].nunique() * self.trials["patch"].nunique())
+        return crossed and look_up(self.best, "search.algorithm") != "optuna"
+
+
+def search_exists(root: str) -> bool:
+    return storage.exists(_location(root))
+
+
+def read_search(root: str) -> Search:
+    """Read a search's summary and its choice.
+
+    Raises:
+        StudyError: no search has run there, or its table is empty.
+    """
+    if not search_exists(root):
+        raise StudyError(f"There is no search at {root}: no {_location('')[1:]}. Run `faithad search` first.")
+    trials = storage.read_table(_location(root), columns=schemas.SEARCH_SUMMARY.names).to_pandas()
+    if trials.empty:
+        raise StudyError(f"The search at {root} has no trial. Run `faithad search` again.")
+    trials = trials.sort_values(["mask_ratio", "patch", "seed"], kind="stable").reset_index(drop=True)
+    location = storage.join(root, "best.yaml")
+    text, best = read_settings(location) if storage.exists(location) else ("", {})
+    return Search(trials=trials, best=best, best_text=text)
+
+
+def cells(trials: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean, standard deviation over seeds (NaN for one) and number of values of each cell, by (mask_ratio, patch).
+
+    Also how many of its trials were stopped early or failed. A cell without any value has the mean NaN.
+    """
+    grouped = trials.groupby(["mask_ratio", "patch"])
+    found = grouped[column].agg(["mean", "std", "count"])
+    for status in ("stopped", "failed"):
+        found[status] = grouped["status"].agg(lambda values, wanted=status: int((values == wanted).sum()))
+    return found
+
+
+def _location(root: str) -> str:
+    return storage.join(root, "summary/search.parquet")

@@ -1,0 +1,139 @@
+"""What the words and charts of an audit's page are made of."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faithad.report import audit_charts, audit_findings, event_views, style
+from faithad.report.audit_page import time_line
+from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, AuditTables, clips_around_the_strongest
+from faithad.report.trust import grade
+
+
+def test_nothing_is_lost_between_pixels(audit: AuditTables) -> None:
+    """Each clip lies within the drawn band, and the highest of every column is drawn."""
+    line = time_line(audit, audit.column)
+    rng = np.random.default_rng(0)
+    x, score = np.sort(rng.uniform(0, 48, 5_000)), rng.gamma(2.0, size=5_000)
+    dense = audit_charts.TimeLine(
+        line.midnight, x, score, line.events, line.event_scores, audit.ranked, np.array([[3.0, 3.2]])
+    )
+    axes = audit_charts.score_figure(dense, 2.0).axes[0]
+    band = np.concatenate(
+        [path.vertices for one in axes.collections if one.get_label() == "clips" for path in one.get_paths()]
+    )
+    assert band[:, 1].max() == score.max()
+    assert band[:, 1].min() == score.min()
+    svg = style.to_svg(audit_charts.score_figure(dense, 2.0), name="x", label="x")
+    assert len(svg) < 200_000
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    values=st.lists(st.tuples(st.floats(0, 100), st.floats(-5, 5)), min_size=1, max_size=60),
+    columns=st.integers(1, 40),
+)
+def test_columns_hold_all_values(values: list[tuple[float, float]], columns: int) -> None:
+    x, y = (np.array(one) for one in zip(*sorted(values), strict=True))
+    at, low, middle, high = audit_charts.by_column(x, y, columns)
+    assert len(at) <= columns
+    assert (np.diff(at) > 0).all()
+    assert low.min() == y.min()
+    assert high.max() == y.max()
+    assert ((low <= middle) & (middle <= high)).all()
+
+
+def test_pauses_are_not_drawn_over(audit: AuditTables) -> None:
+    line = time_line(audit, audit.column)
+    x = np.r_[np.linspace(0, 2, 2_000), np.linspace(3, 5, 2_000), np.linspace(30, 31, 500)]
+    apart = audit_charts.TimeLine(line.midnight, x, np.ones(4_500), np.empty(0), np.empty(0), [], np.empty((0, 2)))
+    figure = audit_charts.score_figure(apart, None)
+    assert len(figure.axes) == 2  # the night is cut out
+    bands = [one for one in figure.axes[0].collections if one.get_label() == "clips"]
+    assert len(bands) == 2  # the shorter pause is a hole
+
+
+def test_what_was_not_heard_stands_on_the_clock(audit: AuditTables) -> None:
+    unheard = time_line(audit, audit.column).unheard
+    # Clips 40 and 41 of a mill that starts at six o'clock; the rejected recording has no clock and is left out.
+    np.testing.assert_allclose(unheard, [[6 + 400 / 3600, 6 + 410 / 3600], [6 + 410 / 3600, 6 + 420 / 3600]])
+
+
+def test_seconds_lie_in_their_clips() -> None:
+    clips = pd.DataFrame({"recording": ["a", "a", "b"], "onset_s": [50.0, 60.0, 0.0], "duration_s": [10.0] * 3})
+    seconds = [
+        {"recording": "a", "onset_s": 59.0, "offset_s": 61.0},
+        {"recording": "b", "onset_s": 4.0, "offset_s": 5.0},
+    ]
+    found = event_views.seconds_on_axis(seconds, clips, [0.0, 10.0, 20.0])
+    assert found == [(9.0, 10.0), (10.0, 11.0), (24.0, 25.0)]
+
+
+def test_events_over_recordings_follow_the_clock() -> None:
+    start = pd.Timestamp("2019-12-05 06:00:50")
+    clips = pd.DataFrame(
+        {"recording": ["a", "b"], "onset_s": [50.0, 0.0], "duration_s": [10.0] * 2,
+         "recorded_at": [start, start + timedelta(seconds=30)]}
+    )  # fmt: skip
+    assert event_views.clip_starts(clips) == ([0.0, 30.0], "seconds from 06:00:50")
+    assert event_views.clip_starts(clips.assign(recorded_at=pd.NaT))[0] == [0.0, 10.0]
+    assert event_views.clip_starts(clips.head(1)) == ([50.0], "seconds of the recording")
+
+
+@pytest.mark.parametrize(
+    ("vanishes", "replaced", "best", "expected"),
+    [
+        (0.05, 0.05, 0.45, "poor"),
+        (0.05, 0.05, 0.06, "poor"),
+        (0.06, 0.05, 0.07, "spread"),
+        (0.08, 0.05, 0.07, "good"),
+        (0.075, 0.05, 0.08, "good"),
+        (0.24, 0.05, 0.45, "partial"),
+        (0.25, 0.05, 0.45, "good"),
+        (0.50, 0.05, 0.45, "good"),
+        (0.09, 0.05, None, "partial"),
+        (0.10, 0.05, None, "good"),
+        (None, 0.05, 0.45, "untested"),
+        (0.30, None, None, "untested"),
+        (-0.1, 0.05, 0.45, "poor"),
+    ],
+)
+def test_grades(vanishes: float | None, replaced: float | None, best: float | None, expected: str) -> None:
+    assert grade(vanishes, replaced, best) == expected
+
+
+def test_overlapping_clips_count_once() -> None:
+    clips = pd.DataFrame(
+        {"recording": ["a", "a", "a", "b"], "onset_s": [0.0, 10.0, 15.0, 0.0], "duration_s": [10.0] * 4}
+    )
+    assert audit_findings.audited_hours(clips) == pytest.approx(35 / 3_600)
+
+
+def test_expected_alarms_agree_with_simulation() -> None:
+    """The margin holds for thresholds that are themselves fitted to few clips."""
+    alarm = audit_findings.Alarm(1.0, "score", "whole clip", "quantile", 0.05, 200)
+    expected = audit_findings.expected_of(alarm, n_clips=1_000, hours=1_000 / 360)
+    assert expected is not None
+    assert expected.margin is not None
+    assert (expected.n, expected.per_hour) == (50, pytest.approx(18))
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2_000):
+        threshold = np.quantile(rng.random(200), 0.95)
+        found.append((rng.random(1_000) > threshold).sum())
+    assert 2 * np.std(found) == pytest.approx(expected.margin, rel=0.1)
+
+
+def test_the_strongest_clip_is_among_those_shown() -> None:
+    ids = [f"c{index}" for index in range(100)]
+    for peak in (0, 1, 50, 98, 99):
+        near = clips_around_the_strongest(ids, {f"c{peak}": 9.0})
+        assert len(near) == MAX_CLIPS_OF_EVENT
+        assert f"c{peak}" in near
+    assert clips_around_the_strongest(ids[:3], {}) == ids[:3]

@@ -1,0 +1,162 @@
+"""The figures of a study's page before they are drawn, and what becomes of them when they are."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from faithad.attribution import methods as attribution
+from faithad.model import networks
+from faithad.report import charts, findings, maps, published, style, timeline
+from faithad.report.tables import StudyTables
+
+# What a name in a file may hold: markup, quotes, an expression of the template language, mathematics of matplotlib.
+NASTY = "<script>alert(\"x\")<script> & 'board' {{ 7 * 7 }} $x_1$"
+
+PAPER = [style.METHODS[name] for name in attribution.PAPER_METHODS]
+
+
+@pytest.mark.parametrize("table", ["f_score", "faithfulness"])
+def test_all_twelve_curves_are_drawn(study: StudyTables, table: str) -> None:
+    if table == "f_score":
+        curves, controls = findings.overall(study.f_score), findings.controls(study.f_score)
+    else:
+        curves, controls = findings.in_scope(study.faithfulness, "frame"), {}
+    lines = charts.percentile_figure(curves, y_label="", controls=controls).axes[0].get_lines()
+    drawn = {str(line.get_label()): line for line in lines}
+    expected = {f"{style.model(name).title} {method.title}" for name in ("ae", "mae") for method in PAPER}
+    assert len(expected) == 12
+    assert set(drawn) == expected | set(controls)
+    assert len(lines) == 12 + len(controls)
+    row = curves[(curves["model"] == "mae") & (curves["method"] == "grad_cam")].sort_values("percentile")
+    np.testing.assert_allclose(drawn["MAE Grad-CAM"].get_ydata(), row["mean"])
+    np.testing.assert_allclose(drawn["MAE Grad-CAM"].get_xdata(), range(90, 100))
+
+
+def test_curves_are_told_apart(study: StudyTables) -> None:
+    figure = charts.percentile_figure(findings.overall(study.f_score), y_label="")
+    lines = {str(line.get_label()): line for line in figure.axes[0].get_lines()}
+    for method in PAPER:
+        assert lines[f"AE {method.title}"].get_color() == lines[f"MAE {method.title}"].get_color() == method.color
+        assert lines[f"AE {method.title}"].get_linestyle() == "--"
+        assert lines[f"MAE {method.title}"].get_linestyle() == "-"
+    assert len({method.color for method in style.METHODS.values()}) == len(style.METHODS)
+    assert len({method.marker for method in style.METHODS.values()}) == len(style.METHODS)
+
+
+def test_controls_are_grey_and_dashed(study: StudyTables) -> None:
+    controls = findings.controls(study.f_score)
+    assert set(controls) == {style.RANDOM, style.EVERY_SECOND}
+    figure = charts.percentile_figure(findings.overall(study.f_score), y_label="", controls=controls)
+    for line in figure.axes[0].get_lines():
+        if line.get_label() in controls:
+            assert line.get_color() == style.MUTED
+            assert line.get_linestyle() == "--"
+
+
+def test_method_table_agrees_with_the_core() -> None:
+    assert {name: (row.title, row.signed) for name, row in style.METHODS.items()} == {
+        name: (row.title, row.signed) for name, row in attribution.METHODS.items()
+    }
+
+
+def test_roc_figure_draws_seeds_and_mean(study: StudyTables) -> None:
+    axes = charts.roc_figure(study.scores, column="score").axes[0]
+    titled = [line.get_label() for line in axes.get_lines()]
+    assert titled.count("AE") == titled.count("MAE") == 1
+    assert len(titled) == 1 + 2 * (3 + 1)
+    one_seed = study.scores[study.scores["seed"] == 0]
+    assert len(charts.roc_figure(one_seed, column="score").axes[0].get_lines()) == 1 + 2
+
+
+def test_score_figure_parts_the_days(study: StudyTables) -> None:
+    run = study.scores[(study.scores["model"] == "ae") & (study.scores["seed"] == 0)]
+    figure = timeline.score_figure(run)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["2019-12-05", "2019-12-06"]
+    drawn = {str(line.get_label()): 0 for line in figure.axes[0].get_lines()}
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            drawn[str(line.get_label())] += len(line.get_xdata())
+    assert (drawn["normal"], drawn["anomalous"]) == (64, 8)
+    assert drawn["threshold"] > 0
+    assert len(timeline.score_figure(run.head(1)).axes) == 1
+
+
+def test_score_figure_ticks_stand_at_round_minutes(study: StudyTables) -> None:
+    run = study.scores[(study.scores["model"] == "ae") & (study.scores["seed"] == 0)].head(16)
+    labels = [label.get_text() for label in timeline.score_figure(run).axes[0].get_xticklabels()]
+    assert labels == [f"06:{minute}" for minute in range(40, 49)]
+
+
+def test_large_studies_are_drawn_as_pixels(study: StudyTables) -> None:
+    run = study.scores[(study.scores["model"] == "ae") & (study.scores["seed"] == 0)]
+    figure = timeline.score_figure(pd.concat([run] * 100))
+    assert len(style.to_svg(figure, name="many", label="many")) < 300_000
+
+
+@pytest.mark.parametrize("kind", ["level", "sequential", "diverging"])
+def test_maps_are_centred_and_bracketed(kind: maps.Kind) -> None:
+    grid = np.linspace(-1, 3, 20 * 80).reshape(20, 80)
+    low, high = maps.color_limits(grid, kind)
+    assert low < high
+    assert kind != "diverging" or low == -high
+    assert kind != "sequential" or low == 0
+    scale = maps.ClipScale(40.0, in_seconds=True, sample_rate_hz=20_000.0)
+    figure = maps.clip_figure(grid, grid.sum(axis=0), scale=scale, kind=kind, intervals=[(0.5, 1.25)])
+    picture, below = figure.axes
+    assert picture.get_xlim() == (0, 2)
+    edges = {float(x) for line in picture.get_lines() for x in line.get_xdata()}
+    assert edges == {0.5, 1.25}
+    assert [patch.get_x() for patch in below.patches] == [0.5]
+    # One kilohertz is 1000 mel, ten are 3073: band 0 stands at the first of 21 equal steps.
+    places, names = scale.frequency_ticks(20)
+    assert places[names.index("1")] == pytest.approx(1_000 / 3_073 * 21 - 1, abs=0.01)
+
+
+def test_silent_clips_can_be_drawn() -> None:
+    grid = np.zeros((20, 80))
+    scale = maps.ClipScale(40.0, in_seconds=False, sample_rate_hz=None)
+    for kind in ("level", "sequential", "diverging"):
+        style.to_svg(maps.clip_figure(grid, grid.sum(axis=0), scale=scale, kind=kind), name="flat", label="flat")
+    style.to_svg(maps.clip_figure(None, grid.sum(axis=0), scale=scale, kind="level"), name="none", label="none")
+
+
+def test_unknown_names_are_drawn_and_escaped(root: str, study: StudyTables) -> None:
+    curves = findings.overall(study.f_score).replace({"method": {"grad_cam": NASTY}, "model": {"ae": "$b"}})
+    figure = charts.percentile_figure(curves, y_label="F-score")
+    assert f"$b {NASTY}" in {line.get_label() for line in figure.axes[0].get_lines()}
+    assert "<script" not in style.to_svg(figure, name="unknown", label=NASTY)
+
+
+def test_models_of_the_report_are_those_of_the_core() -> None:
+    assert set(style.MODELS) == {*networks.TRAINED, *networks.CLASSICAL}
+    assert set(published.DETECTION) == set(style.MODELS)
+
+
+def test_roc_leaves_out_models_without_the_score(study: StudyTables) -> None:
+    scores = study.scores.assign(
+        worst_second_score=study.scores["worst_second_score"].where(study.scores["model"] == "ae")
+    )
+    axes = charts.roc_figure(scores, column="worst_second_score").axes[0]
+    assert {line.get_label() for line in axes.get_lines() if not line.get_label().startswith("_")} == {"chance", "AE"}
+
+
+def test_pictures_keep_their_colours() -> None:
+    """The palette and the fewer digits of `to_svg` change nothing that a reader sees."""
+    grid = np.random.default_rng(0).normal(size=(20, 80))
+    scale = maps.ClipScale(40.0, in_seconds=True, sample_rate_hz=20_000.0)
+    svg = style.to_svg(maps.clip_figure(grid, grid.sum(axis=0), scale=scale, kind="diverging"), name="p", label="p")
+    encoded = re.search(r"data:image/png;base64,([^\"]+)", svg)
+    assert encoded is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded[1])))
+    assert picture.mode == "P"
+    low, high = maps.color_limits(grid, "diverging")
+    colors = mpl.colormaps["RdBu_r"].resampled(64)(((grid - low) / (high - low)).clip(0, 1), bytes=True)[..., :3]
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colors)

@@ -1,0 +1,284 @@
+"""A study's page, read back as a browser would."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from faithad import schemas, storage
+from faithad.attribution import methods as attribution
+from faithad.errors import StudyError
+from faithad.report import render_report, style
+from faithad.report.tables import MAX_EXAMPLES, StudyTables, read_study
+
+WriteStudy = Callable[..., str]
+Render = Callable[..., tuple[str, Any]]
+
+# What a name in a file may hold: markup, quotes, an expression of the template language, mathematics of matplotlib.
+NASTY = "<script>alert(\"x\")<script> & 'board' {{ 7 * 7 }} $x_1$"
+
+
+@pytest.fixture(scope="module")
+def rendered(root: str, render: Render) -> tuple[str, Any]:
+    return render(root)
+
+
+def test_is_whole_and_needs_nothing_else(rendered: tuple[str, Any]) -> None:
+    html, page = rendered
+    page.check_is_whole(html)
+
+
+def test_same_tables_same_bytes(root: str, rendered: tuple[str, Any], render: Render) -> None:
+    before = dict(mpl.rcParams)
+    assert render(root)[0] == rendered[0]
+    assert dict(mpl.rcParams) == before
+
+
+def test_colors_follow_the_page(rendered: tuple[str, Any]) -> None:
+    html, _ = rendered
+    for name, (light, dark) in style.COLORS.items():
+        assert html.count(light) == 1, f"{name} stands outside its variable"
+        assert f"--{name}: {dark}" in html
+        assert name == "violet" or f"var(--{name})" in html
+
+
+def test_headline_says_what_was_run_and_found(rendered: tuple[str, Any]) -> None:
+    text = rendered[1].text
+    assert "demo-mill" in text
+    assert "2019-12-03 to 2019-12-06" in text
+    assert "72 clips, 8 anomalous" in text
+    assert "The AE gives an anomalous clip a higher score than a normal one in 85 of 100 pairs" in text
+    assert "(AUC 0.85, 95 % interval 0.79 to 0.90); the MAE in 83 (AUC 0.83, 95 % interval 0.77 to 0.88)" in text
+    assert "Saliency on the MAE locates the annotated anomalies best: F-score 0.62" in text
+    assert "Flagging every second of every clip would reach 0.48, so the map does tell where to look" in text
+    assert "SmoothGrad on the MAE is the most faithful of the attributions" in text
+    assert "takes away 13.8 % of the anomaly score" in text
+    assert "89 went through, 0 were skipped and 1 failed; 3 pieces of recordings" in text
+    assert "it is chosen by the very quantity that is scored" in text
+
+
+def test_tables_of_the_page(rendered: tuple[str, Any]) -> None:
+    text = rendered[1].text
+    dash = "\N{EN DASH}"
+    assert f"MAE worst second 0.850 0.013 0.790 to 0.900 {dash} 0.750 0.013 0.690 to 0.800 {dash}" in text
+    whole = "MAE whole clip 0.830 0.013 0.770 to 0.880 best seed 0.902 later rerun 0.830 0.730"
+    assert f"{whole} 0.013 0.670 to 0.780 later rerun 0.747" in text
+    assert "Over 64 normal and 8 anomalous test clips." in text
+    assert "MAE Saliency 94 0.624 0.013 0.564 to 0.674" in text
+    assert "MAE Error map (control) 90 0.175 0.013" in text
+    assert "false alarms per hour of normal operation" in text
+    assert "3 samples are not finite numbers (NaN)" in text
+    assert "AE Grad-CAM 3 of 216" in text
+
+
+def test_panels_of_the_example_clips(rendered: tuple[str, Any], study: StudyTables) -> None:
+    html, page = rendered
+    assert len(study.examples) == 2 * 2
+    assert {example.log_mel.shape for example in study.examples} == {(20, 80), (20, 81)}
+    assert html.count("data:image/png;base64,") == 4 * 8
+    assert "annotated 5 to 7 s of the clip" in page.text
+    example = next(one for one in study.examples if one.model == "mae")
+    assert set(example.maps) == set(attribution.PAPER_METHODS)
+    np.testing.assert_allclose(np.abs(example.maps["grad_cam"]).max(), 1, atol=1e-3)
+
+
+def test_reads_at_most_a_few_clips(write_study: WriteStudy, tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, n_examples=30, seeds=(0, 1), models=("ae",)))
+    assert len(study.examples) == MAX_EXAMPLES
+    assert {example.seed for example in study.examples} == {0}
+    kinds = study.manifest.set_index("clip_id").loc[[example.clip_id for example in study.examples], "anomaly_type"]
+    assert set(kinds) == {"stuck board", "broken board", "uneven or thick board"}
+
+
+def test_everything_from_files_is_escaped(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    html, page = render(write_study(tmp_path, recording=NASTY, seeds=(0,), models=("ae",)))
+    assert "<script" not in html
+    assert "script" not in {tag for tag, _ in page.tags}
+    # As a recording's name, as a reason in the ledger, as a value of the configuration.
+    assert f"test/{NASTY}_19-12-05_0644_00001.wav, 20 to 30 s" in page.text
+    assert f"shorter than one clip: {NASTY}" in page.text
+    pre = html[html.index("<pre>") : html.index("</pre>")]
+    assert "&lt;script&gt;alert" in pre
+
+
+def test_without_annotations(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    _, page = render(write_study(tmp_path, annotated=False, models=("mae",), n_examples=1))
+    assert page.text.count("No test clip has annotated intervals") == 2
+    assert "ROC curves." in page.text
+    assert "mean over 72 test clips" in page.text
+    assert "segment mode" not in page.text
+    assert "Brackets" not in page.text
+
+
+def test_without_labels_times_and_feature_settings(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    options = {"labelled": False, "annotated": False, "timed": False, "features": False}
+    _, page = render(write_study(tmp_path, models=("mae",), seeds=(3,), **options))
+    assert page.text.count("No test clip carries a label") == 2
+    assert "Score along the recordings" in page.text
+    assert "in frames; mel bands upwards, by number" in page.text
+    assert "Seed 3" in page.text
+
+
+def test_one_seed_has_no_std(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    _, page = render(write_study(tmp_path, seeds=(0,), models=("ae",), n_examples=1))
+    assert "AE whole clip 0.850 \N{EN DASH} 0.790 to 0.900" in page.text
+    assert "mean over seeds" not in page.text
+    assert "nan" not in page.text.lower().replace("(nan)", "")
+
+
+def test_guessing_is_called_guessing(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, n_recordings=3, seeds=(0,), n_examples=0)
+    location = storage.join(root, "summary/detection.parquet")
+    rows = [row | {"mean": 0.56, "ci_low": 0.33, "ci_high": 0.77} for row in storage.read_table(location).to_pylist()]
+    storage.write_table(pa.Table.from_pylist(rows), location, schema=schemas.DETECTION_SUMMARY)
+    assert "For the AE and the MAE the interval does not rule out guessing" in render(root)[1].text
+
+
+def test_missing_runs_are_named(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, seeds=(0, 1), n_examples=0)
+    storage.delete(storage.join(root, "audit/mae-1"))
+    assert "no scores were found: mae-1." in render(root)[1].text
+
+
+def test_long_ledgers_are_cut(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    _, page = render(write_study(tmp_path, n_rejected=70, models=("ae",), seeds=(0,), n_examples=0))
+    assert page.text.count("_rejected_") == 49
+    assert page.text.index("3 samples are not finite") < page.text.index("_rejected_")
+    assert "and 21 more rows in summary/ledger.parquet" in page.text
+
+
+def test_no_clip_came_through(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, models=("ae",), seeds=(0,), n_examples=0)
+    for name in ("scores", "attributions"):
+        location = storage.join(root, f"audit/ae-0/{name}/part-0.parquet")
+        table = storage.read_table(location)
+        storage.write_table(table.slice(0, 0), location, schema=table.schema)
+    for name in ("detection", "f_score", "faithfulness"):
+        location = storage.join(root, f"summary/{name}.parquet")
+        table = storage.read_table(location)
+        storage.write_table(table.slice(0, 0), location, schema=table.schema)
+    _, page = render(root)
+    assert "No area under the ROC curve was computed" in page.text
+    assert "No faithfulness was computed" in page.text
+    assert "No spectrograms were kept" in page.text
+
+
+@pytest.mark.parametrize(
+    ("gone", "stage"),
+    [
+        (["study.yaml"], "index"),
+        (["manifest.parquet"], "index"),
+        (["models", "audit"], "train"),
+        (["audit"], "audit"),
+        (["summary"], "evaluate"),
+        (["summary/detection.parquet"], "evaluate"),
+        (["summary/f_score.parquet"], "evaluate"),
+        (["summary/faithfulness.parquet"], "evaluate"),
+        (["summary/ledger.parquet"], "evaluate"),
+    ],
+)
+def test_missing_stage_is_named(write_study: WriteStudy, tmp_path: Path, gone: list[str], stage: str) -> None:
+    root = write_study(tmp_path, n_recordings=3, models=("ae",), seeds=(0,), n_examples=0)
+    for path in gone:
+        storage.delete(storage.join(root, path))
+    with pytest.raises(StudyError, match=f"faithad {stage}"):
+        render_report(root)
+    assert not storage.exists(storage.join(root, "report.html"))
+
+
+def test_models_trained_elsewhere(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, n_recordings=3, models=("ae",), seeds=(0,), n_examples=0)
+    storage.delete(storage.join(root, "models"))
+    assert "the models were trained elsewhere" in render(root)[1].text
+
+
+@pytest.mark.parametrize("text", ["- a\n- list\n", "a: [1", ""])
+def test_damaged_configuration(write_study: WriteStudy, tmp_path: Path, text: str) -> None:
+    root = write_study(tmp_path, n_recordings=3, models=("ae",), seeds=(0,), n_examples=0)
+    storage.write_text(storage.join(root, "study.yaml"), text)
+    with pytest.raises(StudyError, match=re.escape("study.yaml")):
+        render_report(root)
+
+
+def test_other_protocols_stay_out(write_study: WriteStudy, tmp_path: Path) -> None:
+    root = write_study(tmp_path, n_recordings=3, models=("ae",), seeds=(0,), n_examples=0)
+    location = storage.join(root, "summary/detection.parquet")
+    rows = storage.read_table(location).to_pylist()
+    rows += [row | {"protocol": "corrected", "mean": 0.111} for row in rows]
+    storage.write_table(pa.Table.from_pylist(rows), location, schema=schemas.DETECTION_SUMMARY)
+    assert set(read_study(root).detection["protocol"]) == {"paper"}
+
+
+def test_reading_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, faithad.report; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_fixture_keeps_the_schemas(root: str) -> None:
+    """The tables of these tests are those of a real study."""
+    scores = pq.read_schema(Path(root) / "audit/ae-0/scores/part-0.parquet")
+    assert scores.remove_metadata().equals(schemas.SCORES)
+
+
+BASELINES = ("dense_ae", "cae", "skip_cae", "one_class_svm", "isolation_forest")
+
+
+def test_baselines_stand_beside_the_published_figures(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    html, page = render(write_study(tmp_path, models=("mae", *BASELINES), seeds=(0, 1), n_examples=1))
+    page.check_is_whole(html)
+    dash = "\N{EN DASH}"
+    svm = "One-class SVM whole clip 0.830 0.013 0.770 to 0.880 0.797 0.730 0.013 0.670 to 0.780 0.721 Isolation"
+    assert svm in page.text
+    assert "One-class SVM worst second" not in page.text
+    assert f"Dense AE worst second 0.850 0.013 0.790 to 0.900 {dash}" in page.text
+    assert "they show what these models reached there, and are no yardstick" in page.text
+    assert "then by AUC" in page.text
+    assert page.text.count("best epoch") == 0
+    # Only explained models have curves, and legends name none of the others.
+    legend = html[html.index('<section id="localization">') : html.index('<section id="clips">')]
+    assert "Isolation forest" not in legend
+
+
+def test_a_study_of_classical_models_alone(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    html, page = render(write_study(tmp_path, models=("isolation_forest",), seeds=(0,)))
+    page.check_is_whole(html)
+    assert html.count("ROC curves of all models") == 1
+    assert "No faithfulness of an attribution was computed." in page.text
+    assert "the models were trained elsewhere" in page.text
+
+
+def test_the_score_that_alarms_is_drawn(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, models=("ae", "one_class_svm"), seeds=(0,), n_examples=0)
+    location = storage.join(root, "study.yaml")
+    storage.write_text(location, storage.read_text(location) + "alarm: {pooling: worst_second}\n")
+    text = render(root)[1].text
+    assert "AE, seed 0, score of the worst second" in text
+    assert "One-class SVM, seed 0 Anomaly score" in text
+
+
+def test_a_study_shows_its_search(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, n_recordings=3, models=("mae",), seeds=(0,), n_examples=0)
+    assert "Search over mask ratio" not in render(root)[1].text
+    trials = [
+        {"trial": f"r{ratio}-p4-s0", "mask_ratio": ratio, "patch": 4, "seed": 0, "status": "done", "value": ratio,
+         "objective": "proxy_auc", "proxy_auc": ratio, "epochs": 3, "best_epoch": 2, "duration_s": 1.0}
+        for ratio in (0.3, 0.5)
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(trials, schema=schemas.SEARCH_SUMMARY)
+    storage.write_table(table, storage.join(root, "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
+    storage.write_text(storage.join(root, "best.yaml"), "train: {mask_ratio: 0.5, patch: 4}\n")
+    html, page = render(root)
+    page.check_is_whole(html)
+    assert "Search over mask ratio and patch size" in page.text
+    assert "Chosen: mask ratio 0.5, patch 4, by proxy AUC 0.500 over 1 seed. No test label was used." in page.text
+    assert "#search" in page.values("href")

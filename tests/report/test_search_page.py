@@ -1,0 +1,169 @@
+"""A search's page and its section in a study's page, from tables as a search writes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from faithad import schemas, storage
+from faithad.errors import StudyError
+from faithad.report import published, render_search_report
+from faithad.report.search_page import search_section
+from faithad.report.search_tables import cells, read_search
+from faithad.report.search_views import heat_maps, scatter_figure
+
+Render = Callable[..., tuple[str, Any]]
+RATIOS, PATCHES = (0.15, 0.3, 0.5, 0.75, 0.9), (4, 8)
+
+
+def write_search(
+    root: Path,
+    *,
+    objective: str = "proxy_auc",
+    algorithm: str = "grid",
+    labelled: bool = True,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    chosen: tuple[float, int] | None = (0.3, 4),
+    name: str = "mill",
+) -> str:
+    """A grid in which patch 8 is worse the more is hidden; one trial of (0.9, 8) was stopped and one failed."""
+    rng, rows = np.random.default_rng(3), []
+    drawn = [(ratio, PATCHES[number % 2]) for number, ratio in enumerate(np.sort(rng.uniform(0.15, 0.9, 14)))]
+    pairs = drawn if algorithm == "optuna" else [(ratio, patch) for ratio in RATIOS for patch in PATCHES]
+    chosen = drawn[3] if chosen and algorithm == "optuna" else chosen
+    for ratio, patch in pairs:
+        for seed in seeds if algorithm == "grid" else (0,):
+            proxy = 0.9 - abs(ratio - 0.3) * 0.2 - (patch == 8) * ratio * 0.3 + rng.normal(0, 0.005)
+            row: dict[str, Any] = {
+                "trial": f"r{ratio}-p{patch}-s{seed}", "mask_ratio": ratio, "patch": patch, "seed": seed,
+                "status": "done", "objective": objective, "proxy_auc": proxy, "validation_loss": 20 * ratio,
+                "auc": proxy - 0.05 if labelled else None, "pauc": proxy - 0.15 if labelled else None,
+                "epochs": 40, "best_epoch": 31, "duration_s": 90.0,
+            }  # fmt: skip
+            row["value"] = row["auc" if objective == "test_auc" else objective]
+            rows.append(row)
+    rows[-2] |= {"status": "stopped", "epochs": 10}
+    rows[-1] |= {"status": "failed", "value": None, "proxy_auc": None, "auc": None, "pauc": None, "epochs": 0}
+    table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
+    storage.write_table(table, storage.join(str(root), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
+    if chosen is not None:
+        best = {"name": name, "search": {"algorithm": algorithm, "objective": objective}}
+        best["train"] = {"mask_ratio": float(chosen[0]), "patch": chosen[1]}
+        storage.write_text(storage.join(str(root), "best.yaml"), yaml.safe_dump(best))
+    return str(root)
+
+
+def test_the_page_says_what_was_chosen_and_by_what(tmp_path: Path, render: Render) -> None:
+    html, page = render(write_search(tmp_path), render_search_report)
+    page.check_is_whole(html)
+    found = cells(read_search(str(tmp_path)).trials, "value").loc[(0.3, 4)]
+    chosen = f"mask ratio 0.3, patch 4, by proxy AUC {found['mean']:.3f} ± {found['std']:.3f} over 3 seeds"
+    assert f"Chosen: {chosen}. No test label was used." in page.text
+    assert "the chosen cell has the AUC" in page.text
+    assert re.search(r"rank alike by 0\.9\d|rank alike by 1\.00", page.text)
+    assert "30 trials: 28 to their end, 1 stopped early, 1 failed." in page.text
+    assert "published test AUC (Table 2 of the paper) Mask ratio patch 4 larger patch 15 % 0.821 0.569" in page.text
+    assert "90 % 0.842 0.808" in page.text
+    assert html.count('class="chosen"') == 2  # of the objective and of the test AUC, not of the published table
+
+
+def test_test_labels_are_owned_up_to(tmp_path: Path, render: Render) -> None:
+    _, page = render(write_search(tmp_path, objective="test_auc"), render_search_report)
+    assert "Test labels were used for the choice." in page.text
+    assert "its test AUC flatters it" in page.text
+    assert "No test label was used" not in page.text
+    assert page.text.count("Mask ratio") == 2  # no second map of the same values
+
+
+def test_stopped_and_failed_trials_are_marked(tmp_path: Path, render: Render) -> None:
+    search = read_search(write_search(tmp_path))
+    last = cells(search.trials, "value").loc[(0.9, 8)]
+    assert (last["count"], last["stopped"], last["failed"]) == (2, 1, 1)
+    kept = search.trials[(search.trials["mask_ratio"] == 0.9) & (search.trials["patch"] == 8)]["value"].dropna()
+    assert last["mean"] == pytest.approx(kept.mean())
+    assert last["std"] == pytest.approx(np.std(kept, ddof=1))
+    text = render(str(tmp_path), render_search_report)[1].text
+    assert "n 2 1 stopped 1 failed" in text
+    assert "Trials that were stopped early count with the value that they had" in text
+
+
+def test_stronger_colours_are_better_values(tmp_path: Path) -> None:
+    maps = heat_maps(read_search(write_search(tmp_path, objective="validation_loss")), "validation loss")
+    assert [one["published"] for one in maps] == [False, False, True]
+    for one in maps:
+        flat = [cell for row in one["rows"] for cell in row["cells"]]
+        order = sorted(flat, key=lambda cell: cell["mean"], reverse=one["lower_is_better"])
+        assert [cell["shade"] for cell in order] == sorted(cell["shade"] for cell in flat)
+        assert max(cell["shade"] for cell in flat) <= 60
+    loss = maps[0]["rows"]
+    assert loss[0]["cells"][0]["shade"] > loss[-1]["cells"][0]["shade"]
+    # Test AUCs, ours and the published ones, share their colours.
+    areas = [cell for one in maps[1:] for row in one["rows"] for cell in row["cells"]]
+    shades = [cell["shade"] for cell in sorted(areas, key=lambda cell: cell["mean"])]
+    assert shades == sorted(shades)
+    assert (shades[0], shades[-1]) == (8, 60)
+
+
+def test_losses_are_ranked_the_other_way(tmp_path: Path, render: Render) -> None:
+    text = render(write_search(tmp_path, objective="validation_loss"), render_search_report)[1].text
+    assert re.search(r"rank alike by 0\.[3-9]", text)
+    assert "losses of different mask ratios are not the same quantity" in text
+
+
+@pytest.mark.parametrize("chosen", [None, (0.3, 4)])
+def test_continuous_ratios_are_a_scatter(tmp_path: Path, render: Render, chosen: Any) -> None:
+    html, page = render(write_search(tmp_path, algorithm="optuna", chosen=chosen), render_search_report)
+    page.check_is_whole(html)
+    assert ("No cell was chosen" in page.text) == (chosen is None)
+    assert "proxy AUC of each trial" in page.text
+    assert "published" not in page.text
+    search = read_search(str(tmp_path))
+    axes = scatter_figure(search, "value", "proxy AUC").axes[0]
+    drawn = {str(line.get_label()): len(line.get_xdata()) for line in axes.get_lines()}
+    assert drawn["patch 4, done"] + drawn["patch 8, done"] == (search.trials["status"] == "done").sum()
+    assert drawn["patch 8, failed"] == drawn["patch 4, stopped"] == 1
+
+
+def test_without_labels_and_with_one_seed(tmp_path: Path, render: Render) -> None:
+    html, page = render(write_search(tmp_path, labelled=False, seeds=(0,)), render_search_report)
+    page.check_is_whole(html)
+    assert "On the labelled test clips" not in page.text
+    assert "test AUC, this search" not in page.text
+    assert "nan" not in page.text.lower()
+    assert math.isnan(cells(read_search(str(tmp_path)).trials, "value")["std"].iloc[0])
+
+
+def test_names_are_escaped(tmp_path: Path, render: Render) -> None:
+    html, page = render(write_search(tmp_path, name="<script>alert(1)</script>"), render_search_report)
+    assert "<script" not in html
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_a_study_shows_its_search(tmp_path: Path) -> None:
+    search = search_section(write_search(tmp_path))
+    assert search is not None
+    assert search["objective"] == "proxy AUC"
+    assert "No test label was used" in search["answers"][0]
+    assert search_section(str(tmp_path / "elsewhere")) is None
+
+
+def test_no_search(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="faithad search"):
+        render_search_report(str(tmp_path))
+    empty = schemas.SEARCH_SUMMARY.empty_table()
+    storage.write_table(empty, storage.join(str(tmp_path), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
+    with pytest.raises(StudyError, match="has no trial"):
+        render_search_report(str(tmp_path))
+
+
+def test_published_table() -> None:
+    assert {ratio for ratio, _ in published.SEARCH} == set(RATIOS)
+    assert max(published.SEARCH, key=lambda cell: published.SEARCH[cell]) == (0.3, published.SMALL_PATCH)
