@@ -1,4 +1,4 @@
-"""The command line: `faithad synth index train audit evaluate report study`.
+"""The command line: `faithad synth index train search audit evaluate report study export export-clips`.
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from faithad.errors import FaithadError
+from faithad.errors import ConfigError, FaithadError
 
 if TYPE_CHECKING:
     from faithad.config import Study
@@ -25,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Exit status of an audit that accounts for everything, where some clips could not be audited.
+_SOME_FAILED = 3
 
 Config = Annotated[str, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")]
 Overrides = Annotated[
@@ -70,23 +73,102 @@ def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
 
 @app.command()
 def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Compute features and train every model and seed."""
+    """Compute features and train every model and seed; the manifest first, where it is not there yet."""
+    _stage("index", config, overrides, redo)
     study = _stage("train", config, overrides, redo)
     _say(f"{len(study.runs)} models: {study.root}/models. Next: faithad audit --config {config}")
 
 
 @app.command()
-def audit(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Score and explain every test clip with every model, and measure the explanations."""
-    study = _stage("audit", config, overrides, redo)
-    _say(f"Audit tables: {study.root}/audit. Next: faithad evaluate --config {config}")
+def audit(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="A study's YAML file, or an audit's (configs/audit.yaml).")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder of a trained model, such as runs/demo/models/mae-0.")
+    ] = None,
+    recordings: Annotated[
+        list[str] | None, typer.Option(help="Folder, file or URI of recordings. May be given several times.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URI for the results.")] = None,
+    overrides: Overrides = None,
+    redo: Redo = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try clips that failed once more, and all in the same shards.")
+    ] = False,
+) -> None:
+    """Audit recordings with a trained model (--model, --recordings, --out), or the test clips of a study (--config).
+
+    Exit status 3: all is accounted for, but some clips could not be audited.
+    """
+    from faithad.config_audit import is_study, load_audit_run
+
+    if config is not None and not (model or recordings or out) and is_study(config):
+        study = _stage("audit", config, overrides, redo)
+        _say(f"Audit tables: {study.root}/audit. Next: faithad evaluate --config {config}")
+        return
+    run = load_audit_run(config, model=model, recordings=recordings or (), out=out, overrides=overrides or [])
+    from faithad.pipelines.audit_run import run_audit
+
+    outcome = run_audit(run, redo=redo, retry_failed=retry_failed)
+    _say(outcome.line)
+    if outcome.n_failed:
+        sys.exit(_SOME_FAILED)
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Summarise the audits: detection, F-score, faithfulness, and the ledger of all clips."""
-    study = _stage("evaluate", config, overrides, redo)
-    _say(f"Summary tables: {study.root}/summary. Next: faithad report --config {config}")
+def evaluate(
+    config: Annotated[str | None, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")] = None,
+    audit: Annotated[str | None, typer.Option(help="Results of `faithad audit --out`, in place of a study.")] = None,
+    annotations: Annotated[
+        str | None,
+        typer.Option(help="With --audit: reference intervals, as the published table or as labels of another tool."),
+    ] = None,
+    overrides: Overrides = None,
+    redo: Redo = False,
+) -> None:
+    """Summarise a study's audits, or score one audit against reference intervals (--audit, --annotations)."""
+    if audit is not None and annotations is not None and config is None:
+        from faithad.pipelines.evaluate_audit import evaluate_audit
+
+        _say(evaluate_audit(audit, annotations))
+    elif config is not None and audit is None and annotations is None:
+        study = _stage("evaluate", config, overrides, redo)
+        _say(f"Summary tables: {study.root}/summary. Next: faithad report --config {config}")
+    else:
+        raise ConfigError("Give either --config (a study), or --audit and --annotations (one audit).")
+
+
+@app.command()
+def export(
+    audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
+    to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
+    format: Annotated[str, typer.Option(help="audacity, raven, label-studio or csv.")],
+) -> None:
+    """Write the events of an audit as labels for another tool."""
+    from faithad.pipelines.exports import export_events
+
+    _say(export_events(audit, to, format=format))
+
+
+@app.command("export-clips")
+def export_clips(
+    audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
+    to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
+    margin: Annotated[float, typer.Option(min=0, help="Seconds of sound before and after each event.")] = 2.0,
+) -> None:
+    """Cut a WAV around each event of an audit, to listen to."""
+    from faithad.pipelines.exports import export_clips
+
+    _say(export_clips(audit, to, margin_s=margin))
+
+
+@app.command()
+def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
+    """Search the MAE's mask ratio and patch size, and write the best pair as a configuration."""
+    from faithad.pipelines.search import search_study
+
+    _say(search_study(_load(config, overrides), redo=redo))
 
 
 @app.command()

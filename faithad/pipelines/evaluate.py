@@ -16,8 +16,10 @@ from faithad.config import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
 from faithad.pipelines.audit import audit_folder
+from faithad.pipelines.audit_worker import EXPLAIN, SCORE
 from faithad.pipelines.index import index_ledger_location
-from faithad.pipelines.shards import Row, ledger_row, ledger_table
+from faithad.pipelines.ledgers import Row, ledger_row, ledger_table
+from faithad.pipelines.shard_tables import read_whole
 from faithad.pipelines.stages import Stage
 
 
@@ -84,11 +86,13 @@ def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
     failed = {row["clip_id"]: row for row in _failures(storage.join(study.root, "features", "ledger"))}
     audited: dict[str, int] = {}
     for model, seed in study.runs:
-        ledger = storage.read_table(storage.join(audit_folder(study.root, model, seed), "ledger"))
-        for row in ledger.to_pylist():
+        folder = audit_folder(study.root, model, seed)
+        for row in storage.read_table(storage.join(folder, SCORE.ledger)).to_pylist():
             audited[row["clip_id"]] = audited.get(row["clip_id"], 0) + 1
             if row["status"] == "failed":
                 failed.setdefault(row["clip_id"], row)
+        for row in _failures(storage.join(folder, EXPLAIN.ledger)):
+            failed.setdefault(row["clip_id"], row)
     rows: list[Row] = []
     lost: list[str] = []
     for clip in manifest.select(["clip_id", "recording", "onset_s", "duration_s", "split"]).to_pylist():
@@ -115,15 +119,10 @@ def count_ledger(root: str) -> dict[str, int]:
 
 
 def _failures(folder: str) -> list[Row]:
-    ledger = storage.read_table(folder)
-    return list(ledger.filter(pc.equal(ledger["status"], "failed")).to_pylist())
+    return list(read_whole(folder, schemas.LEDGER, condition=pc.field("status") == "failed").to_pylist())
 
 
 def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:
     """One table of all audits, without rows where no audit wrote any: localization needs annotations."""
-    found = [schema.empty_table()]
-    for model, seed in study.runs:
-        folder = storage.join(audit_folder(study.root, model, seed), table)
-        if storage.list_files(folder, suffixes=[".parquet"]):
-            found.append(storage.read_table(folder).cast(schema))
-    return pa.concat_tables(found)
+    folders = [storage.join(audit_folder(study.root, model, seed), table) for model, seed in study.runs]
+    return pa.concat_tables([read_whole(folder, schema) for folder in folders])

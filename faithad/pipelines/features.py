@@ -6,6 +6,9 @@ Written to `features/<split>` in the study's root, one file a shard, the clips t
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -14,23 +17,17 @@ from faithad import schemas, storage
 from faithad.config import Study
 from faithad.errors import StudyError
 from faithad.features import FeatureSettings, Normalization
+from faithad.pipelines.ledgers import ledger_table
+from faithad.pipelines.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.session import ray_session
-from faithad.pipelines.shards import (
-    Row,
-    add_log_mels,
-    consume,
-    dataset,
-    from_bytes,
-    ledger_table,
-    log_mels_of,
-    shard_name,
-    shards,
-    to_bytes,
-)
+from faithad.pipelines.shards import Row, Tally, consume, dataset, from_bytes, shard_name, shard_size, shards, to_bytes
 from faithad.pipelines.stages import Stage, flatten
+from faithad.progress import progress
 
 TRAINING_SPLITS = ("train", "validation")
 _CLIPS_PER_SHARD = 64
+# Marks of what the readers are at, see `attempts`.
+_ATTEMPTS = "features/attempts"
 
 
 def features_stage(study: Study, clips_digest: str) -> Stage:
@@ -45,25 +42,34 @@ def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bo
     Raises:
         StudyError: no clip of a split could be read (the reasons are named), or what was written cannot be seen here.
     """
-    if not stage.begin(redo=redo):
-        return
+    if stage.begin(redo=redo):
+        write_features(study.root, manifest, study.feature_settings, splits=TRAINING_SPLITS)
+        stage.finish()
+
+
+def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, splits: Sequence[str]) -> None:
+    """Materialise the features of some splits below a root, as far as they are not there yet.
+
+    Raises:
+        StudyError: as `compute_features`.
+    """
     todo: list[Row] = []
     n_clips = 0
-    for split in TRAINING_SPLITS:
+    for split in splits:
         clips = manifest.filter(pc.equal(manifest["split"], split)).sort_by("clip_id")
-        for number, shard in enumerate(shards(clips, clips_per_shard=_CLIPS_PER_SHARD)):
-            if not _is_done(_ledger_location(study.root, split, number)):
+        size = shard_size(clips.num_rows, largest=_CLIPS_PER_SHARD)
+        for number, shard in enumerate(shards(clips, size=size)):
+            if not _is_done(_ledger_location(root, split, number)):
                 todo.append({"split": split, "shard": number, "clips": to_bytes(shard)})
                 n_clips += shard.num_rows
     if todo:
-        with ray_session():
-            written = dataset(todo).map(
-                _write_shard, fn_kwargs={"root": study.root, "settings": study.feature_settings}, num_cpus=1
-            )
-            consume(written, title="features", n_clips=n_clips)
-    for split in TRAINING_SPLITS:
-        _check(study.root, split, pc.sum(pc.equal(manifest["split"], split)).as_py())
-    stage.finish()
+        options = {"root": root, "settings": settings, "run": uuid.uuid4().hex}
+        with ray_session(), progress("features", n_clips) as ticker:
+            written = dataset(todo).map(_write_shard, fn_kwargs=options, num_cpus=1)
+            consume(written, title="features", tally=Tally(ticker))
+        storage.delete(storage.join(root, _ATTEMPTS))
+    for split in splits:
+        _check(root, split, pc.sum(pc.equal(manifest["split"], split)).as_py())
 
 
 def load_features(root: str, split: str, settings: FeatureSettings) -> torch.Tensor:
@@ -79,10 +85,11 @@ def fit_normalization(study: Study) -> Normalization:
     return Normalization.fit([load_features(study.root, "train", study.feature_settings)])
 
 
-def _write_shard(row: Row, *, root: str, settings: FeatureSettings) -> Row:
+def _write_shard(row: Row, *, root: str, settings: FeatureSettings, run: str) -> Row:
     torch.set_num_threads(1)
     split, number = row["split"], row["shard"]
-    clips, failed = add_log_mels(from_bytes(row["clips"]), settings)
+    mark = storage.join(root, _ATTEMPTS, f"{split}-{number:05d}.json")
+    clips, failed = add_log_mels(from_bytes(row["clips"]), settings, mark=mark, run=run)
     if clips.num_rows:
         table = clips.select(["clip_id", "log_mel"])
         storage.write_table(table, storage.join(root, "features", split, shard_name(number)), schema=table.schema)

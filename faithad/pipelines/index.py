@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.clips.annotations import read_annotations
-from faithad.clips.inputs import find_recordings, find_spectrograms
+from faithad.clips.inputs import find_left_out, find_recordings, find_spectrograms
+from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import (
     ClipRow,
     LedgerRow,
@@ -28,21 +27,21 @@ from faithad.clips.manifest import (
     ledger_table,
     manifest_table,
 )
-from faithad.clips.recordings import AUDIO_SUFFIXES, probe_recording
+from faithad.clips.recordings import AUDIO_SUFFIXES, Remainder, probe_recording
 from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
 from faithad.clips.synthetic import SyntheticMill, synthesize
 from faithad.config import Data, Study
 from faithad.errors import ConfigError, RecordingError, StudyError
+from faithad.pipelines.fingerprints import contents, folder_fingerprints
+from faithad.pipelines.lookahead import side_by_side
 from faithad.pipelines.session import usable_cores
-from faithad.pipelines.stages import Stage, flatten
+from faithad.pipelines.stages import FILE_KEY, Stage, flatten
 from faithad.progress import console, progress
 
 # When the published recordings begin; a demo mill of another time would do as well.
 _DEMO_START = datetime(2019, 12, 2, 7, 0)
 _PROBES_AT_ONCE = 32
-# Key of the index's settings that stands for the files which it found.
-FILES = "data.files (hash of names and sizes)"
 
 
 def manifest_location(root: str) -> str:
@@ -70,8 +69,8 @@ def check_index(study: Study) -> None:
         StudyError: the index is not done, or its settings differ.
     """
     location = storage.join(study.root, "stages", "index.json")
-    made_with = json.loads(storage.read_text(location)) if storage.exists(location) else {}
-    made_with.pop(FILES, None)
+    mark = json.loads(storage.read_text(location)) if storage.exists(location) else {}
+    made_with = {key: value for key, value in mark.items() if not key.startswith(FILE_KEY)}
     if made_with != json.loads(json.dumps(index_settings(study))):
         raise StudyError(
             f"Stage 'index' is not done with these settings in {study.root}. "
@@ -80,11 +79,12 @@ def check_index(study: Study) -> None:
 
 
 def index_stage(study: Study) -> Stage:
-    """The index's mark: its settings, and names and sizes of all files that it reads."""
+    """The index's mark: its settings, and the fingerprints of all files that it reads."""
     data = study.data
     if data.synthetic is not None:
         synthesize_demo(data)
-    settings = index_settings(study) | {FILES: _files_digest(data)}
+    files = {f"{FILE_KEY}{name}": found for name, found in _files(data).items()}
+    settings = index_settings(study) | files
     outputs = ("manifest.parquet", "index_ledger.parquet")
     return Stage(study.root, "index", settings, outputs, result="index_ledger.parquet")
 
@@ -106,7 +106,7 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     data = study.data
     rows, ledger = _planer_clips(data) if data.layout == "planer" else _audio_clips(data)
     if data.annotations is not None:
-        rows = attach_annotations(rows, read_annotations(data.locate(data.annotations)), ledger=ledger)
+        rows = attach_annotations(rows, read_reference(data.locate(data.annotations)), ledger=ledger)
     _refuse_useless(rows, ledger)
     split = data.split
     rows = hold_out_validation(rows, fraction=split.validation_fraction, unit=split.validation_unit, seed=split.seed)
@@ -147,7 +147,7 @@ def synthesize_mill(out: str, *, train_recordings: int, test_recordings: int, se
 def _audio_clips(data: Data) -> tuple[list[ClipRow], list[LedgerRow]]:
     """Clips of the recordings in the configured folders, with their split."""
     recordings = find_recordings(_sources(data))
-    ledger: list[LedgerRow] = []
+    ledger = find_left_out([location for _, location in _sources(data)])
     if data.split.csv is not None:
         table = data.locate(data.split.csv)
         recordings, left_out = split_by_csv(recordings, read_split_csv(table), source=table)
@@ -156,11 +156,9 @@ def _audio_clips(data: Data) -> tuple[list[ClipRow], list[LedgerRow]]:
         recordings, left_out = split_by_time(recordings, train_until=data.split.train_until)
         ledger += left_out
     rows: list[ClipRow] = []
-    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool, progress("index", len(recordings)) as ticker:
-        for number, (clips, unused) in enumerate(pool.map(lambda one: _cut(one, data), recordings), start=1):
-            rows += clips
-            ledger += unused
-            ticker.update(number)
+    for clips, unused in cut_recordings(recordings, clip_s=data.clip_s, remainder=data.remainder):
+        rows += clips
+        ledger += unused
     return rows, ledger
 
 
@@ -168,12 +166,28 @@ def _planer_clips(data: Data) -> tuple[list[ClipRow], list[LedgerRow]]:
     return find_spectrograms(data.root, training_folders=data.training_folders)
 
 
-def _cut(recording: Recording, data: Data) -> tuple[list[ClipRow], list[LedgerRow]]:
-    try:
-        header = probe_recording(recording.uri)
-    except RecordingError as error:
-        return [], [LedgerRow(recording.path, "failed", str(error))]
-    return cut_recording(recording, header, clip_s=data.clip_s, remainder=data.remainder)
+def cut_recordings(
+    recordings: Sequence[Recording], *, clip_s: float, remainder: Remainder
+) -> Iterator[tuple[list[ClipRow], list[LedgerRow]]]:
+    """The clips of each recording in turn, and a ledger row for each part of it that is in none.
+
+    Only headers are read. A recording that cannot be opened gives a ledger row with the reason.
+    """
+
+    def cut(recording: Recording) -> tuple[list[ClipRow], list[LedgerRow]]:
+        try:
+            header = probe_recording(recording.uri)
+        except RecordingError as error:
+            return [], [LedgerRow(recording.path, "failed", str(error))]
+        except Exception as error:  # whatever a file may cause, it must not keep all others from being heard
+            reason = f"{recording.uri} cannot be opened, unexpectedly: {type(error).__name__}: {error}"
+            return [], [LedgerRow(recording.path, "failed", reason)]
+        return cut_recording(recording, header, clip_s=clip_s, remainder=remainder)
+
+    with progress("index", len(recordings)) as ticker:
+        for number, found in enumerate(side_by_side(cut, recordings, at_once=_PROBES_AT_ONCE), start=1):
+            yield found
+            ticker.update(number)
 
 
 def _sources(data: Data) -> list[tuple[str | None, str]]:
@@ -185,14 +199,15 @@ def _sources(data: Data) -> list[tuple[str | None, str]]:
     return [(split, data.locate(folder)) for split, folders in named for folder in folders]
 
 
-def _files_digest(data: Data) -> str:
-    """Names and sizes of all files below the inputs: cheap, and enough to notice a recording that came or went."""
+def _files(data: Data) -> dict[str, str]:
+    """Fingerprints of all files below the inputs, by name: enough to notice one that came, went or is another now."""
     suffixes = [SPECTROGRAM_SUFFIX] if data.layout == "planer" else list(AUDIO_SUFFIXES)
     folders = [data.root] if data.layout == "planer" else [location for _, location in _sources(data)]
-    tables = [data.locate(path) for path in (data.annotations, data.split.csv) if path is not None]
-    facts: list[Any] = [storage.sizes(folder, suffixes=suffixes) for folder in folders]
-    facts += [hashlib.sha256(storage.read_bytes(table)).hexdigest() for table in tables if storage.exists(table)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    found = folder_fingerprints(folders, suffixes=suffixes)
+    for table in (data.annotations, data.split.csv):
+        if table is not None:
+            found |= contents(data.locate(table))
+    return found
 
 
 def _refuse_useless(rows: Sequence[ClipRow], ledger: Sequence[LedgerRow]) -> None:

@@ -22,14 +22,10 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Train's controller waits for one poll per report; at the default of two seconds 500 short epochs lose 1,000 s.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     # A stage that runs for a minute has no need of usage reports, nor of a metrics agent that asks for one.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
+    if ray_is_ours():
         ray.init(
             address="local",
             num_cpus=usable_cores(),
@@ -37,10 +33,17 @@ def ray_session() -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
             **quiet,
         )
+    else:
+        ray.init(**quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def ray_is_ours() -> bool:
+    """Whether Ray was started for this process alone and goes with it; else it is a cluster that others use too."""
+    return not os.environ.get("RAY_ADDRESS")
 
 
 def usable_cores() -> int:

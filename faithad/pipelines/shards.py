@@ -1,36 +1,51 @@
 """The unit in which clips travel through Ray Data: a shard, some clips of the manifest in one row.
 
-The row holds them as a small Arrow table, so a stage sees whole shards whatever Ray's blocks are, each shard can be
-written to one file of a fixed name, and a manifest that arrives as one block still feeds all workers.
+A row names its shard, or holds its clips as a small Arrow table. So a stage sees whole shards whatever Ray's blocks
+are, each shard can be written to one file of a fixed name, and a manifest that arrives as one block still feeds all
+workers.
+
+A process that dies takes only its own work along: Ray starts another and gives it the shard again, as often as it
+takes. That this ends is up to `attempts`, which finds the clip that kills its process every time.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
-from ray.exceptions import RayError
+from ray.exceptions import RayError, UserCodeException
 
-from faithad import schemas
-from faithad.clips.recordings import read_clip
-from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX, read_spectrogram
-from faithad.errors import RecordingError, StudyError
-from faithad.features import FeatureSettings, log_mel
-from faithad.progress import progress
+from faithad.errors import StudyError
+from faithad.progress import Ticker
 
 Row = dict[str, Any]
 
+# A manifest that holds as many clips gives at least this many shards: enough for some dozen workers to be busy until
+# shortly before the end.
+_FEWEST_SHARDS = 64
 
-def shards(manifest: pa.Table, *, clips_per_shard: int) -> list[pa.Table]:
-    """Cut a manifest in slices of at most `clips_per_shard` clips, in its order."""
-    return [manifest.slice(start, clips_per_shard) for start in range(0, manifest.num_rows, clips_per_shard)]
+
+class WorkersLost(StudyError):
+    """Processes or machines went away and Ray could not make up for it. What was written until then is there."""
+
+
+def shard_size(n_clips: int, *, largest: int) -> int:
+    """Clips in a shard: `largest`, or fewer where workers would be left without one.
+
+    It follows from the clips alone, not from the cluster: a run may go on on another one.
+    """
+    return max(1, min(largest, math.ceil(n_clips / _FEWEST_SHARDS)))
+
+
+def shards(clips: pa.Table, *, size: int) -> list[pa.Table]:
+    """Cut a table of clips in slices of at most `size` clips, in its order."""
+    return [clips.slice(start, size) for start in range(0, clips.num_rows, size)]
 
 
 def shard_name(number: int) -> str:
@@ -45,23 +60,38 @@ def dataset(rows: Sequence[Row]) -> ray.data.Dataset:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 600
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return ray.data.from_arrow([pa.Table.from_pylist([row]) for row in rows])
+    # from_arrow would start a task for each of the blocks, only to look at it.
+    return ray.data.from_items(list(rows), override_num_blocks=len(rows))
 
 
-def consume(results: ray.data.Dataset, *, title: str, n_clips: int) -> None:
-    """Run a chain whose rows say `n_done` and `n_failed`, one row a shard, and show how it goes.
+class Tally:
+    """Counts clips as shards come in, and shows them."""
+
+    def __init__(self, ticker: Ticker) -> None:
+        self._ticker = ticker
+        self._done = self._failed = 0
+
+    def add(self, row: Row) -> None:
+        """Count a shard's `n_done` and `n_failed`."""
+        self._done += row["n_done"]
+        self._failed += row["n_failed"]
+        self._ticker.update(self._done + self._failed, f"{self._failed} failed" if self._failed else "")
+
+
+def consume(results: ray.data.Dataset, *, title: str, tally: Tally) -> None:
+    """Run a chain whose rows say `n_done` and `n_failed`, one row a shard.
 
     Raises:
         StudyError: a shard could not be processed; the text is the cause's own.
+        WorkersLost: it was not the shard's fault.
     """
-    done = failed = 0
-    with progress(title, n_clips) as ticker:
-        try:
-            for row in results.iter_rows():
-                done, failed = done + row["n_done"], failed + row["n_failed"]
-                ticker.update(done + failed, f"{failed} failed" if failed else "")
-        except (RayError, ExecutionTimeoutError, SystemException) as error:
-            raise StudyError(f"The stage {title!r} stopped: {_first_cause(error)}") from error
+    try:
+        for row in results.iter_rows():
+            tally.add(row)
+    except (UserCodeException, ExecutionTimeoutError) as error:
+        raise StudyError(f"The stage {title!r} stopped: {_first_cause(error)}") from error
+    except (RayError, SystemException) as error:
+        raise WorkersLost(f"The stage {title!r} stopped: {_first_cause(error)}") from error
 
 
 # The line of a traceback that names an exception. Ray carries the traceback of a worker as text only.
@@ -85,64 +115,3 @@ def to_bytes(table: pa.Table) -> bytes:
 def from_bytes(payload: bytes) -> pa.Table:
     with pa.ipc.open_stream(payload) as reader:
         return reader.read_all()
-
-
-def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
-    """The log-mel spectrogram (F, T) of one clip of the manifest, from its sound or its published `.pt` file.
-
-    Raises:
-        RecordingError: the clip cannot be read or holds values that are not finite.
-    """
-    if clip["uri"].lower().endswith(SPECTROGRAM_SUFFIX):
-        return read_spectrogram(clip["uri"], shape=(settings.n_mels, settings.n_frames))
-    samples = read_clip(
-        clip["uri"],
-        onset_s=clip["onset_s"],
-        duration_s=clip["duration_s"],
-        clip_s=settings.clip_s,
-        sample_rate_hz=settings.sample_rate_hz,
-    )
-    features: np.ndarray = log_mel(torch.from_numpy(samples)[None], settings)[0].numpy()
-    return features
-
-
-def add_log_mels(clips: pa.Table, settings: FeatureSettings) -> tuple[pa.Table, list[Row]]:
-    """Read the features of a shard.
-
-    Returns:
-        The clips that could be read with a column `log_mel` (float32, F·T values each), and one ledger row for each
-        clip that could not.
-    """
-    features: list[np.ndarray] = []
-    readable: list[int] = []
-    failed: list[Row] = []
-    for position, clip in enumerate(clips.to_pylist()):
-        try:
-            features.append(read_log_mel(clip, settings).reshape(-1))
-            readable.append(position)
-        except RecordingError as error:
-            failed.append(ledger_row(clip, status="failed", stage="features", reason=str(error)))
-    cells = settings.n_mels * settings.n_frames
-    flat = np.concatenate(features) if features else np.zeros(0, dtype=np.float32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(flat, type=pa.float32()), cells)
-    kept = clips.take(pa.array(readable, type=pa.int64()))
-    return kept.append_column(pa.field("log_mel", pa.list_(pa.float32(), cells)), column), failed
-
-
-def log_mels_of(table: pa.Table, settings: FeatureSettings) -> np.ndarray:
-    """The column `log_mel` as one array (B, F, T)."""
-    column = table.column("log_mel").combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat).reshape(table.num_rows, settings.n_mels, settings.n_frames)
-
-
-def ledger_row(clip: Mapping[str, Any], *, status: str, stage: str, reason: str | None = None) -> Row:
-    """What the ledger says of one clip."""
-    keys = ("clip_id", "recording", "onset_s", "duration_s")
-    return {**{key: clip[key] for key in keys}, "status": status, "stage": stage, "reason": reason}
-
-
-def ledger_table(rows: Sequence[Row]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schemas.LEDGER)

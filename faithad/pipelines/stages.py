@@ -4,13 +4,16 @@ A finished stage leaves `stages/<stage>.json` in the study's root: the settings 
 keys, its own inputs' fingerprints among them. A stage whose file says the same settings is not run again. One that says
 others is never mixed with: the study stops and names each setting that differs, until the user allows `--redo`. Where
 the results are gone, the stage runs again whatever its file says.
+
+What a stage reads stands among its settings as well, one key `files.<name>` for each file, so that a file that came,
+went or changed is named.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,10 @@ from faithad.errors import StudyError
 from faithad.progress import console
 
 Settings = Mapping[str, Any]
+
+# Begins the key of a setting that stands for a file which the stage reads; its value tells the file's contents.
+FILE_KEY = "files."
+_NAMED_FILES = 10
 
 # In place of settings: a removal has begun, and nothing that is still there may be used.
 _REMOVING = {"removing": True}
@@ -60,13 +67,17 @@ class Stage:
         is_marked = self._read(self._location) == self._comparable
         return is_marked and storage.exists(storage.join(self.root, self.result))
 
-    def begin(self, *, redo: bool) -> bool:
+    def begin(self, *, redo: bool, again: bool = False) -> bool:
         """Whether the stage has to run. What an interrupted run of the same settings left is kept for it to go on from.
+
+        Args:
+            redo: remove results of other settings.
+            again: go on with results of these settings even though the stage is done.
 
         Raises:
             StudyError: results of other settings are in the way and `redo` was not given.
         """
-        if self.is_done():
+        if self.is_done() and not again:
             return False
         if self._read(self._begun_location) == _REMOVING:
             self.reset()
@@ -130,8 +141,18 @@ def flatten(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(before: Settings, now: Settings) -> str:
-    keys: Iterable[str] = sorted(set(before) | set(now))
-    lines = [
-        f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in keys if before.get(key) != now.get(key)
-    ]
+    """A line for each setting that differs, and one for each thing that happened to files."""
+    lines: list[str] = []
+    files: dict[str, list[str]] = {"came": [], "went": [], "changed": []}
+    for key in sorted(set(before) | set(now)):
+        if before.get(key) == now.get(key):
+            continue
+        if key.startswith(FILE_KEY):
+            kind = "came" if key not in before else "went" if key not in now else "changed"
+            files[kind].append(key.removeprefix(FILE_KEY))
+        else:
+            lines.append(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now")
+    for kind, names in files.items():
+        more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
+        lines += [f"  files that {kind}: {', '.join(names[:_NAMED_FILES])}{more}"] if names else []
     return "\n".join(lines)

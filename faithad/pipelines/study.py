@@ -51,28 +51,28 @@ def index(study: Study, *, redo: bool = False) -> None:
 
 def train(study: Study, *, redo: bool = False) -> None:
     """Features → `models/`, one model for each (model, seed)."""
-    stages, manifest = _open(study)
+    stages, manifest = open_study(study)
     compute_features(study, manifest, stages.features, redo=redo)
     train_models(study, stages.train, redo=redo)
 
 
 def audit(study: Study, *, redo: bool = False) -> None:
     """Test clips x models → `audit/`."""
-    stages, manifest = _open(study)
+    stages, manifest = open_study(study)
     _need(stages.train.values(), before="train")
     audit_models(study, manifest, stages.audit, redo=redo)
 
 
 def evaluate_study(study: Study, *, redo: bool = False) -> None:
     """Audit tables → `summary/`."""
-    stages, manifest = _open(study)
+    stages, manifest = open_study(study)
     _need(stages.audit.values(), before="audit")
     evaluate(study, manifest, stages.evaluate, redo=redo)
 
 
 def report(study: Study, *, redo: bool = False) -> None:
     """All tables → `report.html`. A report is cheap and nothing follows from it: an old one is simply replaced."""
-    stages, _ = _open(study)
+    stages, _ = open_study(study)
     _need([stages.evaluate], before="evaluate")
     if stages.report.begin(redo=True):
         render_report(study.root)
@@ -121,12 +121,12 @@ def _finished(study: Study) -> bool:
     """Whether nothing is left to do, told by the marks alone, so that a finished study answers at once."""
     if not index_stage(study).is_done():
         return False
-    stages, _ = _open(study)
+    stages, _ = open_study(study)
     chain = [stages.features, *stages.train.values(), *stages.audit.values(), stages.evaluate, stages.report]
     return all(stage.is_done() for stage in chain)
 
 
-def _open(study: Study) -> tuple[Stages, pa.Table]:
+def open_study(study: Study) -> tuple[Stages, pa.Table]:
     """The marks of the stages after the index, and the manifest that they rest on."""
     location = manifest_location(study.root)
     if not storage.exists(location):

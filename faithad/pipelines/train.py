@@ -1,50 +1,55 @@
-"""Features → trained models: Ray Train fits one network for each (model, seed).
+"""Features → trained models: one network for each (model, seed), as many side by side as the cluster carries.
 
-Every training reads all features into memory: for a data set that fits there and hundreds of epochs nothing is faster.
-Each is one Ray Train run, kept in `training/` of the study's root until its best weights stand in
-`models/<model>-<seed>/model.safetensors`, beside the resolved `study.yaml` and the table `epochs.parquet`.
+All features are held in memory, once on each machine: for hundreds of epochs nothing is faster.
+Each is one Ray task (see `training_task`) and one stage: what is finished stays finished, whatever becomes of the rest.
+Until its best weights stand in `models/<model>-<seed>/model.safetensors`, beside the resolved `study.yaml` and the
+table `epochs.parquet`, its last state is kept in `training/` of the study's root, for an interrupted run to go on from.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import ray
-import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.exceptions import RayError, RayTaskError
 
-from faithad import schemas, storage
+from faithad import storage
 from faithad.config import Study
-from faithad.errors import StudyError
-from faithad.evaluation.alarms import fit_alarm
-from faithad.evaluation.detection import worst_second
+from faithad.errors import FaithadError, StudyError
 from faithad.features import Normalization
-from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import TrainedModel, save_model
-from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.networks import CLASSICAL
 from faithad.model.training import TrainingSettings
-from faithad.pipelines.features import fit_normalization, load_features
-from faithad.pipelines.session import ray_session
+from faithad.pipelines.features import fit_normalization
+from faithad.pipelines.places import Places, find_places
+from faithad.pipelines.session import ray_is_ours, ray_session
 from faithad.pipelines.stages import Stage, flatten
-from faithad.pipelines.training_worker import Progress, read_checkpoint, train_worker
-from faithad.progress import console, progress
+from faithad.pipelines.training_clips import share_clips
+from faithad.pipelines.training_task import fit_detector, reason, train_alone, train_together
+from faithad.pipelines.training_worker import epochs_location
+from faithad.progress import Ticker, console, side_by_side
 
 # Settings that say how a training is spread, not what it computes.
 _SPREAD = {"trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}
-# Settings that the AE does not have.
+# Settings that the MAE alone has.
 _MASKING = {"mask_ratio", "patch"}
+
+_LOOK_EVERY_S = 0.5
+# How long a cluster that lost machines may be too small for a single training before it is given up.
+_HOPE_S = 300.0
 
 
 def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
-    left_out = _SPREAD | (_MASKING if model == "ae" else set())
-    settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
+    if model in CLASSICAL:
+        settings: dict[str, Any] = {}
+    else:
+        left_out = _SPREAD | (set() if model == "mae" else _MASKING)
+        settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
     settings |= {
         "features.normalization": study.features.normalization,
         "features": features.fingerprint,
@@ -56,184 +61,225 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
     return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/model.safetensors")
 
 
-def model_folder(root: str, model: str, seed: int) -> str:
-    return storage.join(root, "models", f"{model}-{seed}")
-
-
-def validation_scores_location(root: str, model: str, seed: int) -> str:
-    return storage.join(model_folder(root, model, seed), "validation_scores.parquet")
-
-
 def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
     """Train all (model, seed) pairs of the study that are not done yet.
 
     Raises:
-        StudyError: a training failed for good, or the cluster can never give what the workers ask for.
+        StudyError: the cluster can never give what the workers ask for, or trainings failed for good; then all others
+            were brought to their end, and each failed one is named.
     """
     todo = [run for run in study.runs if stages[run].begin(redo=redo)]
     if not todo:
         return
     normalization = fit_normalization(study)
     with ray_session():
-        for model, seed in todo:
-            stage = stages[model, seed]
-            state = _fit(study, model, seed, stage.fingerprint, normalization)
-            trained = _best_model(study, model, seed, stage.fingerprint, normalization, state)
-            folder = model_folder(study.root, model, seed)
-            storage.write_text(storage.join(folder, "study.yaml"), study.to_yaml())
-            save_model(trained, folder)
-            stage.finish()
-            storage.delete(storage.join(study.root, "training", f"{model}-{seed}"))
+        places = find_places(study.train, len(study.runs))
+        clips = share_clips(study, normalization)
+        trainings = [_Training(study, *run, stages[run], normalization, clips, places) for run in todo]
+        failed = _run(trainings, places)
+    if len(failed) == 1:
+        raise StudyError(f"Training {failed[0]}")
+    if failed:
+        told = "\n".join(f"  {line}" for line in failed)
+        raise StudyError(
+            f"{len(failed)} of {len(todo)} trainings failed; what the others came to is kept. The failed ones:\n{told}"
+        )
 
 
-def _fit(study: Study, model: str, seed: int, fingerprint: str, normalization: Normalization) -> dict[str, Any]:
-    """Run one training on the cluster and return its last state."""
-    per_worker = _worker_resources(study)
-    tracker = ray.remote(Progress).options(num_cpus=0).remote()
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
+class _Training:
+    """One training, as the driver sees it."""
+
+    def __init__(
+        self,
+        study: Study,
+        model: str,
+        seed: int,
+        stage: Stage,
+        normalization: Normalization,
+        clips: dict[str, ray.ObjectRef],
+        places: Places,
+    ) -> None:
+        self.name = f"{model}-{seed}"
+        self._study, self._model, self._seed, self._stage, self._places = study, model, seed, stage, places
+        self._kept = storage.join(study.root, "training", self.name)
+        self._arguments = {
             "study": study.to_yaml(),
+            "root": study.root,
+            "kept": self._kept,
+            "fingerprint": stage.fingerprint,
             "model": model,
             "seed": seed,
             "settings": asdict(_settings(study, model, seed)),
+            "checkpoint_every": study.train.checkpoint_every,
             "mean": normalization.mean.tolist(),
             "std": normalization.std.tolist(),
-            "threads": max(1, int(per_worker["CPU"])),
-            "progress": tracker,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=study.train.workers,
-            use_gpu=study.train.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
-        ),
-        run_config=RunConfig(
-            # The settings are part of the name: a run that goes on after a kill never meets another's checkpoint.
-            name=fingerprint,
-            storage_path=_storage_path(storage.join(study.root, "training", f"{model}-{seed}")),
-            failure_config=FailureConfig(max_failures=study.train.max_failures, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            logging_config=LoggingConfig("ERROR"),
-        ),
-    )
-    with _shown(f"train {model}-{seed}", study.train.epochs, tracker):
-        try:
-            result: Result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise StudyError(f"Training {model}-{seed} failed: {_reason(error)}") from error
-    if result.checkpoint is None:
-        raise StudyError(f"Training {model}-{seed} ended without a checkpoint.")
-    return read_checkpoint(result.checkpoint)
+            "clips": clips,
+            "threads": places.threads,
+        }
+        self._losses = 0
+        self._ticker: Ticker | None = None
+        self._look_at = 0.0
 
-
-def _best_model(
-    study: Study, model: str, seed: int, fingerprint: str, normalization: Normalization, state: dict[str, Any]
-) -> TrainedModel:
-    """The network of the best epoch; the scores of the validation normals, to fit alarms on, are written beside it."""
-    best = [epoch for epoch in state["history"] if epoch["best"]]
-    if not best:
-        raise StudyError(
-            f"Training {model}-{seed} diverged in its first epoch: the validation loss is no finite number. "
-            "Lower train.learning_rate or set features.normalization to 'training'."
+    def start(self, show: Callable[[str, int], Ticker]) -> ray.ObjectRef:
+        """Hand the training to Ray, for the first time or after its process was lost."""
+        if self._ticker is None and self._model not in CLASSICAL:
+            self._ticker = show(f"train {self.name}", self._study.train.epochs)
+        each, workers = self._places.each, self._places.workers
+        # Ray is not to try again by itself: it would not say so, and would not count what runs out of memory.
+        options = {"max_retries": 0, "name": f"train {self.name}"}
+        if self._model in CLASSICAL:
+            return ray.remote(fit_detector).options(num_cpus=each["CPU"], **options).remote(self._arguments)
+        if workers == 1:
+            task = ray.remote(train_alone).options(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0), **options)
+            return task.remote(self._arguments)
+        return (
+            ray.remote(train_together)
+            .options(num_cpus=0, **options)
+            .remote(
+                self._arguments,
+                workers=workers,
+                each=each,
+                max_failures=self._study.train.max_failures,
+                ray_is_ours=ray_is_ours(),
+            )
         )
-    n_frames = study.n_frames(model)
-    network = SkipCAETransformer(study.features.n_mels, n_frames)
-    network.load_state_dict(state["best_weights"])
-    network.eval()
-    validation = normalization.apply(load_features(study.root, "validation", study.feature_settings)[..., :n_frames])
-    with torch.inference_mode():
-        errors = torch.cat([(network(x) - x).square() for x in validation.split(study.train.batch_size)])
-    frames_per_s = study.feature_settings.frames_per_s
-    scores = {
-        "score": errors.mean(dim=(-2, -1), dtype=torch.float64).numpy(),
-        "worst_second_score": np.array([worst_second(error, frames_per_s).score for error in errors]),
-    }
-    table = pa.table(scores, schema=schemas.VALIDATION_SCORES)
-    location = validation_scores_location(study.root, model, seed)
-    storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
-    console.print(
-        f"train {model}-{seed}: best epoch {best[-1]['epoch']} of {len(state['history'])}, "
-        f"validation loss {best[-1]['validation_loss']:.4g}"
-    )
-    return TrainedModel(
-        network=network,
-        normalization=normalization,
-        features=study.feature_settings,
-        name=model,
-        seed=seed,
-        alarm=fit_study_alarm(study, table),
-        best_epoch=best[-1]["epoch"],
-        config_hash=fingerprint,
-    )
+
+    def may_go_on(self, error: BaseException) -> bool:
+        """Whether a training whose process or machine was lost is to be started again; told to the user."""
+        self._losses += 1
+        allowed = 0 if self.keeps_its_places else self._study.train.max_failures
+        if self._losses <= allowed:
+            what = f"lost its process ({type(error).__name__}) and goes on from its last state"
+            console.print(f"train {self.name}: {what}; {self._losses} of {allowed} times allowed")
+        return self._losses <= allowed
+
+    @property
+    def keeps_its_places(self) -> bool:
+        """Whether the cores of a training that lost its process stay taken until this Ray ends.
+
+        Those of one worker come back at once. Ray Train's workers have a placement group, which goes with the job: on a
+        cluster Ray Train's own cleaner removes it earlier, on a Ray of ours there is none (see `training_task`).
+        """
+        return self._places.workers > 1 and self._model not in CLASSICAL and ray_is_ours()
+
+    def finish(self) -> None:
+        """Mark the training as done, now that its task has ended well.
+
+        Raises:
+            StudyError: the model cannot be seen from here.
+        """
+        self._look_at = 0.0
+        self.look()
+        if not storage.exists(storage.join(self._study.root, self._stage.result)):
+            raise StudyError(
+                f"its model cannot be found in {self._study.root}. If the cluster has several machines, the root must "
+                "be a folder that all of them share, or a URI such as s3://bucket/folder."
+            )
+        self._stage.finish()
+        storage.delete(self._kept)
+        self.close()
+        console.print(f"train {self.name}: {self._came_to()}")
+
+    def close(self) -> None:
+        """Take the bar away: the training has ended, well or not."""
+        if self._ticker is not None:
+            self._ticker.close()
+
+    def look(self) -> None:
+        """Show what the training's table says by now, for a tenth of the time at most: a store may answer slowly."""
+        started = time.monotonic()
+        if self._ticker is None or started < self._look_at:
+            return
+        if (last := self._last_epoch()) is not None:
+            note = f"loss {last['train_loss']:.4g}, validation {last['validation_loss']:.4g}"
+            self._ticker.update(last["epoch"], note)
+        self._look_at = time.monotonic() + 9 * (time.monotonic() - started)
+
+    def _came_to(self) -> str:
+        if self._ticker is None:
+            return "fitted"
+        epochs = storage.read_table(epochs_location(self._study.root, self._model, self._seed))
+        best = epochs.filter(pc.field("best")).to_pylist()[-1]
+        return f"best epoch {best['epoch']} of {epochs.num_rows}, validation loss {best['validation_loss']:.4g}"
+
+    def _last_epoch(self) -> dict[str, Any] | None:
+        # A bar may wait: that the table is not there, or cannot be reached for a moment, is no reason to stop.
+        with contextlib.suppress(FaithadError, OSError):
+            rows = storage.read_table(epochs_location(self._study.root, self._model, self._seed)).to_pylist()
+            return rows[-1] if rows else None
+        return None
 
 
-def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
-    """The alarm as the study wants it, on the validation scores of one model."""
-    column = "score" if study.alarm.pooling == "mean" else "worst_second_score"
-    scores = validation_scores[column].to_numpy()
-    return fit_alarm(scores, **study.alarm.model_dump(), clip_s=study.data.clip_s)
+def _run(trainings: list[_Training], places: Places) -> list[str]:
+    """Bring all trainings to their end, `places.at_once` at a time.
+
+    Returns:
+        The name and the reason of each that failed for good.
+    """
+    waiting, running, failed = deque(trainings), dict[ray.ObjectRef, _Training](), list[str]()
+    at_once, hope = places.at_once, _Hope(places)
+    with side_by_side() as show:
+        try:
+            while running or (waiting and at_once):
+                while waiting and len(running) < at_once:
+                    training = waiting.popleft()
+                    running[training.start(show)] = training
+                ended, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
+                for task in ended:
+                    training = running.pop(task)
+                    try:
+                        ray.get(task)
+                        training.finish()
+                    except (FaithadError, RayError, OSError) as error:
+                        cause = _cause(error)
+                        is_lost = isinstance(cause, RayError)
+                        if is_lost and training.may_go_on(cause):
+                            waiting.append(training)
+                            continue
+                        training.close()
+                        at_once -= is_lost and training.keeps_its_places
+                        what = "lost its process" if is_lost else "failed"
+                        failed.append(f"{training.name} {what}: {_told(cause)}")
+                for training in running.values():
+                    training.look()
+                if hope.is_lost():
+                    waiting.extend(running.values())
+                    break
+        finally:
+            for task in running:
+                ray.cancel(task)
+    nowhere = "has no place to run any more; the same command goes on with it where there is one"
+    return [*failed, *(f"{training.name} {nowhere}" for training in waiting)]
+
+
+@dataclass
+class _Hope:
+    """Whether a cluster that lost machines can still hold one training, or may hold one again soon."""
+
+    places: Places
+    since: float = 0.0
+
+    def is_lost(self) -> bool:
+        now = time.monotonic()
+        if self.places.can_still_be_met() or not self.since:
+            self.since = now
+        return now - self.since > _HOPE_S
 
 
 def _settings(study: Study, model: str, seed: int) -> TrainingSettings:
     values = study.train.model_dump(exclude=_SPREAD | {"compile"})
-    if model == "ae":
+    if model != "mae":
         values["mask_ratio"] = None
     return TrainingSettings(**values, seed=seed)
 
 
-def _worker_resources(study: Study) -> dict[str, float]:
-    """What each worker asks for. A request that this cluster can never meet would wait for ever: refuse it."""
-    workers, gpus = study.train.workers, study.train.gpus_per_worker
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if study.train.cpus_per_worker:
-        cpus = study.train.cpus_per_worker
-    else:
-        # The largest whole number of cores that all workers can have.
-        largest = int(max(node.get("CPU", 0) for node in nodes))
-        cpus = next((n for n in range(largest, 1, -1) if _places(nodes, {"CPU": n, "GPU": gpus}) >= workers), 1)
-    each = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    if _places(nodes, each) < workers:
-        asked = " and ".join(f"{amount:g} {resource}" for resource, amount in each.items())
-        there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
-        raise StudyError(
-            f"Training asks for {workers} workers with {asked} each, the cluster's machines have: {there}. "
-            "Lower train.workers, train.cpus_per_worker or train.gpus_per_worker."
-        )
-    return each
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong first: a task may fail because one that it waits for did."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error
 
 
-def _places(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
-    """How many workers with these resources the nodes can hold at once."""
-    needed = {resource: amount for resource, amount in each.items() if amount}
-    return sum(min(int(node.get(resource, 0) / amount) for resource, amount in needed.items()) for node in nodes)
-
-
-def _storage_path(location: str) -> str:
-    """An absolute path or a URI: the workers' current folder is not the driver's."""
-    return location if storage.is_remote(location) else storage.locate(location)[1]
-
-
-def _reason(error: BaseException) -> str:
-    """The last line that says something, out of a traceback that was carried across processes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-@contextmanager
-def _shown(title: str, epochs: int, tracker: Any) -> Iterator[None]:
-    """Show the epochs that rank 0 pushes to the tracker while the block waits for the training."""
-    ended = threading.Event()
-    with progress(title, epochs) as ticker:
-
-        def watch() -> None:
-            while not ended.wait(0.5):
-                if last := ray.get(tracker.last.remote()):
-                    ticker.update(last["epoch"], last["note"])
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            watcher.join()
+def _told(error: BaseException) -> str:
+    """What an error says; of one that no user can act on the kind and the last line, since a traceback may hang on."""
+    return str(error) if isinstance(error, FaithadError) else f"{type(error).__name__}: {reason(error)}"

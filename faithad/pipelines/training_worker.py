@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: load the features, train epoch by epoch, report and save after each."""
+"""What one worker does: train epoch by epoch on the clips that all of a machine share, report and save."""
 
 from __future__ import annotations
 
@@ -14,68 +14,75 @@ import torch
 import torch.distributed as dist
 
 from faithad import schemas, storage
-from faithad.config import parse_study
-from faithad.features import Normalization
+from faithad.config import Study, parse_study
+from faithad.model.networks import build_network
 from faithad.model.shared_batch_norm import share_batch_norm
-from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.training import Training, TrainingSettings
-from faithad.pipelines.features import load_features
+from faithad.pipelines.features import TRAINING_SPLITS
+from faithad.pipelines.trained import save_network
+from faithad.pipelines.training_clips import placed, training_clips
 
 STATE_FILE = "state.pt"
 
 
-class Progress:
-    """An actor that holds the last epoch that rank 0 spoke of, for the driver to show."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, Any] = {}
-
-    def push(self, last: dict[str, Any]) -> None:
-        self._last = last
-
-    def last(self) -> dict[str, Any]:
-        return self._last
-
-
 def train_worker(arguments: Mapping[str, Any]) -> None:
-    """Train on this worker's share of each batch until the training is finished.
+    """Train on this worker's share of each batch until the training is finished, as one of Ray Train's workers.
 
     Args:
-        arguments: `study` (YAML), `model`, `seed`, `settings` (of `TrainingSettings`), `mean` and `std` of the
-            normalisation, `threads`, and `progress`, an actor to push to.
+        arguments: as `open_training` takes them, and `root`, `fingerprint` and `checkpoint_every`.
     """
-    study = parse_study(arguments["study"], name="study.yaml")
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(arguments["threads"])
-
-    torch.manual_seed(arguments["seed"])
-    n_frames = study.n_frames(arguments["model"])
-    network: torch.nn.Module = SkipCAETransformer(study.features.n_mels, n_frames)
-    # With two to eight channels, oneDNN's and cuDNN's other layout is slow in the backward pass.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if workers > 1:
-        share_batch_norm(network)
-    network = ray.train.torch.prepare_model(network)
-    normalization = Normalization(torch.tensor(arguments["mean"]), torch.tensor(arguments["std"]))
-    train, validation = (
-        normalization.apply(load_features(study.root, split, study.feature_settings)[..., :n_frames]).to(device)
-        for split in ("train", "validation")
-    )
-    settings = TrainingSettings(**arguments["settings"])
-    training = Training(network, train, validation, settings, rank=rank, workers=workers)
+    training = open_training(arguments, device=device, rank=rank, workers=workers)
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         training.restore(read_checkpoint(checkpoint))
-
     while not training.finished:
         epoch = training.run_epoch()
         if rank == 0:
-            _write_epochs(training, study.root, arguments["model"], arguments["seed"])
-            note = f"loss {epoch.train_loss:.4g}, validation {epoch.validation_loss:.4g}"
-            arguments["progress"].push.remote({"epoch": epoch.epoch, "note": note})
-        _report(training, rank)
+            write_epochs(training, arguments)
+        if training.finished or epoch.epoch % arguments["checkpoint_every"] == 0:
+            _report(training, rank)
+    if rank == 0:
+        save_network(training, arguments, device=device)
+
+
+def open_training(arguments: Mapping[str, Any], *, device: torch.device, rank: int = 0, workers: int = 1) -> Training:
+    """A training at its start, the clips in memory; needs neither Ray nor Ray Train where there is one worker.
+
+    Args:
+        arguments: `study` (YAML), `model`, `seed`, `settings` (of `TrainingSettings`), `threads`, and what
+            `training_clips` reads.
+        device: where the network goes, and the clips where they fit.
+        rank: this worker, from 0.
+        workers: how many share the training.
+    """
+    study = parse_study(arguments["study"], name="study.yaml")
+    if device.type == "cpu":
+        torch.set_num_threads(arguments["threads"])
+    torch.manual_seed(arguments["seed"])
+    network = new_network(study, arguments["model"], device, workers=workers)
+    if workers > 1:
+        # What the wrapper would send around before each step, the buffers, is the same everywhere already.
+        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        network = ray.train.torch.prepare_model(network, parallel_strategy_kwargs=options)
+    train, validation = (placed(training_clips(arguments, study, split), device) for split in TRAINING_SPLITS)
+    settings = TrainingSettings(**arguments["settings"])
+    return Training(network, train, validation, settings, rank=rank, workers=workers)
+
+
+def new_network(study: Study, model: str, device: torch.device, *, workers: int = 1) -> torch.nn.Module:
+    """An untrained network as it is to be trained: laid out for the device, compiled where the study says so."""
+    network = build_network(model, study.features.n_mels, study.n_frames(model))
+    # With two to eight channels, oneDNN's and cuDNN's other layout is slow in the backward pass.
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # With one GPU, or compiled, PyTorch's own batch normalisation is the faster one.
+    if workers > 1 or (device.type == "cpu" and study.train.compile == "none"):
+        share_batch_norm(network)
+    if study.train.compile != "none":
+        # In place: a wrapper around it would add to the names of the weights.
+        network.compile(mode=study.train.compile)
+    return network
 
 
 def read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
@@ -102,7 +109,9 @@ def _report(training: Training, rank: int) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _write_epochs(training: Training, root: str, model: str, seed: int) -> None:
+def write_epochs(training: Training, arguments: Mapping[str, Any]) -> None:
+    """The table of all epochs so far, for people and for the driver that shows them."""
+    root, model, seed = arguments["root"], arguments["model"], arguments["seed"]
     rows = [{"model": model, "seed": seed, **vars(epoch)} for epoch in training.history]
     table = pa.Table.from_pylist(rows, schema=schemas.EPOCHS)
     storage.write_table(table, epochs_location(root, model, seed), schema=schemas.EPOCHS)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import soundfile
 import yaml
 
 from faithad.clips.synthetic import synthesize
 from faithad.config import Study, parse_study
+from faithad.pipelines.audit_run import Outcome, run_audit
 from faithad.pipelines.study import run_study
+from tests.integration.audits import RATE, make_run
 
 # 16 mel bands by some 100 frames: the same code on a fiftieth of the cells.
 SMALL: dict[str, Any] = {
@@ -65,6 +70,32 @@ def finished(mill: Path, local_ray: None, tmp_path_factory: pytest.TempPathFacto
     line = run_study(study)
     assert line == f"16 clips done. Tables: {root}  Report: {root}/report.html"
     return study
+
+
+@pytest.fixture(scope="session")
+def week(mill: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings to audit: the mill's test part, loud noise in ten minutes, a short one, and two useless ones."""
+    folder = tmp_path_factory.mktemp("mill") / "week 7"
+    shutil.copytree(mill / "test", folder)
+    generator = np.random.default_rng(0)
+    normal = np.concatenate([soundfile.read(file)[0] for file in sorted((mill / "train").glob("*.wav"))])
+    with soundfile.SoundFile(folder / "long.wav", "w", RATE, 1, "PCM_16") as long:
+        for _ in range(8):
+            long.write(normal + generator.normal(0, 0.001, len(normal)))
+        long.seek(417 * RATE)
+        long.write(generator.uniform(-1, 1, RATE))
+    soundfile.write(folder / "noise.flac", generator.normal(0, 0.2, 25 * RATE), RATE)
+    soundfile.write(folder / "short.wav", generator.normal(0, 0.2, 3 * RATE), RATE)
+    (folder / "broken.wav").write_text("Dear mill, the recorder is broken. " * 100)
+    (folder / "talk.mp3").write_bytes(b"ID3")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def audited(finished: Study, week: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The audit of these recordings, in which the alarms are explained; for tests that only read."""
+    out = tmp_path_factory.mktemp("audit") / "out"
+    return out, run_audit(make_run(finished, week, out))
 
 
 @pytest.fixture(scope="session")

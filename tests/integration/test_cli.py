@@ -136,7 +136,7 @@ def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study
     assert json.loads((stages / "report.json").read_text())
 
 
-@pytest.mark.parametrize("stage", ["train", "report"])
+@pytest.mark.parametrize("stage", ["audit", "report"])
 def test_a_stage_out_of_turn_says_which_one_is_missing(stage: str, finished: Study, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(finished.to_yaml())

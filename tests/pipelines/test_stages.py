@@ -92,6 +92,29 @@ def test_a_redo_that_was_killed_half_way_leaves_nothing_to_be_used(
     assert not (tmp_path / "models" / "ae-0").exists(), "the removal is carried to its end"
 
 
+def test_files_that_came_went_or_changed_are_named(tmp_path: Path) -> None:
+    before = {"files.a.wav": "1", "files.b.wav": "2"} | {f"files.old {k:02}.wav": "3" for k in range(12)}
+    stage(tmp_path, **before).begin(redo=False)
+    write_result(tmp_path)
+    with pytest.raises(StudyError) as caught:
+        stage(tmp_path, **{"files.a.wav": "1", "files.b.wav": "4", "files.c.wav": "5"}).begin(redo=False)
+    told = str(caught.value)
+    assert "  files that came: c.wav\n" in told
+    assert "  files that changed: b.wav\n" in told
+    assert "  files that went: old 00.wav, old 01.wav, " in told
+    assert "old 09.wav and 2 more\n" in told
+    assert "a.wav: " not in told
+
+
+def test_a_finished_stage_may_be_gone_on_with(tmp_path: Path) -> None:
+    stage(tmp_path).begin(redo=False)
+    write_result(tmp_path)
+    stage(tmp_path).finish()
+    assert stage(tmp_path).begin(redo=False, again=True)
+    assert (tmp_path / RESULT).exists()
+    assert not stage(tmp_path).is_done(), "until it has finished again"
+
+
 def test_fingerprints_change_with_any_setting_and_with_nothing_else(tmp_path: Path) -> None:
     assert stage(tmp_path).fingerprint == stage(tmp_path / "elsewhere").fingerprint
     assert stage(tmp_path).fingerprint != stage(tmp_path, epochs=4).fingerprint

@@ -1,0 +1,72 @@
+"""Which clips are explained once all are scored, and for which of them whole maps are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad.model.alarm import AlarmThreshold
+
+_TOP = "top:"
+
+
+def choose_clips(clips: pa.Table, scores: pa.Table, *, explain: str, alarm: AlarmThreshold | None) -> pa.Table:
+    """The clips that `explain` asks for, in their order.
+
+    Args:
+        clips: rows of the manifest.
+        scores: schemas.SCORES of one model; clips without a score cannot be explained.
+        explain: `all`, `alarms`, `top:N` or `none`.
+        alarm: says by which score the highest are found; the clip's own where there is none.
+    """
+    if explain == "none":
+        chosen = scores.slice(0, 0)
+    elif explain == "alarms":
+        chosen = scores.filter(pc.fill_null(scores["alarm"], False))
+    elif explain.startswith(_TOP):
+        chosen = highest(scores, int(explain.removeprefix(_TOP)), alarm)
+    else:
+        chosen = scores
+    return clips.filter(pc.is_in(clips["clip_id"], value_set=chosen["clip_id"]))
+
+
+def highest(scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
+    """The rows of the n highest scores, of equal ones those of the first clips by their ids."""
+    column = "score" if alarm is None or alarm.pooling == "mean" else "worst_second_score"
+    order = np.lexsort((scores["clip_id"].to_numpy(zero_copy_only=False), -scores[column].to_numpy()))
+    return scores.take(pa.array(order[:n]))
+
+
+def keep_highest(clips: pa.Table, scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
+    """The clips with a column `keep_maps`: all for n = -1, else those with the n highest scores."""
+    if n < 0:
+        return _with(clips, pa.array([True] * clips.num_rows))
+    of_clips = scores.filter(pc.is_in(scores["clip_id"], value_set=clips["clip_id"]))
+    return _with(clips, pc.is_in(clips["clip_id"], value_set=highest(of_clips, n, alarm)["clip_id"]))
+
+
+def keep_examples(clips: pa.Table, n: int) -> pa.Table:
+    """The clips with a column `keep_maps`: all for n = -1, else n examples, each anomaly type in turn and normal ones.
+
+    Of a type the clips with intervals are taken, from the middle on: the first clip of a day is the least typical one.
+    """
+    if n < 0:
+        return _with(clips, pa.array([True] * clips.num_rows))
+    groups: dict[str, list[int]] = {}
+    for position, clip in enumerate(clips.select(["annotated", "label", "anomaly_type"]).to_pylist()):
+        if clip["annotated"]:
+            groups.setdefault(f"a {clip['anomaly_type']}", []).append(position)
+        elif not clip["label"]:
+            groups.setdefault("normal", []).append(position)
+    chosen: set[int] = set()
+    queues = [groups[name] for name in sorted(groups)]
+    while len(chosen) < min(n, clips.num_rows) and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < n:
+                chosen.add(queue.pop(len(queue) // 2))
+    return _with(clips, pa.array([position in chosen for position in range(clips.num_rows)], pa.bool_()))
+
+
+def _with(clips: pa.Table, kept: pa.Array) -> pa.Table:
+    return clips.append_column("keep_maps", kept)

@@ -1,0 +1,17 @@
+"""What the chaos tests of audits work on, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.audits import make_mill, train_model
+
+
+@pytest.fixture(scope="session")
+def mill_and_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a mill of a few hundred clips and of a small model, trained for an epoch."""
+    folder = tmp_path_factory.mktemp("chaos")
+    mill = make_mill(folder / "mill")
+    return mill, train_model(mill, folder / "study")

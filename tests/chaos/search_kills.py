@@ -1,0 +1,137 @@
+"""A search whose driver, and whose trials, are really killed: it ends as if nothing had happened, and repeats nothing.
+
+    python -m pytest tests/chaos/search_kills.py
+
+Each search starts a Ray of its own, as a user's does: two minutes on four cores.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from faithad import storage
+from faithad.clips.synthetic import synthesize
+from faithad.pipelines.search_plan import Trial, record_location, trial_folder
+
+FAITHAD = Path(sys.executable).parent / "faithad"
+TRIALS = [Trial(ratio, 4, seed) for seed in (0, 1) for ratio in (0.3, 0.5)]
+EPOCHS = 60
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mill")
+    start = datetime(2019, 12, 4, 8, 48)
+    synthesize(folder, train_recordings=4, test_recordings=4, seed=3, start=start, recording_s=20.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mill: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The table of a search that nobody killed."""
+    config = write_config(mill, tmp_path_factory.mktemp("undisturbed"))
+    subprocess.run([FAITHAD, "search", "--config", config], check=True, timeout=300)
+    return table_of(config)
+
+
+def write_config(mill: Path, folder: Path) -> Path:
+    values = {
+        "name": "small",
+        "root": str(folder / "study"),
+        "seeds": [0, 1],
+        "data": {"root": str(mill), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"},
+        "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
+        "train": {"epochs": EPOCHS, "patience": EPOCHS},
+        "search": {"mask_ratios": [0.3, 0.5], "patches": [4], "trials_at_once": 1},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(values))
+    return folder / "study.yaml"
+
+
+def table_of(config: Path) -> pd.DataFrame:
+    table = storage.read_table(str(config.parent / "study" / "summary" / "search.parquet")).to_pandas()
+    return table.drop(columns="duration_s")
+
+
+@pytest.fixture
+def search(mill: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts the search of this test; a second time it goes on. What it says goes to a log."""
+    config = write_config(mill, tmp_path)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        with open(tmp_path / "log", "ab") as log:
+            started.append(subprocess.Popen([FAITHAD, "search", "--config", config], stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for_state(root: Path, trial: Trial, process: subprocess.Popen[bytes]) -> None:
+    state = Path(trial_folder(str(root), trial), "state.pt")
+    deadline = time.monotonic() + 180
+    while not state.exists():
+        assert process.poll() is None, root.with_name("log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def records(root: Path) -> dict[Trial, int]:
+    """When each record was written."""
+    places = {trial: Path(record_location(str(root), trial)) for trial in TRIALS}
+    return {trial: place.stat().st_mtime_ns for trial, place in places.items() if place.exists()}
+
+
+def test_a_driver_killed_again_and_again(
+    search: Callable[[], subprocess.Popen[bytes]], undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    root = tmp_path / "study"
+    before: dict[Trial, int] = {}
+    for trial in TRIALS[1:3]:
+        process = search()
+        wait_for_state(root, trial, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = records(root)
+        assert trial not in now, "the kill came too late to show anything"
+        assert before.items() <= now.items()
+        before = now
+    assert len(before) == 2
+    process = search()
+    assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert "Trials: 4 done." in (tmp_path / "log").read_text()
+    assert before.items() <= records(root).items()
+    pd.testing.assert_frame_equal(table_of(tmp_path / "study.yaml"), undisturbed, rtol=1e-4)
+
+
+def test_a_trial_s_process_killed_in_mid_epoch(
+    search: Callable[[], subprocess.Popen[bytes]], undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    root = tmp_path / "study"
+    process = search()
+    for trial in TRIALS[:2]:
+        wait_for_state(root, trial, process)
+        [actor] = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if child.name().startswith("ray::") and "ImplicitFunc" in " ".join(child.cmdline())
+        ]
+        actor.send_signal(signal.SIGKILL)
+        assert trial not in records(root), "the kill came too late to show anything"
+    assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert "Trials: 4 done." in (tmp_path / "log").read_text()
+    pd.testing.assert_frame_equal(table_of(tmp_path / "study.yaml"), undisturbed, rtol=1e-4)

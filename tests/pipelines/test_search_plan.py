@@ -1,0 +1,195 @@
+"""What a search tries, what it refuses, how it chooses, and what its scheduler and sampler remember; without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from faithad import storage
+from faithad.config import Study, load_study, parse_study
+from faithad.errors import ConfigError
+from faithad.pipelines.search import best_cell
+from faithad.pipelines.search_plan import (
+    Record,
+    Trial,
+    begun_trials,
+    cell_study,
+    check_search,
+    grid_trials,
+    read_record,
+    write_record,
+)
+from faithad.pipelines.search_trial import stop_location
+from faithad.pipelines.search_tuning import GentleASHA, tree_parzen_search
+
+
+def study_of(root: str = "/nowhere", **search: Any) -> Study:
+    values = {
+        "name": "small",
+        "root": root,
+        "seeds": [0, 1],
+        "data": {"root": "mill", "train": ["train"], "test": ["test"]},
+        "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16},
+        "train": {"epochs": 9},
+        "search": search,
+    }
+    return parse_study(yaml.safe_dump(values), name="small")
+
+
+def record_of(trial: Trial, *values: float | None, status: str = "done") -> Record:
+    return Record(
+        *trial,
+        status=status,
+        reason=None,
+        values=values,
+        proxy_auc=None,
+        validation_loss=None,
+        best_epoch=1,
+        duration_s=1.0,
+    )
+
+
+def test_the_grid_goes_through_all_cells_with_one_seed_before_the_next() -> None:
+    trials = grid_trials(study_of(mask_ratios=[0.3, 0.5], patches=[4, 8]))
+    cells = [(0.3, 4), (0.3, 8), (0.5, 4), (0.5, 8)]
+    assert trials == [Trial(*cell, seed) for seed in (0, 1) for cell in cells]
+
+
+@pytest.mark.parametrize("trial", [Trial(0.3, 4, 0), Trial(0.123456789, 16, 2**63 - 1), Trial(1e-5, 8, 7)])
+def test_a_trial_is_found_again_by_its_name(trial: Trial) -> None:
+    assert Trial.named(trial.name) == trial
+
+
+@pytest.mark.parametrize("name", ["", "r0.3-p4", "mae-0", ".r0.3-p4-s0", "r-p4-s0"])
+def test_what_is_no_trial_has_no_name_of_one(name: str) -> None:
+    assert Trial.named(name) is None
+
+
+def test_a_cell_is_the_study_with_its_ratio_and_patch_and_nothing_else_changed() -> None:
+    study = study_of()
+    cell = cell_study(study, 0.75, 8)
+    assert (cell.train.mask_ratio, cell.train.patch) == (0.75, 8)
+    assert cell.n_frames("mae") == 96
+    back = cell.model_copy(update={"train": study.train, "models": study.models})
+    assert back == study
+    assert parse_study(cell.to_yaml(), name="best.yaml") == cell
+    only_ae = study.model_copy(update={"models": ("ae",)})
+    assert cell_study(only_ae, 0.3, 4).models == ("mae", "ae")
+
+
+def test_all_impossible_cells_and_settings_are_told_at_once() -> None:
+    study = study_of(mask_ratios=[0.3, 0.001], patches=[4, 5], algorithm="optuna", scheduler="asha", grace_epochs=10)
+    with pytest.raises(ConfigError) as error:
+        check_search(study)
+    told = str(error.value)
+    assert "mask_ratio 0.3, patch 5" in told
+    assert "mask_ratio 0.001, patch 4" in told
+    assert "5 must divide features.n_mels (16)" in told
+    assert "of 100 patches that hides none" in told
+    assert "search.grace_epochs: 10 may not exceed train.epochs (9)" in told
+    assert "mask_ratio 0.3, patch 4" not in told
+    with pytest.raises(ConfigError, match=r"search\.mask_ratios: algorithm 'optuna' draws from the range"):
+        check_search(study_of(mask_ratios=[0.3], algorithm="optuna"))
+    check_search(study_of(mask_ratios=[0.3], patches=[2, 4, 8]))
+
+
+def test_the_paper_s_grid_is_the_default_and_fits_its_spectrograms() -> None:
+    config = str(Path(__file__).parents[2] / "configs" / "search.yaml")
+    study = load_study(config)
+    assert len(grid_trials(study)) == 5 * 2 * len(study.seeds)
+    check_search(study)
+    check_search(load_study(config, overrides=["search.patches=[4,16]"]))
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Any) -> None:
+    root = str(tmp_path)
+    record = record_of(Trial(0.3, 4, 1), None, 0.1 + 0.2)
+    write_record(root, record)
+    storage.write_bytes(f"{root}/search/trials/r0.5-p8-s0/state.pt", b"")
+    assert read_record(root, record.trial) == record
+    assert read_record(root, Trial(0.5, 8, 0)) is None
+    assert begun_trials(root) == [Trial(0.3, 4, 1), Trial(0.5, 8, 0)]
+
+
+def test_the_best_cell_is_best_on_average_and_not_by_one_lucky_seed() -> None:
+    found = [
+        record_of(Trial(0.3, 4, 0), 0.70),
+        record_of(Trial(0.3, 4, 1), 0.80),
+        record_of(Trial(0.5, 4, 0), 0.95),
+        record_of(Trial(0.5, 4, 1), 0.40),
+    ]
+    best = best_cell(study_of(), found)
+    assert best[:2] == (0.3, 4)
+    assert best.mean == pytest.approx(0.75)
+    assert best.std == pytest.approx(0.0707, abs=1e-4)
+    assert best.n_seeds == 2
+    least = best_cell(study_of(objective="validation_loss"), found)
+    assert least[:2] == (0.5, 4)
+
+
+def test_of_equal_cells_the_smaller_ratio_then_the_smaller_patch() -> None:
+    cells = [(0.5, 4), (0.3, 8), (0.3, 4), (0.9, 4)]
+    assert best_cell(study_of(), [record_of(Trial(*cell, 0), 0.7) for cell in cells])[:2] == (0.3, 4)
+
+
+def test_a_cell_that_was_given_up_or_lacks_a_seed_wins_only_over_its_like() -> None:
+    whole = [record_of(Trial(0.5, 4, seed), 0.6) for seed in (0, 1)]
+    lacking = record_of(Trial(0.3, 4, 0), 0.9)
+    given_up = [record_of(Trial(0.15, 4, seed), 0.9, status="stopped") for seed in (0, 1)]
+    failed = record_of(Trial(0.3, 8, 0), status="failed")
+    assert best_cell(study_of(), [lacking, *given_up, *whole, failed])[:2] == (0.5, 4)
+    assert best_cell(study_of(), [lacking, failed])[:2] == (0.3, 4)
+
+
+def test_asha_asks_a_trial_to_end_that_falls_behind_one_of_an_earlier_run(tmp_path: Any) -> None:
+    study = study_of(str(tmp_path), scheduler="asha", grace_epochs=2, reduction_factor=2)
+    scheduler = GentleASHA(study, [record_of(Trial(0.3, 4, 0), 0.5, 0.9, 0.9)])
+
+    def report(trial: Trial, epoch: int, value: float) -> bool:
+        running = SimpleNamespace(trial_id=trial.name, config={"trial": tuple(trial)})
+        if epoch == 1:
+            scheduler.on_trial_add(None, running)
+        assert scheduler.on_trial_result(None, running, {"epoch": epoch, "value": value}) == "CONTINUE"
+        return storage.exists(stop_location(study.root, trial))
+
+    worse, better, other_seed = Trial(0.5, 4, 0), Trial(0.75, 4, 0), Trial(0.5, 4, 1)
+    assert not report(worse, 1, 0.1)
+    assert report(worse, 2, 0.8)
+    assert report(worse, 3, 0.8)
+    assert not report(better, 1, 0.1)
+    assert not report(better, 2, 0.95)
+    assert not report(other_seed, 1, 0.1)
+    assert not report(other_seed, 2, 0.2), "seeds differ by more than cells do"
+
+
+def test_the_sampler_finishes_what_was_begun_and_learns_from_what_is_finished() -> None:
+    study = study_of(algorithm="optuna", trials=6, mask_ratios=[0.2, 0.8], patches=[4, 8])
+    done = [record_of(Trial(ratio, 4, seed), value) for ratio, value in ((0.3, 0.9), (0.7, 0.2)) for seed in (0, 1)]
+    begun = [record.trial for record in done] + [Trial(0.4, 8, 1)]
+    searcher, n_cells = tree_parzen_search(study, done, begun)
+    assert n_cells == 4
+    drawn = [searcher.suggest(f"t{n}") for n in range(6)]
+    assert [config["__trial_index__"] for config in drawn] == [0, 1] * 3
+    assert [(config["mask_ratio"], config["patch"]) for config in drawn[:2]] == [(0.4, 8)] * 2
+    for first, second in zip(drawn[::2], drawn[1::2], strict=True):
+        assert (first["mask_ratio"], first["patch"]) == (second["mask_ratio"], second["patch"])
+    assert all(0.2 <= config["mask_ratio"] <= 0.8 and config["patch"] in (4, 8) for config in drawn)
+    # A search that goes on does not draw anew what it began with.
+    fresh, _ = tree_parzen_search(study, [], [])
+    first = fresh.suggest("t0")["mask_ratio"]
+    assert first not in [config["mask_ratio"] for config in drawn]
+    again, _ = tree_parzen_search(study, [], [])
+    assert again.suggest("t0")["mask_ratio"] == first
+    # All random cells are behind: better ratios are drawn from here on.
+    many = [
+        record_of(Trial(round(0.2 + 0.03 * n, 4), 4, seed), 1 - abs(0.02 * n)) for n in range(20) for seed in (0, 1)
+    ]
+    learned, _ = tree_parzen_search(
+        study.model_copy(update={"search": study.search.model_copy(update={"trials": 30})}), many, []
+    )
+    ratios = [learned.suggest(f"t{n}")["mask_ratio"] for n in range(0, 20, 2)]
+    assert sum(ratio < 0.4 for ratio in ratios) >= 8
