@@ -249,7 +249,7 @@ def _run(trainings: list[_Training], places: Places) -> list[str]:
             for task in running:
                 ray.cancel(task)
     nowhere = "has no place to run any more; the same command goes on with it where there is one"
-    return [*failed, *(f"{training.name} {nowhere}" for training in waiting)]
+    return [*sorted(failed), *(f"{training.name} {nowhere}" for training in waiting)]
 
 
 @dataclass
