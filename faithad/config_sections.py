@@ -220,7 +220,9 @@ class Search(Section):
     `algorithm`: `grid` tries every pair of `mask_ratios` and `patches`; `optuna` draws `trials` pairs, the ratio from
     the range that `mask_ratios` spans. `scheduler`: `asha` stops trials that fall behind after `grace_epochs`.
     `objective`: `proxy_auc` (synthetic disturbances in validation normals, no test label), `validation_loss`, or
-    `test_auc` (the paper's choice, which sees test labels). `trials_at_once` null: as many as the cluster carries.
+    `test_auc` (the paper's choice, which sees test labels); losses of different mask ratios are not the same quantity.
+    A trial of several workers shares `cpus_per_trial` and `gpus_per_trial` among them. `trials_at_once` null: as many
+    as the cluster carries.
     """
 
     mask_ratios: tuple[Fraction, ...] = (0.15, 0.30, 0.50, 0.75, 0.90)

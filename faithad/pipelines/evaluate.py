@@ -27,7 +27,8 @@ def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_di
     settings = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
     settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
     settings["index ledger"] = ledger_digest
-    return Stage(study.root, "evaluate", settings, ("summary",), result="summary/ledger.parquet")
+    outputs = tuple(f"summary/{name}.parquet" for name in ("detection", "f_score", "faithfulness", "ledger"))
+    return Stage(study.root, "evaluate", settings, outputs, result="summary/ledger.parquet")
 
 
 def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:

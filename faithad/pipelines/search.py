@@ -1,6 +1,6 @@
 """The search over mask ratio and patch size: the paper's Table 2 as one command, with uncertainty.
 
-    index → features → trials → summary/search.parquet, best.yaml
+    index → features → trials → summary/search.parquet, best.yaml, search.html
 
 A trial is the training of one cell (a mask ratio with a patch size) with one seed. The objectives `proxy_auc` and
 `validation_loss` never see a test label: trials score the test clips without any, and the AUC of the table is taken
@@ -42,6 +42,7 @@ from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.train import train_stage
 from faithad.pipelines.training_clips import share_clips
 from faithad.progress import console
+from faithad.report.search_page import render_search_report
 
 # Settings that say where trials run, not what they compute.
 _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
@@ -95,7 +96,7 @@ def search_study(study: Study, *, redo: bool = False) -> str:
     _check_values(records, failed)
     best = best_cell(study, records)
     _write_tables(study, records, failed, labels, best)
-    return _closing_line(study, records, failed, best)
+    return f"{_closing_line(study, records, failed, best)}  Report: {render_search_report(study.root)}"
 
 
 def best_cell(study: Study, records: Sequence[Record]) -> Cell:
@@ -130,7 +131,7 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     settings |= {"seeds": list(study.seeds), "test clips": clips.fingerprint}
     if study.search.objective == "test_auc":
         settings["test labels"] = digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
-    outputs = ("search/trials", "summary/search.parquet", "best.yaml")
+    outputs = ("search/trials", "summary/search.parquet", "best.yaml", "search.html")
     return Stage(study.root, "search", settings, outputs, result="search/trials")
 
 

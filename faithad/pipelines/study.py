@@ -140,9 +140,15 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
     trainings = {run: train_stage(study, *run, features) for run in study.runs}
     audits = {run: audit_stage(study, *run, trainings[run], judged) for run in study.runs}
     evaluation = evaluate_stage(study, list(audits.values()), features, digest(ledger))
-    settings = {"evaluate": evaluation.fingerprint}
+    settings = {"evaluate": evaluation.fingerprint, "search": _search_digest(study.root)}
     page = Stage(study.root, "report", settings, ("report.html",), result="report.html")
     return Stages(features, trainings, audits, evaluation, page), manifest
+
+
+def _search_digest(root: str) -> str | None:
+    """Of the table of a search in the same root, which the report shows."""
+    location = storage.join(root, "summary", "search.parquet")
+    return digest(storage.read_table(location)) if storage.exists(location) else None
 
 
 def _need(stages: Iterable[Stage], *, before: str) -> None:

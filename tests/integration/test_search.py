@@ -81,7 +81,10 @@ def test_the_best_cell_is_told_and_written_as_a_study_to_train(grid: tuple[Study
     (ratio, patch), best = max(cells.iterrows(), key=lambda cell: (cell[1]["mean"], -cell[0][0]))
     told = f"mask_ratio {ratio:g}, patch {patch}: {best['mean']:.4f} ± {best['std']:.4f} over 2 seeds"
     assert line.startswith(f"Trials: 4 done. Best by proxy_auc: {told}.")
-    assert line.endswith(f"Table: {study.root}/summary/search.parquet  Best study: {study.root}/best.yaml")
+    places = {"Table": "summary/search.parquet", "Best study": "best.yaml", "Report": "search.html"}
+    assert line.endswith("  ".join(f"{name}: {study.root}/{place}" for name, place in places.items()))
+    page = storage.read_text(f"{study.root}/search.html")
+    assert "Published" in page or "published" in page
     chosen = load_study(f"{study.root}/best.yaml")
     assert (chosen.train.mask_ratio, chosen.train.patch) == (ratio, patch)
     assert chosen.models[0] == "mae"

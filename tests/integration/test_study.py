@@ -180,6 +180,32 @@ def test_how_the_work_is_spread_changes_no_table(finished: Study, small_study: C
                 assert here[column].tolist() == there[column].tolist(), column
 
 
+def test_a_study_explains_the_clips_that_it_is_asked_for(
+    finished: Study, small_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    """The three highest scores of all are found after all are scored; the rest of the study goes on with these."""
+    study = small_study(models=["mae"], audit={"maps": 1, "explain": "top:3"})
+    for name in ("models", "features", "stages", "manifest.parquet", "index_ledger.parquet"):
+        _copy(Path(finished.root, name), Path(study.root, name))
+    Path(study.root, "stages", "audit-mae-0.json").unlink()
+    for stage in ("audit", "evaluate", "report"):
+        STAGES[stage](study)
+    scores = table(study, "audit", "mae-0", "scores")
+    pd.testing.assert_frame_equal(
+        *(
+            found.sort_values("clip_id").reset_index(drop=True)
+            for found in (scores, table(finished, "audit", "mae-0", "scores"))
+        )
+    )
+    highest = set(scores.nlargest(3, "score")["clip_id"])
+    for name in ("attributions", "faithfulness"):
+        here, all_of_them = (table(each, "audit", "mae-0", name) for each in (study, finished))
+        assert set(here["clip_id"]) == highest
+        assert len(here) == all_of_them["clip_id"].isin(highest).sum()
+    assert len(table(study, "audit", "mae-0", "spectrograms")) == 1
+    assert set(table(study, "summary", "ledger.parquet")["status"]) == {"done"}
+
+
 def test_stages_say_which_one_comes_first(small_study: Callable[..., Study]) -> None:
     study = small_study()
     with pytest.raises(StudyError, match="Run `faithad index`"):
