@@ -124,8 +124,10 @@ class Train(Section):
         if self.minimum_learning_rate > self.learning_rate:
             reason = f"{self.minimum_learning_rate} may not exceed learning_rate ({self.learning_rate})"
             found.append((("minimum_learning_rate", "learning_rate"), reason))
-        if self.gpus_per_worker > 1 and not self.gpus_per_worker.is_integer():
-            found.append((("gpus_per_worker",), f"{self.gpus_per_worker} must be a share of one GPU or a whole number"))
+        # NCCL refuses two workers on one GPU.
+        if self.gpus_per_worker % 1 and (self.gpus_per_worker > 1 or self.workers > 1):
+            reason = f"{self.gpus_per_worker} must be a whole number, or with one worker a share of one GPU"
+            found.append((("gpus_per_worker", "workers"), reason))
         if self.schedule == "warmup_cosine" and self.warmup_epochs >= self.epochs:
             reason = f"{self.warmup_epochs} must be below epochs ({self.epochs}): the cosine needs one epoch or more"
             found.append((("warmup_epochs", "epochs", "schedule"), reason))

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from faithad.config import ModelName, Study, load_study, parse_study
+from faithad.config_audit import is_study, load_audit_run
 from faithad.errors import ConfigError
 from faithad.model.networks import CLASSICAL, TRAINED
 
@@ -21,6 +22,9 @@ def test_each_shipped_configuration_is_valid_and_opens_with_its_command(path: Pa
     text = path.read_text()
     assert text.startswith("# ")
     assert f"configs/{path.name}" in text
+    if not is_study(str(path)):
+        assert load_audit_run(str(path)).recordings
+        return
     study = load_study(str(path))
     assert parse_study(study.to_yaml(), name="resolved") == study
 

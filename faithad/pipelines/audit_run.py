@@ -97,16 +97,14 @@ def run_audit(run: AuditRun, *, redo: bool = False, retry_failed: bool = False) 
             session.enter_context(ray_session())
             _score(opened, retry_failed=retry_failed)
             opened.score.finish()
-        clips = storage.read_table(manifest_location(run.out))
-        scores = read_scores(run.out)
-        chosen = _chosen(opened, clips, scores)
+        chosen = _chosen(opened)
         explain = _explain_stage(opened, chosen)
         if explain.begin(redo=redo or retry_failed, again=retry_failed):
             is_new = True
             session.enter_context(ray_session())
             _pass(opened, EXPLAIN, chosen, title="explain")
             explain.finish()
-    _finish(opened, explain, clips, scores, again=is_new)
+    _finish(opened, explain, again=is_new)
     return _outcome(run, count_ledger(run.out))
 
 
@@ -193,8 +191,9 @@ def _score(opened: _Opened, *, retry_failed: bool) -> None:
     _pass(opened, SCORE, clips, title="score")
 
 
-def _chosen(opened: _Opened, clips: pa.Table, scores: pa.Table) -> pa.Table:
+def _chosen(opened: _Opened) -> pa.Table:
     """The clips to explain, with `keep_maps`: pictures are kept of those that stand out most."""
+    clips, scores = storage.read_table(manifest_location(opened.run.out)), read_scores(opened.run.out)
     if not opened.trained.explained:
         scores = scores.slice(0, 0)
     alarm, audit = opened.trained.alarm, opened.run.audit
@@ -213,33 +212,37 @@ def _pass(opened: _Opened, step: Step, clips: pa.Table, *, title: str) -> None:
     )
 
 
-def _finish(opened: _Opened, explain: Stage, clips: pa.Table, scores: pa.Table, *, again: bool) -> None:
+def _finish(opened: _Opened, explain: Stage, *, again: bool) -> None:
     """The whole ledger, the events and the report: cheap, and nothing builds upon them, so they are simply replaced."""
-    run, alarm = opened.run, opened.trained.alarm
-    assert alarm is not None
+    run = opened.run
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     outputs = ("ledger.parquet", "events.parquet", "report.html")
     stage = Stage(run.out, "events", settings, outputs, result="report.html")
-    if not stage.begin(redo=True, again=again):
-        return
-    storage.write_text(storage.join(run.out, "audit.yaml"), run.to_yaml())
-    merge_ledger(run.out)
+    if stage.begin(redo=True, again=again):
+        storage.write_text(storage.join(run.out, "audit.yaml"), run.to_yaml())
+        merge_ledger(run.out)
+        storage.write_table(_events(opened), events_location(run.out), schema=schemas.EVENTS)
+        render_audit_report(run.out)
+        stage.finish()
+
+
+def _events(opened: _Opened) -> pa.Table:
+    run, trained = opened.run, opened.trained
+    assert trained.alarm is not None
+    scores = read_scores(run.out)
     alarmed = scores.filter(pc.fill_null(scores["alarm"], False))["clip_id"].combine_chunks()
-    shape = opened.trained.n_mels, opened.trained.n_frames
     of_alarms = pc.field("clip_id").isin(alarmed) & (pc.field("method") == run.events.method)
     judged = of_alarms & (pc.field("mode") == "frame") & (pc.field("percentile") == run.events.percentile)
-    events = find_events(
+    shape = trained.n_mels, trained.n_frames
+    return find_events(
         scores,
-        clips,
-        alarm=alarm,
+        storage.read_table(manifest_location(run.out)),
+        alarm=trained.alarm,
         explanations=_explanations(run.out, schemas.attributions(*shape), of_alarms),
         faithfulness=read_whole(storage.join(run.out, "faithfulness"), schemas.FAITHFULNESS, condition=judged),
-        features=opened.trained.features,
+        features=trained.features,
         **run.events.model_dump(),
     )
-    storage.write_table(events, events_location(run.out), schema=schemas.EVENTS)
-    render_audit_report(run.out)
-    stage.finish()
 
 
 def events_location(out: str) -> str:
@@ -261,7 +264,7 @@ def _outcome(run: AuditRun, counts: Counts) -> Outcome:
     see = f" (see {ledger_location(run.out)})" if len(parts) > 1 else ""
     n_events = storage.read_table(events_location(run.out), columns=["event_id"]).num_rows
     return Outcome(
-        line=f"{', '.join(parts)}{see}. {n_events:,} events: {events_location(run.out)}  "
+        line=f"{', '.join(parts)}{see}. {n_events:,} event{'s' * (n_events != 1)}: {events_location(run.out)}  "
         f"Report: {storage.join(run.out, 'report.html')}",
         n_done=counts.clips_done,
         n_failed=counts.clips_failed + counts.parts_failed,

@@ -122,6 +122,12 @@ def check_search(study: Study) -> None:
             f"search.grace_epochs: {search.grace_epochs} may not exceed train.epochs ({study.train.epochs}) with "
             "scheduler 'asha'"
         )
+    gpus = search.gpus_per_trial / study.train.workers
+    if gpus % 1 and (gpus > 1 or study.train.workers > 1):
+        problems.append(
+            f"search.gpus_per_trial: {search.gpus_per_trial:g} shared by train.workers ({study.train.workers}) is "
+            f"{gpus:g} each; each of several workers needs whole GPUs, and one worker a share of one or whole ones"
+        )
     if problems:
         raise ConfigError("\n".join(["The search is impossible:", *(f"  {line}" for line in problems)]))
 

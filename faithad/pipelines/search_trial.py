@@ -86,6 +86,9 @@ def train_trial(
     study = parse_study(arguments["study"], name="study.yaml")
     trial = Trial(*arguments["trial"])
     folder = trial_folder(study.root, trial)
+    if (record := read_record(study.root, trial)) is not None:  # a worker was lost after the trial's end
+        report(_metrics(trial, len(record.values), record.value))
+        return
     training = open_training(_training_arguments(arguments, study, trial), device=device, rank=rank, workers=workers)
     judge = Judge(arguments, device) if rank == 0 else None
     values: Values = []
@@ -95,7 +98,8 @@ def train_trial(
         if study.search.scheduler == "asha":  # what the scheduler of a killed driver knew, this one is told again
             for epoch, value in enumerate(values, start=1):
                 report(_metrics(trial, epoch, value))
-    given_up = _given_up(folder, rank, workers, device)
+    # A note without a state: the trial was killed before its first one, and has nothing yet to conclude with.
+    given_up = bool(training.history) and _given_up(folder, rank, workers, device)
     with StateWriter(folder) as writer:
         while not (training.finished or given_up):
             training.run_epoch()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from faithad import storage
 from faithad.pipelines.lookahead import side_by_side
 
-_AT_ONCE = 16
+_REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 16, 2
 
 
 def shard_files(folder: str) -> list[str]:
@@ -34,7 +34,8 @@ def read_shards(
         with storage.open_input(location) as source:
             return pq.read_table(source, columns=None if columns is None else list(columns), filters=condition)
 
-    yield from side_by_side(read, shard_files(folder), at_once=_AT_ONCE)
+    at_once = _REMOTE_AT_ONCE if storage.is_remote(folder) else _LOCAL_AT_ONCE
+    yield from side_by_side(read, shard_files(folder), at_once=at_once)
 
 
 def read_whole(

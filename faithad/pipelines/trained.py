@@ -23,6 +23,7 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.classical import fit_classical
+from faithad.model.fast_network import arithmetic
 from faithad.model.networks import build_network
 from faithad.model.training import Training
 from faithad.pipelines.training_clips import training_clips
@@ -69,7 +70,7 @@ def save_network(training: Training, arguments: Mapping[str, Any], *, device: to
     network.load_state_dict(training.best_weights())
     network.to(device).eval()
     frames_per_s = study.feature_settings.frames_per_s
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
         errors = [
             (network(x.to(device)) - x.to(device)).square().cpu()
             for x in training_clips(arguments, study, "validation").split(study.train.batch_size)

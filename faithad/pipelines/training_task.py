@@ -13,6 +13,7 @@ All of them go on from the last state that an interrupted run of the same settin
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,6 +96,14 @@ def train_together(
     """
     for name, value in {**_RAY_TRAIN, **(_RAY_TRAIN_OF_OURS if ray_is_ours else {})}.items():
         os.environ.setdefault(name, value)
+    # Ray Train does not write it in one go: killed meanwhile, no run of this name would ever start again.
+    run = storage.join(arguments["kept"], arguments["fingerprint"])
+    snapshot = storage.join(run, "checkpoint_manager_snapshot.json")
+    if storage.exists(snapshot):
+        try:
+            json.loads(storage.read_text(snapshot))
+        except ValueError:
+            storage.delete(run)
     trainer = (_LocalTrainer if ray_is_ours else TorchTrainer)(
         worker,
         train_loop_config=dict(arguments),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -28,7 +29,7 @@ from tests.chaos.audits import (
     SEED,
     audit_values,
     differences,
-    n_published,
+    published,
 )
 
 KINDS = ("actor", "reader", "driver")
@@ -47,6 +48,7 @@ class Run:
     witness: Path
     process: subprocess.Popen[str] | None = None
     kills: Counter[str] = field(default_factory=Counter)
+    read: set[Path] = field(default_factory=set)
     commands: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -107,7 +109,7 @@ class Run:
 def test_an_audit_that_is_killed_again_and_again(mill_and_model: tuple[Path, Path], tmp_path: Path) -> None:
     calm, wild = (prepared(*mill_and_model, tmp_path / name) for name in ("calm", "wild"))
     calm_s = finish(calm)
-    wild_s = finish(wild, kills=planned_kills(n_published(calm.out)))
+    wild_s = finish(wild, kills=planned_kills(len(published(calm.out))))
     report(wild, wild_s, calm_s)
     assert wild.kills.total() >= N_KILLS
     assert not (problems := differences(wild.out, calm.out)), "\n".join(problems)
@@ -141,7 +143,7 @@ def finish(run: Run, *, kills: Sequence[tuple[str, float]] = ()) -> float:
         run.start()
         for kind, target in kills:
             # At least one file after the last kill: what is killed here is an audit that got going again.
-            wait_for_files(run, max(target, n_published(run.out) + 1))
+            wait_for_files(run, max(target, len(published(run.out)) + 1))
             kill(run, kind)
         while run.wait() != 0:
             run.start()
@@ -152,12 +154,23 @@ def finish(run: Run, *, kills: Sequence[tuple[str, float]] = ()) -> float:
 
 def wait_for_files(run: Run, target: float) -> None:
     deadline = time.monotonic() + PROGRESS_S
-    while n_published(run.out) < target:
+    while len(read_new_tables(run)) < target:
         if not run.is_running():
             run.wait()  # it gave up by itself: start it again, as a person would
             run.start()
-        assert time.monotonic() < deadline, f"no progress: {n_published(run.out)} of {target:.0f} files"
+        assert time.monotonic() < deadline, f"no progress: {len(published(run.out))} of {target:.0f} files"
         time.sleep(0.02)
+
+
+def read_new_tables(run: Run) -> list[Path]:
+    """What is published; each table can be read as soon as it has its name."""
+    found = published(run.out)
+    for path in found:
+        if path.suffix == ".parquet" and path not in run.read:
+            with contextlib.suppress(FileNotFoundError):  # removed again in the meantime
+                pq.read_metadata(path)
+            run.read.add(path)
+    return found
 
 
 def kill(run: Run, kind: str) -> None:

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from faithad.config_audit import load_audit_run
 from faithad.pipelines.audit_run import run_audit
-from tests.chaos.audits import CLIPS, audit_values, differences, n_published
+from tests.chaos.audits import CLIPS, audit_values, differences, published
 
 NODE = {"num_cpus": 2, "object_store_memory": 300_000_000}
 LONGEST_S = 300.0
@@ -32,7 +32,7 @@ def test_an_audit_that_loses_a_node(mill_and_model: tuple[Path, Path], tmp_path:
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     with two_nodes():
         calm_s = audit(*mill_and_model, calm)
-    n_files = n_published(calm)
+    n_files = len(published(calm))
     with two_nodes() as cluster:
         removal = Removal(cluster, wild, n_files // 4)
         removal.start()
@@ -57,8 +57,8 @@ class Removal(threading.Thread):
         (raylet,) = node.all_processes["raylet"]
         deadline = time.monotonic() + LONGEST_S
         while time.monotonic() < deadline:
-            if n_published(self._out) >= self._target and has_actor(raylet.process.pid):
-                self.happened_at = n_published(self._out)
+            if len(published(self._out)) >= self._target and has_actor(raylet.process.pid):
+                self.happened_at = len(published(self._out))
                 self._cluster.remove_node(node, allow_graceful=False)
                 return
             time.sleep(0.05)

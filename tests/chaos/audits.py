@@ -68,13 +68,14 @@ def audit_values(mill: Path, model: Path, out: Path, **audit: Any) -> dict[str, 
     }
 
 
-def n_published(out: Path) -> int:
-    """How many files lie there whole: an audit's progress, seen from outside."""
-    return sum(
-        1
-        for path in out.rglob("*")
-        if path.is_file() and not path.name.startswith(".") and path.parent.name != "attempts"
-    )
+def published(out: Path) -> list[Path]:
+    """The files that a reader of the results sees at this moment: an audit's progress, seen from outside."""
+    return [
+        Path(folder, name)
+        for folder, _, names in os.walk(out)  # which does not mind folders that have just gone
+        for name in names
+        if not name.startswith(".") and os.path.basename(folder) != "attempts"
+    ]
 
 
 def tables(out: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from faithad.config_sections import Train
@@ -56,6 +56,7 @@ def test_what_is_promised_fits_worker_by_worker(
     nodes: Nodes, workers: int, cpus: float | None, gpus: float, n_trainings: int
 ) -> None:
     """Placed one after the other, each on one node and on GPUs of its own share, all workers find room."""
+    assume(workers == 1 or gpus % 1 == 0)  # several workers on one GPU are refused by the settings
     train = Train(workers=workers, batch_size=6, cpus_per_worker=cpus, gpus_per_worker=gpus)
     try:
         places = divide(nodes, train, n_trainings)
@@ -93,7 +94,7 @@ def placed(nodes: Nodes, workers: int, cpus: float, gpus: float) -> int:
 
 
 def test_what_never_fits_is_refused_with_what_there_is() -> None:
-    train = Train(workers=2, batch_size=6, cpus_per_worker=3, gpus_per_worker=0.5)
-    message = r"2 workers with 3 CPU and 0\.5 GPU each.*4 CPU, 0 GPU; 2 CPU, 1 GPU\. Lower train\.workers"
+    train = Train(workers=2, batch_size=6, cpus_per_worker=3, gpus_per_worker=1)
+    message = r"2 workers with 3 CPU and 1 GPU each.*4 CPU, 0 GPU; 2 CPU, 1 GPU\. Lower train\.workers"
     with pytest.raises(StudyError, match=message):
         divide([node(4), node(2, 1)], train, 3)
