@@ -53,7 +53,7 @@ def index_recordings(run: AuditRun, recordings: Sequence[Recording], inputs: pa.
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
     """
     location = manifest_location(run.out)
-    if _is_done(run.out, recordings, inputs):
+    if is_indexed(run.out, recordings, inputs):
         return storage.read_table(location)
     ledger = find_left_out(run.recordings)
     rows = _clips(run, recordings, ledger, clip_s)
@@ -83,7 +83,7 @@ def _clips(run: AuditRun, recordings: Sequence[Recording], ledger: list[LedgerRo
     return iter(attach_annotations(rows, read_reference(run.annotations), ledger=ledger))
 
 
-def _is_done(out: str, recordings: Sequence[Recording], inputs: pa.Table) -> bool:
+def is_indexed(out: str, recordings: Sequence[Recording], inputs: pa.Table) -> bool:
     """Whether the manifest speaks of these files, and of where they are now."""
     if not storage.exists(inputs_location(out)) or storage.read_table(inputs_location(out)) != inputs:
         return False

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from faithad import schemas, storage
 from faithad.errors import StudyError
 from faithad.pipelines.audit_index import left_over_location
-from faithad.pipelines.audit_worker import EXPLAIN, SCORE
+from faithad.pipelines.audit_worker import EXPLAIN, SCORE, Step
 from faithad.pipelines.index import manifest_location
 from faithad.pipelines.ledgers import Row, place
 from faithad.pipelines.shard_tables import read_shards, shard_files
@@ -81,12 +81,12 @@ def count_ledger(out: str) -> Counts:
     )
 
 
-def remove_failed_shards(out: str) -> None:
-    """Forget the shards in which a clip failed, so that they are done again."""
-    for folder in (storage.join(out, name) for name in (SCORE.ledger, EXPLAIN.ledger)):
-        for location, table in zip(shard_files(folder), read_shards(folder, columns=["status"]), strict=True):
-            if pc.any(pc.equal(table["status"], "failed")).as_py():
-                storage.delete(location)
+def remove_failed_shards(out: str, step: Step) -> None:
+    """Forget a step's shards in which a clip failed. Its stage must have begun: it would still be called done."""
+    folder = storage.join(out, step.ledger)
+    for location, table in zip(shard_files(folder), read_shards(folder, columns=["status"]), strict=True):
+        if pc.any(pc.equal(table["status"], "failed")).as_py():
+            storage.delete(location)
 
 
 def _rows(out: str, name: str) -> Iterator[Row]:

@@ -30,7 +30,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import FILE_NAME, TrainedModel, load_model
 from faithad.pipelines.audit import SPREAD, read_scores
 from faithad.pipelines.audit_choice import choose_clips, keep_highest
-from faithad.pipelines.audit_index import index_recordings, inputs_location, inputs_table, left_over_location
+from faithad.pipelines.audit_index import index_recordings, inputs_table, is_indexed, left_over_location
 from faithad.pipelines.audit_ledger import (
     Counts,
     count_ledger,
@@ -92,8 +92,11 @@ def run_audit(run: AuditRun, *, redo: bool = False, retry_failed: bool = False) 
     """
     opened = _open(run)
     with contextlib.ExitStack() as session:  # of Ray, and only if something is left to do
-        is_new = opened.score.begin(redo=redo, again=retry_failed)
+        # Recordings that moved keep their names and contents: the manifest alone has to say where they are now.
+        moved = opened.score.is_done() and not is_indexed(run.out, opened.recordings, opened.inputs)
+        is_new = opened.score.begin(redo=redo, again=retry_failed or moved)
         if is_new:
+            _withdraw(run.out)
             session.enter_context(ray_session())
             _score(opened, retry_failed=retry_failed)
             opened.score.finish()
@@ -101,11 +104,20 @@ def run_audit(run: AuditRun, *, redo: bool = False, retry_failed: bool = False) 
         explain = _explain_stage(opened, chosen)
         if explain.begin(redo=redo or retry_failed, again=retry_failed):
             is_new = True
+            _withdraw(run.out)
+            if retry_failed:
+                remove_failed_shards(run.out, EXPLAIN)
             session.enter_context(ray_session())
             _pass(opened, EXPLAIN, chosen, title="explain")
             explain.finish()
     _finish(opened, explain, again=is_new)
     return _outcome(run, count_ledger(run.out))
+
+
+def _withdraw(out: str) -> None:
+    """Take back what was concluded from tables that are about to change: nobody must read the two together."""
+    for name in ("stages/events.json", "ledger.parquet", "events.parquet", "report.html"):
+        storage.delete(storage.join(out, name))
 
 
 def _open(run: AuditRun) -> _Opened:
@@ -160,8 +172,7 @@ def _score_stage(run: AuditRun, alarm: AlarmThreshold, inputs: pa.Table) -> Stag
         settings[f"{FILE_KEY}{name}"] = found
     if run.annotations is not None:
         settings |= {f"{FILE_KEY}annotations {name}": found for name, found in contents(run.annotations).items()}
-    outputs = (manifest_location(""), inputs_location(""), left_over_location(""), *SCORE.tables, SCORE.ledger)
-    outputs = tuple(output.removeprefix("/") for output in (*outputs, ATTEMPTS))
+    outputs = ("manifest.parquet", "inputs.parquet", "index_ledger.parquet", *SCORE.tables, SCORE.ledger, ATTEMPTS)
     return Stage(run.out, "score", settings, outputs, result=SCORE.ledger)
 
 
@@ -187,7 +198,7 @@ def _score(opened: _Opened, *, retry_failed: bool) -> None:
         reasons = "\n".join(f"  {row['recording']}: {row['reason']}" for row in left_over[:10])
         raise RecordingError(f"There is nothing to audit: not one recording gave a clip.\n{reasons}")
     if retry_failed:
-        remove_failed_shards(run.out)
+        remove_failed_shards(run.out, SCORE)
     _pass(opened, SCORE, clips, title="score")
 
 
@@ -257,10 +268,10 @@ def _explanations(out: str, schema: pa.Schema, condition: pc.Expression) -> pa.T
 
 def _outcome(run: AuditRun, counts: Counts) -> Outcome:
     """The last line for the user: what was accounted for, and where to look."""
-    parts = [f"{counts.clips_done:,} of {counts.clips:,} clips audited"]
+    parts = [f"{counts.clips_done:,} of {_count(counts.clips, 'clip')} audited"]
     parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
-    parts += [f"{counts.parts_failed:,} recordings unreadable"] if counts.parts_failed else []
-    parts += [f"{counts.parts_skipped:,} recordings or parts of them skipped"] if counts.parts_skipped else []
+    parts += [f"{_count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []
+    parts += [f"{_count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {ledger_location(run.out)})" if len(parts) > 1 else ""
     n_events = storage.read_table(events_location(run.out), columns=["event_id"]).num_rows
     return Outcome(
@@ -270,3 +281,7 @@ def _outcome(run: AuditRun, counts: Counts) -> Outcome:
         n_failed=counts.clips_failed + counts.parts_failed,
         n_skipped=counts.parts_skipped,
     )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

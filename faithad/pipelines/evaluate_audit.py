@@ -80,7 +80,8 @@ def evaluate_audit(audit: str, annotations: str) -> str:
     faithfulness = summarize_faithfulness(_faithfulness(audit), manifest, protocol=PROTOCOL, seed=_SEED)
     for name, table in (("detection", detection), ("f_score", f_score), ("faithfulness", faithfulness)):
         storage.write_table(table, storage.join(audit, "summary", f"{name}.parquet"), schema=table.schema)
-    counts = _event_counts(storage.read_table(storage.join(audit, "events.parquet")), reference, scored)
+    known = storage.read_table(storage.join(audit, "ledger.parquet"), columns=["recording"])["recording"].to_pylist()
+    counts = _event_counts(storage.read_table(storage.join(audit, "events.parquet")), reference, scored, known)
     return " ".join(
         [
             _detection_words(detection, scored),
@@ -149,7 +150,9 @@ def _localization_rows(
             yield {**row, "percentile": percentile, **values}
 
 
-def _event_counts(events: pa.Table, reference: Iterable[Annotation], scored: pa.Table) -> _EventCounts:
+def _event_counts(
+    events: pa.Table, reference: Iterable[Annotation], scored: pa.Table, known: Iterable[str]
+) -> _EventCounts:
     """Events against the stretches of the reference that lie, at least in part, in clips that were scored.
 
     A window in which the expert heard something but not where counts as one stretch. Stretches that overlap are one.
@@ -158,7 +161,7 @@ def _event_counts(events: pa.Table, reference: Iterable[Annotation], scored: pa.
         (clip["recording"], (clip["onset_s"], clip["onset_s"] + clip["duration_s"]))
         for clip in scored.select(["recording", "onset_s", "duration_s"]).to_pylist()
     )
-    find = look_up(audited)
+    find = look_up(known)  # also those of which nothing was scored: another recording may be called the same
     marked: list[tuple[str, Span]] = []
     for one in reference:
         spans = [(one.onset_s + a, one.onset_s + b) for a, b in one.intervals] or [(one.onset_s, one.offset_s)]
@@ -167,7 +170,7 @@ def _event_counts(events: pa.Table, reference: Iterable[Annotation], scored: pa.
         (recording, span)
         for recording, spans in _spans(marked).items()
         for span in spans
-        if _overlaps(span, audited[recording])
+        if _overlaps(span, audited.get(recording, []))
     ]
     of_recording = _spans(stretches)
     parts = [[(part["recording"], (part["onset_s"], part["offset_s"])) for part in parts]

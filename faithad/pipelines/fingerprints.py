@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from faithad import storage
+from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.pipelines.lookahead import side_by_side
 
 INPUTS = pa.schema(
@@ -74,8 +75,9 @@ def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> d
 
 
 def contents(location: str) -> dict[str, str]:
-    """A hash of the whole of a small file, or of each file below a folder: of tables that people edit."""
+    """A hash of the whole of a small file, or of each label file below a folder: of tables that people edit."""
+    suffixes = [""] if storage.is_file(location) else LABEL_SUFFIXES  # recordings may lie beside their labels
     return {
         name: hashlib.sha256(storage.read_bytes(place)).hexdigest()[:16]
-        for name, place in storage.list_files(location, suffixes=[""])
+        for name, place in storage.list_files(location, suffixes=suffixes)
     }

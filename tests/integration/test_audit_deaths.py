@@ -79,7 +79,7 @@ def test_clips_that_kill_are_left_out_and_harm_no_other(
         patch.setattr(audit_worker, "Auditor", AuditingKills)
         outcome = run_audit(run)
     assert (outcome.n_done, outcome.n_failed) == (WEEK_CLIPS - 2, 3)
-    assert outcome.line.startswith(f"{WEEK_CLIPS - 2} of {WEEK_CLIPS} clips audited, 2 failed, 1 recordings unreadable")
+    assert outcome.line.startswith(f"{WEEK_CLIPS - 2} of {WEEK_CLIPS} clips audited, 2 failed, 1 recording unreadable")
     ledger = {(row["recording"], row["onset_s"]): row for row in rows(out, "ledger.parquet").to_pylist()}
     reasons = dict(zip(ledger, table(out, "ledger.parquet")["reason"], strict=True))
     failed = {place: reasons[place] for place, row in ledger.items() if row["clip_id"] and row["status"] == "failed"}
@@ -146,6 +146,10 @@ def test_a_killed_audit_goes_on_in_an_object_store(
     assert {key: after[key] for key in done} == done, "what was done is not done again"
     for name in TABLES:
         assert rows(f"{bucket}/out", name).equals(rows(audited[0], name)), name
+
+    other = subprocess.run([*command, "--set", "remainder=drop"], capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "remainder: 'overlap' then, 'drop' now" in other.stderr
 
 
 def shards_done(bucket: str) -> dict[str, Any]:

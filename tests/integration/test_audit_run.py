@@ -30,8 +30,8 @@ def test_an_audit_says_what_it_came_to(audited: tuple[Path, Outcome]) -> None:
     n_events = len(table(out, "events.parquet"))
     assert n_events >= 2
     assert outcome.line == (
-        f"{WEEK_CLIPS} of {WEEK_CLIPS} clips audited, 1 recordings unreadable, "
-        f"1 recordings or parts of them skipped (see {out}/ledger.parquet). "
+        f"{WEEK_CLIPS} of {WEEK_CLIPS} clips audited, 1 recording unreadable, "
+        f"1 part of the recordings skipped (see {out}/ledger.parquet). "
         f"{n_events} events: {out}/events.parquet  Report: {out}/report.html"
     )
     assert "</html>" in (out / "report.html").read_text()
@@ -205,7 +205,7 @@ def test_recordings_that_are_all_broken_are_told(finished: Study, tmp_path: Path
     (tmp_path / "sounds" / "a.wav").write_text("no sound at all, just words")
     outcome = run_audit(make_run(finished, tmp_path / "sounds", tmp_path / "o"))
     assert outcome.n_failed == 1
-    assert outcome.line.startswith("0 of 0 clips audited, 1 recordings unreadable (see ")
+    assert outcome.line.startswith("0 of 0 clips audited, 1 recording unreadable (see ")
     assert table(tmp_path / "o", "ledger.parquet")["status"].tolist() == ["failed"]
 
 
