@@ -1,4 +1,4 @@
-"""The command line: `faithad synth index train search audit evaluate report study export export-clips`.
+"""The command line: `faithad synth index train search audit evaluate report study export export-clips plan submit`.
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from faithad.errors import ConfigError, FaithadError
+from faithad.errors import ConfigError, FaithadError, shown
 
 if TYPE_CHECKING:
     from faithad.config import Study
@@ -68,7 +68,7 @@ def synth(
 def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """List the recordings, cut them into clips, write the manifest."""
     study = _stage("index", config, overrides, redo)
-    _say(f"Manifest: {study.root}/manifest.parquet. Next: faithad train --config {config}")
+    _say(f"Manifest: {_below(study, 'manifest.parquet')}. Next: faithad train --config {shlex.quote(config)}")
 
 
 @app.command()
@@ -76,7 +76,7 @@ def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
     """Compute features and train every model and seed; the manifest first, where it is not there yet."""
     _stage("index", config, overrides, redo)
     study = _stage("train", config, overrides, redo)
-    _say(f"{len(study.runs)} models: {study.root}/models. Next: faithad audit --config {config}")
+    _say(f"{len(study.runs)} models: {_below(study, 'models')}. Next: faithad audit --config {shlex.quote(config)}")
 
 
 @app.command()
@@ -105,10 +105,10 @@ def audit(
 
     if config is not None and not (model or recordings or out) and is_study(config):
         study = _stage("audit", config, overrides, redo)
-        _say(f"Audit tables: {study.root}/audit. Next: faithad evaluate --config {config}")
+        _say(f"Audit tables: {_below(study, 'audit')}. Next: faithad evaluate --config {shlex.quote(config)}")
         return
     run = load_audit_run(config, model=model, recordings=recordings or (), out=out, overrides=overrides or [])
-    from faithad.pipelines.audit_run import run_audit
+    from faithad.pipelines.audit.run import run_audit
 
     outcome = run_audit(run, redo=redo, retry_failed=retry_failed)
     _say(outcome.line)
@@ -129,12 +129,12 @@ def evaluate(
 ) -> None:
     """Summarise a study's audits, or score one audit against reference intervals (--audit, --annotations)."""
     if audit is not None and annotations is not None and config is None:
-        from faithad.pipelines.evaluate_audit import evaluate_audit
+        from faithad.pipelines.audit.evaluate import evaluate_audit
 
         _say(evaluate_audit(audit, annotations))
     elif config is not None and audit is None and annotations is None:
         study = _stage("evaluate", config, overrides, redo)
-        _say(f"Summary tables: {study.root}/summary. Next: faithad report --config {config}")
+        _say(f"Summary tables: {_below(study, 'summary')}. Next: faithad report --config {shlex.quote(config)}")
     else:
         raise ConfigError("Give either --config (a study), or --audit and --annotations (one audit).")
 
@@ -146,7 +146,7 @@ def export(
     format: Annotated[str, typer.Option(help="audacity, raven, label-studio or csv.")],
 ) -> None:
     """Write the events of an audit as labels for another tool."""
-    from faithad.pipelines.exports import export_events
+    from faithad.pipelines.audit.exports import export_events
 
     _say(export_events(audit, to, format=format))
 
@@ -158,7 +158,7 @@ def export_clips(
     margin: Annotated[float, typer.Option(min=0, help="Seconds of sound before and after each event.")] = 2.0,
 ) -> None:
     """Cut a WAV around each event of an audit, to listen to."""
-    from faithad.pipelines.exports import export_clips
+    from faithad.pipelines.audit.exports import export_clips
 
     _say(export_clips(audit, to, margin_s=margin))
 
@@ -166,7 +166,7 @@ def export_clips(
 @app.command()
 def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Search the MAE's mask ratio and patch size, and write the best pair as a configuration."""
-    from faithad.pipelines.search import search_study
+    from faithad.pipelines.search.run import search_study
 
     _say(search_study(_load(config, overrides), redo=redo))
 
@@ -175,7 +175,7 @@ def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> N
 def report(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Write report.html, one file to read and to send."""
     study = _stage("report", config, overrides, redo)
-    _say(f"Report: {study.root}/report.html. Open it in a browser.")
+    _say(f"Report: {_below(study, 'report.html')}. Open it in a browser.")
 
 
 @app.command()
@@ -184,6 +184,48 @@ def study(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
     from faithad.pipelines.study import run_study
 
     _say(run_study(_load(config, overrides), redo=redo))
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Option("--config", "-c", help="A study's YAML file, or an audit's.")],
+    overrides: Overrides = None,
+    machines: Annotated[
+        str | None, typer.Option(help="The cluster to plan for (cluster/machines.yaml); without it, this machine.")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Rates from --save-rates, or stated by hand; without it, they are measured here.")
+    ] = None,
+    save_rates: Annotated[str | None, typer.Option(help="Where to write the rates that were measured.")] = None,
+) -> None:
+    """Say how long a study or an audit will take, what it will cost, and what holds it up; run nothing of it."""
+    from faithad.pipelines.plan.run import plan
+
+    _say(plan(config, overrides=overrides or [], machines=machines, rates=rates, save_rates=save_rates))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(help="full_study, train, search or audit, or a script of the working folder.")],
+    address: Annotated[
+        str | None, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265 (the default).")
+    ] = None,
+    working_dir: Annotated[str, typer.Option(help="The folder that travels with the job.")] = ".",
+    shared: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder that all machines of the cluster share. May be given several times."),
+    ] = None,
+) -> None:
+    """Check a cluster, submit a job to it and follow its log. All further options are the job's: --config, --set.
+
+    The exit status is the job's.
+    """
+    from faithad.pipelines.submit.run import submit_job
+
+    sys.exit(
+        submit_job(job, address=address, arguments=context.args, working_dir=working_dir, shared=tuple(shared or ()))
+    )
 
 
 def main() -> None:
@@ -221,8 +263,14 @@ def _load(config: str, overrides: list[str] | None) -> Study:
     return load_study(config, overrides=overrides or [])
 
 
+def _below(study: Study, name: str) -> str:
+    from faithad import storage
+
+    return storage.join(study.root, name)
+
+
 def _say(line: str) -> None:
-    typer.echo(line)
+    typer.echo(shown(line, keep="\n"))
 
 
 def _mill_study(mill: Path, command: str) -> str:
@@ -233,7 +281,7 @@ def _mill_study(mill: Path, command: str) -> str:
 
     return f"""# A study of the demo mill in this folder:
 #
-#   {command}
+#   {shown(command)}
 #
 # One seed and few epochs, for a machine without a GPU. The paper has seeds 0 to 4 and up to 500 epochs.
 name: mill

@@ -27,7 +27,7 @@ class RunAudit(Audit):
 
     explain: Annotated[str, Field(pattern=r"^(all|alarms|none|top:[1-9][0-9]{0,8})$")] = "alarms"
     maps: int = Field(20, ge=-1)
-    clips_per_shard: int = Field(32, ge=1)
+    clips_per_shard: int = Field(64, ge=1)
 
 
 class AuditRun(Section):

@@ -55,9 +55,18 @@ def read_values(text: str) -> tuple[Any, list[str]]:
             return None, []
         return loader.construct_document(node), list(_repeated(node, (), set()))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
-        raise ConfigError(f"not valid YAML: {error}") from error
+        raise ConfigError(f"not valid YAML: {yaml_problem(error)}") from None
     finally:
         loader.dispose()
+
+
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML text, and where; not the text itself, which the parser would quote with its secrets."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return f"{', '.join(filter(None, (error.context, error.problem)))}{place}"
 
 
 def change(values: dict[str, Any], override: str) -> None:

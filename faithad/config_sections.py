@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from faithad import storage
 from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
 from faithad.config_file import Problems
 from faithad.model.fast_network import Precision
@@ -35,6 +36,15 @@ class Section(BaseModel):
             raise ValueError(
                 "true and false (also yes, no, on and off) are no values here: write a number, or quote the word"
             )
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_secret(cls, value: Any) -> Any:
+        """What a configuration says is written to the root and shown in the report: no secrets, no line breaks."""
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and (problem := storage.location_problem(text)) is not None:
+                raise ValueError(problem)
         return value
 
 
@@ -71,6 +81,8 @@ class Features(Section):
     @model_validator(mode="after")
     def _hop_fits(self) -> Features:
         found: Found = []
+        if self.n_fft % 2:
+            found.append((("n_fft",), f"{self.n_fft} must be even: frames are centred"))
         if self.hop_samples > self.n_fft:
             reason = f"{self.hop_samples} may not exceed n_fft ({self.n_fft}): sound would be lost"
             found.append((("hop_samples", "n_fft"), reason))
@@ -173,7 +185,8 @@ class Audit(Section):
     `explain`: which clips are explained once all are scored: `all`, `alarms`, `top:N` (the N highest scores) or `none`.
     `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. `actors` null: as
     many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
-    read and decode as the rest of the CPUs carries.
+    read and decode as the rest of the CPUs carries. `clips_per_shard` is the most: a shard, the unit of work, holds
+    fewer where workers would be left without one.
     """
 
     percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))

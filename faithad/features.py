@@ -30,6 +30,8 @@ from faithad.errors import ConfigError, RecordingError, StudyError
 POWER_FLOOR = 1e-10
 # A band that never changes in training (silence, a dead microphone band) must not be blown up to noise.
 MIN_STD = 1e-3
+# A band sees few bins: a product of all bands with all bins would be nearly all of zeros.
+_BANDS_AT_ONCE = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class FeatureSettings:
         for name in ("sample_rate_hz", "n_fft", "hop_samples", "n_mels", "clip_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        if self.n_fft % 2:  # frames are centred: half a window on either side
+            raise ConfigError(f"n_fft is {self.n_fft}; it must be even.")
         if self.scale not in ("db", "log10"):
             raise ConfigError(f"scale is {self.scale!r}; allowed: 'db', 'log10'.")
         if self.clip_samples <= self.n_fft // 2:
@@ -91,23 +95,34 @@ def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
             f"A batch of waveforms has the shape {tuple(waveform.shape)}; needed is (clips, samples) with more than "
             f"{settings.n_fft // 2} samples, half a window."
         )
-    power = _mel_power(settings, waveform.device)(waveform.to(torch.float32))
-    level = torch.log10(power + POWER_FLOOR)
-    return 10.0 * level if settings.scale == "db" else level
+    window, filters = _window_and_filters(settings, waveform.device)
+    waveform, half = waveform.to(torch.float32), settings.n_fft // 2
+    # Mirrored at both ends, so that frames are centred; `torch.stft` would take longer for that than for the spectra.
+    mirrored = [waveform[:, 1 : half + 1].flip(-1), waveform, waveform[:, -half - 1 : -1].flip(-1)]
+    spectra = torch.stft(
+        torch.cat(mirrored, dim=-1), settings.n_fft, settings.hop_samples, window=window, center=False,
+        return_complex=True,
+    )  # fmt: skip
+    # The absolute value would take a root, only to be squared again.
+    power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
+    mel_power = torch.cat([weights @ power[:, bins] for bins, weights in filters], dim=1)
+    level = mel_power.add_(POWER_FLOOR).log10_()
+    return level.mul_(10.0) if settings.scale == "db" else level
 
 
-# Window and mel filters are built once per process and device.
+# Built once per process and device.
 @lru_cache(maxsize=16)
-def _mel_power(settings: FeatureSettings, device: torch.device) -> torch.nn.Module:
-    transform: torch.nn.Module = torchaudio.transforms.MelSpectrogram(
-        sample_rate=settings.sample_rate_hz,
-        n_fft=settings.n_fft,
-        hop_length=settings.hop_samples,
-        n_mels=settings.n_mels,
-        power=2.0,
-        center=True,
+def _window_and_filters(settings: FeatureSettings, device: torch.device) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
+    """Hann's window (n_fft,), and the mel filters of some neighbouring bands each, for the bins that these see."""
+    all_filters = torchaudio.functional.melscale_fbanks(
+        settings.n_fft // 2 + 1, 0.0, settings.sample_rate_hz / 2, settings.n_mels, settings.sample_rate_hz
     )
-    return transform.to(device)
+    filters = []
+    for weights in all_filters.T.split(_BANDS_AT_ONCE):
+        seen = weights.any(dim=0).nonzero().flatten().tolist() or [0]  # with many bands the lowest may see none
+        bins = slice(seen[0], seen[-1] + 1)
+        filters.append((bins, weights[:, bins].contiguous().to(device)))
+    return torch.hann_window(settings.n_fft, device=device), filters
 
 
 @dataclass(frozen=True, eq=False)

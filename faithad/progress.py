@@ -8,11 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+from faithad.errors import shown
+
+
+class _Plain(Console):
+    """What is said may name files, and a name is text: no markup, no emoji codes, no codes of a terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(shown(one, keep="\n") if isinstance(one, str) else one for one in objects), **options)
+
+
+console = _Plain(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class Ticker:
@@ -72,12 +83,12 @@ def side_by_side() -> Iterator[Callable[[str, int], Ticker]]:
         yield lambda title, total: Ticker(title, total, None)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield lambda title, total: Ticker(title, total, bar)

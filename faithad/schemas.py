@@ -225,6 +225,8 @@ SEARCH_SUMMARY = pa.schema(
         pa.field("pauc", pa.float64()),
         pa.field("epochs", pa.int32(), nullable=False),
         pa.field("best_epoch", pa.int32()),
+        # After the first the trial went back to its best epoch, after a second it ended.
+        pa.field("diverged_epochs", pa.int32(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
     ]
 )

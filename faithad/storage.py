@@ -2,6 +2,9 @@
 
 Every write is all or nothing: a local file is written aside and renamed, an object store publishes an object only
 when it is whole. So a reader never meets half a file, and a stage that was killed leaves none behind.
+
+A store that does not answer is asked again for some time, of pyarrow's choice: that of S3 for 6 s where it refuses the
+connection, and for 100 s where it keeps silent. Then there is a `StorageError`.
 """
 
 from __future__ import annotations
@@ -13,69 +16,67 @@ import re
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from faithad.errors import StudyError
+from faithad.errors import StorageError, StudyError
+from faithad.locations import is_remote, join, locate, location_problem, name_of, quoted, told
+
+__all__ = [
+    "NO_TEXT",
+    "Entry",
+    "delete",
+    "exists",
+    "is_file",
+    "is_folder",
+    "is_remote",
+    "join",
+    "list_files",
+    "locate",
+    "location_problem",
+    "name_of",
+    "open_input",
+    "open_output",
+    "plain",
+    "quoted",
+    "read_bytes",
+    "read_rows",
+    "read_table",
+    "read_text",
+    "sizes",
+    "walk",
+    "write_bytes",
+    "write_table",
+    "write_text",
+]
+
+Schematic = TypeVar("Schematic", pa.Table, pa.Schema)
 
 # Stands for a byte of a file's name that is no text (UTF-8).
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 
-def locate(location: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path inside it that a location names.
-
-    Raises:
-        StudyError: the scheme is not one that pyarrow knows, or its options cannot be understood.
-    """
-    if "://" not in location:
-        return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
-    try:
-        file_system, path = pafs.FileSystem.from_uri(location)
-    except (ValueError, pa.ArrowException, OSError) as error:
-        raise StudyError(
-            f"Location {location!r} cannot be opened: {error}. Give a local path or a URI such as s3://bucket/folder."
-        ) from error
-    return file_system, path
-
-
-def is_remote(location: str) -> bool:
-    return "://" in location and not location.startswith("file://")
-
-
-def join(location: str, *parts: str) -> str:
-    """Append path parts to a location, whatever its scheme; a URI's options (`?region=...`) stay at its end.
-
-    Parts that come from file names must be quoted for a URI, as `list_files` does.
-    """
-    path, question_mark, options = location.partition("?") if "://" in location else (location, "", "")
-    return "/".join([path.rstrip("/") or "/", *parts]) + question_mark + options
-
-
-def name_of(location: str) -> str:
-    """The last part of a location, as a person would write it."""
-    if "://" in location:
-        location = urllib.parse.unquote(location.partition("?")[0])
-    return location.rstrip("/").rsplit("/", 1)[-1]
-
-
 def exists(location: str) -> bool:
-    file_system, path = locate(location)
-    return bool(file_system.get_file_info(path).type != pafs.FileType.NotFound)
+    return bool(_kind(location) != pafs.FileType.NotFound)
 
 
 def is_folder(location: str) -> bool:
-    file_system, path = locate(location)
-    return bool(file_system.get_file_info(path).type == pafs.FileType.Directory)
+    return bool(_kind(location) == pafs.FileType.Directory)
 
 
 def is_file(location: str) -> bool:
+    return bool(_kind(location) == pafs.FileType.File)
+
+
+def _kind(location: str) -> pafs.FileType:
     file_system, path = locate(location)
-    return bool(file_system.get_file_info(path).type == pafs.FileType.File)
+    with _reachable(location):
+        kind: pafs.FileType = file_system.get_file_info(path).type
+    return kind
 
 
 def list_files(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, str]]:
@@ -120,15 +121,16 @@ def walk(folder: str) -> list[Entry]:
     has `NO_TEXT` and two hex digits in place of each byte that is none; nothing can be opened by that name.
     """
     file_system, root = locate(folder)
-    itself = file_system.get_file_info(root)
-    if itself.type == pafs.FileType.File:
-        return [Entry(itself.base_name, "file", itself.size)]
-    if isinstance(file_system, pafs.LocalFileSystem):
-        return sorted(_walk_local(root))
+    with _reachable(folder):
+        itself = file_system.get_file_info(root)
+        if itself.type == pafs.FileType.File:
+            return [Entry(itself.base_name, "file", itself.size)]
+        if isinstance(file_system, pafs.LocalFileSystem):
+            return sorted(_walk_local(root))
+        found = file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     kinds = {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}
     return sorted(
-        Entry(info.path[len(root) :].lstrip("/"), kinds.get(info.type, "other"), info.size or 0)
-        for info in file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+        Entry(info.path[len(root) :].lstrip("/"), kinds.get(info.type, "other"), info.size or 0) for info in found
     )
 
 
@@ -173,7 +175,9 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
     file_system, path = locate(location)
     if isinstance(file_system, pafs.LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file", path)
-    with file_system.open_input_file(path) as file:
+    with _reachable(location):
+        file = file_system.open_input_file(path)
+    with file:
         yield file
 
 
@@ -210,17 +214,30 @@ def open_output(location: str) -> Iterator[pa.NativeFile]:
 
 
 @contextlib.contextmanager
+def _reachable(location: str) -> Iterator[None]:
+    """A store that does not answer, or refuses us, is told so; errors of a local disk pass as they are."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowInvalid) as error:
+        if not is_remote(location):
+            raise
+        raise StorageError(f"Location {location!r} cannot be reached or read: {told(error, location)}") from error
+
+
+@contextlib.contextmanager
 def _usable(location: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise StudyError(
-            f"Location {location!r} cannot be written: {error}. Choose another one, or make it writable."
+            f"Location {location!r} cannot be written: {told(error, location)} Choose another one, or make it writable."
         ) from error
 
 
 def read_bytes(location: str) -> bytes:
-    with open_input(location) as file:
+    with open_input(location) as file, _reachable(location):
         return bytes(file.read())
 
 
@@ -240,11 +257,12 @@ def write_text(location: str, text: str) -> None:
 def delete(location: str) -> None:
     """Remove a file or a whole folder; nothing happens where there is none."""
     file_system, path = locate(location)
-    kind = file_system.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        file_system.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        file_system.delete_file(path)
+    with _reachable(location):
+        kind = file_system.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            file_system.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            file_system.delete_file(path)
 
 
 def write_table(table: pa.Table, location: str, *, schema: pa.Schema) -> None:
@@ -258,7 +276,7 @@ def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or all the shards of a folder in the order of their names.
 
     Raises:
-        StudyError: there is no such table.
+        StudyError: there is no such table, or one that could only be read by running code from it.
     """
     if location.endswith(".parquet"):
         files = [location] if exists(location) else []
@@ -266,8 +284,45 @@ def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
         files = [file for _, file in list_files(location, suffixes=[".parquet"])]
     if not files:
         raise StudyError(f"There is no table at {location}. Run the stage that writes it first.")
-    tables = []
-    for file in files:
-        with open_input(file) as source:
-            tables.append(pq.read_table(source, columns=columns))
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_rows(file, columns=columns) for file in files])
+
+
+def read_rows(file: str, *, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
+    """Some columns of those rows of one Parquet file that fulfil a condition; all by default.
+
+    Raises:
+        StudyError: it could only be read by running code from it.
+    """
+    with open_input(file) as source, _reachable(file):
+        try:
+            return plain(pq.read_table(source, columns=columns, filters=condition), file)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # no condition can be asked of such values
+            plain(pq.read_schema(source), file)
+            raise
+
+
+def plain(table: Schematic, location: str) -> Schematic:
+    """A table (or an opened Parquet file's schema) as it is, if no code is needed to read its values.
+
+    Arrow's extension types may unpickle each value that is looked at, as one of Ray's does. Our tables have none.
+
+    Raises:
+        StudyError: it has such columns.
+    """
+    schema = table if isinstance(table, pa.Schema) else table.schema
+    if names := [field.name for field in schema if _is_extended(field)]:
+        raise StudyError(
+            f"{location} was not written by faithad: reading its columns {', '.join(names)} could run code, which is "
+            "never done. Remove the file, and run the stage that writes it again."
+        )
+    return table
+
+
+def _is_extended(field: pa.Field[Any]) -> bool:
+    kind = field.type
+    # A type that is not registered in this process is one all the same, in another.
+    if isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _is_extended(pa.field(field.name, kind.value_type))
+    return any(_is_extended(kind.field(place)) for place in range(kind.num_fields))

@@ -18,7 +18,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, monkeypatch: pytest
     run = load_audit_run(str(tmp_path / "audit.yaml"), model="/other", overrides=["audit.maps=3"])
     assert (run.model, run.out) == ("/other", "/home/mill/o")
     assert run.recordings == ("/home/mill/a", "s3://b/c")
-    assert (run.audit.explain, run.audit.maps, run.audit.clips_per_shard) == ("top:5", 3, 32)
+    assert (run.audit.explain, run.audit.maps, run.audit.clips_per_shard) == ("top:5", 3, 64)
     assert run.alarm is not None
     assert (run.alarm.rule, run.alarm.pooling) == ("gamma", "mean")
 

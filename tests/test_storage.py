@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from faithad import storage
-from faithad.errors import StudyError
+from faithad.errors import StorageError, StudyError
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,71 @@ def test_uris_are_joined_before_their_options() -> None:
     assert storage.join("s3://bucket/a?region=x", "b") == "s3://bucket/a/b?region=x"
     assert storage.join("/a?b", "c") == "/a?b/c"
     assert storage.name_of("s3://bucket/a%20b.wav?region=x") == "a b.wav"
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("s3://bucket", "bucket"),
+        ("s3://bucket/a/", "bucket/a"),
+        ("gs://bucket/a%20b?retry_limit_seconds=1", "bucket/a b"),
+        ("gs://bucket/Säge 7/100% [new] #1/é.wav", "bucket/Säge 7/100% [new] #1/é.wav"),
+        ("s3://bucket/Säge 7/100% [new] #1/é.wav", "bucket/Säge 7/100% [new] #1/é.wav"),
+        ("file:///mnt/mill/a%20b", "/mnt/mill/a b"),
+        ("file:///mnt/mill/a b", "/mnt/mill/a b"),
+        ("/mnt/mill/100% a%20b#?", "/mnt/mill/100% a%20b#?"),
+    ],
+)
+def test_a_place_is_the_same_however_it_is_written(location: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")  # nobody is to be asked where a bucket lies
+    assert storage.locate(location)[1] == path
+    assert storage.locate(storage.quoted(location))[1] == path
+    assert storage.quoted(storage.quoted(location)) == storage.quoted(location)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_store_is_connected_to_once_for_each_account(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = {"s3": "AWS_ACCESS_KEY_ID", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}[scheme]
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(account, "one")
+    first = storage.locate(f"{scheme}://bucket/a")[0]
+    assert storage.locate(f"{scheme}://bucket/b/c")[0] is first
+    assert storage.locate(f"{scheme}://other/a")[0] is not first
+    monkeypatch.setenv(account, "two")
+    assert storage.locate(f"{scheme}://bucket/a")[0] is not first
+
+
+def test_what_a_store_misses_is_named_but_not_what_it_has(object_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_text(f"{object_store}/there", "x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do not tell")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StorageError, match=r"^Location 's3://mill/there' cannot be reached or read: ") as caught:
+        storage.exists(f"{object_store}/there")
+    assert "Could not connect" in str(caught.value)
+    assert str(caught.value).endswith("Not set in the environment here: AWS_ACCESS_KEY_ID.")
+    assert "do not tell" not in str(caught.value)
+
+
+def test_a_store_of_google_that_does_not_answer_is_given_up() -> None:
+    location = f"gs://anonymous@mill/a?scheme=http&endpoint_override=127.0.0.1:{closed_port()}&retry_limit_seconds=1"
+    for use in (storage.exists, storage.read_text):
+        with pytest.raises(StorageError, match="cannot be reached or read"):
+            use(location)
+    with pytest.raises(StudyError, match="cannot be written"):
+        storage.write_text(location, "x")
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("location", ["s3://mill//a", "s3://mill/a//b"])
+def test_a_folder_without_a_name_is_refused(location: str, object_store: str) -> None:
+    with pytest.raises(StudyError, match="Empty path component"):
+        storage.exists(location)
 
 
 def test_tables_of_a_folder_are_read_as_one(tmp_path: Path) -> None:

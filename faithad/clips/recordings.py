@@ -35,7 +35,7 @@ import torchaudio.functional
 
 from faithad import storage
 from faithad.clips import audio_headers
-from faithad.errors import RecordingError
+from faithad.errors import RecordingError, shown
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 
@@ -59,7 +59,11 @@ _LARGEST_SAMPLE = 2.0**32
 
 _UNKNOWN_N_SAMPLES = 1 << 62
 
-_RECORDED_AT = re.compile(r"MPD_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?(?:\.\w+)?")
+# The published names, to the minute; and a date and a time to the second, as recorders and people write them.
+_PUBLISHED_NAME = re.compile(r"MPD_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?(?:\.\w+)?")
+_DATE_AND_TIME = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)(?:[T_ -]|__| at )?(\d\d)([-_.:]?)(\d\d)\6(\d\d)(?!\d)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,11 @@ def read_clip(
         samples = np.empty((0, 1), dtype=np.float32)
         if start < sound.frames:
             sound.seek(start)
-            samples = sound.read(frames=wanted, dtype="float32", always_2d=True)
+            # The decoder would turn such samples into the same fractions, but in many small pieces.
+            is_short = sound.subtype == "PCM_16"
+            samples = sound.read(frames=wanted, dtype="int16" if is_short else "float32", always_2d=True)
+            if is_short:
+                samples = np.multiply(samples, np.float32(2**-15), dtype=np.float32)
     if len(samples) < wanted:
         raise _refusal(
             uri,
@@ -174,15 +182,21 @@ def read_clip(
 
 
 def recorded_at(name: str) -> datetime | None:
-    """Wall clock at a recording's start, to the minute, without a zone; None where its name does not hold it.
+    """Wall clock at a recording's start, as its name says it, without a zone; None where it does not, or not for sure.
 
-    The name is `MPD_YY-MM-DD_HHMM_NNNNN`, of a recording or (`_k` behind) of one of its clips, as a path or bare.
+    The name is `MPD_YY-MM-DD_HHMM_NNNNN`, of a recording or (`_k` behind) of one of its clips; or it holds one date
+    with a year of four digits and a time with seconds, such as `20240506_070000` (AudioMoth, Song Meter),
+    `2024-05-06T07-00-00`, `2024-05-06_07.00.00`. A path or bare.
     """
-    match = _RECORDED_AT.fullmatch(storage.name_of(name))
-    if match is None:
-        return None
-    with contextlib.suppress(ValueError):  # a 31st of February
-        return datetime.strptime("20" + " ".join(match.groups()), "%Y %m %d %H %M")
+    name = storage.name_of(name)
+    published = _PUBLISHED_NAME.fullmatch(name)
+    if published is not None:
+        found = {("20" + published[1], *published.groups()[1:], "00")}
+    else:
+        found = {match.group(1, 3, 4, 5, 7, 8) for match in _DATE_AND_TIME.finditer(name)}
+    with contextlib.suppress(ValueError):  # none, more than one, or a 31st of February
+        (only,) = found
+        return datetime.strptime(" ".join(only), "%Y %m %d %H %M %S")
     return None
 
 
@@ -240,7 +254,7 @@ def _refuse_no_file(uri: str) -> None:
             why = "cannot be read: it is a pipe or a device, no file"
     except FileNotFoundError:
         if os.path.islink(path):
-            why = f"is a link to {_shown(os.readlink(path))}, which does not exist"
+            why = f"is a link to {shown(os.readlink(path))}, which does not exist"
         elif storage.NO_TEXT in path:
             why = "cannot be opened: its name is not valid text (UTF-8). Rename it"
     except OSError as error:
@@ -251,12 +265,7 @@ def _refuse_no_file(uri: str) -> None:
 
 
 def _refusal(uri: str, wrong: str) -> RecordingError:
-    return RecordingError(f"{_shown(uri)} {wrong}")
-
-
-def _shown(uri: str) -> str:
-    """For a message: a line break or an escape code in a name may not reach a log or a terminal."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in uri)
+    return RecordingError(f"{shown(uri)} {wrong}")
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

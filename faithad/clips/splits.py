@@ -122,7 +122,10 @@ def split_by_time(recordings: Iterable[Recording], *, train_until: datetime) -> 
     for recording in recordings:
         start = recorded_at(recording.path)
         if start is None:
-            reason = "its name holds no time such as MPD_19-12-04_0848_00006.wav, which the split by time needs"
+            reason = (
+                "its name holds no time such as MPD_19-12-04_0848_00006.wav or 20191204_084800.wav, which the split by "
+                "time needs"
+            )
             ledger.append(LedgerRow(recording.path, "failed", reason))
         else:
             timed.append(replace(recording, split="train" if start < train_until else "test"))

@@ -9,6 +9,7 @@ folder that is empty, or that holds the mark (`mill.json`, written first) of a m
 
 Contents
     plan_recordings(...)         what each recording will hold
+    annotate(planned)            what an expert would mark in it
     write_recording(planned)     one WAV file, unless it is already there
     synthesize(out, ...)         a whole mill, as one folder
     recordings_in(hours, ...)    how many recordings make so many hours
@@ -142,7 +143,7 @@ def synthesize(
         for done, _ in enumerate(pool.map(write_recording, planned), start=1):
             if progress is not None:
                 progress(done, len(planned))
-    rows = [row for recording in planned for row in _annotations(recording)]
+    rows = [row for recording in planned for row in annotate(recording)]
     write_annotations(rows, str(out / "annotations.csv"))
     n_events = sum(disturbance.audible for recording in planned for disturbance in recording.timeline.disturbances)
     return SyntheticMill(out / "train", out / "test", out / "annotations.csv", n_events)
@@ -269,8 +270,8 @@ def _block(rng: np.random.Generator, length: int, disturbed_fraction: float, *, 
     return block
 
 
-def _annotations(planned: PlannedRecording) -> Iterator[Annotation]:
-    """One row per disturbed clip: the seconds that can be heard, cut at the clip's ends."""
+def annotate(planned: PlannedRecording) -> Iterator[Annotation]:
+    """A row of the annotation table for each disturbed clip: the seconds that can be heard, cut at the clip's ends."""
     for window in range(int(planned.timeline.duration_s // CLIP_S)):
         onset_s, offset_s = CLIP_S * window, CLIP_S * (window + 1)
         here = [

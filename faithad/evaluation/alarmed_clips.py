@@ -5,12 +5,14 @@ Clips that may belong together share an axis:
 1. The clips of one recording, by their place in it.
 2. Recordings of one folder (one recorder) that follow on by the wall clock: the next one begins where the last clip of
    the one before ends, or less than one clip later (a remainder that was dropped leaves such a hole), or up to a second
-   earlier (clocks drift). Recordings without a wall clock, and recorders side by side, stay apart.
+   earlier (clocks drift). Folders that differ by a date alone (`2024-05-06`, `20240506`, `2024/05/06`) are those of one
+   recorder: an event may last over midnight. Recordings without a wall clock, and recorders side by side, stay apart.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -24,6 +26,7 @@ from faithad.model.alarm import AlarmThreshold
 
 _SCORE_COLUMNS = {"mean": "score", "worst_second": "worst_second_score"}
 _CLOCK_TOLERANCE_S = 1.0
+_DAY = re.compile(r"(?<!\d)(?:19|20)\d\d([-_./]?)(?:0\d|1[0-2])\1(?:[0-2]\d|3[01])(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,20 @@ def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[fl
     # Counted from the first clip: seconds since 1970 would leave floats no digits for microseconds.
     begin_us = clock_us[known].min() if known.any() else 0
     start_s[codes[known]] = (clock_us[known] - begin_us) / 1e6 - onset_s[known]
-    folders = [posixpath.dirname(name) for name in names]
+    recorders = [_recorder(name) for name in names]
     order = sorted(
         np.flatnonzero(np.isfinite(start_s)).tolist(),
-        key=lambda number: (folders[number], start_s[number], names[number]),
+        key=lambda number: (recorders[number], start_s[number], names[number]),
     )
     axes, shifts_s = list(range(len(names))), [0.0] * len(names)
     for before, after in pairwise(order):
         hole_s = start_s[after] + first_s[after] - start_s[before] - last_s[before]
-        if folders[before] == folders[after] and -_CLOCK_TOLERANCE_S <= hole_s < clip_s:
+        if recorders[before] == recorders[after] and -_CLOCK_TOLERANCE_S <= hole_s < clip_s:
             axes[after] = axes[before]
             shifts_s[after] = float(shifts_s[before] + start_s[after] - start_s[before])
     return axes, shifts_s, encoded.dictionary
+
+
+def _recorder(name: str) -> str:
+    """What the recordings of one recorder have in common: their folder, but for the day."""
+    return _DAY.sub("", posixpath.dirname(name))

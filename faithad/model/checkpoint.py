@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,6 +155,23 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         raise CheckpointError(f"{location} is damaged: its header lacks or garbles {error}. Train again.") from error
     trained.network.eval()
     return trained
+
+
+def read_state(location: str) -> dict[str, Any]:
+    """The state of a training that `torch.save` wrote, local or remote; tensors and plain values only.
+
+    Raises:
+        CheckpointError: it is damaged, or it could only be loaded by running code from it, which is never done.
+    """
+    content = io.BytesIO(storage.read_bytes(location))
+    try:
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(
+            f"{location} is no state of a training ({type(error).__name__}): it is damaged, or it holds code, which is "
+            "never run. Remove it; the training then begins anew."
+        ) from error
+    return state
 
 
 def _network(location: str, header: Mapping[str, Any], weights: dict[str, Tensor]) -> nn.Module:

@@ -15,11 +15,11 @@ from faithad import schemas, storage
 from faithad.config import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
-from faithad.pipelines.audit import audit_folder
-from faithad.pipelines.audit_worker import EXPLAIN, SCORE
+from faithad.pipelines.audit.models import audit_folder
+from faithad.pipelines.audit.worker import EXPLAIN, SCORE
 from faithad.pipelines.index import index_ledger_location
-from faithad.pipelines.ledgers import Row, ledger_row, ledger_table
-from faithad.pipelines.shard_tables import read_whole
+from faithad.pipelines.shards.ledgers import Row, ledger_row, ledger_table
+from faithad.pipelines.shards.tables import read_whole
 from faithad.pipelines.stages import Stage
 
 

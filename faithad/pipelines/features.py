@@ -17,15 +17,28 @@ from faithad import schemas, storage
 from faithad.config import Study
 from faithad.errors import StudyError
 from faithad.features import FeatureSettings, Normalization
-from faithad.pipelines.ledgers import ledger_table
-from faithad.pipelines.log_mels import add_log_mels, log_mels_of
-from faithad.pipelines.session import ray_session
-from faithad.pipelines.shards import Row, Tally, consume, dataset, from_bytes, shard_name, shard_size, shards, to_bytes
+from faithad.pipelines.cluster.machines import wait_for_machines
+from faithad.pipelines.cluster.session import ray_session
+from faithad.pipelines.index import require_study_visible
+from faithad.pipelines.shards.freed_memory import keep_freed_memory
+from faithad.pipelines.shards.ledgers import ledger_table
+from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
+from faithad.pipelines.shards.stream import (
+    Row,
+    Tally,
+    consume,
+    dataset,
+    from_bytes,
+    shard_name,
+    shard_size,
+    shards,
+    to_bytes,
+)
 from faithad.pipelines.stages import Stage, flatten
 from faithad.progress import progress
 
 TRAINING_SPLITS = ("train", "validation")
-_CLIPS_PER_SHARD = 64
+CLIPS_PER_SHARD = 64
 # Marks of what the readers are at, see `attempts`.
 _ATTEMPTS = "features/attempts"
 
@@ -43,7 +56,10 @@ def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bo
         StudyError: no clip of a split could be read (the reasons are named), or what was written cannot be seen here.
     """
     if stage.begin(redo=redo):
-        write_features(study.root, manifest, study.feature_settings, splits=TRAINING_SPLITS)
+        with ray_session():
+            wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
+            require_study_visible(study)
+            write_features(study.root, manifest, study.feature_settings, splits=TRAINING_SPLITS)
         stage.finish()
 
 
@@ -57,7 +73,7 @@ def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, 
     n_clips = 0
     for split in splits:
         clips = manifest.filter(pc.equal(manifest["split"], split)).sort_by("clip_id")
-        size = shard_size(clips.num_rows, largest=_CLIPS_PER_SHARD)
+        size = shard_size(clips.num_rows, largest=CLIPS_PER_SHARD)
         for number, shard in enumerate(shards(clips, size=size)):
             if not _is_done(_ledger_location(root, split, number)):
                 todo.append({"split": split, "shard": number, "clips": to_bytes(shard)})
@@ -86,6 +102,7 @@ def fit_normalization(study: Study) -> Normalization:
 
 
 def _write_shard(row: Row, *, root: str, settings: FeatureSettings, run: str) -> Row:
+    keep_freed_memory()
     torch.set_num_threads(1)
     split, number = row["split"], row["shard"]
     mark = storage.join(root, _ATTEMPTS, f"{split}-{number:05d}.json")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from faithad import storage
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
-from faithad.pipelines.lookahead import side_by_side
+from faithad.pipelines.shards.lookahead import side_by_side
 
 INPUTS = pa.schema(
     [
@@ -26,6 +26,7 @@ INPUTS = pa.schema(
     ]
 )
 
+# In place of a digest. It says nothing of what the file holds: see `stages.Stage.settled`.
 UNREADABLE = "unreadable"
 _PART_BYTES = 1 << 16
 _AT_ONCE = 32
@@ -76,8 +77,12 @@ def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> d
 
 def contents(location: str) -> dict[str, str]:
     """A hash of the whole of a small file, or of each label file below a folder: of tables that people edit."""
+
+    def digest(place: str) -> str:
+        try:
+            return hashlib.sha256(storage.read_bytes(place)).hexdigest()[:16]
+        except OSError:
+            return UNREADABLE
+
     suffixes = [""] if storage.is_file(location) else LABEL_SUFFIXES  # recordings may lie beside their labels
-    return {
-        name: hashlib.sha256(storage.read_bytes(place)).hexdigest()[:16]
-        for name, place in storage.list_files(location, suffixes=suffixes)
-    }
+    return {name: digest(place) for name, place in storage.list_files(location, suffixes=suffixes)}

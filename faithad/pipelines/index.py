@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -27,20 +28,22 @@ from faithad.clips.manifest import (
     ledger_table,
     manifest_table,
 )
+from faithad.clips.mill_mark import MARK
 from faithad.clips.recordings import AUDIO_SUFFIXES, Remainder, probe_recording
 from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
 from faithad.clips.synthetic import SyntheticMill, synthesize
 from faithad.config import Data, Study
 from faithad.errors import ConfigError, RecordingError, StudyError
+from faithad.pipelines.cluster.session import usable_cores
+from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.fingerprints import contents, folder_fingerprints
-from faithad.pipelines.lookahead import side_by_side
-from faithad.pipelines.session import usable_cores
+from faithad.pipelines.shards.lookahead import side_by_side
 from faithad.pipelines.stages import FILE_KEY, Stage, flatten
 from faithad.progress import console, progress
 
 # When the published recordings begin; a demo mill of another time would do as well.
-_DEMO_START = datetime(2019, 12, 2, 7, 0)
+DEMO_START = datetime(2019, 12, 2, 7, 0)
 _PROBES_AT_ONCE = 32
 
 
@@ -89,6 +92,20 @@ def index_stage(study: Study) -> Stage:
     return Stage(study.root, "index", settings, outputs, result="index_ledger.parquet")
 
 
+def require_study_visible(study: Study) -> None:
+    """Refuse a study whose recordings or root some machine of the cluster cannot see; Ray must have been joined.
+
+    Raises:
+        StudyError: as `shared_paths.require_visible`.
+    """
+    data = study.data
+    if data.synthetic is not None:
+        require_visible([], [data.root, study.root])
+    else:
+        reads = [data.root] if data.layout == "planer" else [location for _, location in _sources(data)]
+        require_visible(reads, [study.root])
+
+
 def index_settings(study: Study) -> dict[str, Any]:
     """What the index depends on, apart from the files themselves."""
     return flatten("data", study.data.model_dump(mode="json"))
@@ -103,13 +120,7 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     """
     if not stage.begin(redo=redo):
         return
-    data = study.data
-    rows, ledger = _planer_clips(data) if data.layout == "planer" else _audio_clips(data)
-    if data.annotations is not None:
-        rows = attach_annotations(rows, read_reference(data.locate(data.annotations)), ledger=ledger)
-    _refuse_useless(rows, ledger)
-    split = data.split
-    rows = hold_out_validation(rows, fraction=split.validation_fraction, unit=split.validation_unit, seed=split.seed)
+    rows, ledger = find_clips(study.data)
     storage.write_table(manifest_table(rows), manifest_location(study.root), schema=schemas.MANIFEST)
     storage.write_table(ledger_table(ledger), index_ledger_location(study.root), schema=schemas.LEDGER)
     counts = ", ".join(f"{sum(row.split == name for row in rows)} {name}" for name in schemas.SPLITS)
@@ -118,10 +129,46 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     stage.finish()
 
 
-def synthesize_demo(data: Data) -> SyntheticMill:
-    """Make the demo mill at `data.root` as far as it is not there yet."""
+def find_clips(data: Data) -> tuple[list[ClipRow], list[LedgerRow]]:
+    """All clips, labelled and split, and what became none; the demo mill must have been made.
+
+    Raises:
+        RecordingError: as `build_index`.
+        AnnotationError: as `build_index`.
+    """
+    rows, ledger = _planer_clips(data) if data.layout == "planer" else _audio_clips(data)
+    if data.annotations is not None:
+        rows = attach_annotations(rows, read_reference(data.locate(data.annotations)), ledger=ledger)
+    _refuse_useless(rows, ledger)
+    split = data.split
+    rows = hold_out_validation(rows, fraction=split.validation_fraction, unit=split.validation_unit, seed=split.seed)
+    return rows, ledger
+
+
+def synthesize_demo(data: Data) -> None:
+    """Make the demo mill at `data.root` as far as it is not there yet.
+
+    Raises:
+        StudyError: something else is there.
+    """
     assert data.synthetic is not None
-    return synthesize_mill(data.root, **data.synthetic.model_dump())
+    settings = data.synthetic.model_dump()
+    if not storage.is_remote(data.root):
+        synthesize_mill(data.root, **settings)
+        return
+    mark = storage.join(data.root, MARK)  # the last that is copied there
+    if storage.exists(mark) and json.loads(storage.read_text(mark)).items() >= settings.items():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        synthesize_mill(folder, **settings)
+        made = dict(storage.list_files(folder, suffixes=[""]))
+        there = [name for name, _ in storage.list_files(data.root, suffixes=AUDIO_SUFFIXES)]
+        if strangers := sorted(set(there) - set(made)):
+            raise StudyError(
+                f"{data.root} holds {strangers[0]}, which is not part of this demo mill. Give data.root another folder."
+            )
+        for name in sorted(made, key=lambda name: name == MARK):
+            storage.write_bytes(storage.join(data.root, name), storage.read_bytes(made[name]))
 
 
 def synthesize_mill(out: str, *, train_recordings: int, test_recordings: int, seed: int) -> SyntheticMill:
@@ -138,7 +185,7 @@ def synthesize_mill(out: str, *, train_recordings: int, test_recordings: int, se
             train_recordings=train_recordings,
             test_recordings=test_recordings,
             seed=seed,
-            start=_DEMO_START,
+            start=DEMO_START,
             workers=usable_cores(),
             progress=lambda done, _: ticker.update(done),
         )

@@ -6,7 +6,7 @@ others is never mixed with: the study stops and names each setting that differs,
 the results are gone, the stage runs again whatever its file says.
 
 What a stage reads stands among its settings as well, one key `files.<name>` for each file, so that a file that came,
-went or changed is named.
+went or changed is named. That a file cannot be read at this moment is no such change, see `Stage.settled`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from faithad import storage
 from faithad.errors import StudyError
+from faithad.pipelines.fingerprints import UNREADABLE
 from faithad.progress import console
 
 Settings = Mapping[str, Any]
@@ -61,6 +62,24 @@ class Stage:
     @property
     def _begun_location(self) -> str:
         return storage.join(self.root, "stages", f"{self.name}.begun.json")
+
+    def settled(self, *, afresh: bool = False) -> Stage:
+        """The stage without the differences to its mark that come from files which could not be read for a moment.
+
+        A disk or a network that is away changes no file, so one that cannot be read now is taken for what the mark says
+        of it. One that could not be read when the mark was made was left out then, and stays so.
+
+        Args:
+            afresh: whether a file of the second kind counts as changed after all.
+        """
+        before = self._read(self._begun_location) or self._read(self._location) or {}
+        known = {
+            key: before[key]
+            for key, found in self.settings.items()
+            if key.startswith(FILE_KEY) and key in before
+            if found == UNREADABLE or (before[key] == UNREADABLE and not afresh)
+        }
+        return replace(self, settings={**self.settings, **known})
 
     def is_done(self) -> bool:
         """Whether the stage ended well with exactly these settings, and its results are still there."""

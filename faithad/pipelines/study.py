@@ -5,6 +5,7 @@ A stage asks for the marks of the stages that it builds upon; that they are ther
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import pyarrow as pa
 from faithad import storage
 from faithad.config import Study
 from faithad.errors import StudyError
-from faithad.pipelines.audit import audit_models, audit_stage
+from faithad.pipelines.audit.models import audit_models, audit_stage
+from faithad.pipelines.cluster.session import ray_session
+from faithad.pipelines.drivers import alone_in
 from faithad.pipelines.evaluate import count_ledger, evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
 from faithad.pipelines.index import (
@@ -25,10 +28,10 @@ from faithad.pipelines.index import (
     index_ledger_location,
     index_stage,
     manifest_location,
+    require_study_visible,
 )
-from faithad.pipelines.session import ray_session
 from faithad.pipelines.stages import Stage
-from faithad.pipelines.train import train_models, train_stage
+from faithad.pipelines.training.run import train_models, train_stage
 from faithad.progress import console
 from faithad.report.render import render_report
 
@@ -79,12 +82,23 @@ def report(study: Study, *, redo: bool = False) -> None:
         stages.report.finish()
 
 
+def _alone(stage: Callable[..., None]) -> Callable[..., None]:
+    """The stage, while no other driver works in the study's root."""
+
+    @functools.wraps(stage)
+    def run(study: Study, *, redo: bool = False) -> None:
+        with alone_in(study.root):
+            stage(study, redo=redo)
+
+    return run
+
+
 STAGES: dict[str, Callable[..., None]] = {
-    "index": index,
-    "train": train,
-    "audit": audit,
-    "evaluate": evaluate_study,
-    "report": report,
+    "index": _alone(index),
+    "train": _alone(train),
+    "audit": _alone(audit),
+    "evaluate": _alone(evaluate_study),
+    "report": _alone(report),
 }
 
 
@@ -97,7 +111,8 @@ def run_study(study: Study, *, redo: bool = False) -> str:
     if _finished(study):
         console.print("All stages were done already.")
     else:
-        with ray_session():
+        with alone_in(study.root), ray_session():
+            require_study_visible(study)
             for name, stage in STAGES.items():
                 started = time.monotonic()
                 stage(study, redo=redo)

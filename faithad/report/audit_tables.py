@@ -132,7 +132,7 @@ def read_audit(out: str) -> AuditTables:
     events = _read(out, "events.parquet", schemas.EVENTS.names).to_pylist()
     files = _shards(out)
     scores = shards.columns_of(files["scores"], _SCORE_COLUMNS, schemas.SCORES).to_pandas()
-    model = read_model_card(str(settings.get("model", "")))
+    model = _read_model(out) or read_model_card(str(settings.get("model", "")))
     column = POOLED_COLUMNS.get(_pooling(events, _alarm(settings, model)), "score")
     by_clip = dict(zip(scores["clip_id"], scores[column], strict=True))
     ranked = by_strength(events)
@@ -158,6 +158,13 @@ def read_audit(out: str) -> AuditTables:
 def by_strength(events: list[Row]) -> list[int]:
     """Numbers of the events, strongest first. All share a threshold, so the score ranks them also where no ratio is."""
     return sorted(range(len(events)), key=lambda number: (-events[number]["score"], number))
+
+
+def _read_model(out: str) -> dict[str, Any]:
+    """The model and the alarm as they were when the audit was made; empty where an early audit does not say."""
+    location = storage.join(out, "model.json")
+    found = json.loads(storage.read_text(location)) if storage.exists(location) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_model_card(folder: str) -> dict[str, Any]:
@@ -199,8 +206,9 @@ def _shards(out: str) -> dict[str, list[str]]:
 
 
 def _alarm(settings: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    own, stored = settings.get("alarm"), model.get("alarm")
-    return own if isinstance(own, dict) else stored if isinstance(stored, dict) else {}
+    """The alarm that was raised, as far as it is known: that of the model, unless the audit asked for another one."""
+    own, stored = (found if isinstance(found := of.get("alarm"), dict) else {} for of in (settings, model))
+    return own if any(stored.get(key) != value for key, value in own.items()) else stored
 
 
 def _pooling(events: list[Row], alarm: dict[str, Any]) -> str:

@@ -62,6 +62,16 @@ class Reasons(NamedTuple):
     f_score: str | None
 
 
+def explained_clips(study: StudyTables) -> str | None:
+    """Which clips were explained, where not all were: what is told of maps is told of these."""
+    explain = study.setting("audit.explain")
+    if explain in (None, "all", "none"):
+        return None
+    highest = f"The {str(explain).removeprefix('top:')} clips with the highest scores"
+    which = "Clips with an alarm" if explain == "alarms" else highest
+    return f"{which} alone were explained (audit.explain: {explain}). The figures say nothing of all others."
+
+
 def missing_truth(study: StudyTables) -> Reasons:
     """What cannot be told for want of labels or annotations."""
     test = study.manifest[study.manifest["split"] == "test"]

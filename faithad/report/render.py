@@ -80,6 +80,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "timed": bool(study.scores["recorded_at"].notna().all()),
         "labelled": bool(study.scores["label"].notna().any()),
         "legends": _legends(study),
+        "explained": findings.explained_clips(study),
         "f_score": None if reasons.f_score else _f_score(study),
         "faithfulness": [panel for mode in ("frame", "segment") if (panel := _faithfulness(study, mode))],
         "faithfulness_rows": findings.faithfulness_rows(study),

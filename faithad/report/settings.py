@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from faithad import storage
+from faithad.config_file import yaml_problem
 from faithad.errors import StudyError
 
 
@@ -20,7 +21,7 @@ def read_settings(location: str) -> tuple[str, dict[str, Any]]:
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise StudyError(f"{location} is not valid YAML: {error}") from error
+        raise StudyError(f"{location} is not valid YAML: {yaml_problem(error)}") from None
     if not isinstance(settings, dict):
         raise StudyError(f"{location} must hold keys and values, found {type(settings).__name__}.")
     return text, settings

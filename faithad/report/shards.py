@@ -72,8 +72,7 @@ def matching(
         condition = this if condition is None else condition & this
 
     def read(file: str) -> pa.Table:
-        with storage.open_input(file) as source:
-            return pq.read_table(source, columns=needed, filters=condition).select(columns)
+        return storage.read_rows(file, columns=needed, condition=condition).select(columns)
 
     tables = each(read, files) if clip_ids else []
     return pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
@@ -98,7 +97,7 @@ def _rows_of(files: list[str], chosen: list[str]) -> dict[str, list[Row]]:
         if not held & set(chosen):
             continue
         with storage.open_input(file) as source, pq.ParquetFile(source) as shard:
-            shape = schemas.shape_of(shard.schema_arrow)
+            shape = schemas.shape_of(storage.plain(shard.schema_arrow, file))
             # A null map takes as much memory as a real one, so a large shard is read a few rows at a time.
             for batch in shard.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for index, clip_id in enumerate(batch["clip_id"].to_pylist()):

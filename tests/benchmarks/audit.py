@@ -2,7 +2,7 @@
 
     python tests/benchmarks/audit.py [--quick] [--parts overhead throughput memory bytes]
 
-overhead    2,000 clips through `run_audit` with a network that returns its input, on one core: decoding, features, the
+overhead    6,400 clips through `run_audit` with a network that returns its input, on one core: decoding, features, the
             way through Ray, the rows and their Parquet files. CPU time of all processes for each clip, by their role,
             between a tenth and nine tenths of the shards, so that starting Ray is left out; wall time beside it; and
             what the parts take by themselves in one process.
@@ -10,7 +10,7 @@ throughput  scores of the paper's network with 1, 2 and 4 actors, each time on a
             over the same stretch; `scaling` is the ratio to so many times one.
 memory      the largest proportional set size (PSS) of the driver, any reader and any actor of `faithad audit`, for
             2,000 and 20,000 clips in WAV files of 5.6 hours each, a small network, no explanations.
-bytes       one shard of 32 clips of the paper's shape, all six methods, by table. Maps apart, as they are optional.
+bytes       32 clips of the paper's shape, all six methods, by table. Maps apart, as they are optional.
 
 The figures go to runs/bench/audit.json, flat. Files of nearly 1 GB are made below the folder for temporary files.
 """
@@ -43,22 +43,22 @@ from faithad import storage
 from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording, read_clip
-from faithad.config_audit import load_audit_run
+from faithad.config_audit import RunAudit, load_audit_run
 from faithad.config_sections import Attribution
 from faithad.features import FeatureSettings, Normalization, log_mel
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.networks import build_network
-from faithad.pipelines.audit_run import run_audit
-from faithad.pipelines.audit_shard import AuditModel, audit_clips, table_schemas, to_table
-from faithad.pipelines.log_mels import add_log_mels, log_mels_of
-from faithad.pipelines.shards import from_bytes, to_bytes
+from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.audit.shard import AuditModel, audit_clips, table_schemas, to_table
+from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
+from faithad.pipelines.shards.stream import from_bytes, to_bytes
 
 OUTPUT = Path("runs/bench/audit.json")
 FAITHAD = Path(sys.executable).parent / "faithad"
 PAPER = FeatureSettings()
 SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
-CLIPS_IN_SHARD = 32
+CLIPS_IN_SHARD = RunAudit().clips_per_shard
 
 
 def main() -> None:
@@ -105,7 +105,8 @@ def replace_network() -> None:
 
 def overhead(folder: Path, quick: bool) -> dict[str, float]:
     replace_network()
-    n_clips = 400 if quick else 2_000
+    # As many as make whole shards: of fewer clips there are fewer in a shard.
+    n_clips = 1_600 if quick else 6_400
     model = save(folder / "model", Unchanged(PAPER.n_mels, PAPER.n_frames), PAPER, name="dense_ae")
     sounds = long_recordings(folder / "sounds", n_clips=n_clips, files=1)
     with cores(1), local_ray(1, runtime_env={"worker_process_setup_hook": replace_network}):
@@ -237,7 +238,7 @@ def usual_score(network: nn.Module, folder: Path) -> float:
 
 
 def bytes_per_clip(folder: Path, quick: bool) -> dict[str, float]:
-    n_clips = 4 if quick else CLIPS_IN_SHARD
+    n_clips = 4 if quick else 32
     network, log_mels = trained_network(8 if quick else 40, torch.device("cpu")), spectrograms(n_clips, seed=2)
     model = save(folder / "model", network, PAPER, name="mae")
     run = load_audit_run(None, model=model, recordings=["-"], out=str(folder))

@@ -285,7 +285,7 @@ def wait_for_all(store: dist.FileStore, n: int) -> None:
 
 
 def tuned_network(arguments: argparse.Namespace, workers: int = 1) -> nn.Module:
-    """As pipelines.training_worker.new_network makes it, which would need Ray."""
+    """As pipelines.training.worker.new_network makes it, which would need Ray."""
     network = new_network(arguments)
     if workers > 1 or (arguments.device == "cpu" and arguments.compile == "none"):
         share_batch_norm(network)

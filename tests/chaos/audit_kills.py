@@ -153,9 +153,12 @@ def finish(run: Run, *, kills: Sequence[tuple[str, float]] = ()) -> float:
 
 
 def wait_for_files(run: Run, target: float) -> None:
+    """Return once there are so many files, or the command has come to a good end before it could be killed again."""
     deadline = time.monotonic() + PROGRESS_S
     while len(read_new_tables(run)) < target:
         if not run.is_running():
+            if run.process is not None and run.process.returncode == 0:
+                return
             run.wait()  # it gave up by itself: start it again, as a person would
             run.start()
         assert time.monotonic() < deadline, f"no progress: {len(published(run.out))} of {target:.0f} files"

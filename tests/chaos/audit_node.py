@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from faithad.config_audit import load_audit_run
-from faithad.pipelines.audit_run import run_audit
+from faithad.pipelines.audit.run import run_audit
 from tests.chaos.audits import CLIPS, audit_values, differences, published
 
 NODE = {"num_cpus": 2, "object_store_memory": 300_000_000}
@@ -28,12 +29,18 @@ LONGEST_S = 300.0
 
 
 @pytest.mark.timeout(1200)
-def test_an_audit_that_loses_a_node(mill_and_model: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_audit_that_loses_a_node(
+    mill_and_model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calm, wild = tmp_path / "calm", tmp_path / "wild"
-    with two_nodes():
+    monkeypatch.setenv("FAITHAD_SHARED", os.path.commonpath([tmp_path, mill_and_model[0]]))
+    with two_nodes() as cluster:
+        # So that the audit takes this for a cluster which may grow, as it is one, and not for a Ray of its own.
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         calm_s = audit(*mill_and_model, calm)
     n_files = len(published(calm))
     with two_nodes() as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         removal = Removal(cluster, wild, n_files // 4)
         removal.start()
         wild_s = audit(*mill_and_model, wild)

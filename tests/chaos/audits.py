@@ -74,7 +74,7 @@ def published(out: Path) -> list[Path]:
         Path(folder, name)
         for folder, _, names in os.walk(out)  # which does not mind folders that have just gone
         for name in names
-        if not name.startswith(".") and os.path.basename(folder) != "attempts"
+        if not name.startswith(".") and name != "driver.json" and os.path.basename(folder) != "attempts"
     ]
 
 

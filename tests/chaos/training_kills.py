@@ -32,7 +32,6 @@ from faithad.clips.synthetic import synthesize
 from faithad.config import Study, parse_study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
-from faithad.pipelines import train
 from faithad.pipelines.study import STAGES
 
 FAITHAD = Path(sys.executable).parent / "faithad"
@@ -42,6 +41,11 @@ WORKER = {1: "ray::train mae-0", 2: "ray::RayTrainWorker"}
 SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False}
 
 Trigger = Callable[[], bool]
+
+
+@pytest.fixture(autouse=True)
+def everything_is_shared(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAITHAD_SHARED", str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +169,10 @@ def test_a_killed_worker(undisturbed: dict[int, Study], make: Callable[..., Stud
     assert_went_on(study, undisturbed[workers], before[0])
 
 
-def test_a_killed_leader(undisturbed: dict[int, Study], make: Callable[..., Study]) -> None:
-    """The process that leads a Ray Train run: its placement group stays behind, so that this Ray has no room left."""
+def test_a_killed_leader(
+    undisturbed: dict[int, Study], make: Callable[..., Study], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process that leads a Ray Train run: the cores that its workers had are there for it again, and for others."""
     study = make(2, models=["mae", "ae"], trainings_at_once=1)
     before: list[pd.DataFrame] = []
 
@@ -177,12 +183,11 @@ def test_a_killed_leader(undisturbed: dict[int, Study], make: Callable[..., Stud
 
     with local_ray():
         killer = once(lambda: in_the_midst(study), kill)
-        with pytest.raises(StudyError, match=r"mae-0 lost its process(.|\n)*ae-0 has no place to run any more"):
-            run(study)
-        killer.join()
-    with local_ray():
         run(study)
+        killer.join()
+    assert "train mae-0: lost its process" in capsys.readouterr().out
     assert_went_on(study, undisturbed[2], before[0])
+    assert len(epochs(study, "ae-0")) == EPOCHS
 
 
 @pytest.mark.parametrize("workers", WORKER)
@@ -211,13 +216,17 @@ def test_a_killed_driver(undisturbed: dict[int, Study], make: Callable[..., Stud
 
 
 @pytest.mark.parametrize("workers", WORKER)
-def test_a_removed_machine(undisturbed: dict[int, Study], make: Callable[..., Study], workers: int) -> None:
+def test_a_removed_machine(
+    undisturbed: dict[int, Study], make: Callable[..., Study], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two machines beside the head, the one on which the training runs is gone at once; the other goes on."""
     study = make(workers)
     before: list[pd.DataFrame] = []
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
     try:
         machines = [cluster.add_node(num_cpus=2, **SMALL) for _ in range(2)]
+        if workers == 1:  # as on any cluster; Ray Train would wait for a dashboard there, and this one has none
+            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         cluster.wait_for_nodes()
 
@@ -239,7 +248,7 @@ def test_a_removed_machine(undisturbed: dict[int, Study], make: Callable[..., St
 
 def test_the_last_machine_is_removed(make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
     """No machine can hold the training any more: that is said after a while, in place of waiting for ever."""
-    monkeypatch.setattr(train, "_HOPE_S", 10.0)
+    monkeypatch.setenv("FAITHAD_WAIT_S", "10")
     study = make(1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
     try:

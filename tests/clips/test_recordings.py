@@ -352,6 +352,27 @@ def test_windows_cover_the_recording(n_samples: int, rate_hz: int, clip_s: float
         ("helicopter_test.flac", None),
         ("MPD_19-12-04.wav", None),
         ("", None),
+        ("20240506_070005.WAV", datetime(2024, 5, 6, 7, 0, 5)),
+        ("week/20240506_070005T.WAV", datetime(2024, 5, 6, 7, 0, 5)),
+        ("SM4A01234_20240506_070005.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("s3://mill/week%207/planer%202024-05-06%2007-00-05.flac", datetime(2024, 5, 6, 7, 0, 5)),
+        ("2024-05-06T07-00-05Z_mic1.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("20240506T070005.123.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("north 2024-05-06_07.00.05.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("2024.05.06 at 07.00.05.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("2024_05_06__07_00_05.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("20240506070005.flac", datetime(2024, 5, 6, 7, 0, 5)),
+        ("20240506_070005/ZOOM0001.WAV", None),  # the folder's name is not the recording's
+        ("240506_070005.wav", None),  # which of the three is the year?
+        ("20240506_0700.wav", None),  # a time, or a running number
+        ("20240506_0700051.wav", None),
+        ("120240506_070005.wav", None),
+        ("20241306_070005.wav", None),
+        ("20240506_250005.wav", None),
+        ("2024-0506_070005.wav", None),
+        ("20240506_070005-20240506_080005.wav", None),  # from, to? or copied?
+        ("20240506_070005_20240506_070005.wav", datetime(2024, 5, 6, 7, 0, 5)),
+        ("18991231_235959.wav", None),
     ],
 )
 def test_recorded_at(name: str, moment: datetime | None) -> None:

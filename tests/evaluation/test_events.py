@@ -247,6 +247,30 @@ def test_recorders_side_by_side_stay_apart() -> None:
     assert len(made.events()) == 2
 
 
+MIDNIGHT_S = 17 * 3_600.0  # after START
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n_events"),
+    [
+        ("mill/2024-05-06/a.wav", "mill/2024-05-07/b.wav", 1),
+        ("20240506/mic 1/a.wav", "20240507/mic 1/b.wav", 1),
+        ("mill 2024/05/06/a.wav", "mill 2024/05/07/b.wav", 1),
+        ("mill/2024-05-06/a.wav", "mill/2024-05-06/b.wav", 1),
+        ("mill/2024-05-06/mic 1/a.wav", "mill/2024-05-07/mic 2/b.wav", 2),
+        ("mic 120240506/a.wav", "mic 120240507/b.wav", 2),
+        ("run 20241306/a.wav", "run 20241307/b.wav", 2),  # no dates
+    ],
+)
+def test_an_event_goes_on_over_midnight_in_the_folder_of_the_next_day(before: str, after: str, n_events: int) -> None:
+    made = Made().recording(before, [1, 3], start_s=MIDNIGHT_S - 20).recording(after, [3, 1], start_s=MIDNIGHT_S)
+    events = made.events()
+    assert [len(event["parts"]) for event in events] == ([2] if n_events == 1 else [1, 1])
+    if n_events == 1:
+        assert [part["recording"] for part in events[0]["parts"]] == [before, after]
+        assert (events[0]["started_at"], events[0]["duration_s"]) == (datetime(2024, 5, 6, 23, 59, 50), 20.0)
+
+
 def test_ids_are_stable_and_sorting_is_by_the_clock() -> None:
     late = Made().recording("m/a.wav", [3.0, 1.0], start_s=5000.0)
     both = Made().recording("m/a.wav", [3.0, 1.0], start_s=5000.0).recording("m/b.wav", [4.0], start_s=0.0)

@@ -16,7 +16,7 @@ import yaml
 
 from faithad.clips.synthetic import synthesize
 from faithad.config import Study, parse_study
-from faithad.pipelines.audit_run import Outcome, run_audit
+from faithad.pipelines.audit.run import Outcome, run_audit
 from faithad.pipelines.study import run_study
 from tests.integration.audits import RATE, make_run
 

@@ -1,55 +1,61 @@
-"""What dies while an audit works, with real processes that are really killed: clips that kill, and a killed driver."""
+"""What dies while an audit works: files and clips that kill, with real processes that are really killed.
+
+Killed drivers are in test_storage_s3.py and in tests/chaos.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-import yaml
-from moto.server import ThreadedMotoServer
 
 from faithad import storage
+from faithad.clips.recordings import AudioHeader
 from faithad.config import Study
 from faithad.features import FeatureSettings
-from faithad.pipelines import audit_worker, log_mels
-from faithad.pipelines.audit_run import Outcome, run_audit
-from faithad.pipelines.audit_shard import AuditModel
-from faithad.pipelines.audit_worker import Auditor, Step, read_shard
-from faithad.pipelines.shards import Row
-from tests.integration.audits import WEEK_CLIPS, make_run, table
+from faithad.pipelines import headers
+from faithad.pipelines.audit import worker as audit_worker
+from faithad.pipelines.audit.run import Outcome, run_audit
+from faithad.pipelines.audit.shard import AuditModel
+from faithad.pipelines.audit.worker import Auditor, Step, read_shard
+from faithad.pipelines.shards import log_mels
+from faithad.pipelines.shards.stream import Row
+from tests.integration.audits import make_run, table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-FAITHAD = Path(sys.executable).parent / "faithad"
-TABLES = ("manifest.parquet", "ledger.parquet", "scores")
+
+# Twelve clips, each a shard of its own. For deadly clips among others see tests/chaos/audit_poison.py.
+SOME = ("MPD*.wav", "noise.flac", "short.wav", "broken.wav")
+DEADLY_TO_OPEN, DEADLY_TO_READ, DEADLY_TO_AUDIT = "deadly.wav", ("short.wav", 0.0), ("noise.flac", 10.0)
+read_some = headers._read_some
 
 
-def rows(out: Path | str, name: str) -> pa.Table:
-    """All rows of a table, without the columns that say where the recordings lie."""
-    found = storage.read_table(storage.join(str(out), name))
-    return found.drop_columns([name for name in ("uri", "reason") if name in found.column_names])
+def opening_kills(uris: list[str], mark: str, run: str) -> list[AudioHeader | str]:
+    """A task that reads headers, in a process that one file kills, as a crash in a decoder would."""
 
+    def probe(uri: str) -> AudioHeader:
+        if uri.endswith(DEADLY_TO_OPEN):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(uri)
 
-DEADLY_TO_READ, DEADLY_TO_AUDIT = ("week 7/long.wav", 50.0), ("week 7/noise.flac", 10.0)
+    original, headers.probe_recording = headers.probe_recording, probe
+    try:
+        return read_some(uris, mark, run)
+    finally:
+        headers.probe_recording = original
 
 
 def reading_kills(row: Row, **options: Any) -> Row:
-    """`read_shard` in a process that one clip kills, as a crash in a decoder would."""
+    """`read_shard` in a process that one clip kills."""
 
     def read(clip: Row, settings: FeatureSettings) -> np.ndarray:
-        if (clip["recording"], clip["onset_s"]) == DEADLY_TO_READ:
+        if is_at(clip, DEADLY_TO_READ):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(clip, settings)
 
@@ -64,95 +70,50 @@ class AuditingKills(Auditor):
     """An actor that one clip kills, as the kernel does where memory is short."""
 
     def audit(self, held: AuditModel, clips: list[Row], log_mels: torch.Tensor, step: Step) -> dict[str, list[Row]]:
-        if any((clip["recording"], clip["onset_s"]) == DEADLY_TO_AUDIT for clip in clips):
+        if any(is_at(clip, DEADLY_TO_AUDIT) for clip in clips):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().audit(held, clips, log_mels, step)
 
 
-def test_clips_that_kill_are_left_out_and_harm_no_other(
+def is_at(clip: Row, place: tuple[str, float]) -> bool:
+    return (storage.name_of(clip["recording"]), clip["onset_s"]) == place
+
+
+def test_what_kills_is_left_out_and_harms_no_other(
     finished: Study, week: Path, audited: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calm, out = audited[0], tmp_path / "out"
-    run = make_run(finished, week, out, "audit.explain=none")
+    out, sounds = tmp_path / "out", tmp_path / week.name
+    sounds.mkdir()
+    for file in (file for pattern in SOME for file in week.glob(pattern)):
+        shutil.copy(file, sounds)
+    shutil.copy(week / "short.wav", sounds / DEADLY_TO_OPEN)
+    run = make_run(finished, sounds, out, "audit.explain=none", "audit.actors=1")
     with monkeypatch.context() as patch:
+        patch.setattr(headers, "_read_some", opening_kills)
         patch.setattr(audit_worker, "read_shard", reading_kills)
         patch.setattr(audit_worker, "Auditor", AuditingKills)
         outcome = run_audit(run)
-    assert (outcome.n_done, outcome.n_failed) == (WEEK_CLIPS - 2, 3)
-    assert outcome.line.startswith(f"{WEEK_CLIPS - 2} of {WEEK_CLIPS} clips audited, 2 failed, 1 recording unreadable")
-    ledger = {(row["recording"], row["onset_s"]): row for row in rows(out, "ledger.parquet").to_pylist()}
-    reasons = dict(zip(ledger, table(out, "ledger.parquet")["reason"], strict=True))
-    failed = {place: reasons[place] for place, row in ledger.items() if row["clip_id"] and row["status"] == "failed"}
-    assert set(failed) == {DEADLY_TO_READ, DEADLY_TO_AUDIT}
-    assert failed[DEADLY_TO_READ].startswith("Reading this clip ended its process 2 times")
-    assert failed[DEADLY_TO_AUDIT].startswith("Auditing this clip ended its process 2 times")
-    dead = {ledger[place]["clip_id"] for place in failed}
-    # All others to the last bit.
-    assert rows(out, "scores").to_pylist() == [
-        row for row in rows(calm, "scores").to_pylist() if row["clip_id"] not in dead
-    ]
+    assert (outcome.n_done, outcome.n_failed) == (10, 4)
+    assert outcome.line.startswith("10 of 12 clips audited, 2 failed, 2 recordings unreadable (see ")
+    failed = {(storage.name_of(row["recording"]), row["onset_s"]): row["reason"]
+              for row in table(out, "ledger.parquet").to_dict("records") if row["status"] == "failed"}  # fmt: skip
+    told = {storage.name_of(name): reason for (name, _), reason in failed.items()}
+    assert set(told) == {DEADLY_TO_OPEN, "short.wav", "noise.flac", "broken.wav"}
+    for name, doing in ((DEADLY_TO_OPEN, "Opening this recording"), ("short.wav", "Reading this clip"),
+                        ("noise.flac", "Auditing this clip")):  # fmt: skip
+        assert told[name].startswith(f"{doing} ended its process 2 times"), name
+    assert {DEADLY_TO_READ, DEADLY_TO_AUDIT} < set(failed)
+    calm = {row["clip_id"]: row for row in scores_in(audited[0])}
+    found = scores_in(out)
+    assert [calm[row["clip_id"]] for row in found] == found, "all others to the last bit"
+    assert not (out / "attempts").exists()
 
     again = run_audit(run, retry_failed=True)
-    assert (again.n_done, again.n_failed) == (WEEK_CLIPS, 1)
-    for name in ("ledger.parquet", "scores"):
-        assert rows(out, name).equals(rows(calm, name)), name
+    assert (again.n_done, again.n_failed) == (13, 1)
+    found = scores_in(out)
+    assert [calm.get(row["clip_id"], row) for row in found] == found
 
 
-@pytest.fixture
-def bucket(week: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server of our own on loopback that holds the recordings."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="mill")
-    for path in week.iterdir():
-        client.upload_file(str(path), "mill", f"{week.name}/{path.name}")
-    yield "s3://mill"
-    server.stop()
-
-
-def test_a_killed_audit_goes_on_in_an_object_store(
-    finished: Study, audited: tuple[Path, Outcome], bucket: str, tmp_path: Path
-) -> None:
-    """In processes of their own: the store's place and keys reach Ray's workers through their environment."""
-    shutil.copytree(f"{finished.root}/models/mae-0", tmp_path / "model")
-    values = {"model": str(tmp_path / "model"), "recordings": [f"{bucket}/week%207"], "out": f"{bucket}/out"}
-    values |= {"audit": {"explain": "none"}}
-    (tmp_path / "audit.yaml").write_text(yaml.safe_dump(values))
-    command = [FAITHAD, "audit", "--config", tmp_path / "audit.yaml"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not shards_done(bucket) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    done, n_shards = shards_done(bucket), len(list((audited[0] / "ledger").iterdir()))
-    assert 0 < len(done) < n_shards
-
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert answer.returncode == 3, answer.stdout + answer.stderr
-    calm = audited[1].line.replace(str(audited[0]), f"{bucket}/out")
-    assert answer.stdout.splitlines()[-1] == calm
-    after = shards_done(bucket)
-    assert len(after) == n_shards
-    assert {key: after[key] for key in done} == done, "what was done is not done again"
-    for name in TABLES:
-        assert rows(f"{bucket}/out", name).equals(rows(audited[0], name)), name
-
-    other = subprocess.run([*command, "--set", "remainder=drop"], capture_output=True, text=True, check=False)
-    assert other.returncode == 1
-    assert "remainder: 'overlap' then, 'drop' now" in other.stderr
-
-
-def shards_done(bucket: str) -> dict[str, Any]:
-    """The ledgers in the store, with the time of each."""
-    found = boto3.client("s3").list_objects_v2(Bucket=bucket.removeprefix("s3://"), Prefix="out/ledger/")
-    return {each["Key"]: each["LastModified"] for each in found.get("Contents", []) if each["Key"].endswith(".parquet")}
+def scores_in(out: Path) -> list[Row]:
+    found: list[Row] = storage.read_table(str(out / "scores")).to_pylist()
+    return found

@@ -18,7 +18,7 @@ from faithad.config_audit import load_audit_run
 from faithad.errors import CheckpointError, RecordingError, StudyError
 from faithad.features import log_mel
 from faithad.model.checkpoint import load_model
-from faithad.pipelines.audit_run import Outcome, run_audit
+from faithad.pipelines.audit.run import Outcome, run_audit
 from tests.integration.audits import RATE, WEEK_CLIPS, make_run, table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -131,7 +131,7 @@ def test_another_choice_of_what_is_explained_leaves_the_scores(
     after = times(out)
     for name in before:
         assert (after.get(name) == before[name]) is (not name.startswith(("attr", "expl", "faith", "spec", "events",
-            "report", "ledger.parquet", "audit.yaml", "stages/explain", "stages/events"))), name  # fmt: skip
+            "report", "model", "ledger.parquet", "audit.yaml", "stages/explain", "stages/events"))), name  # fmt: skip
     if explain == "none":
         assert not (out / "attributions").exists()
         assert table(out, "events.parquet")["method"].isna().all()
@@ -147,7 +147,9 @@ def test_other_events_cost_no_audit(audited: tuple[Path, Outcome], finished: Stu
     run_audit(make_run(finished, week, out, "events.method=error_map", "events.merge_gap_s=0"))
     assert set(table(out, "events.parquet")["method"]) == {"error_map"}
     changed = {name for name, time in times(out).items() if before.get(name) != time}
-    assert changed == {"audit.yaml", "events.parquet", "ledger.parquet", "report.html", "stages/events.json"}
+    assert changed == {
+        "audit.yaml", "events.parquet", "ledger.parquet", "model.json", "report.html", "stages/events.json",
+    }  # fmt: skip
 
 
 def test_other_inputs_are_refused_and_named(
@@ -156,8 +158,10 @@ def test_other_inputs_are_refused_and_named(
     out, here = tmp_path / "out", tmp_path / "week 7"
     shutil.copytree(audited[0], out)
     shutil.copytree(week, here)
-    run = make_run(finished, here, out)
+    run, before_move = make_run(finished, here, out), times(out)
     assert run_audit(run).n_done == WEEK_CLIPS, "the recordings may move"
+    assert {Path(uri).parent for uri in table(out, "manifest.parquet")["uri"]} == {here}
+    assert {name for name, time in times(out).items() if before_move[name] != time} == {"manifest.parquet"}
 
     samples, _ = soundfile.read(here / "short.wav", dtype="int16")
     soundfile.write(here / "short.wav", samples[::-1], RATE)  # of the same size

@@ -1,22 +1,17 @@
-"""What people really hand in: broken files among good ones, real sound, the published layout, an object store."""
+"""What people really hand in: broken files among good ones, real sound, the published layout."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
-import yaml
-from moto.server import ThreadedMotoServer
 
 from faithad import storage
 from faithad.config import Study
@@ -184,51 +179,3 @@ def test_the_published_layout_of_spectrograms(
     assert "list" in failed[1]
     assert "Path" in failed[2]
     assert (ledger["status"] == "skipped").sum() == 1
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server of our own on loopback, with one bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    boto3.client("s3").create_bucket(Bucket="mill")
-    yield "mill"
-    server.stop()
-
-
-def test_a_study_whose_recordings_and_results_are_in_an_object_store(mill: Path, finished: Study, bucket: str) -> None:
-    """In a process of its own: the store's place and keys reach Ray's workers through its environment."""
-    client = boto3.client("s3")
-    for path in sorted(mill.rglob("*")):
-        if path.is_file():
-            client.upload_file(str(path), bucket, f"two days/é/{path.relative_to(mill).as_posix()}")
-    values = yaml.safe_load(finished.to_yaml())
-    values |= {"root": "s3://mill/study", "models": ["ae"]}
-    values["data"]["root"] = "s3://mill/two%20days/%C3%A9"
-    values["train"]["epochs"] = 1
-    client.put_object(Bucket=bucket, Key="study.yaml", Body=yaml.safe_dump(values).encode())
-
-    command = [Path(sys.executable).parent / "faithad", "study", "--config", "s3://mill/study.yaml"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert answer.stdout.strip().splitlines()[-1].startswith("16 clips done. Tables: s3://mill/study ")
-
-    there, here = (
-        storage.read_table(storage.join(root, "manifest.parquet")).drop_columns(["uri"]).to_pylist()
-        for root in ("s3://mill/study", finished.root)
-    )
-    assert there == here
-    scores = storage.read_table("s3://mill/study/audit/ae-0/scores")
-    assert scores.num_rows == 8
-    assert "</html>" in storage.read_text("s3://mill/study/report.html")
-    keys = {each["Key"] for each in client.list_objects_v2(Bucket=bucket, Prefix="study/")["Contents"]}
-    assert "study/models/ae-0/model.safetensors" in keys
-    assert not any(key.startswith("study/training/") and not key.endswith("/") for key in keys)

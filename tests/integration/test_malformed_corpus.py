@@ -13,7 +13,7 @@ from faithad import storage
 from faithad.clips.recordings import probe_recording
 from faithad.config import Study
 from faithad.config_audit import load_audit_run
-from faithad.pipelines.audit_run import Outcome, run_audit
+from faithad.pipelines.audit.run import Outcome, run_audit
 from tests.clips.malformed import Entry, write_corpus
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -22,9 +22,9 @@ from faithad.config import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
 from faithad.pipelines.index import manifest_location
-from faithad.pipelines.search import search_study
-from faithad.pipelines.search_judge import scores_location
-from faithad.pipelines.search_plan import Trial
+from faithad.pipelines.search.judge import scores_location
+from faithad.pipelines.search.plan import Trial
+from faithad.pipelines.search.run import search_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -18,9 +18,9 @@ from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import fit_normalization, load_features, write_features
 from faithad.pipelines.index import manifest_location
-from faithad.pipelines.search_judge import scores_location
-from faithad.pipelines.search_plan import Record, Trial, cell_study, read_record, trial_folder
-from faithad.pipelines.search_trial import stop_location, train_trial
+from faithad.pipelines.search.judge import scores_location
+from faithad.pipelines.search.plan import Record, Trial, cell_study, read_record, trial_folder
+from faithad.pipelines.search.trial import stop_location, train_trial
 
 TRIAL = Trial(0.3, 4, 0)
 

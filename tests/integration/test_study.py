@@ -19,7 +19,7 @@ from faithad.config import Study
 from faithad.errors import CheckpointError, RecordingError, StudyError
 from faithad.evaluation.detection import auc
 from faithad.model.checkpoint import load_model
-from faithad.pipelines.log_mels import read_log_mel
+from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.pipelines.study import STAGES, run_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -15,7 +15,7 @@ import torch
 from faithad import storage
 from faithad.config import Study, parse_study
 from faithad.features import Normalization
-from faithad.pipelines.training_clips import share_clips, training_clips
+from faithad.pipelines.training.clips import share_clips, training_clips
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -9,28 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from faithad.pipelines.attempts import attempt, count_deaths
+from faithad.pipelines.shards.attempts import attempt, count_deaths
 
 CLIPS = ["a", "b", "c", "d"]
 # Does a shard like a worker: dies of the clips that it is told, alone or together with others.
 WORKER = """
 import json, os, signal, sys
-from faithad.pipelines.attempts import attempt
+from faithad.pipelines.shards.attempts import attempt
 mark, run, deadly, crowd = sys.argv[1], sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
-clips = ["a", "b", "c", "d"]
+clips = sys.argv[5].split(",")
 def work(positions):
     if any(clips[k] in deadly for k in positions) or len(positions) >= crowd:
         os.kill(os.getpid(), signal.SIGKILL)
     return [clips[k] for k in positions]
-found = attempt(mark, clips, run=run, what="Reading", together=work, alone=lambda k: work([k]))
+found = attempt(mark, clips, run=run, what="Reading this clip", together=work, alone=lambda k: work([k]))
 print(json.dumps([found.result, {clips[k]: reason for k, reason in found.left_out.items()}]))
 """
 
 
-def lives(tmp_path: Path, *, deadly: str = "", crowd: int = 9, run: str | None = "r") -> tuple[int, object, object]:
+def lives(
+    tmp_path: Path, *, deadly: str = "", crowd: int = 9, run: str | None = "r", clips: str = "a,b,c,d"
+) -> tuple[int, object, object]:
     """Start the worker until it ends well: how often it died, what it did, and what it left out."""
     for deaths in range(20):
-        arguments = [str(tmp_path / "mark.json"), run or f"run {deaths}", deadly, str(crowd)]
+        arguments = [str(tmp_path / "mark.json"), run or f"run {deaths}", deadly, str(crowd), clips]
         answer = subprocess.run([sys.executable, "-c", WORKER, *arguments], capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             result, left_out = json.loads(answer.stdout)
@@ -46,6 +48,12 @@ def test_a_clip_that_kills_is_left_out_and_all_others_are_done_together(tmp_path
     assert list(left_out) == ["c"]
     assert left_out["c"].startswith("Reading this clip ended its process 2 times")
     assert not (tmp_path / "mark.json").exists()
+
+
+def test_a_clip_without_neighbours_is_told_sooner(tmp_path: Path) -> None:
+    deaths, result, left_out = lives(tmp_path, deadly="c", clips="c")
+    assert (deaths, result, list(left_out)) == (2, None, ["c"])
+    assert lives(tmp_path, clips="c") == (0, ["c"], {})
 
 
 def test_several_clips_that_kill(tmp_path: Path) -> None:
@@ -75,7 +83,7 @@ def test_an_error_is_no_death(tmp_path: Path) -> None:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        attempt(str(tmp_path / "mark.json"), CLIPS, run="r", what="Reading", together=fails, alone=print)
+        attempt(str(tmp_path / "mark.json"), CLIPS, run="r", what="Reading this clip", together=fails, alone=print)
     assert not (tmp_path / "mark.json").exists()
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from faithad import schemas
 from faithad.model.alarm import AlarmThreshold
-from faithad.pipelines.audit_choice import choose_clips, keep_examples, keep_highest
-from faithad.pipelines.shards import shard_size, shards
+from faithad.pipelines.audit.choice import choose_clips, keep_examples, keep_highest
+from faithad.pipelines.shards.stream import shard_size, shards
 
 MEAN, WORST = (AlarmThreshold("quantile", pooling, 0.05, 3.0, 18.0, 100) for pooling in ("mean", "worst_second"))
 

@@ -14,7 +14,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.classical import fit_classical
 from faithad.model.networks import build_network
-from faithad.pipelines.audit_shard import EXPLANATIONS, TABLES, AuditModel, audit_clips, table_schemas, to_table
+from faithad.pipelines.audit.shard import EXPLANATIONS, TABLES, AuditModel, audit_clips, table_schemas, to_table
 
 SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
 FRAMES = 100

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from faithad import storage
+from faithad.config_audit import load_audit_run
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.detection import auc
-from faithad.pipelines.evaluate_audit import evaluate_audit
-from faithad.pipelines.exports import export_events
+from faithad.model.checkpoint import describe, load_model
+from faithad.pipelines.audit.evaluate import evaluate_audit
+from faithad.pipelines.audit.exports import export_events
 
 FIRST, SECOND = "MPD_24-05-06_0700_00001.wav", "MPD_24-05-06_0701_00002.wav"
 
@@ -102,6 +105,19 @@ def test_references_to_other_recordings_are_refused(audit: Any, tmp_path: Path) 
 def test_a_folder_without_an_audit(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"no finished audit in .*Give the folder that `faithad audit --out` wrote to"):
         evaluate_audit(str(tmp_path), str(tmp_path))
+
+
+def test_the_model_and_the_recordings_may_be_gone(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="53 56.5 broken\n")
+    before = evaluate_audit(audit.out, reference)
+    model = load_model(load_audit_run(storage.join(audit.out, "audit.yaml")).model)
+    storage.write_text(storage.join(audit.out, "model.json"), json.dumps(describe(model)))
+    run = load_audit_run(storage.join(audit.out, "audit.yaml"), model=str(tmp_path / "gone"))
+    storage.write_text(storage.join(audit.out, "audit.yaml"), run.to_yaml())
+    for place in audit.places.values():
+        place.unlink()
+    assert evaluate_audit(audit.out, reference) == before
+    assert export_events(audit.out, str(tmp_path / "csv"), format="csv").startswith("3 events in 3 recordings")
 
 
 def test_an_audit_that_scored_nothing(audit: Any, tmp_path: Path) -> None:

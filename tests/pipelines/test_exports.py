@@ -14,8 +14,8 @@ import soundfile
 
 from faithad import schemas, storage
 from faithad.clips.labels.files import FORMATS, read_labels
-from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.pipelines.exports import export_clips, export_events
+from faithad.errors import ConfigError, RecordingError, StudyError, shown
+from faithad.pipelines.audit.exports import export_clips, export_events
 
 RATE_HZ = 8_000
 FIRST, SECOND, ODD = "mill/MPD_24-05-06_0700_00001.wav", "mill/MPD_24-05-06_0701_00002.wav", "mill/O'B <b>\t=1.flac"
@@ -129,7 +129,7 @@ def test_the_bits_of_a_recording_stay(audit: Any, tmp_path: Path, subtype: str, 
 
 
 def test_long_events_are_copied_block_by_block(audit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("faithad.pipelines.exports._BLOCK_FRAMES", 999)
+    monkeypatch.setattr("faithad.pipelines.audit.exports._BLOCK_FRAMES", 999)
     export_clips(audit.out, str(tmp_path / "wav"), margin_s=1)
     (path,) = (tmp_path / "wav").glob("0003*")
     samples, _ = soundfile.read(path, dtype="int16")
@@ -142,7 +142,7 @@ def test_recordings_that_are_gone_are_named_and_the_rest_is_written(audit: Any, 
     line = export_clips(audit.out, str(tmp_path / "wav"), margin_s=0)
     head, *named = line.splitlines()
     assert head == f"2 WAV files of 3 events in {tmp_path / 'wav'}. 2 recordings are left out:"
-    assert any(ODD in text and "does not exist" in text for text in named)
+    assert any(shown(ODD) in text and "does not exist" in text for text in named)
     assert any(SECOND in text and "cannot be decoded" in text for text in named)
     assert len(list((tmp_path / "wav").iterdir())) == 2
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from faithad.config import parse_study
-from faithad.pipelines.training_worker import new_network
+from faithad.pipelines.training.worker import new_network
 
 
 # torch.compile's own modules warn of themselves when they are imported.

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from faithad.config_sections import Train
 from faithad.errors import StudyError
-from faithad.pipelines.places import Nodes, divide
+from faithad.pipelines.cluster.machines import Nodes
+from faithad.pipelines.training.places import divide
 
 
 def node(cpus: float, gpus: float = 0) -> dict[str, float]:

@@ -12,8 +12,7 @@ import yaml
 from faithad import storage
 from faithad.config import Study, load_study, parse_study
 from faithad.errors import ConfigError
-from faithad.pipelines.search import best_cell
-from faithad.pipelines.search_plan import (
+from faithad.pipelines.search.plan import (
     Record,
     Trial,
     begun_trials,
@@ -23,8 +22,9 @@ from faithad.pipelines.search_plan import (
     read_record,
     write_record,
 )
-from faithad.pipelines.search_trial import stop_location
-from faithad.pipelines.search_tuning import GentleASHA, tree_parzen_search
+from faithad.pipelines.search.run import best_cell
+from faithad.pipelines.search.trial import stop_location
+from faithad.pipelines.search.tuning import GentleASHA, tree_parzen_search
 
 
 def study_of(root: str = "/nowhere", **search: Any) -> Study:
@@ -49,6 +49,7 @@ def record_of(trial: Trial, *values: float | None, status: str = "done") -> Reco
         proxy_auc=None,
         validation_loss=None,
         best_epoch=1,
+        diverged_epochs=0,
         duration_s=1.0,
     )
 

@@ -8,6 +8,7 @@ import pytest
 
 from faithad import storage
 from faithad.errors import StudyError
+from faithad.pipelines.fingerprints import UNREADABLE
 from faithad.pipelines.stages import Stage, flatten
 
 RESULT = "models/ae-0/weights"
@@ -104,6 +105,30 @@ def test_files_that_came_went_or_changed_are_named(tmp_path: Path) -> None:
     assert "  files that went: old 00.wav, old 01.wav, " in told
     assert "old 09.wav and 2 more\n" in told
     assert "a.wav: " not in told
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_file_that_cannot_be_read_for_a_moment_is_no_change(tmp_path: Path, finished: bool) -> None:
+    first = stage(tmp_path, **{"files.a.wav": "1", "files.b.wav": UNREADABLE, "files.c.wav": "3"})
+    first.begin(redo=False)
+    write_result(tmp_path)
+    if finished:
+        first.finish()
+    # Now a is away, b is back, and c has been replaced.
+    now = stage(tmp_path, **{"files.a.wav": UNREADABLE, "files.b.wav": "2", "files.c.wav": "3"})
+    assert now.settled() == first
+    assert now.settled().is_done() is finished
+    assert now.settled(afresh=True).settings["files.b.wav"] == "2"
+    with pytest.raises(StudyError, match=r"files that changed: b\.wav\n"):
+        now.settled(afresh=True).begin(redo=False)
+    other = stage(tmp_path, **{"files.a.wav": UNREADABLE, "files.b.wav": UNREADABLE, "files.c.wav": "4"})
+    with pytest.raises(StudyError, match=r"files that changed: c\.wav\n"):
+        other.settled().begin(redo=False)
+
+
+def test_where_no_mark_is_a_file_that_cannot_be_read_is_just_that(tmp_path: Path) -> None:
+    new = stage(tmp_path, **{"files.a.wav": UNREADABLE})
+    assert new.settled() == new
 
 
 def test_a_finished_stage_may_be_gone_on_with(tmp_path: Path) -> None:

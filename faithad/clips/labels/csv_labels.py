@@ -18,10 +18,12 @@ NEEDED = ("recording", "onset_s", "offset_s")
 HEADER = (*NEEDED, "text", "low_hz", "high_hz")
 
 # A spreadsheet runs a cell that begins with one of these as a formula, and names are data: an apostrophe before it
-# makes it text. One that stands there already gets another, so that it comes back.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+# makes it text. One that stands there already gets another, so that it comes back. The last four are full-width signs,
+# which count as well where such letters are written.
+_STARTS = "[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]"
+_FORMULA = re.compile(f"'*{_STARTS}")
 _NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
-_DEFUSED = re.compile(r"''*[=+\-@\t\r]")
+_DEFUSED = re.compile(f"''*{_STARTS}")
 
 
 def files(labels: Sequence[Label], *, more: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:

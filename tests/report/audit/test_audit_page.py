@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -237,3 +238,13 @@ def test_two_days_are_quick_and_small(write_audit: WriteAudit, tmp_path: Path, r
     page.check_is_whole(html)
     assert len(html) < 8_000_000
     assert "17,278 of 17,280 clips audited" in page.text
+
+
+def test_an_audit_knows_its_model_when_that_is_gone(write_audit: WriteAudit, tmp_path: Path) -> None:
+    own = {"rule": "gamma", "pooling": "mean", "false_alarm_rate": 0.02}
+    write_audit(tmp_path, hours=0.5, boards=1, with_model=False, own_alarm=own)
+    assert read_audit(str(tmp_path)).alarm == own
+    raised = own | {"threshold": 20.0, "n_validation": 77}
+    (tmp_path / "model.json").write_text(json.dumps({"name": "mae", "seed": 3, "alarm": raised}))
+    audit = read_audit(str(tmp_path))
+    assert (audit.model["seed"], audit.alarm) == (3, raised)

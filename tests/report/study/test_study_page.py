@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from faithad import schemas, storage
 from faithad.attribution import methods as attribution
@@ -271,7 +272,8 @@ def test_a_study_shows_its_search(write_study: WriteStudy, tmp_path: Path, rende
     assert "Search over mask ratio" not in render(root)[1].text
     trials = [
         {"trial": f"r{ratio}-p4-s0", "mask_ratio": ratio, "patch": 4, "seed": 0, "status": "done", "value": ratio,
-         "objective": "proxy_auc", "proxy_auc": ratio, "epochs": 3, "best_epoch": 2, "duration_s": 1.0}
+         "objective": "proxy_auc", "proxy_auc": ratio, "epochs": 3, "best_epoch": 2,
+         "diverged_epochs": 0, "duration_s": 1.0}
         for ratio in (0.3, 0.5)
     ]  # fmt: skip
     table = pa.Table.from_pylist(trials, schema=schemas.SEARCH_SUMMARY)
@@ -282,3 +284,18 @@ def test_a_study_shows_its_search(write_study: WriteStudy, tmp_path: Path, rende
     assert "Search over mask ratio and patch size" in page.text
     assert "Chosen: mask ratio 0.5, patch 4, by proxy AUC 0.500 over 1 seed. No test label was used." in page.text
     assert "#search" in page.values("href")
+
+
+@pytest.mark.parametrize(
+    ("explain", "told"),
+    [("all", None), ("alarms", "Clips with an alarm alone"), ("top:5", "The 5 clips with the highest scores alone")],
+)
+def test_says_which_clips_were_explained(
+    write_study: WriteStudy, tmp_path: Path, render: Render, explain: str, told: str | None
+) -> None:
+    root = write_study(tmp_path, models=("mae",), seeds=(0,), n_recordings=4)
+    settings = yaml.safe_load((tmp_path / "study.yaml").read_text()) | {"audit": {"explain": explain}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    text = render(root)[1].text
+    assert text.count("alone were explained") == (2 if told else 0)
+    assert told is None or told in text

@@ -1,0 +1,111 @@
+"""The study's audit: test clips x models → `audit/<model>-<seed>/`.
+
+Models that are explained score and explain every clip in one pass, where all are to be explained; else all clips are
+scored first and the chosen ones are explained in a second pass. Baselines are scored. The passes are those of
+`faithad audit --model`, see `audit.passes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad import schemas, storage
+from faithad.config import Study
+from faithad.errors import StudyError
+from faithad.model.networks import EXPLAINED
+from faithad.pipelines.audit.choice import choose_clips, keep_examples
+from faithad.pipelines.audit.passes import Plan, run_plans, wait_for_room
+from faithad.pipelines.audit.worker import EXPLAIN, SCORE, SCORE_AND_EXPLAIN, ModelAudit
+from faithad.pipelines.cluster.session import ray_session
+from faithad.pipelines.index import require_study_visible
+from faithad.pipelines.shards.tables import read_whole
+from faithad.pipelines.stages import Stage, flatten
+from faithad.pipelines.training.trained import fit_study_alarm, model_folder, validation_scores_location
+
+# Settings that say how an audit is spread, not what it writes.
+SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
+# Settings of explanations, which baselines do not have.
+_EXPLANATIONS = {"percentiles", "explain", "maps"}
+
+
+def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest: str) -> Stage:
+    left_out = SPREAD if model in EXPLAINED else SPREAD | _EXPLANATIONS
+    settings = flatten("audit", study.audit.model_dump(mode="json", exclude=left_out))
+    if model in EXPLAINED:
+        settings |= flatten("attribution", study.attribution.model_dump(mode="json"))
+    settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
+    settings |= {
+        "train": train.fingerprint,
+        "clips": clips_digest,
+    }
+    folder = f"audit/{model}-{seed}"
+    return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
+
+
+def audit_folder(root: str, model: str, seed: int) -> str:
+    return storage.join(root, "audit", f"{model}-{seed}")
+
+
+def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
+    """Audit every test clip with every model of the study, as far as that is not done yet.
+
+    Raises:
+        StudyError: there are no test clips, an actor asks for more than the cluster has, or what was written cannot
+            be seen here.
+        CheckpointError: a model is missing, damaged or does not fit the study.
+    """
+    todo = [run for run in study.runs if stages[run].begin(redo=redo)]
+    if not todo:
+        return
+    clips = manifest.filter(pc.equal(manifest["split"], "test"))
+    if not clips.num_rows:
+        raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
+    audits = {run: _model_audit(study, *run) for run in todo}
+    explain, maps = study.audit.explain, study.audit.maps
+    explained = [run for run in todo if run[0] in EXPLAINED]
+    at_once = explained if explain == "all" else []
+    with ray_session():
+        wait_for_room(study.audit)
+        require_study_visible(study)
+        with_maps = keep_examples(clips, maps)
+        _run(
+            study,
+            [
+                Plan(audits[run], SCORE_AND_EXPLAIN, with_maps) if run in at_once else Plan(audits[run], SCORE, clips)
+                for run in todo
+            ],
+            title="audit",
+        )
+        second = []
+        for run in explained:
+            if run not in at_once:
+                chosen = choose_clips(clips, read_scores(audits[run].out), explain=explain, alarm=audits[run].alarm)
+                second.append(Plan(audits[run], EXPLAIN, keep_examples(chosen, maps)))
+        _run(study, second, title="explain")
+    for run in todo:
+        stages[run].finish()
+
+
+def read_scores(folder: str) -> pa.Table:
+    """All scores of one audit; none where no clip could be scored."""
+    return read_whole(storage.join(folder, "scores"), schemas.SCORES)
+
+
+def _run(study: Study, plans: Sequence[Plan], *, title: str) -> None:
+    run_plans(plans, attribution=study.attribution, audit=study.audit, features=study.feature_settings, title=title)
+
+
+def _model_audit(study: Study, model: str, seed: int) -> ModelAudit:
+    """The alarm is fitted anew: it may have changed since the training, which it does not concern."""
+    expect = {
+        "name": model,
+        "seed": seed,
+        "n_mels": study.features.n_mels,
+        "n_frames": study.n_frames(model),
+        "features": study.feature_settings,
+    }
+    alarm = fit_study_alarm(study, storage.read_table(validation_scores_location(study.root, model, seed)))
+    return ModelAudit(model_folder(study.root, model, seed), audit_folder(study.root, model, seed), alarm, expect)

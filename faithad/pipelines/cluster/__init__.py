@@ -1,0 +1,1 @@
+"""What the pipelines run on: a Ray, its machines, and the storage that all of them see."""

@@ -1,0 +1,112 @@
+"""The machines of the cluster: those that are there, and those that may still come.
+
+A cluster that grows with its work begins with little, often with a head that has no core to give, and Ray cannot tell
+how far it may grow. So what is too much for the machines that are there is asked for and waited for before it is
+refused. A Ray of our own is what it is: there nothing is waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+import ray
+from ray.util import placement_group, remove_placement_group
+
+from faithad.errors import StudyError
+from faithad.pipelines.cluster.session import ray_is_ours
+from faithad.progress import console
+
+Nodes = list[dict[str, float]]
+
+# Seconds for which machines are waited for. A cloud may take ten minutes to give one with a GPU and to set it up.
+WAIT = "FAITHAD_WAIT_S"
+_WAIT_S = 900.0
+_LOOK_EVERY_S = 0.5
+
+
+def alive_nodes() -> Nodes:
+    """What each machine has in all, such as `{"CPU": 4, "GPU": 1}`; free or in use."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def wait_s() -> float:
+    """How long machines are waited for, in seconds.
+
+    Raises:
+        StudyError: FAITHAD_WAIT_S is no number of seconds.
+    """
+    said = os.environ.get(WAIT, "")
+    try:
+        seconds = float(said or _WAIT_S)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise StudyError(f"{WAIT} is {said!r}: give a number of seconds, 0 or more, to wait for machines to come.")
+    return seconds
+
+
+def wait_for_machines(each: Mapping[str, float], count: int = 1, *, request: str, advice: str) -> None:
+    """Return as soon as the machines that are alive can hold `count` times `each`, with whatever else is on them.
+
+    Args:
+        each: what is asked for; a machine holds all of it or nothing.
+        count: how many times.
+        request: the same for a reader: `An audit actor asks for 1 CPU`.
+        advice: what a user can do where nothing of the kind comes.
+
+    Raises:
+        StudyError: no such machines came in time, or none can come because this Ray is our own.
+    """
+    if held(alive_nodes(), each) >= count:
+        return
+    if ray_is_ours():
+        raise refusal(alive_nodes(), request, advice)
+    console.print(
+        f"waiting for machines: {request}, there are {_listed(alive_nodes())}. An autoscaler is asked for more; "
+        f"up to {wait_s():.0f} s ({WAIT})"
+    )
+    started = time.monotonic()
+    # This is what an autoscaler looks at. Unlike a call of its `request_resources` it ends with this process, however
+    # that ends: nobody is to pay for machines that were asked for by a job that was killed.
+    demand = placement_group([dict(each)] * count)
+    try:
+        while held(alive_nodes(), each) < count:
+            if time.monotonic() - started > wait_s():
+                raise refusal(alive_nodes(), request, f"{advice} Nothing came in {wait_s():.0f} s ({WAIT}).")
+            time.sleep(_LOOK_EVERY_S)
+    finally:
+        remove_placement_group(demand)
+    console.print(f"waiting for machines: they came after {time.monotonic() - started:.0f} s")
+
+
+def refusal(nodes: Nodes, request: str, advice: str) -> StudyError:
+    """The error for a request that the machines cannot meet."""
+    return StudyError(f"{request}, the cluster's machines have: {_listed(nodes)}. {advice}")
+
+
+def held(nodes: Nodes, each: Mapping[str, float]) -> int:
+    """How many times the nodes hold what is asked for; a machine holds all of it or nothing."""
+    return sum(
+        min(_held(node.get(resource, 0), resource, amount) for resource, amount in each.items()) for node in nodes
+    )
+
+
+def _held(total: float, resource: str, amount: float) -> int:
+    """How often a node's resource is enough. Nobody has parts of two GPUs: 0.4 goes twice into each."""
+    if resource == "GPU" and amount < 1:
+        return int(total) * math.floor(1 / amount + 1e-9)
+    return math.floor(total / amount + 1e-9)
+
+
+def told(each: Mapping[str, float]) -> str:
+    """A request for a reader: `1 CPU and 0.5 GPU`."""
+    return " and ".join(f"{amount:g} {resource}" for resource, amount in each.items())
+
+
+def _listed(nodes: Nodes) -> str:
+    kinds = Counter(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+    return "; ".join(kind if n == 1 else f"{n} times {kind}" for kind, n in kinds.items())

@@ -1,0 +1,124 @@
+"""What Ray's processes do for a plan's measurement: the real work on a few clips, and rows that are only passed on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import ray
+import torch
+
+from faithad.config import parse_study
+from faithad.config_sections import Attribution, Audit
+from faithad.features import FeatureSettings
+from faithad.model.training import Training, TrainingSettings
+from faithad.pipelines.audit.worker import Auditor, Work, read_shard
+from faithad.pipelines.shards.stream import Row
+from faithad.pipelines.training.worker import new_network
+
+# Clips of a training's measurement; one whole batch at least.
+_TRAIN_CLIPS, _VALIDATION_CLIPS = 24, 8
+# After so many seconds nothing is timed once more.
+_ENOUGH_S = 0.7
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a process tries out: all of `works` in their order, each of one shard.
+
+    Attributes:
+        works: by name; those that only warm up have a name that begins with `_`.
+        attribution: the settings of the explanations,
+        audit: of the audit,
+        features: and of the features.
+    """
+
+    works: Mapping[str, Work]
+    attribution: Attribution
+    audit: Audit
+    features: FeatureSettings
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds to read and to audit each work, and the peak of the process's memory."""
+
+    read_s: Mapping[str, float]
+    audit_s: Mapping[str, float]
+    memory_gib: float
+
+
+def stand() -> None:
+    """Be there: all that the work needs is imported with this module."""
+    time.sleep(0.2)  # or one process would do it all
+
+
+def time_audit(trial: Trial) -> Times:
+    """Read and audit every work of a trial on one thread, and tell how long it took."""
+    works = list(trial.works.values())
+    shared: dict[str, Any] = {"works": works, "features": trial.features, "run": "plan"}
+    auditor = Auditor(attribution=trial.attribution, audit=trial.audit, threads=1, **shared)
+    read_s, audit_s = {}, {}
+    for number, (name, _) in enumerate(trial.works.items()):
+        row = read_shard({"work": number, "shard": 0}, **shared)
+        read_s[name] = _seconds(lambda number=number: read_shard({"work": number, "shard": 0}, **shared))  # type: ignore[misc]
+        audit_s[name] = _seconds(lambda row=row: auditor(row))  # type: ignore[misc]
+    memory_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Times(read_s, audit_s, memory_gib)
+
+
+def time_training(study_yaml: str, model: str, threads: int) -> tuple[float, float]:
+    """Seconds for a clip to learn from and for one to validate on, in a training of so many threads."""
+    study = parse_study(study_yaml, name="study.yaml")
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    n_train = max(_TRAIN_CLIPS, study.train.batch_size)
+    train, validation = (
+        torch.randn(n, study.features.n_mels, study.n_frames(model), device=device)
+        for n in (n_train, _VALIDATION_CLIPS)
+    )
+    known = {field.name for field in fields(TrainingSettings)}
+    values = {key: value for key, value in study.train.model_dump().items() if key in known} | {"seed": 0}
+    values["mask_ratio"] = values["mask_ratio"] if model == "mae" else None
+    training = Training(new_network(study, model, device), train, validation, TrainingSettings(**values))
+    training.run_epoch()
+    epochs_s = statistics.median(training.run_epoch().duration_s for _ in range(2))
+    validation_s = _seconds(training.validate)
+    return max(0.0, epochs_s - validation_s) / n_train, validation_s / _VALIDATION_CLIPS
+
+
+def pass_on(row: Row) -> Row:
+    """Read nothing; says what its process has computed by now, before it gets the next row."""
+    return {**row, "reader": f"{os.getpid()}", "reader_s": time.process_time()}
+
+
+class Idle:
+    """An actor that does nothing; what it says is as of `pass_on`."""
+
+    def __call__(self, row: Row) -> Row:
+        return {**row, "actor": f"{os.getpid()}", "actor_s": time.process_time()}
+
+
+def task_seconds(rows: Sequence[Row], role: str) -> float:
+    """What the processes of a role (`reader`, `actor`) computed for a row, beside what they were asked for."""
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        seconds.setdefault(row[role], []).append(row[f"{role}_s"])
+    spans = [max(each) - min(each) for each in seconds.values()]
+    return sum(spans) / max(1, sum(len(each) - 1 for each in seconds.values()))
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    """The median of up to five times, of fewer where it takes long."""
+    took: list[float] = []
+    while not took or (len(took) < 5 and sum(took) < _ENOUGH_S):
+        started = time.perf_counter()
+        do()
+        took.append(time.perf_counter() - started)
+    return statistics.median(took)

@@ -1,0 +1,1 @@
+"""Mask ratio x patch size: Ray Tune over trainings, judged without a test label."""

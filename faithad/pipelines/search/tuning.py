@@ -1,0 +1,244 @@
+"""The trials of a search on the cluster: Ray Tune starts them, side by side, and gives up those that fall behind.
+
+Nothing of Ray Tune's own state is kept, for that would be pickles: what a search needs to go on after a kill stands in
+the trials' records and states, and both the scheduler and the sampler are told of it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.repeater import Repeater
+
+from faithad import storage
+from faithad.config import Study
+from faithad.errors import StudyError
+from faithad.pipelines.cluster.session import ray_is_ours
+from faithad.pipelines.search.plan import MODES, Record, Trial, begun_trials, grid_trials, read_record
+from faithad.pipelines.search.trial import run_trial, stop_location, trial_of
+from faithad.pipelines.training.places import Places, find_places
+from faithad.pipelines.training.task import reason
+from faithad.progress import Ticker, console, progress
+
+# Random cells before the sampler begins to learn from them.
+_RANDOM_CELLS = 10
+# A trial that only waits for its workers must leave them every core. Ray Tune takes no empty request: this is one byte.
+_NEXT_TO_NOTHING = {"memory": 1}
+# No CSV, JSON and TensorBoard files that nobody reads, and neither tables nor tracebacks beside our own lines.
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # An interrupt ends the search: Tune's own handler would take one for the end of all trials.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+def run_trials(study: Study, search: Mapping[str, Any]) -> dict[Trial, str]:
+    """Run all trials that left no record yet; Ray must be there.
+
+    Args:
+        study: the study.
+        search: for `run_trial`, without what follows from the cluster.
+
+    Returns:
+        For each trial that failed for good, the reason.
+
+    Raises:
+        StudyError: the cluster can never hold one trial, or the user interrupted the search.
+    """
+    known = [record for trial in begun_trials(study.root) if (record := read_record(study.root, trial)) is not None]
+    places = find_trial_places(study)
+    options: dict[str, Any] = {"max_concurrent_trials": places.at_once, "reuse_actors": True}
+    if study.search.scheduler == "asha":
+        options["scheduler"] = GentleASHA(study, known)
+    if study.search.algorithm == "grid":
+        finished = {record.trial for record in known}
+        todo = [tuple(trial) for trial in grid_trials(study) if trial not in finished]
+        space = {"trial": tune.grid_search(todo)}
+        n_trials = len(todo)
+    else:
+        sampler, n_cells = tree_parzen_search(study, known, begun_trials(study.root))
+        space, n_trials = {}, n_cells * len(study.seeds)
+        options |= {"search_alg": sampler, "num_samples": n_trials}
+    if not n_trials:
+        return {}
+    resources = places.each if study.train.workers == 1 else _NEXT_TO_NOTHING
+    told = {**search, "resources": places.each, "threads": places.threads, "ray_is_ours": ray_is_ours()}
+    trainable = tune.with_parameters(run_trial, search=told)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, progress("search", n_trials) as ticker:
+        results = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            param_space=space,
+            tune_config=tune.TuneConfig(**options),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=study.train.max_failures),
+                callbacks=[_Shown(ticker, study)],
+            ),
+        ).fit()
+    return _failures(study, results, n_trials)
+
+
+def _failures(study: Study, results: tune.ResultGrid, n_trials: int) -> dict[Trial, str]:
+    failed: dict[Trial, str] = {}
+    recorded: set[Trial] = set()
+    for result in results:
+        trial = trial_of(result.config, study)
+        if result.error is not None:
+            failed[trial] = reason(result.error)
+        elif read_record(study.root, trial) is not None:
+            recorded.add(trial)
+    # Ray Tune returns in peace where a user interrupts it.
+    n_over = sum(trial_of(result.config, study) in recorded | set(failed) for result in results)
+    if n_over < n_trials:
+        raise StudyError(
+            f"The search was interrupted: of {n_trials} trials, {n_over} are over. The same command goes on."
+        )
+    return failed
+
+
+def find_trial_places(study: Study) -> Places:
+    """What each worker of a trial gets, and how many trials run at once.
+
+    Raises:
+        StudyError: the cluster can never hold one trial.
+    """
+    search, workers = study.search, study.train.workers
+    share = {
+        "cpus_per_worker": search.cpus_per_trial / workers,
+        "gpus_per_worker": search.gpus_per_trial / workers,
+        "trainings_at_once": search.trials_at_once,
+    }
+    n_cells = search.trials if search.algorithm == "optuna" else len(search.mask_ratios) * len(search.patches)
+    try:
+        return find_places(study.train.model_copy(update=share), n_cells * len(study.seeds))
+    except StudyError as error:
+        raise StudyError(
+            f"A trial asks for search.cpus_per_trial {search.cpus_per_trial:g} and search.gpus_per_trial "
+            f"{search.gpus_per_trial:g} in all, shared by train.workers ({workers}); lower these. {error}"
+        ) from error
+
+
+class GentleASHA(FIFOScheduler):  # type: ignore[misc]
+    """Asynchronous successive halving (Li et al. 2020), which asks trials to end instead of killing them.
+
+    Trials of one seed are compared with each other alone: seeds differ by more than cells do. What trials of an earlier
+    run of this search reported is known, and is what others have to reach.
+    """
+
+    def __init__(self, study: Study, known: Sequence[Record]) -> None:
+        super().__init__()
+        self._study, self._asked = study, set[str]()
+        self._halving = {seed: _halving(study) for seed in study.seeds}
+        for record in known:
+            finished = SimpleNamespace(trial_id=f"before/{record.trial.name}")
+            self._halving[record.seed].on_trial_add(None, finished)
+            for epoch, value in enumerate(record.values, start=1):
+                told = {"epoch": epoch, "value": _number(value)}
+                self._halving[record.seed].on_trial_result(None, finished, told)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._halving[trial_of(trial.config, self._study).seed].on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name = trial_of(trial.config, self._study)
+        if trial.trial_id not in self._asked:
+            decision = self._halving[name.seed].on_trial_result(tune_controller, trial, result)
+            # At the last epoch everything stops.
+            if decision == self.STOP and result["epoch"] < self._study.train.epochs:
+                self._asked.add(trial.trial_id)
+                storage.write_text(stop_location(self._study.root, name), "")
+        return str(self.CONTINUE)
+
+
+def _halving(study: Study) -> ASHAScheduler:
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="value",
+        mode=MODES[study.search.objective],
+        max_t=study.train.epochs,
+        grace_period=study.search.grace_epochs,
+        reduction_factor=study.search.reduction_factor,
+    )
+
+
+def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Trial]) -> tuple[Repeater, int]:
+    """Optuna's tree-structured Parzen estimator over a continuous mask ratio, each cell with all seeds.
+
+    Returns:
+        The sampler, told of the cells that are finished, and how many cells are left to run; those that were begun
+        come first.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    values: defaultdict[tuple[float, int], dict[int, float]] = defaultdict(dict)
+    for record in known:
+        values[record.mask_ratio, record.patch][record.seed] = _number(record.value)
+    finished = [cell for cell, by_seed in values.items() if set(by_seed) >= set(study.seeds)]
+    opened = sorted({(trial.mask_ratio, trial.patch) for trial in begun} - set(finished))
+    search = study.search
+    space = {
+        "mask_ratio": optuna.distributions.FloatDistribution(min(search.mask_ratios), max(search.mask_ratios)),
+        "patch": optuna.distributions.CategoricalDistribution(search.patches),
+    }
+    sampler = optuna.samplers.TPESampler(
+        # Another stream when the search goes on: the same one would draw the cells that are done already.
+        seed=(search.seed + 7919 * len(finished)) % 2**32,
+        n_startup_trials=min(_RANDOM_CELLS, math.ceil(search.trials / 2)),
+    )
+    searcher = OptunaSearch(
+        space,
+        metric="value",
+        mode=MODES[search.objective],
+        points_to_evaluate=[{"mask_ratio": ratio, "patch": patch} for ratio, patch in opened],
+        sampler=sampler,
+    )
+    for ratio, patch in finished:
+        by_seed = [value for value in values[ratio, patch].values() if math.isfinite(value)]
+        point = {"mask_ratio": ratio, "patch": patch}
+        searcher.add_evaluated_point(point, statistics.fmean(by_seed) if by_seed else math.nan, error=not by_seed)
+    return Repeater(searcher, repeat=len(study.seeds)), max(0, search.trials - len(finished))
+
+
+class _Shown(tune.Callback):  # type: ignore[misc]
+    """Shows how many trials are over, which one spoke last, and which one was lost and goes on."""
+
+    def __init__(self, ticker: Ticker, study: Study) -> None:
+        self._ticker, self._study, self._over = ticker, study, 0
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        note = f"{result['name']} epoch {result['epoch']}, {self._study.search.objective} {result['value']:.4g}"
+        self._ticker.update(self._over, note)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        name, allowed = trial_of(trial.config, self._study).name, self._study.train.max_failures
+        times = f"{trial.num_failures} of {allowed} times allowed"
+        console.print(f"search: {name} lost its process, or failed, and goes on from its last state; {times}")
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._over += 1
+        self._ticker.update(self._over)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.on_trial_complete(iteration, trials, trial)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

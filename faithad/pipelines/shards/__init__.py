@@ -1,0 +1,1 @@
+"""Clips in shards: read ahead, streamed through Ray's processes, written under fixed names."""

@@ -1,0 +1,109 @@
+"""Read the clips of a shard: from their sound or their published spectrograms to log-mel features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from faithad import storage
+from faithad.clips.recordings import read_clip
+from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX, read_spectrogram
+from faithad.errors import RecordingError
+from faithad.features import FeatureSettings, log_mel
+from faithad.pipelines.shards.attempts import attempt
+from faithad.pipelines.shards.ledgers import Row, failed_row
+
+STAGE = "features"
+# An object store answers late, but many questions at a time.
+_REMOTE_AT_ONCE = 8
+
+
+def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
+    """The log-mel spectrogram (F, T) of one clip of the manifest, from its sound or its published `.pt` file.
+
+    Raises:
+        RecordingError: the clip cannot be read or holds values that are not finite.
+    """
+    if clip["uri"].lower().endswith(SPECTROGRAM_SUFFIX):
+        return read_spectrogram(clip["uri"], shape=(settings.n_mels, settings.n_frames))
+    samples = read_clip(
+        clip["uri"],
+        onset_s=clip["onset_s"],
+        duration_s=clip["duration_s"],
+        clip_s=settings.clip_s,
+        sample_rate_hz=settings.sample_rate_hz,
+    )
+    features: np.ndarray = log_mel(torch.from_numpy(samples)[None], settings)[0].numpy()
+    return features
+
+
+def add_log_mels(clips: pa.Table, settings: FeatureSettings, *, mark: str, run: str) -> tuple[pa.Table, list[Row]]:
+    """Read the features of a shard.
+
+    Args:
+        clips: rows of the manifest.
+        settings: of the features.
+        mark: of this shard, see `attempts`: a file may kill its reader.
+        run: see `attempts`.
+
+    Returns:
+        The clips that could be read with a column `log_mel` (float32, F·T values each), and one ledger row for each
+        clip that could not.
+    """
+    rows = clips.to_pylist()
+    attempted = attempt(
+        mark,
+        [row["clip_id"] for row in rows],
+        run=run,
+        what="Reading this clip",
+        together=lambda positions: _read(rows, positions, settings),
+        alone=lambda position: _read(rows, [position], settings),
+    )
+    log_mels, unread = attempted.result or _read(rows, [], settings)
+    reasons = attempted.left_out | unread
+    failed = [failed_row(rows[position], stage=STAGE, reason=reason) for position, reason in sorted(reasons.items())]
+    kept = clips.take(pa.array([position for position in range(len(rows)) if position not in reasons], pa.int64()))
+    cells = settings.n_mels * settings.n_frames
+    column = pa.FixedSizeListArray.from_arrays(pa.array(log_mels.reshape(-1)), cells)
+    return kept.append_column(pa.field("log_mel", pa.list_(pa.float32(), cells)), column), failed
+
+
+def log_mels_of(table: pa.Table, settings: FeatureSettings) -> np.ndarray:
+    """The column `log_mel` as one array (B, F, T)."""
+    column = table.column("log_mel").combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat).reshape(table.num_rows, settings.n_mels, settings.n_frames)
+
+
+def _read(
+    rows: Sequence[Row], positions: Sequence[int], settings: FeatureSettings
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The features (n, F, T) of those clips that can be read, in their order, and by position why the others cannot."""
+    log_mels = np.empty((len(positions), settings.n_mels, settings.n_frames), dtype=np.float32)
+
+    def one(place: int) -> str | None:
+        row = rows[positions[place]]
+        try:
+            log_mels[place] = read_log_mel(row, settings)
+        except RecordingError as error:
+            return str(error)
+        except Exception as error:  # whatever a file may cause, it must not stop the audit of all others
+            return f"{row['uri']} cannot be read, unexpectedly: {type(error).__name__}: {error}"
+        return None
+
+    places = range(len(positions))
+    if any(storage.is_remote(rows[position]["uri"]) for position in positions):
+        with ThreadPoolExecutor(_REMOTE_AT_ONCE) as pool:
+            reasons = list(pool.map(one, places))
+    else:
+        reasons = [one(place) for place in places]
+    is_read = [reason is None for reason in reasons]
+    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason is not None}
+    return (log_mels if all(is_read) else log_mels[is_read]), unread

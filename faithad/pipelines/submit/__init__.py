@@ -1,0 +1,1 @@
+"""A job for a cluster: checked here, checked there, followed to its end."""
