@@ -68,14 +68,15 @@ def shown(text: str, *, keep: str = "") -> str:
 
 def masked(text: str) -> str:
     """The text with the secrets of all URIs in it left out: user names with passwords, and options such as a key."""
-    return _URI.sub(lambda found: _without_secrets(found[0]), text)
+    return _URI.sub(lambda found: without_secrets(found[0]), text)
 
 
 def holds_secrets(location: str) -> bool:
     """Whether a location says who signs in, rather than where something is."""
-    return "://" in location and _without_secrets(location) != location
+    return "://" in location and without_secrets(location) != location
 
 
-def _without_secrets(uri: str) -> str:
+def without_secrets(uri: str) -> str:
+    """The URI with its secrets left out. Unlike `masked` it knows where the URI ends, whatever signs a password has."""
     place, mark, options = _SIGN_IN.sub(rf"\g<1>{_HIDDEN}@", uri).partition("?")
     return place + _OPTION.sub(rf"\g<1>{_HIDDEN}", mark + options)

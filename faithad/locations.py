@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from faithad.errors import StudyError, holds_secrets
+from faithad.errors import StudyError, holds_secrets, without_secrets
 
 # What the libraries behind a scheme take from the environment.
 _ENVIRONMENT = {
@@ -47,7 +47,7 @@ def locate(location: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in location:
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     if (problem := location_problem(location)) is not None:
-        raise StudyError(f"Location {location!r} {problem}")
+        raise StudyError(f"Location {without_secrets(location)!r} {problem}")
     parts = urllib.parse.urlsplit(quoted(location))
     options = _OPTIONS.get(parts.scheme, {}) | dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     settings = tuple(os.environ.get(name) for name in _ENVIRONMENT.get(parts.scheme, ()))

@@ -5,13 +5,12 @@
 Passes as an audit makes them (`audit.passes.stream`) through readers and actors that do nothing, or that only wait: so
 many more actors than cores can be busy at a time as on a cluster. Ray is told that it has a core for each actor.
 
-idle      nothing is done: milliseconds for each shard, and CPU milliseconds of the driver, of reader and actor. The
-          driver's share is fitted as `driver + driver_per_actor * actors`: what `faithad plan` takes for clusters.
-waiting   each actor waits for 0.4 s with each shard: milliseconds for each, and those of `plan.simulation` with the
-          figures above. `error` is the simulated time over the real one, less one.
+idle      nothing is done: CPU milliseconds of the driver, of reader and actor for each shard. The driver's share is
+          fitted as `driver + driver_per_actor * actors`: what `faithad plan` takes for clusters.
+waiting   each actor waits for 0.4 s with each shard: milliseconds for each, from the moment on at which all actors are
+          there, and those of `plan.simulation` with the figures above. `error`: simulated over real, less one.
 
-All is the difference of two passes, of which one is twice as long: starting is left out. The figures go to
-runs/bench/scheduling.json, flat.
+The figures go to runs/bench/scheduling.json, flat.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ import numpy as np
 import ray
 
 from faithad.config_sections import Audit
-from faithad.pipelines.audit.passes import Spread, spread
+from faithad.pipelines.audit.passes import Spread, spread, stream
 from faithad.pipelines.cluster.session import usable_cores
 from faithad.pipelines.plan.simulation import Crew, Shard, simulate
 from faithad.pipelines.plan.speed import idle_pass
-from faithad.pipelines.plan.worker import Idle
+from faithad.pipelines.plan.worker import Idle, pass_on
 
 OUTPUT = Path("runs/bench/scheduling.json")
 WAIT_S = 0.4
@@ -53,12 +52,12 @@ def main() -> None:
              logging_level="error", object_store_memory=1 << 30)  # fmt: skip
     try:
         for n in arguments.actors:
-            found = difference(n, 50 if arguments.quick else 200, Idle)
+            found = idle(n, 150 if arguments.quick else 600)
             figures |= report({f"idle_{name}_{n}": value for name, value in found.items()})
         figures |= report(fit(figures, arguments.actors))
         for n in arguments.actors:
-            n_shards = max(30, (4 if arguments.quick else 8) * n)
-            real, simulated = difference(n, n_shards, Waiting)["shard_ms"], simulated_ms(figures, n, n_shards)
+            n_shards = (16 if arguments.quick else 40) * n
+            real, simulated = waiting_ms(n, n_shards), simulated_ms(figures, n, n_shards)
             found = {f"waiting_ms_{n}": real, f"simulated_ms_{n}": simulated, f"error_{n}": simulated / real - 1}
             figures |= report(found)
     finally:
@@ -73,15 +72,29 @@ def crew_of(n: int) -> Spread:
     return found._replace(readers=max(2, n // 4))
 
 
-def difference(n: int, n_shards: int, actor: type[Idle]) -> dict[str, float]:
-    """What a shard takes with n actors: what twice as many take more, since starting is no part of it."""
-    few, many = (idle_pass(number, actor, spread=crew_of(n)) for number in (n_shards, 2 * n_shards))
+def idle(n: int, n_shards: int) -> dict[str, float]:
+    """Milliseconds of computing for a shard to which nothing is done, starting included."""
+    found = idle_pass(n_shards, Idle, spread=crew_of(n))
     return {
-        "shard_ms": 1e3 * (many.wall_s - few.wall_s) / n_shards,
-        "driver_ms": 1e3 * (many.driver_s - few.driver_s) / n_shards,
-        "reader_ms": 1e3 * many.reader_s,
-        "actor_ms": 1e3 * many.actor_s,
+        "driver_ms": 1e3 * found.driver_s / n_shards,
+        "reader_ms": 1e3 * found.reader_s,
+        "actor_ms": 1e3 * found.actor_s,
     }
+
+
+def waiting_ms(n: int, n_shards: int) -> float:
+    """Milliseconds for each shard, of n actors that wait, once all of them are there."""
+    rows: list[dict[str, Any]] = [{"work": 0, "shard": number} for number in range(n_shards)]
+    at: list[float] = []
+    seen: set[str] = set()
+    complete = 0
+    for row in stream(rows, pass_on, {}, Waiting, {}, spread=crew_of(n), gpus_per_actor=0).iter_rows():
+        at.append(time.monotonic())
+        if row["actor"] not in seen:
+            seen.add(row["actor"])
+            complete = len(at)
+    last = n_shards - n  # then some have nothing to do
+    return 1e3 * (at[last] - at[complete]) / (last - complete) if last > complete else float("nan")
 
 
 def fit(figures: dict[str, float], actors: list[int]) -> dict[str, float]:
@@ -92,13 +105,10 @@ def fit(figures: dict[str, float], actors: list[int]) -> dict[str, float]:
 
 
 def simulated_ms(figures: dict[str, float], n: int, n_shards: int) -> float:
-    crew = Crew(
-        actors=n,
-        readers=crew_of(n).readers or 1,
-        cores=1e9,  # those who wait need none
-        dispatch_s=(figures["driver_ms"] + n * figures["driver_per_actor_ms"]) / 1e3,
-    )
-    shard = Shard(figures[f"idle_reader_ms_{n}"] / 1e3, WAIT_S + figures[f"idle_actor_ms_{n}"] / 1e3)
+    """The same, simulated: all shards were read while the actors started, and one half of the driver's work is left."""
+    driver_ms = figures["driver_ms"] + n * figures["driver_per_actor_ms"]
+    crew = Crew(actors=n, readers=10**6, cores=1e9, dispatch_s=driver_ms / 2e3)
+    shard = Shard(0.0, WAIT_S + figures[f"idle_actor_ms_{n}"] / 1e3)
     return 1e3 * (simulate([shard] * 2 * n_shards, crew) - simulate([shard] * n_shards, crew)) / n_shards
 
 

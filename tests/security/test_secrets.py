@@ -43,6 +43,8 @@ WITHOUT = [
     "abfs://container@account.dfs.core.windows.net/mill?credential_kind=default",
     "hdfs://host:8020/name@host",
     "file:///data/mill",
+    "file:///data/R&D/key=3/design=2",
+    "s3://bucket/R&D design=v2;monkey=1/mill",
 ]
 
 
@@ -57,6 +59,13 @@ def test_a_secret_is_found_and_left_out(location: str) -> None:
     assert "put it into the environment" in str(caught.value)
     for told in (str(caught.value), repr(caught.value), repr(pickle.loads(pickle.dumps(caught.value)))):
         assert SECRET not in told
+
+
+@pytest.mark.parametrize("sign", ["'", '"', " ", "#"])
+def test_a_password_of_any_signs_is_left_out(sign: str) -> None:
+    with pytest.raises(StudyError, match="put it into the environment") as caught:
+        storage.locate(f"s3://AKIAWITNESS:{sign}{SECRET}@bucket/mill")
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("location", WITHOUT)

@@ -19,7 +19,7 @@ def with_workers(case: Case, workers: int) -> Case:
         per_gpu = case.machines.cpus / case.machines.gpus if case.machines.gpus else 4.0
         group = group.model_copy(update={"cpus": per_gpu * audit.gpus_per_actor, "gpus": audit.gpus_per_actor})
     machines = case.machines.model_copy(update={"groups": (group,)})
-    return replace(case, of=case.of.model_copy(update={"audit": audit}), machines=machines)
+    return replace(case, of=case.of.model_copy(update={"audit": audit}), machines=machines, warm=False)
 
 
 def changes(case: Case) -> Iterator[tuple[str, Case]]:
@@ -33,7 +33,10 @@ def changes(case: Case) -> Iterator[tuple[str, Case]]:
     readers = audit.model_copy(update={"readers": 2 * n_readers})
     yield f"audit.readers: {readers.readers}", replace(case, of=_with(case, "audit", readers))
     larger = audit.model_copy(update={"clips_per_shard": 4 * audit.clips_per_shard})
-    yield f"audit.clips_per_shard: {larger.clips_per_shard}", replace(case, of=_with(case, "audit", larger))
+    yield (
+        f"audit.clips_per_shard: {larger.clips_per_shard}, before anything is audited",
+        replace(case, of=_with(case, "audit", larger)),
+    )
     if isinstance(case.of, Study):
         train = case.of.train
         if train.trainings_at_once is not None or train.cpus_per_worker is not None:

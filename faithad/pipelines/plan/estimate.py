@@ -63,6 +63,8 @@ class Case:
         clips: that it works on.
         machines: that it runs on.
         rates: of one core and one GPU.
+        warm: whether Ray's processes stand already when the audit begins; None: where it follows a training on one
+            machine.
     """
 
     of: Study | AuditRun
@@ -71,6 +73,7 @@ class Case:
     clips: Clips
     machines: Machines
     rates: Rates
+    warm: bool | None = None
 
     @property
     def explained_runs(self) -> list[str]:
@@ -172,8 +175,8 @@ def _shards(case: Case, part: Pass, speed: Speed) -> Iterator[Shard]:
 
 
 def _crew(case: Case, n_shards: int, number: int) -> Crew:
-    """Who does a pass, counted from 0. On the one machine of a study that has trained, processes stand already."""
-    stand = number > 0 or (isinstance(case.of, Study) and case.machines.count == 1)
+    """Who does a pass, counted from 0."""
+    warm = isinstance(case.of, Study) and case.machines.count == 1 if case.warm is None else case.warm
     found = spread(case.of.audit, cpus=case.machines.cpus, gpus=case.machines.gpus, n_shards=n_shards)
     scheduling = case.rates.scheduling
     return Crew(
@@ -181,7 +184,7 @@ def _crew(case: Case, n_shards: int, number: int) -> Crew:
         readers=found.readers or found.actors,
         cores=case.machines.cpus,
         dispatch_s=scheduling.driver + scheduling.driver_per_actor * found.actors,
-        start_s=0.0 if stand else case.rates.fixed.process,
+        start_s=0.0 if warm or number > 0 else case.rates.fixed.process,
         threads=1 if case.of.audit.gpus_per_actor else found.threads,
     )
 

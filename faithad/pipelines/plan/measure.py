@@ -43,8 +43,6 @@ from faithad.pipelines.plan.trial import TrialRun, conclude_s, fixed_stages, try
 from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.progress import console
 
-_SAMPLE = 8
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -145,7 +143,7 @@ def _readable(subject: Subject, trial: TrialRun) -> pa.Table:
     for clips in (subject.clips.sample if subject.clips else None, trial.manifest):
         good = [] if clips is None else [n for n, row in enumerate(clips.to_pylist()) if _can_be_read(row, subject)]
         if clips is not None and good:
-            return clips.take(pa.array(good[:_SAMPLE]))
+            return clips.take(pa.array(good))
     raise RecordingError("Not one clip could be read, neither of the recordings nor of a demo mill.")
 
 

@@ -25,8 +25,8 @@ from faithad.pipelines.plan.worker import Idle, Times, Trial, pass_on, stand, ta
 from faithad.pipelines.shards.stream import Row
 from faithad.pipelines.training.places import divide
 
-# Two passes, because the first shards are read while the actors start, and starting them takes the driver time as well.
-_IDLE_SHARDS = (30, 150)
+# So many that what the driver does before the first one counts for little.
+_IDLE_SHARDS = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ _EXPLAINING = {
     "plain": _Try(3, EXPLAIN),
     "annotated": _Try(2, EXPLAIN, annotated=True),
 }
+# Where no clip of the sample has any.
+_INTERVALS = [{"onset_s": 1.0, "offset_s": 2.0}, {"onset_s": 4.0, "offset_s": 7.0}]
 _SCORING = {"one": _Try(1, SCORE), "few": _Try(8, SCORE)}
 
 
@@ -123,11 +125,14 @@ def _works(models: Mapping[str, str], sample: pa.Table, folder: Path) -> dict[st
 
 
 def _work(model: str, sample: pa.Table, each: _Try, folder: Path) -> Work:
-    rows = [sample.slice(k % sample.num_rows, 1).to_pylist()[0] for k in range(each.clips)]
-    marked = {"annotated": each.annotated, "intervals": [{"onset_s": 2.0, "offset_s": 4.0}] if each.annotated else []}
-    clips = pa.Table.from_pylist(
-        [{**row, **marked, "clip_id": f"{k:016x}"} for k, row in enumerate(rows)], schema=sample.schema
-    ).append_column("keep_maps", pa.array([each.with_maps] * each.clips))
+    rows = sample.to_pylist()
+    marked: dict[str, Any] = {"annotated": False, "intervals": []}
+    if each.annotated:
+        own = [row for row in rows if row["annotated"]]
+        rows, marked = own or rows, {} if own else {"annotated": True, "intervals": _INTERVALS}
+    chosen = [{**rows[k % len(rows)], **marked, "clip_id": f"{k:016x}"} for k in range(each.clips)]
+    clips = pa.Table.from_pylist(chosen, schema=sample.schema)
+    clips = clips.append_column("keep_maps", pa.array([each.with_maps] * each.clips))
     return Work(ModelAudit(model, str(folder), None), each.step, ray.put(clips), each.clips, each.clips)
 
 
@@ -182,13 +187,9 @@ def time_trainings(study: Study, machines: Machines, here: Machines) -> dict[str
 
 def time_scheduling(audit: Audit, here: Machines) -> Scheduling:
     """What a shard takes of the driver and of each process when nothing is done to it."""
-    found = spread(audit, cpus=here.cpus, gpus=here.gpus, n_shards=max(_IDLE_SHARDS))
-    few, many = (idle_pass(n, Idle, spread=found, gpus_per_actor=audit.gpus_per_actor) for n in _IDLE_SHARDS)
-    return Scheduling(
-        driver=max(0.0, many.driver_s - few.driver_s) / (_IDLE_SHARDS[1] - _IDLE_SHARDS[0]),
-        reader=many.reader_s,
-        actor=many.actor_s,
-    )
+    crew = spread(audit, cpus=here.cpus, gpus=here.gpus, n_shards=_IDLE_SHARDS)
+    found = idle_pass(_IDLE_SHARDS, Idle, spread=crew, gpus_per_actor=audit.gpus_per_actor)
+    return Scheduling(driver=found.driver_s / _IDLE_SHARDS, reader=found.reader_s, actor=found.actor_s)
 
 
 def idle_pass(n_shards: int, actor: type[Idle], *, spread: Spread, gpus_per_actor: float = 0.0) -> IdlePass:

@@ -78,7 +78,7 @@ def try_study(study: Study, folder: Path) -> TrialRun:
             "train": study.train.model_copy(
                 update={"epochs": 1, "schedule": "warm_restarts", "workers": min(2, study.train.workers)}
             ),
-            "audit": study.audit.model_copy(update=_few(study.audit.explain, study.audit.maps)),
+            "audit": study.audit.model_copy(update=_few(study.audit.explain)),
         }
     )
     walls_s = {}
@@ -98,7 +98,7 @@ def try_audit(run: AuditRun, folder: Path, *, model: str, clip_s: float) -> Tria
             "recordings": (str(mill / "test"),),
             "out": str(folder / "out"),
             "annotations": None,
-            "audit": run.audit.model_copy(update=_few(run.audit.explain, run.audit.maps)),
+            "audit": run.audit.model_copy(update=_few(run.audit.explain)),
         }
     )
     started = time.monotonic()
@@ -153,10 +153,10 @@ def _mill(folder: Path, clip_s: float) -> tuple[Path, float]:
     return folder / "mill", (time.monotonic() - started) / made_s * _DEMO_RECORDING_S
 
 
-def _few(explain: str, maps: int) -> dict[str, object]:
+def _few(explain: str) -> dict[str, object]:
     """Of so few clips none may alarm, and then nothing would be explained."""
     few = explain if explain in ("all", "none") else f"top:{_EXPLAINED}"
-    return {"explain": few, "maps": min(1, maps) if maps >= 0 else -1}
+    return {"explain": few}
 
 
 def _conclude(trial: TrialRun) -> None:
