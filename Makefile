@@ -26,6 +26,8 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/attribution.py
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/audit.py
+	$(BIN)/python tests/benchmarks/scheduling.py
+	$(BIN)/python tests/benchmarks/planning.py
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m pytest tests/chaos/*.py

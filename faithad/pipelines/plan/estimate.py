@@ -183,7 +183,7 @@ def _crew(case: Case, n_shards: int, number: int) -> Crew:
         actors=found.actors,
         readers=found.readers or found.actors,
         cores=case.machines.cpus,
-        dispatch_s=scheduling.driver + scheduling.driver_per_actor * found.actors,
+        dispatch_s=scheduling.driver,
         start_s=0.0 if warm or number > 0 else case.rates.fixed.process,
         threads=1 if case.of.audit.gpus_per_actor else found.threads,
     )

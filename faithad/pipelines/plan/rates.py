@@ -23,9 +23,6 @@ from faithad.pipelines.stages import flatten
 
 Seconds = float
 
-# What the driver's share of a shard grows by with each actor, seconds: `tests/benchmarks/scheduling.py`.
-DRIVER_PER_ACTOR_S = 0.00007
-
 _HEADER = """\
 # Rates for `faithad plan --rates`, in seconds; `cpu` and `gpu`: of one core or one GPU, for one clip. They hold for the
 # settings below, and may be edited: figures of a GPU that were measured elsewhere go under `gpu`, in the form of `cpu`.
@@ -64,10 +61,12 @@ class Speed(Section):
 
 
 class Scheduling(Section):
-    """What a shard takes of each process beside the work itself, and what one more actor adds to the driver's share."""
+    """What a shard takes of each process beside the work itself.
+
+    The driver's share does not grow with the number of actors, as far as 64 of them: `tests/benchmarks/scheduling.py`.
+    """
 
     driver: Seconds = Field(ge=0)
-    driver_per_actor: Seconds = Field(DRIVER_PER_ACTOR_S, ge=0)
     reader: Seconds = Field(ge=0)
     actor: Seconds = Field(ge=0)
 

@@ -19,9 +19,10 @@ from faithad.features import FeatureSettings
 from faithad.model.networks import CLASSICAL, EXPLAINED
 from faithad.pipelines.audit.passes import Spread, spread, stream
 from faithad.pipelines.audit.worker import EXPLAIN, SCORE, ModelAudit, Step, Work
+from faithad.pipelines.plan.idle import Idle, pass_on, task_seconds
 from faithad.pipelines.plan.machines import Machines
 from faithad.pipelines.plan.rates import Scheduling, Seconds
-from faithad.pipelines.plan.worker import Idle, Times, Trial, pass_on, stand, task_seconds, time_audit, time_training
+from faithad.pipelines.plan.worker import Times, Trial, stand, time_audit, time_training
 from faithad.pipelines.shards.stream import Row
 from faithad.pipelines.training.places import divide
 

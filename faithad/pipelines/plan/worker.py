@@ -1,11 +1,10 @@
-"""What Ray's processes do for a plan's measurement: the real work on a few clips, and rows that are only passed on."""
+"""What Ray's processes do for a plan's measurement: the real work on a few clips; see also `plan.idle`."""
 
 from __future__ import annotations
 
-import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +16,6 @@ from faithad.config_sections import Attribution, Audit
 from faithad.features import FeatureSettings
 from faithad.model.training import Training, TrainingSettings
 from faithad.pipelines.audit.worker import Auditor, Work, read_shard
-from faithad.pipelines.shards.stream import Row
 from faithad.pipelines.training.worker import new_network
 
 # Clips of a training's measurement; one whole batch at least.
@@ -90,27 +88,6 @@ def time_training(study_yaml: str, model: str, threads: int) -> tuple[float, flo
     epoch_s = _seconds(training.run_epoch, enough_s=_ENOUGH_EPOCHS_S)
     validation_s = _seconds(training.validate)
     return max(0.0, epoch_s - validation_s) / n_train, validation_s / _VALIDATION_CLIPS
-
-
-def pass_on(row: Row) -> Row:
-    """Read nothing; says what its process has computed by now, before it gets the next row."""
-    return {**row, "reader": f"{os.getpid()}", "reader_s": time.process_time()}
-
-
-class Idle:
-    """An actor that does nothing; what it says is as of `pass_on`."""
-
-    def __call__(self, row: Row) -> Row:
-        return {**row, "actor": f"{os.getpid()}", "actor_s": time.process_time()}
-
-
-def task_seconds(rows: Sequence[Row], role: str) -> float:
-    """What the processes of a role (`reader`, `actor`) computed for a row, beside what they were asked for."""
-    seconds: dict[str, list[float]] = {}
-    for row in rows:
-        seconds.setdefault(row[role], []).append(row[f"{role}_s"])
-    spans = [max(each) - min(each) for each in seconds.values()]
-    return sum(spans) / max(1, sum(len(each) - 1 for each in seconds.values()))
 
 
 def _seconds(do: Callable[[], object], *, enough_s: float = _ENOUGH_S) -> float:
