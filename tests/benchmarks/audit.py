@@ -7,7 +7,8 @@ overhead    6,400 clips through `run_audit` with a network that returns its inpu
             between a tenth and nine tenths of the shards, so that starting Ray is left out; wall time beside it; and
             what the parts take by themselves in one process.
 throughput  scores of the paper's network with 1, 2 and 4 actors, each time on as many cores (one PyTorch thread each),
-            over the same stretch; `scaling` is the ratio to so many times one.
+            over the same stretch; `scaling` is the ratio to so many times one. CPU time by role beside it, and what as
+            many processes score that do nothing else (`alone`): more no audit can have of these cores.
 memory      the largest proportional set size (PSS) of the driver, any reader and any actor of `faithad audit`, for
             2,000 and 20,000 clips in WAV files of 5.6 hours each, a small network, no explanations.
 bytes       32 clips of the paper's shape, all six methods, by table. Maps apart, as they are optional.
@@ -19,46 +20,48 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import ray
-import soundfile
 import torch
 from attribution import device_name, spectrograms, trained_network
+from audits import (
+    CLIPS_IN_SHARD,
+    PAPER,
+    audit,
+    clips_of,
+    cores,
+    local_ray,
+    long_recordings,
+    normalization,
+    prepared_model,
+    read,
+    save,
+)
 from processes import Watch
 from torch import Tensor, nn
 
 from faithad import storage
-from faithad.clips.inputs import find_recordings
-from faithad.clips.manifest import cut_recording, manifest_table
-from faithad.clips.recordings import probe_recording, read_clip
-from faithad.config_audit import RunAudit, load_audit_run
-from faithad.config_sections import Attribution
-from faithad.features import FeatureSettings, Normalization, log_mel
-from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import TrainedModel, save_model
+from faithad.config_audit import load_audit_run
+from faithad.features import FeatureSettings, log_mel
 from faithad.model.networks import build_network
-from faithad.pipelines.audit.run import run_audit
-from faithad.pipelines.audit.shard import AuditModel, audit_clips, table_schemas, to_table
+from faithad.pipelines.audit.shard import audit_clips, table_schemas, to_table
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import from_bytes, to_bytes
 
 OUTPUT = Path("runs/bench/audit.json")
 FAITHAD = Path(sys.executable).parent / "faithad"
-PAPER = FeatureSettings()
+ALONE_S = 5.0
 SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
-CLIPS_IN_SHARD = RunAudit().clips_per_shard
 
 
 def main() -> None:
@@ -149,16 +152,6 @@ def overhead_parts(folder: Path, model: str, sounds: Path) -> dict[str, float]:
     return {f"overhead_{name}_ms": 1e3 * cpu_seconds(part) / len(rows) for name, part in timed.items()}
 
 
-def read(row: dict[str, Any]) -> np.ndarray:
-    return read_clip(
-        row["uri"],
-        onset_s=row["onset_s"],
-        duration_s=row["duration_s"],
-        clip_s=10.0,
-        sample_rate_hz=PAPER.sample_rate_hz,
-    )
-
-
 def cpu_seconds(function: Callable[[], object], repetitions: int = 7) -> float:
     """The median of some repetitions, after one that does not count."""
     function()
@@ -177,16 +170,53 @@ def throughput(folder: Path, quick: bool) -> dict[str, float]:
     torch.manual_seed(0)
     model = save(folder / "model", build_network("ae", PAPER.n_mels, 400), PAPER, name="ae")
     sounds = long_recordings(folder / "sounds", n_clips=256 if quick else 2_000, files=1)
-    rates = {}
+    figures: dict[str, float] = {}
     for n in (1, 2, 4):
         if n > len(os.sched_getaffinity(0)):
             continue
-        with cores(n), local_ray(n):
-            out = audit(model, sounds, folder / f"out-{n}", f"audit.actors={n}")
+        with cores(n):
+            figures[f"alone_clips_per_s_{n}"] = alone(model, sounds, n)
+            watch = Watch(psutil.Process())
+            with local_ray(n):
+                watch.start()
+                out = audit(model, sounds, folder / f"out-{n}", f"audit.actors={n}")
+                watch.stop()
         first, last, clips = span(out)
-        rates[n] = clips / (last - first)
-    figures = {f"clips_per_s_{n}": rate for n, rate in rates.items()}
-    return figures | {f"scaling_{n}": rate / (n * rates[1]) for n, rate in rates.items()}
+        seconds = watch.cpu_between(first, last)
+        figures |= {f"throughput_{role}_ms_{n}": 1e3 * each / clips for role, each in seconds.items()}
+        figures[f"clips_per_s_{n}"] = clips / (last - first)
+        for what in ("", "alone_"):
+            rate, one = figures[f"{what}clips_per_s_{n}"], figures[f"{what}clips_per_s_1"]
+            figures[f"{what}scaling_{n}"] = rate / (n * one)
+    return figures
+
+
+def alone(model: str, sounds: Path, n: int) -> float:
+    """Clips a second that n processes score side by side, without Ray, reading or writing: what the cores allow."""
+    context = multiprocessing.get_context("spawn")
+    together, rates = context.Barrier(n), context.Queue()
+    processes = [context.Process(target=score_on, args=(model, str(sounds), together, rates)) for _ in range(n)]
+    for process in processes:
+        process.start()
+    found = [rates.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return float(sum(found))
+
+
+def score_on(model: str, sounds: str, together: Any, rates: Any) -> None:
+    torch.set_num_threads(1)
+    rows = clips_of(Path(sounds)).slice(0, CLIPS_IN_SHARD).to_pylist()
+    run = load_audit_run(None, model=model, recordings=[sounds], out="-", overrides=["audit.explain=none"])
+    held = prepared_model(model, run.attribution, run.audit)
+    log_mels = torch.cat([log_mel(torch.from_numpy(read(row))[None], PAPER) for row in rows])
+    audit_clips(held, rows, log_mels, explain=False)
+    together.wait()
+    started, n_clips = time.monotonic(), 0
+    while time.monotonic() < started + ALONE_S:
+        audit_clips(held, rows, log_mels, explain=False)
+        n_clips += len(rows)
+    rates.put(n_clips / (time.monotonic() - started))
 
 
 def span(out: Path) -> tuple[float, float, int]:
@@ -264,82 +294,6 @@ def bytes_per_clip(folder: Path, quick: bool) -> dict[str, float]:
         storage.write_table(to_table(found, schema), str(location), schema=schema)
         figures[f"bytes_{name}"] = location.stat().st_size / n_clips
     return figures | {"bytes_maps": figures["bytes_maps"] - figures["bytes_attributions"]}
-
-
-# --- what they share --------------------------------------------------------------------------------------------------
-
-
-def save(folder: Path, network: nn.Module, features: FeatureSettings, *, name: str, threshold: float = 1e12) -> str:
-    """A model as a training leaves it. By default its alarm is never raised."""
-    alarm = AlarmThreshold("quantile", "mean", 0.05, threshold, 18.0, 100)
-    trained = TrainedModel(network.eval(), normalization(features), features, name, 0, alarm, 1, "bench")
-    save_model(trained, str(folder))
-    return str(folder)
-
-
-def normalization(features: FeatureSettings) -> Normalization:
-    return Normalization(torch.full((features.n_mels,), -40.0), torch.full((features.n_mels,), 10.0))
-
-
-def prepared_model(model: str, attribution: Attribution, audit: Any) -> AuditModel:
-    from faithad.model.checkpoint import load_model
-
-    return AuditModel.prepare(load_model(model), attribution=attribution, audit=audit, device=torch.device("cpu"))
-
-
-def long_recordings(folder: Path, *, n_clips: int, files: int) -> Path:
-    """WAV files, mono, 16 bit, 20 kHz: one of noise with a hum, and links to it by other names."""
-    folder.mkdir()
-    rate_hz, minute = PAPER.sample_rate_hz, 60
-    generator = np.random.default_rng(0)
-    hum = 0.2 * np.sin(2 * np.pi * 100 * np.arange(minute * rate_hz) / rate_hz)
-    left = n_clips // files * 10 * rate_hz
-    with soundfile.SoundFile(folder / "hours-00.wav", "w", rate_hz, 1, "PCM_16") as file:
-        while left > 0:
-            block = (hum + generator.normal(0, 0.05, len(hum)))[:left]
-            file.write(block)
-            left -= len(block)
-    for number in range(1, files):
-        (folder / f"hours-{number:02}.wav").symlink_to("hours-00.wav")
-    return folder
-
-
-def clips_of(sounds: Path) -> pa.Table:
-    (recording,) = find_recordings([("test", str(sounds))])
-    rows, _ = cut_recording(recording, probe_recording(recording.uri), clip_s=10.0, remainder="drop")
-    return manifest_table(rows)
-
-
-def audit(model: str, sounds: Path, out: Path, *overrides: str) -> Path:
-    overrides = ("audit.explain=none", f"audit.clips_per_shard={CLIPS_IN_SHARD}", *overrides)
-    outcome = run_audit(
-        load_audit_run(None, model=model, recordings=[str(sounds)], out=str(out), overrides=list(overrides)),
-        redo=False,
-        retry_failed=False,
-    )
-    assert outcome.n_failed == 0, outcome.line
-    return out
-
-
-@contextmanager
-def cores(n: int) -> Iterator[None]:
-    """This process, and what it starts, on the first n of its cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:n])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def local_ray(n: int, **options: Any) -> Iterator[None]:
-    ray.init(address="local", num_cpus=n, include_dashboard=False, log_to_driver=False, logging_level="error",
-             object_store_memory=1 << 30, **options)  # fmt: skip
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def report(figures: dict[str, float]) -> None:
