@@ -123,7 +123,7 @@ def validated(
             made = model.model_validate(values)
             break
         except ValidationError as error:
-            found = [problem for details in error.errors() for problem in _problems(details, model, values)]
+            found = [problem for details in _first(error) for problem in _problems(details, model, values)]
         lines += [problem.line for problem in found if not any(_touches(key, removed) for key in problem.keys)]
         # A section whose keys are all gone and that is still wrong goes as a whole.
         fresh = {key for problem in found for key in problem.keys if key not in removed}
@@ -138,6 +138,12 @@ def validated(
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise ConfigError("\n".join([f"{name} has {count}:", *(f"  {line}" for line in dict.fromkeys(lines))]))
     return made
+
+
+def _first(error: ValidationError) -> Iterator[ErrorDetails]:
+    """Pydantic's errors, except that a list is too short of which some elements are wrong: it does not count these."""
+    in_lists = {details["loc"][:length] for details in error.errors() for length in range(len(details["loc"]))}
+    return (details for details in error.errors() if details["type"] != "too_short" or details["loc"] not in in_lists)
 
 
 def _problems(details: ErrorDetails, model: type[BaseModel], values: dict[str, Any]) -> Iterator[_Problem]:
@@ -159,6 +165,10 @@ def _problems(details: ErrorDetails, model: type[BaseModel], values: dict[str, A
         # What was meant is missing, as far as later checks are concerned, unless it is there as well.
         meant = [(*place[:-1], *close)] if close and close[0] not in _section_of(values, key) else []
         yield _Problem(f"{label}: unknown key; {hint}", (key, *meant), place[:-1])
+    elif details["type"] == "too_short":
+        yield _Problem(
+            f"{label}: give {details['ctx']['min_length']} or more, found {details['input']!r}", (key,), key[:-1]
+        )
     elif details["type"] == "missing":
         yield _Problem(f"{label}: missing, give it a value", (key,), place[:-1])
     else:
@@ -189,8 +199,10 @@ def _section_of(values: dict[str, Any], key: Key) -> dict[Any, Any]:
 
 
 def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
-    """The model of a section."""
+    """The model of a section, or of an element of a list or a table of sections."""
     for part in place:
+        if part not in model.model_fields:  # the element's number or name
+            continue
         annotation = model.model_fields[part].annotation
         for candidate in (annotation, *getattr(annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):

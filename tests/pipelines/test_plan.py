@@ -183,10 +183,12 @@ def test_the_text_says_what_costs_what_and_what_would_help() -> None:
     whole = total_s(estimate(case))
     assert f"Machines: ${2 * 3.6 * whole / 3600:,.2f}" in text
     assert "give storage.dollars_per_gb_month in the file" in text
-    assert "1,140 of 20 recordings" in text
+    assert "1,140 from 20 recordings" in text
     assert "Memory" not in text
     tight = case_of(study_of(), machines_with(4, memory=3.5), memory_gib=0.8)
-    assert "Memory: up to 3.3 of 3.5 GiB of each box." in plan_text(tight, source="stated")
+    assert "Memory: up to 3.3 of the 3.5 GiB of box." in plan_text(tight, source="stated")
+    two = case_of(study_of(), machines_with(4, memory=3.5, count=2), memory_gib=0.8)
+    assert "Memory: up to 3.3 of the 3.5 GiB of each box." in plan_text(two, source="stated")
     narrow = case_of(study_of(), machines_with(4, memory=3), memory_gib=0.8)
     assert "TOO LITTLE: set audit.actors" in plan_text(narrow, source="stated")
     assert "1 at a time, each of 2 epochs at the most; early stopping" in text
@@ -195,6 +197,30 @@ def test_the_text_says_what_costs_what_and_what_would_help() -> None:
     assert re.search(r"^ +1,000 .*%", text, re.MULTILINE)
     held_up = case_of(study_of(models=["mae"], train={"epochs": 1000}), machines_with(1))
     assert "Bottleneck: train" in plan_text(held_up, source="stated")
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [({"patches": [4], "mask_ratios": [0.3, 0.5]}, "4 trainings"), ({"algorithm": "optuna", "trials": 9}, "18 train")],
+)
+def test_a_search_is_said_not_to_be_planned(search: dict[str, Any], said: str) -> None:
+    """A file for `faithad search` is a study's, too, and what is planned is the study."""
+    case = case_of(study_of(seeds=[0, 1], search=search), machines_with(2))
+    text = plan_text(case, source="stated")
+    assert (
+        f"plan of `faithad study` on the file. Its section `search` is not planned: `faithad search` has {said}" in text
+    )
+    assert "search" not in plan_text(case_of(study_of(), machines_with(2)), source="stated")
+
+
+def test_many_workers_are_not_said_to_lack_cores() -> None:
+    """Once each has but a shard or two, what takes the time is their start."""
+    run = AuditRun.model_validate(PLAIN_AUDIT | {"audit": {"explain": "none", "clips_per_shard": 10}})
+    fixed = RATES["fixed"] | {"process": 20}
+    text = plan_text(case_of(run, machines_with(4), fixed=fixed), source="stated")
+    limits = dict(re.findall(r"^ +([\d,]+) .*%   (.*)$", text, re.MULTILINE))
+    assert limits["1"] == "the cores"
+    assert limits["64"].startswith("the start of processes")
 
 
 @pytest.mark.parametrize(
@@ -228,9 +254,7 @@ def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
 
 def test_rates_of_other_settings_are_refused(tmp_path: Path) -> None:
     config, rates = files_of(tmp_path)
-    assert "Study 'small' on 1 x this machine" in plan(
-        config, overrides=[], machines=None, rates=rates, save_rates=None
-    )
+    assert "Study 'small' on this machine (" in plan(config, overrides=[], machines=None, rates=rates, save_rates=None)
     with pytest.raises(StudyError, match=r"attribution\.smooth_grad_samples: 25 there, 3 here"):
         plan(config, overrides=["attribution.smooth_grad_samples=3"], machines=None, rates=rates, save_rates=None)
     with pytest.raises(ConfigError, match="one of the two"):
@@ -241,10 +265,72 @@ def test_what_a_file_of_machines_may_say(tmp_path: Path) -> None:
     example = read_machines(str(EXAMPLE))
     assert (example.cpus, example.gpus, example.dollars_per_hour) == (68, 0, None)
     assert example.storage.dollars_per_gb_month is None
+    assert str(example) == "1 x head (4 CPU, 16 GiB) and 4 x cpu-worker (16 CPU, 64 GiB)"
+
+
+ALLOWED = "allowed: name, count, cpus, gpus, memory, dollars_per_hour"
+WRONG_MACHINES = {
+    "": ["must hold keys and values (groups: ...), found nothing: it is empty"],
+    "[]": ["must hold keys and values (groups: ...), found list"],
+    "{}": ["has 1 problem:", "groups: missing, give it a value"],
+    "groups: []": ["has 1 problem:", "groups: give 1 or more, found []"],
+    "groups: [{name: a, cpus: 4, dollars_per_hour: -3}, {name: b, cpus: 4, dollars_per_hour: -3}]": [
+        "has 2 problems:",
+        "groups.0.dollars_per_hour: Input should be greater than or equal to 0, found -3",
+        "groups.1.dollars_per_hour: Input should be greater than or equal to 0, found -3",
+    ],
+    "groups: [{name: a, cpus: 4, cpu: 4, price: 3}, {cpus: 1}]\nstorage: {size: 1}": [
+        "has 4 problems:",
+        "groups.0.cpu: unknown key; did you mean 'cpus'?",
+        f"groups.0.price: unknown key; {ALLOWED}",
+        "groups.1.name: missing, give it a value",
+        "storage.size: unknown key; allowed: dollars_per_gb_month",
+    ],
+}
+
+
+@pytest.mark.parametrize("text", WRONG_MACHINES)
+def test_what_is_wrong_with_a_file_of_machines_is_told_as_of_a_study(tmp_path: Path, text: str) -> None:
     wrong = tmp_path / "machines.yaml"
-    wrong.write_text("groups: [{name: a, cpus: 4, price: 3}, {cpus: -1}]")
-    with pytest.raises(ConfigError, match=r"(?s)groups\.0\.price: unknown key.*groups\.1\.name: missing"):
+    wrong.write_text(text)
+    with pytest.raises(ConfigError) as caught:
         read_machines(str(wrong))
+    assert str(caught.value).removeprefix(f"{wrong} ").split("\n  ") == WRONG_MACHINES[text]
+
+
+def test_what_is_wrong_with_a_file_of_rates_is_told_as_of_a_study(tmp_path: Path) -> None:
+    wrong = tmp_path / "rates.yaml"
+    cpu = {"reed": 0.1, "train": {"mae": {1: "fast"}}}
+    tables = {"scores": {"file": 1, "clip": 1, "clips": 2}}
+    wrong.write_text(yaml.safe_dump(RATES | {"cpu": cpu, "bytes": tables, "scheduling": {"driver": 0, "reader": 0}}))
+    with pytest.raises(ConfigError) as caught:
+        read_rates(str(wrong))
+    assert str(caught.value).splitlines() == [
+        f"{wrong} has 4 problems:",
+        "  cpu.train.mae.1: Input should be a valid number, unable to parse string as a number, found 'fast'",
+        "  cpu.reed: unknown key; did you mean 'read'?",
+        "  scheduling.actor: missing, give it a value",
+        "  bytes.scores.clips: unknown key; did you mean 'clip'?",
+    ]
+
+
+def test_rates_that_cannot_be_saved_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, rates = files_of(tmp_path)
+    before = Path(rates).read_text()
+
+    def measured(*_: Any, **__: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("faithad.pipelines.plan.run.measure", measured)
+    for place, problem in ((f"{rates}/r.yaml", "cannot be written"), (str(tmp_path), "is a folder")):
+        with pytest.raises(StudyError, match=problem) as caught:
+            plan_case(config, save_rates=place)
+        assert f"{place!r} " in str(caught.value)
+    for place in (rates, str(tmp_path / "new" / "r.yaml")):
+        with pytest.raises(InterruptedError):
+            plan_case(config, save_rates=place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "rates.yaml", "study.yaml"]
+    assert Path(rates).read_text() == before
 
 
 def test_the_machines_of_a_ray() -> None:

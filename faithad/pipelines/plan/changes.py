@@ -34,7 +34,7 @@ def changes(case: Case) -> Iterator[tuple[str, Case]]:
     yield f"audit.readers: {readers.readers}", replace(case, of=_with(case, "audit", readers))
     larger = audit.model_copy(update={"clips_per_shard": 4 * audit.clips_per_shard})
     yield (
-        f"audit.clips_per_shard: {larger.clips_per_shard}, before anything is audited",
+        f"audit.clips_per_shard: {larger.clips_per_shard} (before anything is audited)",
         replace(case, of=_with(case, "audit", larger)),
     )
     if isinstance(case.of, Study):

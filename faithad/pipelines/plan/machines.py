@@ -6,11 +6,10 @@ import os
 from collections import Counter
 from typing import Annotated
 
-from pydantic import Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field
 
 from faithad import storage
-from faithad.config_file import read_values
+from faithad.config_file import read_values, validated
 from faithad.config_sections import AnySection, Section
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.cluster.machines import Nodes
@@ -26,6 +25,13 @@ class Group(Section):
     gpus: float = Field(0, ge=0)
     memory: float | None = Field(None, gt=0)
     dollars_per_hour: float | None = Field(None, ge=0)
+
+    @property
+    def equipment(self) -> str:
+        """Of each of them."""
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        memory = f", {self.memory:g} GiB" if self.memory else ""
+        return f"{self.cpus:g} CPU{gpus}{memory}"
 
 
 class Storage(Section):
@@ -73,12 +79,9 @@ class Machines(Section):
         return self.model_copy(update={"groups": groups})
 
     def __str__(self) -> str:
-        kinds = []
-        for group in self.groups:
-            gpus = f", {group.gpus:g} GPU" if group.gpus else ""
-            memory = f", {group.memory:g} GiB" if group.memory else ""
-            kinds.append(f"{group.count} x {group.name} ({group.cpus:g} CPU{gpus}{memory})")
-        return " and ".join(kinds)
+        if self.count == 1:
+            return f"{self.groups[0].name} ({self.groups[0].equipment})"
+        return " and ".join(f"{group.count} x {group.name} ({group.equipment})" for group in self.groups)
 
 
 def this_machine() -> Machines:
@@ -118,24 +121,13 @@ def read_section(kind: type[AnySection], location: str) -> AnySection:
         ConfigError: as `read_machines`.
     """
     try:
-        values, problems = read_values(storage.read_text(location))
+        values, repeated = read_values(storage.read_text(location))
     except (OSError, StudyError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read {location!r}: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{location} is {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{location} must hold keys and values, found {type(values).__name__}")
-    if not problems:
-        try:
-            return kind.model_validate(values)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, one['loc']))}: {_said(one)}" for one in error.errors()]
-    raise ConfigError("\n".join([f"{location} has {len(problems)} problem(s):", *(f"  {line}" for line in problems)]))
-
-
-def _said(problem: ErrorDetails) -> str:
-    if problem["type"] == "extra_forbidden":
-        return "unknown key"
-    if problem["type"] == "missing":
-        return "missing, give it a value"
-    return f"{problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}"
+        required = ", ".join(f"{name}: ..." for name, field in kind.model_fields.items() if field.is_required())
+        found = "nothing: it is empty" if values is None else type(values).__name__
+        raise ConfigError(f"{location} must hold keys and values ({required}), found {found}")
+    return validated(kind, values, name=location, repeated=repeated, placeholders={})

@@ -102,7 +102,7 @@ def _measure(subject: Subject, machines: Machines, here: Machines, folder: Path,
         trainings = _of_a_whole(time_trainings(of, machines, here), of.train.gpus_per_worker)
         (gpu if of.train.gpus_per_worker else cpu).update(trainings)
     rates = Rates(
-        measured=f"on {date.today()} on {here}, {platform.machine()}",
+        measured=f"on {date.today()} on one machine ({here.groups[0].equipment}, {platform.machine()})",
         settings=rate_settings(of, subject.features),
         cpu=Speed(**cpu),
         gpu=Speed(**gpu) if gpu else None,

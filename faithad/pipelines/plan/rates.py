@@ -6,6 +6,7 @@ the machine do the same.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,6 +132,22 @@ def read_rates(location: str) -> Rates:
 
 def write_rates(rates: Rates, location: str) -> None:
     storage.write_text(location, rates.to_yaml())
+
+
+def require_writable(location: str) -> None:
+    """Refuse a place where `write_rates` would fail; what stands there is left as it is.
+
+    Raises:
+        StudyError: it is a folder, or nothing can be written there.
+    """
+    probe = f"{location}.{uuid.uuid4().hex}"
+    try:
+        storage.write_text(probe, "")
+        storage.delete(probe)
+    except StudyError as error:
+        raise StudyError(str(error).replace(probe, location)) from error
+    if storage.is_folder(location):
+        raise StudyError(f"--save-rates {location!r} is a folder: name a file, such as rates.yaml in it.")
 
 
 def rate_settings(of: Study | AuditRun, features: FeatureSettings) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from faithad.pipelines.plan.rates import (
     rate_settings,
     read_rates,
     refuse_other_settings,
+    require_writable,
     write_rates,
 )
 from faithad.pipelines.plan.text import plan_text
@@ -52,7 +53,8 @@ def plan(
         ConfigError: a file cannot be read, is wrong, or the arguments do not fit each other.
         RecordingError: there are no recordings to count, and no rates file says how many clips there are.
         CheckpointError: the model of an audit is missing or damaged.
-        StudyError: the rates hold for other settings, or the machines can never hold what the configuration asks for.
+        StudyError: the rates hold for other settings, `save_rates` cannot be written, or the machines can never hold
+            what the configuration asks for.
     """
     case, source = plan_case(config, overrides=overrides, machines=machines, rates=rates, save_rates=save_rates)
     return plan_text(case, source=source)
@@ -74,6 +76,8 @@ def plan_case(
     known = None if rates is None else read_rates(rates)
     if known is not None and rates is not None:
         refuse_other_settings(known, rate_settings(subject.of, subject.features), name=rates)
+    if save_rates is not None:  # rather than after a minute of measuring
+        require_writable(save_rates)
     counted = _count(subject, known, may_lack=save_rates is not None)
     here = this_machine()
     if known is None:

@@ -144,7 +144,7 @@ def bounds(shards: Sequence[Shard], crew: Crew) -> dict[str, float]:
     read_s, audit_s = sum(shard.read_s for shard in shards), sum(shard.audit_s for shard in shards)
     n, starts_s = len(shards), crew.start_s * max(1.0, crew.actors / crew.cores)
     slower = max(1.0, crew.threads / crew.cores)
-    computed_s = n * crew.dispatch_s + read_s + audit_s * crew.threads + crew.actors * crew.start_s
+    computed_s = n * crew.dispatch_s + read_s + audit_s * crew.threads
     return {
         "the driver, which hands out shards one by one": n * crew.dispatch_s,
         "the readers": read_s / min(crew.readers, crew.cores),

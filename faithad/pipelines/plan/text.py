@@ -9,6 +9,7 @@ from faithad.config_sections import Train
 from faithad.model.networks import CLASSICAL
 from faithad.pipelines.plan.changes import changes, with_workers
 from faithad.pipelines.plan.estimate import Case, Stage, audit_stage, estimate, total_s, written
+from faithad.pipelines.search.plan import MODEL, grid_trials
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 # What helps less than that is not worth doing.
@@ -19,7 +20,7 @@ def plan_text(case: Case, *, source: str) -> str:
     """The whole plan; `source` says where the rates come from."""
     stages = estimate(case)
     parts = [
-        [f"{_title(case)} on {case.machines}", f"Rates: {source}."],
+        [f"{_title(case)} on {case.machines}", f"Rates: {source}.", *_not_planned(case)],
         list(_clips(case)),
         list(_times(stages)),
         list(_bytes(case)),
@@ -34,25 +35,39 @@ def _title(case: Case) -> str:
     return f"Study {case.of.name!r}" if isinstance(case.of, Study) else f"Audit of {', '.join(case.of.recordings)}"
 
 
+def _not_planned(case: Case) -> Iterator[str]:
+    """Of a file that is for `faithad search` as well, or for it alone."""
+    if isinstance(case.of, Study) and "search" in case.of.model_fields_set:
+        search, n = case.of.search, len(grid_trials(case.of))
+        if search.algorithm == "optuna":
+            n = search.trials * len(case.of.seeds)
+        yield (
+            "This is the plan of `faithad study` on the file. Its section `search` is not planned: `faithad search` "
+            f"has {n:,} trainings of {MODEL}, and no audit."
+        )
+
+
 def _clips(case: Case) -> Iterator[str]:
     clips, audit = case.clips, case.of.audit
     if isinstance(case.of, Study):
         yield (
-            f"Clips: {clips.total:,} of {clips.recordings:,} recordings, by {clips.source}: {clips.train:,} train, "
+            f"Clips: {clips.total:,} from {clips.recordings:,} recordings, by {clips.source}: {clips.train:,} train, "
             f"{clips.validation:,} validation, {clips.test:,} test ({clips.annotated:,} with reference intervals)."
         )
         yield (
-            f"Trainings: {len(case.runs)}, {case.places.at_once} at a time, each of {case.of.train.epochs:,} epochs at "
-            "the most; early stopping may end one sooner."
+            f"Trainings: {len(case.runs)}, up to {case.places.at_once} at a time, each of {case.of.train.epochs:,} "
+            "epochs at the most; early stopping may end one sooner."
         )
         yield from _unmeasured(case, case.of)
     else:
-        yield f"Clips: {clips.test:,} of {clips.recordings:,} recordings, by {clips.source}."
+        yield f"Clips: {clips.test:,} from {clips.recordings:,} recordings, by {clips.source}."
     if case.explained_runs:
         why = f"audit.explain: {audit.explain}"
         if audit.explain == "alarms":
             why += f", {case.alarm_rate:.1%} of all (the alarm's false_alarm_rate); what is abnormal comes on top"
-        yield f"Explained: {case.n_explained:,} clips by each of {len(case.explained_runs)} model(s) ({why})."
+        n = len(case.explained_runs)
+        models = "one trained model" if n == 1 else f"each of {n} trained models"
+        yield f"Explained: {case.n_explained:,} clips by {models} ({why})."
     detectors = sorted({model for model, _ in case.runs if model in CLASSICAL})
     if detectors:
         yield f"Not in this plan: the fitting of {', '.join(detectors)}, which does not grow in step with the clips."
@@ -115,7 +130,8 @@ def _memory(case: Case) -> Iterator[str]:
             continue
         needed_gib = max(1, int(group.cpus)) * each_gib + shared_gib
         little = "" if needed_gib <= group.memory else " TOO LITTLE: set audit.actors and train.trainings_at_once."
-        yield f"Memory: up to {needed_gib:.1f} of {group.memory:g} GiB of each {group.name}.{little}"
+        each = "each " if group.count > 1 else ""
+        yield f"Memory: up to {needed_gib:.1f} of the {group.memory:g} GiB of {each}{group.name}.{little}"
 
 
 def _workers(case: Case) -> Iterator[str]:
@@ -123,7 +139,7 @@ def _workers(case: Case) -> Iterator[str]:
     alone = audit_stage(with_workers(case, 1))
     if alone.wall_s is None:
         return
-    yield "The audit by other numbers of workers, one core (or its share of GPUs) each, simulated:"
+    yield "The audit alone, from a cold start, by so many workers of one core (or its share of a GPU) each, simulated:"
     yield f"{'workers':>10s}{'time':>12s}{'efficiency':>12s}   limited by"
     for n in WORKERS:
         stage = audit_stage(with_workers(case, n))
