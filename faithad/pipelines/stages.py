@@ -28,6 +28,9 @@ Settings = Mapping[str, Any]
 FILE_KEY = "files."
 _NAMED_FILES = 10
 
+# The stages of an audit of recordings, whose root is its `--out`; all others belong to a study.
+_OF_AN_AUDIT = ("score", "explain", "events")
+
 # In place of settings: a removal has begun, and nothing that is still there may be used.
 _REMOVING = {"removing": True}
 
@@ -62,6 +65,11 @@ class Stage:
     @property
     def _begun_location(self) -> str:
         return storage.join(self.root, "stages", f"{self.name}.begun.json")
+
+    @property
+    def _elsewhere(self) -> str:
+        """How the user says that the results are to go somewhere else."""
+        return "another folder (--out)" if self.name in _OF_AN_AUDIT else "another root (--set root=...)"
 
     def settled(self, *, afresh: bool = False) -> Stage:
         """The stage without the differences to its mark that come from files which could not be read for a moment.
@@ -108,7 +116,7 @@ class Stage:
                 raise StudyError(
                     f"{self.root} holds results of stage {self.name!r} that were made with other settings:\n"
                     f"{_differences(before, self.settings)}\n"
-                    "Give another root (--set root=...), or --redo to remove those results and run the stage again."
+                    f"Give {self._elsewhere}, or --redo to remove those results and run the stage again."
                 )
             self.reset()
         storage.write_text(self._begun_location, json.dumps(self.settings, indent=1))

@@ -8,9 +8,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -153,3 +155,31 @@ def test_each_stage_says_what_it_wrote(finished: Study, tmp_path: Path) -> None:
         assert answer.returncode == 0, answer.stderr
         assert finished.root in answer.stdout.strip().splitlines()[-1]
     assert os.path.exists(os.path.join(finished.root, "report.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_study_that_is_told_to_end_leaves_nothing_but_its_results(
+    finished: Study, tmp_path: Path, number: int, status: int
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(finished.to_yaml()) | {"root": str(tmp_path / "study")}))
+    # Sockets live below this folder, and their paths may not be long.
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as temporary:
+        environment = os.environ | {"RAY_TMPDIR": temporary, "TMPDIR": temporary}
+        command = [FAITHAD, "study", "--config", config]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "study" / "stages" / "features.json").exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert family, "Ray runs"
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == status, said
+        assert "Traceback" not in said
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+        assert not list(Path(temporary).glob("ray-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_results_of_other_settings_are_kept_and_named(tmp_path: Path, finished: 
     write_result(tmp_path)
     other.finish()
     assert other.is_done()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("train-ae-0", "another root (--set root=...)"), ("audit-ae-0", "another root (--set root=...)"),
+     ("score", "another folder (--out)"), ("explain", "another folder (--out)")],
+)  # fmt: skip
+def test_the_way_out_of_other_settings_is_one_that_the_command_has(tmp_path: Path, name: str, advice: str) -> None:
+    first = replace(stage(tmp_path), name=name)
+    first.begin(redo=False)
+    write_result(tmp_path)
+    with pytest.raises(StudyError) as caught:
+        replace(stage(tmp_path, epochs=5), name=name).begin(redo=False)
+    assert f"\nGive {advice}, or --redo " in str(caught.value)
 
 
 def test_a_stage_that_failed_before_it_wrote_anything_is_in_nobodys_way(tmp_path: Path) -> None:

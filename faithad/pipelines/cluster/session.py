@@ -7,20 +7,27 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
+
+from faithad.errors import ConfigError, StudyError
 
 OBJECT_STORE_BYTES = 1 << 30
 
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 # Where one of these is set, somebody has decided who may reach Ray.
 _TOKEN_SETTINGS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+_REACH_S = 5.0
 
 
 @contextlib.contextmanager
@@ -32,21 +39,40 @@ def ray_session() -> Iterator[None]:
     and keeps its sockets and logs in a folder that nobody else may enter. That folder goes at the end, but stays after
     an error, which may tell the user to look into it. (One socket is open to other machines: the store in which
     PyTorch's workers find each other, where several share a training. It can be told no address.)
+
+    Raises:
+        ConfigError: RAY_ADDRESS is not the address of a head.
+        StudyError: the cluster cannot be reached, or does not let us join.
     """
     if ray.is_initialized():
         yield
         return
     # A stage that runs for a minute has no need of usage reports, nor of a metrics agent that asks for one.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    folder = _start_own() if ray_is_ours() else None
-    if folder is None:
-        ray.init(**_QUIET)
+    folder = None
+    with _own_sigterm():
+        if ray_is_ours():
+            folder = _start_own()
+        else:
+            _join(os.environ["RAY_ADDRESS"])
     try:
         yield
+    except Exception:  # and not what a signal raises, after which there is nothing to look into
+        folder = None
+        raise
     finally:
         ray.shutdown()
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does at SIGTERM over the start of Ray, which would abort it with nothing unwound."""
+    ours = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(ours) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
 
 
 def _start_own() -> str:
@@ -72,6 +98,61 @@ def _start_own() -> str:
         **_QUIET,
     )
     return folder
+
+
+def _join(address: str) -> None:
+    if address != "auto":  # which Ray looks up among the processes of this machine
+        _require_reachable(address)
+    # Ray asks a head that refuses us twenty times; each time it waits 40 s for one that is silent.
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+    try:
+        ray.init(**_QUIET)
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        raise StudyError(_refused(address, str(error.__cause__ or error).strip())) from error
+
+
+def _require_reachable(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(
+            f"RAY_ADDRESS {address!r} is not the address of a head: give host and port, such as head:6379 (the port of "
+            "`ray start --head`; Ray Client, ray://, cannot do what faithad needs), or auto for the head on this "
+            "machine. Without RAY_ADDRESS faithad starts a Ray of its own."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except OSError as error:
+        reason = f"nothing answers within {_REACH_S:.0f} s" if isinstance(error, TimeoutError) else error.strerror
+        raise StudyError(
+            f"There is no cluster at {address}, which RAY_ADDRESS names: {reason}. Is the head running, and its port "
+            "reachable from here? Without RAY_ADDRESS faithad starts a Ray of its own."
+        ) from error
+
+
+def _refused(address: str, reason: str) -> str:
+    """What to tell of a head that was reached and could not be joined."""
+    cluster = f"The cluster at {address}, which RAY_ADDRESS names,"
+    token = (
+        "The token is the one that the head was started with: put it into ~/.ray/auth_token, or into a file that "
+        "RAY_AUTH_TOKEN_PATH names, readable by you alone; RAY_AUTH_TOKEN, where it is set, wins over both."
+    )
+    if "InvalidAuthToken" in reason:
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            return f"{cluster} asks for a token, and none was sent. Set RAY_AUTH_MODE=token. {token}"
+        return f"{cluster} does not accept this token: it is another cluster's, or an old one. {token}"
+    if "no authentication token was found" in reason:
+        return f"RAY_AUTH_MODE is 'token', and there is no token here for the cluster at {address}. {token}"
+    if "Version mismatch" in reason:
+        return f"{cluster} runs other versions than this process. {reason[reason.index('Version mismatch') :]}"
+    said = "Ray says: " + reason.rpartition("\n")[2]
+    if address == "auto":
+        return (
+            f"RAY_ADDRESS is 'auto', and no Ray on this machine could be joined. Give host and port of a head. {said}"
+        )
+    return (
+        f"{cluster} was reached but could not be joined. Is it the port of the head itself (6379, unless `ray start "
+        f"--head --port` said another), of Ray {ray.__version__}, and is this one of the cluster's machines? {said}"
+    )
 
 
 def ray_is_ours() -> bool:
