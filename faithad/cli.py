@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Exit status of an audit that accounts for everything, where some clips could not be audited.
+# Exit status of an audit that accounts for everything, where some clips or recordings could not be audited.
 _SOME_FAILED = 3
 
 Config = Annotated[str, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")]
@@ -68,7 +69,7 @@ def synth(
 def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """List the recordings, cut them into clips, write the manifest."""
     study = _stage("index", config, overrides, redo)
-    _say(f"Manifest: {_below(study, 'manifest.parquet')}. Next: faithad train --config {shlex.quote(config)}")
+    _say(f"Manifest: {_below(study, 'manifest.parquet')}. {_next('train', config, overrides)}")
 
 
 @app.command()
@@ -76,7 +77,7 @@ def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
     """Compute features and train every model and seed; the manifest first, where it is not there yet."""
     _stage("index", config, overrides, redo)
     study = _stage("train", config, overrides, redo)
-    _say(f"{len(study.runs)} models: {_below(study, 'models')}. Next: faithad audit --config {shlex.quote(config)}")
+    _say(f"{len(study.runs)} models: {_below(study, 'models')}. {_next('audit', config, overrides)}")
 
 
 @app.command()
@@ -99,13 +100,15 @@ def audit(
 ) -> None:
     """Audit recordings with a trained model (--model, --recordings, --out), or the test clips of a study (--config).
 
-    Exit status 3: all is accounted for, but some clips could not be audited.
+    Exit status 3, of an audit with a trained model: all is accounted for, but some clips could not be audited or some
+    recordings not be read. A study ends with 0 then; `faithad evaluate` names them in summary/ledger.parquet.
     """
     from faithad.config_audit import is_study, load_audit_run
 
     if config is not None and not (model or recordings or out) and is_study(config):
+        _refuse("--retry-failed", retry_failed, beside="a study")
         study = _stage("audit", config, overrides, redo)
-        _say(f"Audit tables: {_below(study, 'audit')}. Next: faithad evaluate --config {shlex.quote(config)}")
+        _say(f"Audit tables: {_below(study, 'audit')}. {_next('evaluate', config, overrides)}")
         return
     run = load_audit_run(config, model=model, recordings=recordings or (), out=out, overrides=overrides or [])
     from faithad.pipelines.audit.run import run_audit
@@ -129,12 +132,14 @@ def evaluate(
 ) -> None:
     """Summarise a study's audits, or score one audit against reference intervals (--audit, --annotations)."""
     if audit is not None and annotations is not None and config is None:
+        for option, given in (("--set", overrides), ("--redo", redo)):
+            _refuse(option, bool(given), beside="--audit: it scores the results that are there")
         from faithad.pipelines.audit.evaluate import evaluate_audit
 
         _say(evaluate_audit(audit, annotations))
     elif config is not None and audit is None and annotations is None:
         study = _stage("evaluate", config, overrides, redo)
-        _say(f"Summary tables: {_below(study, 'summary')}. Next: faithad report --config {shlex.quote(config)}")
+        _say(f"Summary tables: {_below(study, 'summary')}. {_next('report', config, overrides)}")
     else:
         raise ConfigError("Give either --config (a study), or --audit and --annotations (one audit).")
 
@@ -221,6 +226,13 @@ def submit(
 
     The exit status is the job's.
     """
+    from faithad.pipelines.submit.check import JOBS
+
+    if job.startswith("-"):
+        raise typer.BadParameter(
+            f"The job's name is missing before {job!r}; jobs are {', '.join(JOBS)}, and Python scripts.",
+            param_hint="JOB",
+        )
     from faithad.pipelines.submit.run import submit_job
 
     sys.exit(
@@ -229,13 +241,29 @@ def submit(
 
 
 def main() -> None:
-    """Run the command; what a user can act on is said in one message, last, without a traceback."""
+    """Run the command; what a user can act on is said in one message, last, without a traceback.
+
+    SIGTERM, by which `timeout`, Slurm and Kubernetes end a command, unwinds it as Ctrl-C does.
+    """
+    terminated = False
+
+    def terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the unwinding short
+        raise KeyboardInterrupt  # Ray would lose the status of a SystemExit
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except FaithadError as error:
         sys.stdout.flush()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        if terminated:
+            print("Terminated.", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
 
 
 def job(command: str) -> None:
@@ -267,6 +295,18 @@ def _below(study: Study, name: str) -> str:
     from faithad import storage
 
     return storage.join(study.root, name)
+
+
+def _next(command: str, config: str, overrides: list[str] | None) -> str:
+    """What to run after this; with other settings it would work on another study."""
+    settings = [word for override in overrides or [] for word in ("--set", override)]
+    return f"Next: {shlex.join(['faithad', command, '--config', config, *settings])}"
+
+
+def _refuse(option: str, given: bool, *, beside: str) -> None:
+    """An option that a command takes, but not in this use, is a mistake: nobody gives it for nothing."""
+    if given:
+        raise typer.BadParameter(f"it has no meaning with {beside}.", param_hint=option)
 
 
 def _say(line: str) -> None:

@@ -102,11 +102,6 @@ def test_references_to_other_recordings_are_refused(audit: Any, tmp_path: Path) 
     assert not storage.exists(storage.join(audit.out, "summary"))
 
 
-def test_a_folder_without_an_audit(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"no finished audit in .*Give the folder that `faithad audit --out` wrote to"):
-        evaluate_audit(str(tmp_path), str(tmp_path))
-
-
 def test_the_model_and_the_recordings_may_be_gone(audit: Any, tmp_path: Path) -> None:
     reference = labels(tmp_path / "labels", first="53 56.5 broken\n")
     before = evaluate_audit(audit.out, reference)

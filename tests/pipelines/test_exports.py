@@ -15,6 +15,7 @@ import soundfile
 from faithad import schemas, storage
 from faithad.clips.labels.files import FORMATS, read_labels
 from faithad.errors import ConfigError, RecordingError, StudyError, shown
+from faithad.pipelines.audit.evaluate import evaluate_audit
 from faithad.pipelines.audit.exports import export_clips, export_events
 
 RATE_HZ = 8_000
@@ -81,12 +82,42 @@ def test_an_audit_without_events_says_so(audit: Any, tmp_path: Path, format: str
 def test_what_cannot_be_exported(audit: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'praat'; allowed: audacity, raven, label-studio, csv"):
         export_events(audit.out, str(tmp_path), format="praat")
-    with pytest.raises(StudyError, match=r"no table at .*nowhere/events\.parquet"):
-        export_events(str(tmp_path / "nowhere"), str(tmp_path), format="csv")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "mine.txt").write_text("1\t2\tstuck\n")
     with pytest.raises(StudyError, match=r"may be somebody's work: mine\.txt"):
         export_events(audit.out, str(tmp_path / "labels"), format="audacity")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"There is no folder .*/given\. Give the folder that `faithad audit --out` wrote to"),
+        (["notes.txt"], r"There is no audit in .*/given\. Give the folder"),
+        (["stages/index.json", "manifest.parquet"], r"/given is the root of a study, and not one audit"),
+        (["stages/score.begun.json"], r"The audit in .*/given is not finished\. Run the same `faithad audit` again"),
+        (["audit.yaml", "stages/score.json"], r"The audit in .*/given is not finished"),
+    ],
+)
+def test_what_is_no_finished_audit(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        storage.write_text(str(tmp_path / "given" / name), "")
+    given, to = str(tmp_path / "given"), str(tmp_path / "to")
+    for use in (
+        lambda: export_events(given, to, format="csv"),
+        lambda: export_clips(given, to, margin_s=0),
+        lambda: evaluate_audit(given, to),
+    ):
+        with pytest.raises(StudyError, match=message):
+            use()
+
+
+def test_one_of_a_kind_is_told_as_one(audit: Any, tmp_path: Path) -> None:
+    location = storage.join(audit.out, "events.parquet")
+    storage.write_table(storage.read_table(location).slice(0, 1), location, schema=schemas.EVENTS)
+    to = str(tmp_path / "to")
+    line = export_events(audit.out, to, format="audacity")
+    assert line == f"1 event in 1 recording as labels for audacity: 1 file in {to}."
+    assert export_clips(audit.out, to, margin_s=0) == f"1 WAV file of 1 event in {to}."
 
 
 # --- sound ------------------------------------------------------------------------------------------------------------

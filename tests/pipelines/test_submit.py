@@ -17,17 +17,20 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 from packaging.specifiers import SpecifierSet
 from ray._private.runtime_env.packaging import create_package
 
 import faithad
+from faithad import cli
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.submit import server as submit_server
-from faithad.pipelines.submit.check import MARK
+from faithad.pipelines.submit.check import JOBS, MARK, options
 from faithad.pipelines.submit.package import LIMIT_BYTES, files_of, inside, require_small
 from faithad.pipelines.submit.run import judge, submit_job
 
 PROJECT = Path(__file__).parents[2]
+COMMANDS = {"full_study": "study"}  # the others are called as their jobs
 # What must not travel: results, recordings, environments, caches, secrets.
 LITTER = [
     "runs/demo/manifest.parquet",
@@ -182,6 +185,17 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
         (["mine.py"], r"Script 'mine\.py': there is no such file"),
         (["train"], r"train needs a study: --config"),
         (["jobs/train.py"], r"train needs a study: --config"),
+        (
+            ["full_study", "--confg", "configs/demo.yaml"],
+            r"full_study takes no '--confg'; did you mean '--config'\? Allowed: --config, -c, --set, --redo\.",
+        ),
+        (["jobs/train.py", "--st=train.epochs=1"], r"train takes no '--st'; did you mean '--set'\?"),
+        (["train", "-c", "configs/demo.yaml", "--redoo"], r"train takes no '--redoo'; did you mean '--redo'\?"),
+        (["search", "-c", "configs/demo.yaml", "--model", "mae"], r"search takes no '--model'; .*llowed: --config, -c"),
+        (
+            ["audit", "-c", "configs/audit.yaml", "more.wav"],
+            r"audit takes no 'more\.wav'; allowed: --config, -c, --set",
+        ),
         (["search", "--config"], r"--config/-c: expected one argument"),
         (["search", "--config", "absent.yaml"], r"--config 'absent\.yaml': there is no such file"),
         (
@@ -200,6 +214,25 @@ def test_what_is_wrong_with_a_job_is_said_before_anything_is_uploaded(
     job, *rest = arguments
     with pytest.raises(ConfigError, match=message):
         submit_job(job, address=answering(ray.__version__), arguments=rest, working_dir=str(PROJECT))
+
+
+def test_the_jobs_take_the_options_of_their_commands() -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    for job in JOBS:
+        of_command = {name for option in commands.commands[COMMANDS.get(job, job)].params for name in option.opts}
+        assert {name for action in options(job)._actions for name in action.option_strings} == of_command
+
+
+def test_the_options_of_a_script_of_the_users_own_are_its_own(
+    answering: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.setattr("faithad.pipelines.submit.run._ask_cluster", lambda *_: [{"problem": "asked"}])
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with pytest.raises(StudyError, match="asked"):
+        submit_job(
+            "mine.py", address=answering(ray.__version__), arguments=["--confg", "--set"], working_dir=str(tmp_path)
+        )
 
 
 def test_a_cluster_of_another_ray(answering: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:

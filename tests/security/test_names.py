@@ -209,9 +209,10 @@ def test_commands_that_are_printed_can_be_pasted(
     # Results of other settings are named and removed.
     said.append(_faithad(monkeypatch, capsys, "index", f"--config={study}", "--set=data.clip_s=5", "--redo"))
     assert f"index: removing {folder / 'study' / 'manifest.parquet'}" in said[-1]
-    for text, command in zip(said, ("study", "train", "train"), strict=True):
+    following = (["study"], ["train"], ["train", "--set", "data.clip_s=5"])
+    for text, (command, *changed) in zip(said, following, strict=True):
         pasted = shlex.split(text.rpartition("Next: ")[2])
-        assert pasted == ["faithad", command, "--config", study]
+        assert pasted == ["faithad", command, "--config", study, *changed]
     assert not (tmp_path / "pwned").exists()
 
 

@@ -30,6 +30,7 @@ from faithad.evaluation.summary import summarize_detection, summarize_f_score, s
 from faithad.evaluation.temporal import Intervals, localization
 from faithad.features import FeatureSettings
 from faithad.model.checkpoint import load_model
+from faithad.pipelines.audit.finished import require_finished
 
 PROTOCOL = "audit"
 _SEED = 0  # of the bootstrap
@@ -61,12 +62,10 @@ def evaluate_audit(audit: str, annotations: str) -> str:
 
     Raises:
         AnnotationError: the reference cannot be read, or speaks of recordings or times that were not audited.
-        StudyError: there is no audit, or it scored nothing.
+        StudyError: there is no finished audit, or it scored nothing.
     """
-    configuration = storage.join(audit, "audit.yaml")
-    if not storage.exists(configuration):
-        raise StudyError(f"There is no finished audit in {audit}. Give the folder that `faithad audit --out` wrote to.")
-    run = load_audit_run(configuration)
+    require_finished(audit)
+    run = load_audit_run(storage.join(audit, "audit.yaml"))
     reference = read_reference(annotations)
     scores = storage.read_table(storage.join(audit, "scores")).cast(schemas.SCORES)
     manifest = _labelled_manifest(audit, reference, source=annotations)

@@ -9,7 +9,7 @@ import contextlib
 import io
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from faithad.clips.labels.label import Label, alarm_text
 from faithad.clips.labels.names import below, plain_name
 from faithad.clips.recordings import reasons
 from faithad.errors import ConfigError, RecordingError, shown
+from faithad.pipelines.audit.finished import require_finished
 
 Row = dict[str, Any]
 
@@ -58,7 +59,7 @@ def export_events(audit: str, to: str, *, format: str) -> str:
 
     Raises:
         ConfigError: an unknown format.
-        StudyError: there is no audit, or other labels lie in the folder, which may be somebody's work.
+        StudyError: there is no finished audit, or other labels lie in the folder, which may be somebody's work.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; allowed: {', '.join(FORMATS)}.")
@@ -74,9 +75,9 @@ def export_events(audit: str, to: str, *, format: str) -> str:
     write_labels(texts, to)
     if not labels:
         return f"There is no event in {audit}, so there are no labels: {to}."
-    written = next(iter(texts)) if format in _ONE_FILE else f"{len(texts)} files"
-    recordings = _count({label.recording for label in labels}, "recording")
-    return f"{_count(events, 'event')} in {recordings} as labels for {format}: {written} in {to}."
+    written = next(iter(texts)) if format in _ONE_FILE else _count(len(texts), "file")
+    recordings = _count(len({label.recording for label in labels}), "recording")
+    return f"{_count(len(events), 'event')} in {recordings} as labels for {format}: {written} in {to}."
 
 
 def export_clips(audit: str, to: str, *, margin_s: float) -> str:
@@ -95,7 +96,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
 
     Raises:
         ConfigError: a margin below 0.
-        StudyError: there is no audit.
+        StudyError: there is no finished audit.
         RecordingError: there are events, and not one recording of theirs can be read.
     """
     if not margin_s >= 0:
@@ -115,7 +116,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
     listed = "\n".join(f"  {shown(recording)}: {reason}" for recording, reason in failures.items())
     if not n_written:
         raise RecordingError(f"Not one of the recordings with events can be read:\n{listed}")
-    line = f"{n_written} WAV files of {_count(events, 'event')} in {to}."
+    line = f"{_count(n_written, 'WAV file')} of {_count(len(events), 'event')} in {to}."
     if not failures:
         return line
     named = "recording is" if len(failures) == 1 else "recordings are"
@@ -123,6 +124,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
 
 
 def _read_events(audit: str) -> list[Row]:
+    require_finished(audit)
     return cast(list[Row], storage.read_table(storage.join(audit, "events.parquet")).to_pylist())
 
 
@@ -219,5 +221,5 @@ def _copy(sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, e
     return n_copied
 
 
-def _count(things: Collection[Any], noun: str) -> str:
-    return f"1 {noun}" if len(things) == 1 else f"{len(things)} {noun}s"
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

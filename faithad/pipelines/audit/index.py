@@ -31,6 +31,7 @@ from faithad.pipelines.fingerprints import INPUTS, Fingerprint
 from faithad.pipelines.headers import read_headers
 from faithad.pipelines.index import manifest_location
 from faithad.progress import console, progress
+from faithad.report.findings import count
 
 # Rows that are plain objects at a time: all of them would be many times as large as the table.
 _ROWS_AT_ONCE = 1024
@@ -67,15 +68,17 @@ def index_recordings(
         return relocated(run.out, recordings)
     ledger = find_left_out(run.recordings)
     rows = _clips(run, recordings, ledger, clip_s)
-    n_clips = 0
+    n_clips, used = 0, set[str]()
     with storage.open_output(location) as file, pq.ParquetWriter(file, schemas.MANIFEST, compression="zstd") as writer:
         while portion := list(islice(rows, _ROWS_AT_ONCE)):
             n_clips += len(portion)
+            used.update(row.recording for row in portion)
             writer.write_table(manifest_table(portion))
     storage.write_table(ledger_table(ledger), left_over_location(run.out), schema=schemas.LEDGER)
     storage.write_table(_inputs_table(inputs), inputs_location(run.out), schema=INPUTS)
-    troubled = f", {len(ledger)} recordings or parts of them skipped or failed" if ledger else ""
-    console.print(f"index: {n_clips} clips of {len(recordings)} recordings{troubled}")
+    left_over = count(len(ledger), "recording or part of one", "recordings or parts of them")
+    troubled = f", {left_over} skipped or failed" if ledger else ""
+    console.print(f"index: {count(n_clips, 'clip')} of {count(len(used), 'recording')}{troubled}")
     return storage.read_table(location)
 
 

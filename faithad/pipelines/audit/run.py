@@ -53,6 +53,7 @@ from faithad.pipelines.shards.tables import read_whole
 from faithad.pipelines.stages import FILE_KEY, Stage, flatten
 from faithad.progress import console
 from faithad.report.audit_page import render_audit_report
+from faithad.report.findings import count
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
 
@@ -308,20 +309,16 @@ def _explanations(out: str, schema: pa.Schema, condition: pc.Expression) -> pa.T
 
 def _outcome(run: AuditRun, counts: Counts) -> Outcome:
     """The last line for the user: what was accounted for, and where to look."""
-    parts = [f"{counts.clips_done:,} of {_count(counts.clips, 'clip')} audited"]
+    parts = [f"{counts.clips_done:,} of {count(counts.clips, 'clip')} audited"]
     parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
-    parts += [f"{_count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []
-    parts += [f"{_count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
+    parts += [f"{count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []
+    parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {ledger_location(run.out)})" if len(parts) > 1 else ""
     n_events = storage.read_table(events_location(run.out), columns=["event_id"]).num_rows
     return Outcome(
-        line=f"{', '.join(parts)}{see}. {n_events:,} event{'s' * (n_events != 1)}: {events_location(run.out)}  "
+        line=f"{', '.join(parts)}{see}. {count(n_events, 'event')}: {events_location(run.out)}  "
         f"Report: {storage.join(run.out, 'report.html')}",
         n_done=counts.clips_done,
         n_failed=counts.clips_failed + counts.parts_failed,
         n_skipped=counts.parts_skipped,
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -10,6 +10,7 @@ Until the first answer nothing is imported that a bare Python lacks, so that it 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import json
 import os
@@ -30,26 +31,42 @@ JOBS = (*STUDY_JOBS, "audit")
 _ANSWER_S = 60.0
 
 
-def named(arguments: Sequence[str]) -> argparse.Namespace:
-    """Of a job's arguments those that say what it works on; what else it takes is its own affair.
-
-    Raises:
-        ConfigError: an option lacks its value.
-    """
+def options(job: str) -> argparse.ArgumentParser:
+    """What one of our jobs takes: the options of its command."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--model")
-    parser.add_argument("--recordings", action="append", default=[])
-    parser.add_argument("--out")
+    parser.add_argument("--redo", action="store_true")
+    if job == "audit":
+        parser.add_argument("--model")
+        parser.add_argument("--recordings", action="append", default=[])
+        parser.add_argument("--out")
+        parser.add_argument("--retry-failed", action="store_true")
+    return parser
+
+
+def named(job: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one of our jobs, by their names.
+
+    Raises:
+        ConfigError: there is no such option, or one lacks its value.
+    """
+    parser = options(job)
     try:
-        return parser.parse_known_args(list(arguments))[0]
+        given, others = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ConfigError(f"The job's arguments: {error}") from error
+    if others:
+        allowed = [name for action in parser._actions for name in action.option_strings]
+        other = others[0].partition("=")[0] if others[0].startswith("-") else others[0]
+        close = difflib.get_close_matches(other, allowed, n=1)
+        hint = f"did you mean {close[0]!r}? Allowed" if close else "allowed"
+        raise ConfigError(f"The job {job} takes no {other!r}; {hint}: {', '.join(allowed)}.")
+    return given
 
 
 def load(job: str, given: argparse.Namespace, *, config: str | None) -> Any:
-    """The validated `Study` or `AuditRun` that a job is about; None for a script of the user's own.
+    """The validated `Study` or `AuditRun` that one of our jobs is about.
 
     Raises:
         ConfigError: it is impossible, or there is none.
@@ -57,10 +74,7 @@ def load(job: str, given: argparse.Namespace, *, config: str | None) -> Any:
     from faithad.config import load_study
     from faithad.config_audit import is_study, load_audit_run
 
-    if job not in JOBS:
-        return None
-    says_all = config is None or given.model or given.recordings or given.out
-    if job == "audit" and (says_all or not is_study(str(config))):
+    if job == "audit" and (config is None or given.model or given.recordings or given.out or not is_study(config)):
         return load_audit_run(
             config, model=given.model, recordings=given.recordings, out=given.out, overrides=given.overrides
         )
@@ -114,8 +128,10 @@ def check(request: dict[str, Any]) -> int:
     from faithad.pipelines.cluster.session import ray_session
 
     try:
-        given = named(request["arguments"])
-        loaded = load(request["job"], given, config=given.config)
+        loaded = None  # of a script of the user's own nothing is known
+        if request["job"] in JOBS:
+            given = named(request["job"], request["arguments"])
+            loaded = load(request["job"], given, config=given.config)
         with ray_session():
             _ask_other_machines(request["distributions"])
             _require_visible(loaded)

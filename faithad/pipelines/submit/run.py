@@ -125,7 +125,7 @@ def _check_configuration(job: str, arguments: Sequence[str], files: dict[str, in
     """
     if job not in JOBS:
         return
-    given = named(arguments)
+    given = named(job, arguments)
     path = None if given.config is None else os.path.expanduser(given.config)
     if path is not None and "://" not in path and not os.path.isabs(path):
         path = os.path.normpath(os.path.join(working_dir, inside(path, files, working_dir, what="--config")))

@@ -1,0 +1,33 @@
+"""Whether a folder holds the results of an audit that has ended, for those who only read them."""
+
+from __future__ import annotations
+
+from faithad import storage
+from faithad.errors import StudyError
+
+
+def require_finished(audit: str) -> None:
+    """Refuse what is no finished audit.
+
+    Args:
+        audit: folder or URI that `faithad audit --out` is said to have written to.
+
+    Raises:
+        StudyError: there is no such folder, it is a study's or anything else, or the audit has not ended.
+    """
+
+    def has(*names: str) -> bool:
+        return any(storage.exists(storage.join(audit, name)) for name in names)
+
+    if has("events.parquet"):  # written last of all tables, and taken back before any of them changes
+        return
+    give = "Give the folder that `faithad audit --out` wrote to."
+    if not storage.exists(audit):
+        raise StudyError(f"There is no folder {audit}. {give}")
+    if has("stages/index.json", "stages/index.begun.json"):
+        raise StudyError(f"{audit} is the root of a study, and not one audit of recordings. {give}")
+    if has("audit.yaml", "stages/score.begun.json"):
+        raise StudyError(
+            f"The audit in {audit} is not finished. Run the same `faithad audit` again: it goes on where it was."
+        )
+    raise StudyError(f"There is no audit in {audit}. {give}")
