@@ -1,8 +1,8 @@
 # make demo    install, run the whole study on the embedded demo mill, say where the report is
-# make test    install, run every test
+# make test    install, run the tests
 # make check   format, lint, types, import order
 # make bench   the benchmarks (not part of the tests)
-# make chaos   long runs in which processes and machines are killed (not part of the tests)
+# make chaos   the slow tests, and long runs in which processes and machines are killed
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,6 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/planning.py
 
 chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m pytest tests/chaos/*.py
 
 install: $(INSTALLED)

@@ -72,7 +72,8 @@ def test_a_clip_is_the_same_alone_and_in_a_batch() -> None:
     waveforms = torch.from_numpy(tones_in_noise(5, PLANER.clip_samples, sample_rate_hz=20_000, seed=1))
     batch = log_mel(waveforms, PLANER)
     for i, waveform in enumerate(waveforms):
-        torch.testing.assert_close(log_mel(waveform[None], PLANER)[0], batch[i], rtol=1e-6, atol=1e-6)
+        # Decibels: the last digit of a power in float32 is 5e-7 of them, and sums are of another order on more threads.
+        torch.testing.assert_close(log_mel(waveform[None], PLANER)[0], batch[i], rtol=1e-6, atol=1e-5)
 
 
 def test_samples_in_double_precision_give_float32_features() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 PROJECT = Path(__file__).parents[2]
 
@@ -44,6 +45,7 @@ open(sys.argv[1], "w").write(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_two_nodes_share_a_job_and_go_with_it(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FAITHAD_"))}

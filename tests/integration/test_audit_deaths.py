@@ -79,6 +79,7 @@ def is_at(clip: Row, place: tuple[str, float]) -> bool:
     return (storage.name_of(clip["recording"]), clip["onset_s"]) == place
 
 
+@pytest.mark.slow
 def test_what_kills_is_left_out_and_harms_no_other(
     finished: Study, week: Path, audited: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     assert f"{len(stopped)} stopped. Best by validation_loss: " in line
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_is_that_of_one_but_for_dropout(
     finished: Study, grid: tuple[Study, str], small_study: Callable[..., Study]
 ) -> None:

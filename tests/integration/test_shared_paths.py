@@ -13,6 +13,8 @@ import pytest
 from tests.clusters import machines
 from tests.integration.s3_server import BUCKET, s3_server
 
+pytestmark = pytest.mark.slow
+
 # Joins the cluster as a command does, and says of each pair of reads and writes what is wrong with it, and how long it
 # took to find that out.
 _ASK = """

@@ -116,6 +116,7 @@ def test_a_study(faithad: Callable[..., Any], study: str, finished: Study, serve
     assert not server.objects(f"{PREFIX}/study/training/")
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(faithad: Callable[..., Any], study: str, server: S3Server) -> None:
     def records() -> dict[str, Any]:
         found = server.objects(f"{PREFIX}/study/search/trials/")

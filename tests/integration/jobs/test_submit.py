@@ -96,6 +96,7 @@ def test_a_job_that_ends_well(head: Head, baked: str, tmp_path: Path) -> None:
     assert answer.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_log_survives_a_dropped_connection_and_the_job_survives_ctrl_c(
     head: Head, baked: str, tmp_path: Path
 ) -> None:
