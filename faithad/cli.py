@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,8 @@ app = typer.Typer(
 
 # Exit status of an audit that accounts for everything, where some clips or recordings could not be audited.
 _SOME_FAILED = 3
+# How long a second SIGTERM is taken for the same one.
+_UNWINDING_S = 10.0
 
 Config = Annotated[str, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")]
 Overrides = Annotated[
@@ -245,13 +248,14 @@ def main() -> None:
 
     SIGTERM, by which `timeout`, Slurm and Kubernetes end a command, unwinds it as Ctrl-C does.
     """
-    terminated = False
+    terminated_s: float | None = None
 
     def terminate(*_: object) -> None:
-        nonlocal terminated
-        terminated = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the unwinding short
-        raise KeyboardInterrupt  # Ray would lose the status of a SystemExit
+        nonlocal terminated_s
+        # A second one must not cut the unwinding short; a later one finds that the first has been swallowed.
+        if terminated_s is None or time.monotonic() > terminated_s + _UNWINDING_S:
+            terminated_s = time.monotonic()
+            raise KeyboardInterrupt  # Ray would lose the status of a SystemExit
 
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -261,7 +265,7 @@ def main() -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
-        if terminated:
+        if terminated_s is not None:
             print("Terminated.", file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)
 

@@ -16,11 +16,12 @@ PROJECT = Path(__file__).parents[2]
 # Run as the job: what it can do, what a stranger cannot, and who listens where.
 JOB = """
 import json, os, stat, subprocess, sys, psutil, ray, requests
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
 def ask(headers):
     return requests.get(server + "/api/jobs/", headers=headers).status_code
 
-@ray.remote(num_cpus=0.5, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=0.5)
 def where():
     return ray.util.get_node_ip_address(), os.environ["FAITHAD_SHARED"]
 
@@ -34,7 +35,7 @@ knock = [os.path.join(os.path.dirname(sys.executable), "ray"), "health-check", "
 port = int(server.rsplit(":", 1)[1])
 listening = [one.laddr.ip for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
 found = {
-    "places": ray.get([where.remote() for _ in range(8)]),
+    "places": ray.get([where.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote() for n in ray.nodes()]),
     "answers": [ask({"Authorization": f"Bearer {token}"}), ask({}), ask({"Authorization": "Bearer " + "0" * 64})],
     "knocks": [subprocess.run(knock, env=one).returncode for one in (os.environ, stranger)],
     "listening": listening,

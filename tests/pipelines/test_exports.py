@@ -96,6 +96,7 @@ def test_what_cannot_be_exported(audit: Any, tmp_path: Path) -> None:
         (["stages/index.json", "manifest.parquet"], r"/given is the root of a study, and not one audit"),
         (["stages/score.begun.json"], r"The audit in .*/given is not finished\. Run the same `faithad audit` again"),
         (["audit.yaml", "stages/score.json"], r"The audit in .*/given is not finished"),
+        (["audit.yaml", "events.parquet", "stages/score.begun.json"], r"The audit in .*/given is not finished"),
     ],
 )
 def test_what_is_no_finished_audit(tmp_path: Path, files: list[str], message: str) -> None:

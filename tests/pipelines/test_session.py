@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -12,14 +14,17 @@ from ray.exceptions import AuthenticationError
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.cluster.session import ray_session
 
+PATIENCE = "RAY_gcs_server_port_wait_time_s"
+
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No Ray is joined, and what is set in the environment goes again."""
-    for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "RAY_gcs_server_port_wait_time_s"):
+    for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", PATIENCE):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests may have one
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
 
 
@@ -44,7 +49,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Exception 
     return str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:ten", "head:0", "head:65536", "ray://head:10001"])
+@pytest.mark.parametrize(
+    "address", ["head", "head:", ":6379", "head:ten", "head:0", "head:65536", ".head:6379", "ray://head:10001"]
+)
 def test_what_is_no_address_of_a_head_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="is not the address of a head") as caught, ray_session():
@@ -69,6 +76,34 @@ def test_a_machine_that_keeps_silent_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     with pytest.raises(StudyError, match=r"no cluster at head:6379, .*: nothing answers within 5 s"), ray_session():
         pass
+
+
+@pytest.mark.usefixtures("head")
+def test_a_ray_of_our_own_has_all_its_time_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    during = []
+    monkeypatch.setattr(ray, "init", lambda **_: during.append(os.environ.get(PATIENCE)))
+    with ray_session():
+        assert (during, os.environ.get(PATIENCE)) == (["1"], None)
+    refusal(monkeypatch, ConnectionError("no"))
+    assert PATIENCE not in os.environ
+
+
+@pytest.mark.usefixtures("head")
+def test_sigterm_does_what_it_did_before_ray_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        ray._private.utils.set_sigterm_handler(lambda *_: None)
+        assert signal.getsignal(signal.SIGTERM) is ours, "not even while it starts"
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def ours(*_: object) -> None: ...
+
+    monkeypatch.setattr(ray, "init", start)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with ray_session():
+            assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(("mode", "told"), [("", "Set RAY_AUTH_MODE=token"), ("token", "does not accept this token")])

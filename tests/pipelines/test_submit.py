@@ -191,6 +191,8 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
         ),
         (["jobs/train.py", "--st=train.epochs=1"], r"train takes no '--st'; did you mean '--set'\?"),
         (["train", "-c", "configs/demo.yaml", "--redoo"], r"train takes no '--redoo'; did you mean '--redo'\?"),
+        (["train", "-c=configs/demo.yaml"], r"'-c=configs/demo\.yaml' is read as the file .*write -c FILE"),
+        (["audit", "-c", "configs/demo.yaml", "--retry-failed"], r"--retry-failed has no meaning with a study"),
         (["search", "-c", "configs/demo.yaml", "--model", "mae"], r"search takes no '--model'; .*llowed: --config, -c"),
         (
             ["audit", "-c", "configs/audit.yaml", "more.wav"],

@@ -19,14 +19,15 @@ def require_finished(audit: str) -> None:
     def has(*names: str) -> bool:
         return any(storage.exists(storage.join(audit, name)) for name in names)
 
-    if has("events.parquet"):  # written last of all tables, and taken back before any of them changes
+    begun = [f"stages/{name}.begun.json" for name in ("score", "explain", "events")]
+    if has("events.parquet") and not has(*begun):
         return
     give = "Give the folder that `faithad audit --out` wrote to."
     if not storage.exists(audit):
         raise StudyError(f"There is no folder {audit}. {give}")
     if has("stages/index.json", "stages/index.begun.json"):
         raise StudyError(f"{audit} is the root of a study, and not one audit of recordings. {give}")
-    if has("audit.yaml", "stages/score.begun.json"):
+    if has("audit.yaml", *begun):
         raise StudyError(
             f"The audit in {audit} is not finished. Run the same `faithad audit` again: it goes on where it was."
         )

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
@@ -28,6 +29,7 @@ _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 # Where one of these is set, somebody has decided who may reach Ray.
 _TOKEN_SETTINGS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _REACH_S = 5.0
+_PATIENCE = "RAY_gcs_server_port_wait_time_s"
 
 
 @contextlib.contextmanager
@@ -49,13 +51,13 @@ def ray_session() -> Iterator[None]:
         return
     # A stage that runs for a minute has no need of usage reports, nor of a metrics agent that asks for one.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    folder = None
-    with _own_sigterm():
-        if ray_is_ours():
-            folder = _start_own()
-        else:
-            _join(os.environ["RAY_ADDRESS"])
+    folder = _own_folder() if ray_is_ours() else None
     try:
+        with _own_sigterm():
+            if folder is not None:
+                _start_own(folder)
+            else:
+                _join(os.environ["RAY_ADDRESS"])
         yield
     except Exception:  # and not what a signal raises, after which there is nothing to look into
         folder = None
@@ -68,15 +70,26 @@ def ray_session() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep what this process does at SIGTERM over the start of Ray, which would abort it with nothing unwound."""
-    ours = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(ours) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ours)
+    """Keep what this process does at SIGTERM over the start of Ray, which would end it with nothing unwound."""
+    ours, rays = signal.getsignal(signal.SIGTERM), ray_utils.set_sigterm_handler
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = rays
+        signal.signal(signal.SIGTERM, ours)  # its C++ side has set another one
 
 
-def _start_own() -> str:
-    """Start a Ray that no other user and no other machine can reach; the folder of its sockets and logs."""
+def _own_folder() -> str:
+    """One around Ray's, which it opens to everybody; below Ray's own choice, as paths of sockets must be short."""
+    return tempfile.mkdtemp(prefix="ray-", dir=get_default_system_temp_dir())
+
+
+def _start_own(folder: str) -> None:
+    """Start a Ray that no other user and no other machine can reach, with its sockets and logs in a folder."""
     # On Linux, Ray takes the network card's address for its node's, also where 127.0.0.1 is asked for, and listens
     # everywhere. As on systems on which it knows of no clusters, it is to be content with loopback.
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -87,8 +100,6 @@ def _start_own() -> str:
         # Ray would write one into the home folder, for everybody to read.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         AuthenticationTokenLoader.instance().reset_cache()
-    # Ray opens its folder to everybody, hence one around it; below Ray's own choice, as paths of sockets must be short.
-    folder = tempfile.mkdtemp(prefix="ray-", dir=get_default_system_temp_dir())
     ray.init(
         address="local",
         num_cpus=usable_cores(),
@@ -97,30 +108,36 @@ def _start_own() -> str:
         _temp_dir=os.path.join(folder, "ray"),
         **_QUIET,
     )
-    return folder
 
 
 def _join(address: str) -> None:
     if address != "auto":  # which Ray looks up among the processes of this machine
         _require_reachable(address)
     # Ray asks a head that refuses us twenty times; each time it waits 40 s for one that is silent.
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+    is_set = _PATIENCE in os.environ
+    os.environ.setdefault(_PATIENCE, "1")
     try:
         ray.init(**_QUIET)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
         raise StudyError(_refused(address, str(error.__cause__ or error).strip())) from error
+    finally:
+        if not is_set:  # a Ray of our own, started later, needs the time
+            del os.environ[_PATIENCE]
 
 
 def _require_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
+    no_head = ConfigError(
+        f"RAY_ADDRESS {address!r} is not the address of a head: give host and port, such as head:6379 (the port of "
+        "`ray start --head`; Ray Client, ray://, cannot do what faithad needs), or auto for the head on this machine. "
+        "Without RAY_ADDRESS faithad starts a Ray of its own."
+    )
     if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ConfigError(
-            f"RAY_ADDRESS {address!r} is not the address of a head: give host and port, such as head:6379 (the port of "
-            "`ray start --head`; Ray Client, ray://, cannot do what faithad needs), or auto for the head on this "
-            "machine. Without RAY_ADDRESS faithad starts a Ray of its own."
-        )
+        raise no_head
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except UnicodeError as error:  # no name of a host, such as `.head`
+        raise no_head from error
     except OSError as error:
         reason = f"nothing answers within {_REACH_S:.0f} s" if isinstance(error, TimeoutError) else error.strerror
         raise StudyError(

@@ -52,6 +52,8 @@ def named(job: str, arguments: Sequence[str]) -> argparse.Namespace:
         ConfigError: there is no such option, or one lacks its value.
     """
     parser = options(job)
+    if joined := [argument for argument in arguments if argument.startswith("-c=")]:
+        raise ConfigError(f"The job's arguments: {joined[0]!r} is read as the file {joined[0][2:]!r}; write -c FILE.")
     try:
         given, others = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -80,6 +82,8 @@ def load(job: str, given: argparse.Namespace, *, config: str | None) -> Any:
         )
     if config is None:
         raise ConfigError(f"{job} needs a study: --config configs/demo.yaml, say, after the job's name.")
+    if job == "audit" and given.retry_failed:
+        raise ConfigError("--retry-failed has no meaning with a study.")
     return load_study(config, overrides=given.overrides)
 
 
