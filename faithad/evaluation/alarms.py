@@ -16,7 +16,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from faithad.errors import ConfigError, StudyError
 from faithad.evaluation.detection import refuse_not_finite
@@ -63,6 +62,8 @@ def _gamma(scores: Values, rate: float) -> float:
             f"A gamma distribution cannot be fitted to {scores.size} validation scores from {scores.min():.4g} to "
             f"{scores.max():.4g}: they must be above 0 and differ. Set alarm.rule to quantile."
         )
+    from scipy import stats  # it takes a second to import, and every process imports this module
+
     shape, _, scale = stats.gamma.fit(scores, floc=0)
     return float(stats.gamma.ppf(1.0 - rate, shape, scale=scale))
 

@@ -12,6 +12,7 @@ Shape letters: B images, C channels, H by W cells.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -23,8 +24,6 @@ from torch.autograd.function import once_differentiable
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """Takes the place of a `BatchNorm2d`, with the same parameters and buffers."""
 
-    # torch.compile (2.11) loses the gradients of sums over workers: it is to leave this layer as it is.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W); in training mode with the statistics of all workers' cells.
 
@@ -115,6 +114,15 @@ def _gathered(values: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+@functools.cache
+def _keep_from_compiler() -> None:
+    """torch.compile (2.11) loses the gradients of sums over workers: it is to leave the layer as it is.
+
+    No decorator, which would import the compiler, over a second, in every process that imports this module.
+    """
+    SharedBatchNorm2d.forward = torch.compiler.disable(SharedBatchNorm2d.forward)  # type: ignore[method-assign]
+
+
 def share_batch_norm(network: nn.Module) -> nn.Module:
     """Replace every `BatchNorm2d` of the network, in place.
 
@@ -123,6 +131,7 @@ def share_batch_norm(network: nn.Module) -> nn.Module:
     """
     for name, child in network.named_children():
         if type(child) is nn.BatchNorm2d:
+            _keep_from_compiler()
             shared = SharedBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
             shared.to(child.weight.device, child.weight.dtype)
             shared.load_state_dict(child.state_dict())
