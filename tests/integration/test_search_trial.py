@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from faithad.pipelines.features import fit_normalization, load_features, write_f
 from faithad.pipelines.index import manifest_location
 from faithad.pipelines.search.judge import scores_location
 from faithad.pipelines.search.plan import Record, Trial, cell_study, read_record, trial_folder
-from faithad.pipelines.search.trial import stop_location, train_trial
+from faithad.pipelines.search.trial import reporting, stop_location, train_trial
 
 TRIAL = Trial(0.3, 4, 0)
 
@@ -184,3 +185,17 @@ def test_other_objectives_are_what_their_names_say(searched: Callable[..., Study
     else:
         scores = storage.read_table(scores_location(study.root, TRIAL)).to_pandas().set_index("clip_id")["score"]
         assert record.value == pytest.approx(auc(scores[list(labels)], list(labels.values())))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_all_that_workers_say_is_reported_before_a_trial_ends() -> None:
+    reported = []
+
+    def report(metrics: dict[str, Any]) -> None:
+        time.sleep(0.2)  # as Tune does, which takes one at a time
+        reported.append(metrics["epoch"])
+
+    with reporting(report) as reports:
+        for epoch in range(3):
+            reports.put({"epoch": epoch})
+    assert reported == [0, 1, 2]

@@ -11,10 +11,12 @@ killed could not say what it had come to.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, fields
 from typing import Any
@@ -24,8 +26,9 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.train import UserCallback
 from ray.tune.search.repeater import TRIAL_INDEX
+from ray.util.queue import Queue
 
 from faithad import storage
 from faithad.config import Study, parse_study
@@ -136,7 +139,8 @@ def _metrics(trial: Trial, epoch: int, value: float | None) -> dict[str, Any]:
 
 def _train_together(arguments: Mapping[str, Any], study: Study, trial: Trial) -> None:
     """Share one trial among several workers: a Ray Train run inside the trial."""
-    with tempfile.TemporaryDirectory() as folder:  # the trial saves its own state: nothing of Ray Train's is kept
+    # The trial saves its own state: nothing of Ray Train's is kept.
+    with tempfile.TemporaryDirectory() as folder, reporting(tune.report) as reports:
         train_together(
             {**arguments, "fingerprint": trial.name, "kept": folder},
             workers=study.train.workers,
@@ -144,8 +148,41 @@ def _train_together(arguments: Mapping[str, Any], study: Study, trial: Trial) ->
             max_failures=study.train.max_failures,
             ray_is_ours=arguments["ray_is_ours"],
             worker=_trial_worker,
-            callbacks=[TuneReportCallback()],
+            callbacks=[_Told(reports)],
         )
+
+
+class _Told(UserCallback):  # type: ignore[misc]
+    """Puts what the first worker reports into a queue."""
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._reports.put(metrics[0])
+
+
+@contextlib.contextmanager
+def reporting(report: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
+    """A queue whose entries are reported as they come, all of them before the block is left.
+
+    With Ray's own `TuneReportCallback` (2.60) it is Tune's thread that takes them from a queue and puts them into its
+    own, of one place, which nobody but itself empties: where the trial ended meanwhile, it waited for ever.
+    """
+    reports = Queue(actor_options={"num_cpus": 0})
+
+    def pass_on() -> None:
+        while (metrics := reports.get()) is not None:
+            report(metrics)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield reports
+    finally:
+        reports.put(None)
+        thread.join()
+        reports.shutdown()
 
 
 def _trial_worker(arguments: Mapping[str, Any]) -> None:
