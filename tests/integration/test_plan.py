@@ -17,7 +17,7 @@ from faithad.pipelines.plan.text import plan_text
 from faithad.pipelines.study import run_study
 from tests.integration.conftest import small_values
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 class Planned(NamedTuple):

@@ -71,6 +71,7 @@ def test_no_package_anywhere(head: Head, jobs_alone: Path) -> None:
     assert "full_study" not in answer.stdout, "the job was started"
 
 
+@pytest.mark.slow
 def test_the_installed_package_audits_and_the_exit_status_is_the_jobs(
     head: Head, baked: str, jobs_alone: Path, finished: Study, mill: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_log_survives_a_dropped_connection_and_the_job_survives_ctrl_c(
     assert f"Job '{said[1]}' was stopped" in again.stdout + again.stderr
 
 
+@pytest.mark.slow
 def test_storage_that_only_one_machine_is_said_to_see(head: Head, finished: Study, tmp_path: Path) -> None:
     with second_node(head, tmp_path):
         answer = head.submit("full_study", "--shared", finished.root, "--config", f"{finished.root}/study.yaml")
