@@ -66,7 +66,7 @@ def test_every_table_is_as_large_as_planned(planned: Planned) -> None:
 def test_the_plan_is_right_about_the_time(planned: Planned) -> None:
     """On a machine on which others work, too, so only roughly: `tests/benchmarks/planning.py` asks for a quarter."""
     stages = [stage for stage in estimate(planned.case) if stage.name != "start"]  # Ray runs, and so does this program
-    assert planned.real_s / 3 < total_s(stages) < 3 * planned.real_s
+    assert total_s(stages) == pytest.approx(planned.real_s, rel=0.6)
 
 
 def test_saved_rates_make_the_same_plan(planned: Planned) -> None:
