@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from faithad.errors import ConfigError
+from faithad.model.random_bits import random_bits
 
 
 def patch_masks(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio: float, key: int) -> Tensor:
@@ -45,7 +46,7 @@ def hidden_patches(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, rat
     rows, columns = n_mels // patch, n_frames // patch
     n_hidden = n_hidden_patches(rows * columns, ratio)
     numbers = torch.arange(rows * columns, device=clips.device)
-    drawn = _random_bits(clips[:, None] * len(numbers) + numbers, key)
+    drawn = random_bits(clips[:, None] * len(numbers) + numbers, key)
     # The patches that drew the n_hidden smallest numbers: every set of so many is equally likely. No two are equal.
     return (drawn <= drawn.kthvalue(n_hidden, dim=1, keepdim=True).values).view(-1, rows, columns)
 
@@ -55,28 +56,6 @@ def cells_of(hidden: Tensor, patch: int) -> Tensor:
     b, rows, columns = hidden.shape
     spread = hidden[:, :, None, :, None].expand(b, rows, patch, columns, patch)
     return spread.reshape(b, rows * patch, columns * patch)
-
-
-def _random_bits(counter: Tensor, key: int) -> Tensor:
-    """The numbers that SplitMix64, started with the key, draws at these positions; different ones at different ones.
-
-    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17. A generator whose
-    every number can be had without those before it; int64 products wrap around as its unsigned ones do.
-    """
-    bits = (counter + 1).mul_(_signed(0x9E3779B97F4A7C15)).add_(_signed(key))
-    bits = _mixed(bits, 30).mul_(_signed(0xBF58476D1CE4E5B9))
-    bits = _mixed(bits, 27).mul_(_signed(0x94D049BB133111EB))
-    return _mixed(bits, 31)
-
-
-def _mixed(bits: Tensor, shift: int) -> Tensor:
-    """Exclusive or of the bits and themselves, moved down: PyTorch's own shift would bring in copies of the sign."""
-    return bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (64 - shift)) - 1))
-
-
-def _signed(unsigned: int) -> int:
-    """The int64 with the same 64 bits."""
-    return (unsigned + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def n_hidden_patches(n_patches: int, ratio: float) -> int:

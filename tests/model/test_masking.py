@@ -10,24 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from faithad.errors import ConfigError
-from faithad.model.masking import _random_bits, apply_mask, masked_mse, mse_per_clip, n_hidden_patches, patch_masks
+from faithad.model.masking import apply_mask, masked_mse, mse_per_clip, n_hidden_patches, patch_masks
 
 CLIP = torch.tensor([0])
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def splitmix64(seed: int, n: int) -> list[int]:
-    """The reference: its state goes on by a constant, and each state is mixed to a number."""
-    numbers = []
-    for _ in range(n):
-        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
-        z = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        numbers.append(z ^ (z >> 31))
-    return numbers
 
 
 @settings(deadline=None, max_examples=60)
@@ -74,13 +63,6 @@ def test_every_patch_is_as_likely_as_any_other() -> None:
     shares = masks.float().mean(dim=0)
     # five standard deviations of a share
     assert (shares - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / n)
-
-
-@pytest.mark.parametrize("key", [0, 1234567, 2**63 + 5, 2**64 - 1])
-def test_random_bits_are_those_of_splitmix64(key: int) -> None:
-    drawn = _random_bits(torch.tensor([3, 0, 40, 7]), key)
-    numbers = splitmix64(key, 41)
-    assert [each % 2**64 for each in drawn.tolist()] == [numbers[i] for i in (3, 0, 40, 7)]
 
 
 def test_a_clips_mask_depends_on_its_number_and_the_key_alone() -> None:

@@ -123,7 +123,10 @@ def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: b
     found = outputs if squared is None else squared.mean(dim=(-2, -1), dtype=torch.float64)
     scores = found.to(torch.float64).cpu().numpy()
 
+    # All clips in one go: on a GPU each small copy would wait for the device.
+    errors = None if squared is None else squared.cpu()
     maps = _attribute(model, x, [row["clip_id"] for row in clips], outputs) if explain else {}
+    maps = {method: each.cpu() for method, each in maps.items()}
     good: list[tuple[int, _Clip]] = []
     for number, row in enumerate(clips):
         if not np.isfinite(scores[number]):
@@ -131,7 +134,7 @@ def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: b
             rows["ledger"].append(failed_row(row, stage="audit", reason=reason))
             continue
         clip = _open_clip(trained, row)
-        error = None if squared is None else squared[number]
+        error = None if errors is None else errors[number]
         rows["scores"].append(_score_row(trained, clip, error, float(scores[number])))
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number], model, rows)
@@ -209,7 +212,7 @@ def _explain(clip: _Clip, method: str, attribution_map: Tensor, model: AuditMode
     frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
     summed = curve(attribution_map)
     peaks = peak_frames(summed, percentiles)
-    profile = attribution_map[:, torch.from_numpy(peaks[0]).to(attribution_map.device)].abs().sum(dim=1).cpu().numpy()
+    profile = attribution_map[:, torch.from_numpy(peaks[0])].abs().sum(dim=1).numpy()
     rows["attributions"].append(
         {**keys, "curve": summed, "profile": profile, "degenerate": is_flat(summed),
          **_kept_map(attribution_map, clip.row["keep_maps"])}
@@ -229,7 +232,7 @@ def _kept_map(attribution_map: Tensor, keep: bool) -> Row:
         return {"map": None, "map_scale": None}
     scale = float(attribution_map.abs().max())
     scaled = attribution_map / scale if scale > 0 else attribution_map
-    return {"map": scaled.flatten().cpu().numpy().astype(np.float16), "map_scale": scale}
+    return {"map": scaled.flatten().numpy().astype(np.float16), "map_scale": scale}
 
 
 def _judge(
@@ -247,11 +250,11 @@ def _judge(
         model.network, x, reconstruction, masks, owners, error_before=scores, micro_batch=model.audit.micro_batch
     )
     before = scores[owners]
-    values = faithfulness_score(before, after)
+    values, replaced = faithfulness_score(before, after), masks.mean(axis=1)
     rows: list[Row] = []
     for _, clip in clips:
-        for method, mode, mask in clip.masks:
-            for position, percentile in enumerate(model.audit.percentiles):
+        for method, mode, _ in clip.masks:
+            for percentile in model.audit.percentiles:
                 number = len(rows)
                 rows.append(
                     {
@@ -259,7 +262,7 @@ def _judge(
                         "method": method,
                         "mode": mode,
                         "percentile": percentile,
-                        "replaced_fraction": float(mask[position].mean()),
+                        "replaced_fraction": float(replaced[number]),
                         "error_before": float(before[number]),
                         "error_after": float(after[number]),
                         "faithfulness": float(values[number]),
