@@ -1,4 +1,4 @@
-"""What the stream asks of a device that is not the CPU, shown without one: see explain_on_a_device.py."""
+"""What explaining and training ask of a device that is not the CPU, shown without one: see compute_on_a_device.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from faithad.attribution.methods import METHODS
 
 @pytest.fixture(scope="module")
 def outcome() -> Any:
-    script = Path(__file__).with_name("explain_on_a_device.py")
+    script = Path(__file__).with_name("compute_on_a_device.py")
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
@@ -42,5 +42,8 @@ def test_a_clip_costs_few_launches_and_small_copies_of_its_own(outcome: Any) -> 
     assert two["from_host"] - one["from_host"] == 4
 
 
-def test_masks_and_their_loss_are_computed_there_too(outcome: Any) -> None:
-    assert outcome["learnt"] == ["elsewhere", "elsewhere"]
+def test_an_epoch_sends_its_plan_at_once_and_waits_for_nothing(outcome: Any) -> None:
+    learnt = outcome["learnt"]
+    assert learnt["losses"] == [[4, "elsewhere"]]
+    # Which clips, and which masks.
+    assert (learnt["to_host"], learnt["from_host"]) == (0, 2)

@@ -1,4 +1,4 @@
-"""Explains two clips on a device that is not the CPU and computes nothing: run by test_on_a_device.
+"""Explains and trains on a device that is not the CPU and computes nothing: run by test_on_a_device.
 
 PyTorch's fake tensors have a shape, a type and a device. They refuse to meet tensors of another device, and to tell a
 value to the host, which on a GPU would make it wait. This device is not CUDA's: CUDA's backward pass needs a driver
@@ -21,11 +21,25 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS, AttributionSettings
-from faithad.model.masking import apply_mask, masked_mse, patch_masks
+from faithad.model.optimization import TrainingSettings
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.training import Training
 
 DEVICE = "elsewhere"
 N_MELS, N_FRAMES = 16, 40
+TRAINING = TrainingSettings(
+    epochs=1,
+    batch_size=4,
+    learning_rate=1e-3,
+    minimum_learning_rate=1e-5,
+    weight_decay=0.01,
+    restart_period=5,
+    patience=1,
+    minimum_improvement=0.0,
+    mask_ratio=0.3,
+    patch=4,
+    seed=0,
+)
 SETTINGS = AttributionSettings(occlusion_bands=8, occlusion_frames=20)
 
 
@@ -66,14 +80,19 @@ def explained(network: SkipCAETransformer, n_clips: int, methods: Sequence[str])
     }
 
 
-def learnt(network: SkipCAETransformer) -> list[Any]:
-    """The loss of a masked batch, its masks drawn on the device."""
-    x = torch.empty(4, N_MELS, N_FRAMES, device=DEVICE)
-    mask = patch_masks(torch.arange(4, device=DEVICE), N_MELS, N_FRAMES, patch=4, ratio=0.3, key=1)
-    losses = masked_mse(network.train()(apply_mask(x, mask)), x, mask)
-    losses.mean().backward()
-    gradients = [weight.grad for weight in network.parameters()]
-    return [losses.device.type, *{str(None if each is None else each.device.type) for each in gradients}]
+def learnt(network: SkipCAETransformer) -> dict[str, Any]:
+    """Three steps of an epoch of an MAE, clips and masks on the device."""
+    clips = torch.empty(12, N_MELS, N_FRAMES, device=DEVICE)
+    training = Training(network.train(), clips, clips[:2], TRAINING)
+    with Operations() as operations:
+        numbers = [torch.arange(4) + 4 * batch for batch in range(3)]
+        patches = training._hidden_patches(torch.cat(numbers), "masks", 1)
+        losses = [training._learn(x, mask, batch_size=4) for x, mask in training._inputs(clips, numbers, patches)]
+    return {
+        "losses": [*{(*each.shape, each.device.type) for each in losses}],
+        "to_host": operations.to_host,
+        "from_host": operations.from_host,
+    }
 
 
 def n_convolutions(network: SkipCAETransformer) -> int:
