@@ -6,7 +6,6 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import sys
@@ -273,10 +272,12 @@ def main() -> None:
 def job(command: str) -> None:
     """Run a command as the entry point of a submitted job, with the arguments of the script that calls this.
 
-    Relative paths then start at FAITHAD_HOME (default: the folder `faithad` in the home folder of the head node), since
-    a job's current folder is a copy of the working directory that Ray deletes.
+    Relative paths then start in a folder that stays (`settle_home`): a job's current folder is a copy of the working
+    directory that Ray deletes.
     """
-    os.environ.setdefault("FAITHAD_HOME", str(Path.home() / "faithad"))
+    from faithad.pipelines.submit.home import settle_home
+
+    settle_home()
     sys.argv.insert(1, command)
     main()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import NoReturn
@@ -75,3 +76,16 @@ def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         signal.signal(signal.SIGTERM, before)
     assert (ended.value.code, capsys.readouterr().err) == (143, "Terminated.\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("said", "starts_at"), [(None, "/home/miller/faithad"), ("/mnt/mill", "/mnt/mill")])
+def test_where_a_jobs_relative_paths_start(monkeypatch: pytest.MonkeyPatch, said: str | None, starts_at: str) -> None:
+    monkeypatch.setenv("HOME", "/home/miller")
+    monkeypatch.setenv("FAITHAD_HOME", said or "")
+    if said is None:
+        monkeypatch.delenv("FAITHAD_HOME")
+    monkeypatch.setattr(sys, "argv", ["jobs/audit.py", "--out", "week"])
+    begun: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(cli, "main", lambda: begun.append((os.environ["FAITHAD_HOME"], sys.argv[1:])))
+    cli.job("audit")
+    assert begun == [(starts_at, ["audit", "--out", "week"])]

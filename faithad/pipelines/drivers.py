@@ -57,8 +57,8 @@ def alone_in(root: str) -> Iterator[None]:
     if _held.get(root) == threading.get_ident():
         yield
         return
-    location = storage.join(root, "stages", "driver.json")
-    _wait_for_the_dead(root, location)
+    require_nobody_in(root)
+    location = _location(root)
     me = _introduction()
     if not _is_left(me, location):
         yield
@@ -123,8 +123,13 @@ def _stoppable(lost: threading.Event) -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _wait_for_the_dead(root: str, location: str) -> None:
-    """Return once it is clear that nobody works there."""
+def require_nobody_in(root: str) -> None:
+    """Return once it is clear that nobody works in a folder: for those who only read there, and leave no mark.
+
+    Raises:
+        StudyError: a driver works there.
+    """
+    location = _location(root)
     other = _read(location)
     if other is None:
         return
@@ -145,6 +150,10 @@ def _wait_for_the_dead(root: str, location: str) -> None:
             return
         if now != other:
             raise _refusal(root, now)
+
+
+def _location(root: str) -> str:
+    return storage.join(root, "stages", "driver.json")
 
 
 def _refusal(root: str, other: Driver) -> StudyError:

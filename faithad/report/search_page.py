@@ -14,7 +14,7 @@ import pandas as pd
 from faithad import storage
 from faithad.report import findings, page, search_views
 from faithad.report.findings import count, number
-from faithad.report.search_tables import Search, cells, read_search, search_exists
+from faithad.report.search_tables import Search, cells, read_search, search_exists, went_back
 from faithad.report.settings import look_up
 
 Row = dict[str, Any]
@@ -77,6 +77,7 @@ def _section(search: Search) -> Row:
         "scatter": None if search.is_grid else search_views.scatter(search, title),
         "chosen": search.chosen is not None,
         "marks": bool((search.trials["status"] != "done").any()),
+        "diverged": bool(went_back(search.trials).any()),
     }
 
 
@@ -98,17 +99,24 @@ def _answers(search: Search) -> list[str]:
     sentences = []
     if search.chosen is not None and search.chosen in found.index:
         text = f"Chosen: {_cell_name(search.chosen)}, by {title} {_with_spread(found.loc[search.chosen])}"
+        n_diverged = int(found.loc[search.chosen, "diverged"])
+        text += f". {n_diverged} of its trainings {_went_back(n_diverged)}" if n_diverged else ""
         seen = "Test labels were used for the choice" if search.objective == "test_auc" else "No test label was used"
         sentences.append(f"{text}. {seen}.")
     else:
         sentences.append("No cell was chosen: there is no best.yaml.")
     sentences += [_on_test(search)] if trials["auc"].notna().any() else []
-    statuses = trials["status"].value_counts()
+    statuses, n_diverged = trials["status"].value_counts(), int(went_back(trials).sum())
+    diverged = f"; {n_diverged} {_went_back(n_diverged)}" if n_diverged else ""
     sentences.append(
         f"{count(len(trials), 'trial')}: {statuses.get('done', 0)} to their end, {statuses.get('stopped', 0)} stopped "
-        f"early, {statuses.get('failed', 0)} failed."
+        f"early, {statuses.get('failed', 0)} failed{diverged}."
     )
     return sentences
+
+
+def _went_back(n: int) -> str:
+    return f"diverged and went back to {'its' if n == 1 else 'their'} best epoch"
 
 
 def _on_test(search: Search) -> str:

@@ -72,13 +72,20 @@ def read_search(root: str) -> Search:
 def cells(trials: pd.DataFrame, column: str) -> pd.DataFrame:
     """Mean, standard deviation over seeds (NaN for one) and number of values of each cell, by (mask_ratio, patch).
 
-    Also how many of its trials were stopped early or failed. A cell without any value has the mean NaN.
+    Also how many of its trials were stopped early, failed, or diverged and went back. A cell without any value has the
+    mean NaN.
     """
     grouped = trials.groupby(["mask_ratio", "patch"])
     found = grouped[column].agg(["mean", "std", "count"])
     for status in ("stopped", "failed"):
         found[status] = grouped["status"].agg(lambda values, wanted=status: int((values == wanted).sum()))
+    found["diverged"] = went_back(trials).groupby([trials["mask_ratio"], trials["patch"]]).sum()
     return found
+
+
+def went_back(trials: pd.DataFrame) -> pd.Series:
+    """Which trials diverged and went back to their best epoch; one that failed had none to go back to."""
+    return (trials["diverged_epochs"] > 0) & (trials["status"] != "failed")
 
 
 def _location(root: str) -> str:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from faithad.report import findings, published, style
-from faithad.report.search_tables import Search, cells
+from faithad.report.search_tables import Search, cells, went_back
 
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ def _heat_map(search: Search, column: str, title: str) -> Row:
 def _heat_cell(row: Row | None, chosen: bool) -> Row:
     if row is None:
         return {"mean": None, "std": None, "count": 0, "marks": [], "chosen": False}
-    marks = [f"{row[status]} {status}" for status in ("stopped", "failed") if row[status]]
+    marks = [f"{row[status]} {status}" for status in ("stopped", "failed", "diverged") if row[status]]
     return {"mean": row["mean"], "std": row["std"], "count": row["count"], "marks": marks, "chosen": chosen}
 
 
@@ -133,8 +133,8 @@ def _scatter_svg(search: Search, column: str, label: str) -> Markup:
 
 @mpl.rc_context(style.RC)
 def scatter_figure(search: Search, column: str, label: str) -> Figure:
-    """Value over mask ratio, a colour and marker per patch; stopped trials hollow, failed ones as ticks at the bottom,
-    the chosen one ringed.
+    """Value over mask ratio, a colour and marker per patch; stopped trials hollow, those that diverged crossed, failed
+    ones as ticks at the bottom, the chosen one ringed.
     """
     figure, axes = style.new_axes(5.6, 3.4)
     for patch, (color, marker) in zip(sorted(set(search.trials["patch"])), cycle(_PATCH_LOOKS), strict=False):
@@ -146,6 +146,10 @@ def scatter_figure(search: Search, column: str, label: str) -> Figure:
         failed = rows[rows["status"] == "failed"]
         axes.plot(failed["mask_ratio"], [0.02] * len(failed), linestyle="none", marker="|", color=color, markersize=8,
                   transform=axes.get_xaxis_transform(), label=f"patch {patch}, failed")  # fmt: skip
+    crossed = search.trials[went_back(search.trials)]
+    if len(crossed):
+        axes.plot(crossed["mask_ratio"], crossed[column], linestyle="none", marker="x", markersize=8,
+                  color=style.INK, label="diverged")  # fmt: skip
     if search.chosen is not None:
         best = cells(search.trials, column)["mean"].get(search.chosen, math.nan)
         axes.plot([search.chosen[0]], [best], linestyle="none", marker="o", markersize=11, color=style.INK,

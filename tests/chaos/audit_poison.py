@@ -6,30 +6,23 @@ until it is found.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
-import torch
 import yaml
 
 from faithad import storage
 from faithad.config_audit import load_audit_run
-from faithad.features import FeatureSettings
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import run_audit
-from faithad.pipelines.audit.shard import AuditModel
-from faithad.pipelines.audit.worker import Auditor, Step, read_shard
-from faithad.pipelines.shards import log_mels
 from faithad.pipelines.shards.stream import Row
 from tests.chaos.audits import CLIPS, audit_values, differences
+from tests.deadly_clips import AuditingKills, is_at, reading_kills
 
-# Clips by the end of their recording's name, and their onset. Two lie in one shard.
+# Two lie in one shard.
 DEADLY_TO_READ = [("_0820_", 10.0), ("_0820_", 30.0), ("_0841_", 0.0)]
 DEADLY_TO_AUDIT = [("_0850_", 20.0)]
 
@@ -41,28 +34,8 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def is_at(clip: Row, places: list[tuple[str, float]]) -> bool:
-    return any(minute in clip["recording"] and clip["onset_s"] == onset_s for minute, onset_s in places)
-
-
-def reading_kills(row: Row, **options: Any) -> Row:
-    def read(clip: Row, settings: FeatureSettings) -> np.ndarray:
-        if is_at(clip, DEADLY_TO_READ):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(clip, settings)
-
-    original, log_mels.read_log_mel = log_mels.read_log_mel, read
-    try:
-        return read_shard(row, **options)
-    finally:
-        log_mels.read_log_mel = original
-
-
-class AuditingKills(Auditor):
-    def audit(self, held: AuditModel, clips: list[Row], log_mels: torch.Tensor, step: Step) -> dict[str, list[Row]]:
-        if any(is_at(clip, DEADLY_TO_AUDIT) for clip in clips):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().audit(held, clips, log_mels, step)
+class Auditing(AuditingKills):
+    deadly = DEADLY_TO_AUDIT
 
 
 @pytest.mark.timeout(1800)
@@ -72,8 +45,8 @@ def test_clips_that_kill_among_others(
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     audit(*mill_and_model, calm)
     with monkeypatch.context() as patch:
-        patch.setattr(audit_worker, "read_shard", reading_kills)
-        patch.setattr(audit_worker, "Auditor", AuditingKills)
+        patch.setattr(audit_worker, "read_shard", reading_kills(*DEADLY_TO_READ))
+        patch.setattr(audit_worker, "Auditor", Auditing)
         outcome = audit(*mill_and_model, wild)
     assert (outcome.n_done, outcome.n_failed) == (CLIPS - 4, 4)
     ledger = storage.read_table(str(wild / "ledger.parquet")).to_pylist()

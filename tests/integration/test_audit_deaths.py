@@ -9,23 +9,17 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from faithad import storage
 from faithad.clips.recordings import AudioHeader
 from faithad.config import Study
-from faithad.features import FeatureSettings
 from faithad.pipelines import headers
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import Outcome, run_audit
-from faithad.pipelines.audit.shard import AuditModel
-from faithad.pipelines.audit.worker import Auditor, Step, read_shard
-from faithad.pipelines.shards import log_mels
 from faithad.pipelines.shards.stream import Row
+from tests.deadly_clips import AuditingKills, reading_kills
 from tests.integration.audits import make_run, table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -51,32 +45,8 @@ def opening_kills(uris: list[str], mark: str, run: str) -> list[AudioHeader | st
         headers.probe_recording = original
 
 
-def reading_kills(row: Row, **options: Any) -> Row:
-    """`read_shard` in a process that one clip kills."""
-
-    def read(clip: Row, settings: FeatureSettings) -> np.ndarray:
-        if is_at(clip, DEADLY_TO_READ):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(clip, settings)
-
-    original, log_mels.read_log_mel = log_mels.read_log_mel, read
-    try:
-        return read_shard(row, **options)
-    finally:
-        log_mels.read_log_mel = original
-
-
-class AuditingKills(Auditor):
-    """An actor that one clip kills, as the kernel does where memory is short."""
-
-    def audit(self, held: AuditModel, clips: list[Row], log_mels: torch.Tensor, step: Step) -> dict[str, list[Row]]:
-        if any(is_at(clip, DEADLY_TO_AUDIT) for clip in clips):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().audit(held, clips, log_mels, step)
-
-
-def is_at(clip: Row, place: tuple[str, float]) -> bool:
-    return (storage.name_of(clip["recording"]), clip["onset_s"]) == place
+class Auditing(AuditingKills):
+    deadly = (DEADLY_TO_AUDIT,)
 
 
 @pytest.mark.slow
@@ -91,8 +61,8 @@ def test_what_kills_is_left_out_and_harms_no_other(
     run = make_run(finished, sounds, out, "audit.explain=none", "audit.actors=1")
     with monkeypatch.context() as patch:
         patch.setattr(headers, "_read_some", opening_kills)
-        patch.setattr(audit_worker, "read_shard", reading_kills)
-        patch.setattr(audit_worker, "Auditor", AuditingKills)
+        patch.setattr(audit_worker, "read_shard", reading_kills(DEADLY_TO_READ))
+        patch.setattr(audit_worker, "Auditor", Auditing)
         outcome = run_audit(run)
     assert (outcome.n_done, outcome.n_failed) == (10, 4)
     assert outcome.line.startswith("10 of 12 clips audited, 2 failed, 2 recordings unreadable (see ")

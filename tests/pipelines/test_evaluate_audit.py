@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from faithad import storage
+from faithad.clips.annotations import Annotation
+from faithad.clips.labels.reference import read_reference
 from faithad.config_audit import load_audit_run
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.detection import auc
 from faithad.model.checkpoint import describe, load_model
+from faithad.pipelines.audit import evaluate
 from faithad.pipelines.audit.evaluate import evaluate_audit
 from faithad.pipelines.audit.exports import export_events
 
@@ -113,6 +117,20 @@ def test_the_model_and_the_recordings_may_be_gone(audit: Any, tmp_path: Path) ->
         place.unlink()
     assert evaluate_audit(audit.out, reference) == before
     assert export_events(audit.out, str(tmp_path / "csv"), format="csv").startswith("3 events in 3 recordings")
+
+
+def test_nobody_may_change_an_audit_that_is_evaluated(
+    audit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = Path(audit.out, "stages", "driver.json")
+
+    def read(location: str) -> list[Annotation]:
+        assert json.loads(mark.read_text())["pid"] == os.getpid()
+        return read_reference(location)
+
+    monkeypatch.setattr(evaluate, "read_reference", read)
+    assert evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 x\n")).startswith("Clips: 1 anomalous")
+    assert not mark.exists()
 
 
 def test_an_audit_that_scored_nothing(audit: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import soundfile
 from faithad import schemas, storage
 from faithad.clips.labels.files import FORMATS, read_labels
 from faithad.errors import ConfigError, RecordingError, StudyError, shown
+from faithad.pipelines import drivers
 from faithad.pipelines.audit.evaluate import evaluate_audit
 from faithad.pipelines.audit.exports import export_clips, export_events
 
@@ -110,6 +112,26 @@ def test_what_is_no_finished_audit(tmp_path: Path, files: list[str], message: st
     ):
         with pytest.raises(StudyError, match=message):
             use()
+
+
+def test_an_audit_that_somebody_writes_is_read_by_nobody(audit: Any, tmp_path: Path) -> None:
+    """A run that goes on over finished tables has not marked them as changing yet, or has them half removed."""
+    mark = storage.join(audit.out, "stages", "driver.json")
+    storage.write_text(mark, json.dumps(drivers._introduction()))
+    given, to = audit.out, str(tmp_path / "to")
+    uses = (
+        lambda: export_events(given, to, format="csv"),
+        lambda: export_clips(given, to, margin_s=0),
+        lambda: evaluate_audit(given, to),
+    )
+    for unfinished in (False, True):
+        if unfinished:
+            storage.write_text(storage.join(given, "stages", "score.begun.json"), "{}")
+        for use in uses:
+            with pytest.raises(StudyError, match=rf"^Process {os.getpid()} of .* works in {given} since .* Wait until"):
+                use()
+    assert storage.exists(mark)
+    assert not (tmp_path / "to").exists()
 
 
 def test_one_of_a_kind_is_told_as_one(audit: Any, tmp_path: Path) -> None:

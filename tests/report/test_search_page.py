@@ -33,8 +33,12 @@ def write_search(
     seeds: tuple[int, ...] = (0, 1, 2),
     chosen: tuple[float, int] | None = (0.3, 4),
     name: str = "mill",
+    diverged: dict[int, int] | None = None,
 ) -> str:
-    """A grid in which patch 8 is worse the more is hidden; one trial of (0.9, 8) was stopped and one failed."""
+    """A grid in which patch 8 is worse the more is hidden; one trial of (0.9, 8) was stopped and one failed.
+
+    `diverged`: epochs that diverged, by the number of the trial.
+    """
     rng, rows = np.random.default_rng(3), []
     drawn = [(ratio, PATCHES[number % 2]) for number, ratio in enumerate(np.sort(rng.uniform(0.15, 0.9, 14)))]
     pairs = drawn if algorithm == "optuna" else [(ratio, patch) for ratio in RATIOS for patch in PATCHES]
@@ -52,6 +56,8 @@ def write_search(
             rows.append(row)
     rows[-2] |= {"status": "stopped", "epochs": 10}
     rows[-1] |= {"status": "failed", "value": None, "proxy_auc": None, "auc": None, "pauc": None, "epochs": 0}
+    for number, n_epochs in (diverged or {}).items():
+        rows[number]["diverged_epochs"] = n_epochs
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
     storage.write_table(table, storage.join(str(root), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
     if chosen is not None:
@@ -95,6 +101,28 @@ def test_stopped_and_failed_trials_are_marked(tmp_path: Path, render: Render) ->
     assert "Trials that were stopped early count with the value that they had" in text
 
 
+def test_trials_that_diverged_are_marked(tmp_path: Path, render: Render) -> None:
+    """Two of the chosen cell (0.3, 4), one of them twice; the one that failed is told as failed alone."""
+    root = write_search(tmp_path, diverged={6: 1, 7: 2, -1: 1})
+    found = cells(read_search(root).trials, "value")["diverged"]
+    assert (found.loc[(0.3, 4)], found.sum()) == (2, 2)
+    text = render(root, render_search_report)[1].text
+    assert text.count("n 3 2 diverged") == 2  # by the objective and by the test AUC
+    assert "over 3 seeds. 2 of its trainings diverged and went back to their best epoch. No test label" in text
+    assert (
+        "30 trials: 28 to their end, 1 stopped early, 1 failed; 2 diverged and went back to their best epoch." in text
+    )
+    assert "Trials that diverged count with their best epoch" in text
+    assert re.search(r"best epoch diverged epochs minutes 0\.15 4 0 done .* 0\.3 4 0 done [0-9. ]+ 40 31 1 1\.5 ", text)
+    calm = render(write_search(tmp_path / "calm", diverged={6: 1}), render_search_report)[1].text
+    assert "1 of its trainings diverged and went back to its best epoch." in calm
+
+
+def test_without_divergence_nothing_is_said_of_it(tmp_path: Path, render: Render) -> None:
+    text = render(write_search(tmp_path), render_search_report)[1].text
+    assert text.count("diverged") == 1  # the column of the trials
+
+
 def test_stronger_colours_are_better_values(tmp_path: Path) -> None:
     maps = heat_maps(read_search(write_search(tmp_path, objective="validation_loss")), "validation loss")
     assert [one["published"] for one in maps] == [False, False, True]
@@ -130,6 +158,16 @@ def test_continuous_ratios_are_a_scatter(tmp_path: Path, render: Render, chosen:
     drawn = {str(line.get_label()): len(line.get_xdata()) for line in axes.get_lines()}
     assert drawn["patch 4, done"] + drawn["patch 8, done"] == (search.trials["status"] == "done").sum()
     assert drawn["patch 8, failed"] == drawn["patch 4, stopped"] == 1
+    assert "diverged" not in drawn
+    assert "crossed" not in page.text
+
+
+def test_diverged_trials_of_a_scatter_are_crossed(tmp_path: Path, render: Render) -> None:
+    root = write_search(tmp_path, algorithm="optuna", diverged={3: 1, 5: 2, -1: 1})
+    lines = scatter_figure(read_search(root), "value", "proxy AUC").axes[0].get_lines()
+    (crossed,) = [line for line in lines if line.get_label() == "diverged"]
+    assert len(crossed.get_xdata()) == 2
+    assert "Crossed marks diverged" in render(root, render_search_report)[1].text
 
 
 def test_without_labels_and_with_one_seed(tmp_path: Path, render: Render) -> None:

@@ -31,6 +31,7 @@ from faithad.evaluation.temporal import Intervals, localization
 from faithad.features import FeatureSettings
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.audit.finished import require_finished
+from faithad.pipelines.drivers import alone_in
 
 PROTOCOL = "audit"
 _SEED = 0  # of the bootstrap
@@ -62,9 +63,14 @@ def evaluate_audit(audit: str, annotations: str) -> str:
 
     Raises:
         AnnotationError: the reference cannot be read, or speaks of recordings or times that were not audited.
-        StudyError: there is no finished audit, or it scored nothing.
+        StudyError: there is no finished audit, it scored nothing, or somebody works there.
     """
-    require_finished(audit)
+    require_finished(audit)  # before a mark of ours is left in any folder
+    with alone_in(audit):
+        return _evaluate(audit, annotations)
+
+
+def _evaluate(audit: str, annotations: str) -> str:
     run = load_audit_run(storage.join(audit, "audit.yaml"))
     reference = read_reference(annotations)
     scores = storage.read_table(storage.join(audit, "scores")).cast(schemas.SCORES)

@@ -96,7 +96,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
 
     Raises:
         ConfigError: a margin below 0.
-        StudyError: there is no finished audit.
+        StudyError: there is no finished audit, or somebody works there.
         RecordingError: there are events, and not one recording of theirs can be read.
     """
     if not margin_s >= 0:

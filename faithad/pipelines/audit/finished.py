@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from faithad import storage
 from faithad.errors import StudyError
+from faithad.pipelines.drivers import require_nobody_in
 
 
 def require_finished(audit: str) -> None:
-    """Refuse what is no finished audit.
+    """Refuse what is no finished audit, and one that a driver works at: its tables may go in between.
 
     Args:
         audit: folder or URI that `faithad audit --out` is said to have written to.
 
     Raises:
-        StudyError: there is no such folder, it is a study's or anything else, or the audit has not ended.
+        StudyError: there is no such folder, it is a study's or anything else, the audit has not ended, or somebody
+            works there.
     """
+    require_nobody_in(audit)
 
     def has(*names: str) -> bool:
         return any(storage.exists(storage.join(audit, name)) for name in names)

@@ -23,6 +23,7 @@ from typing import Any
 
 import faithad
 from faithad.errors import ConfigError, FaithadError
+from faithad.pipelines.submit.home import settle_home
 
 MARK = "faithad-check: "
 STUDY_JOBS = ("full_study", "train", "search")
@@ -127,8 +128,7 @@ def check(request: dict[str, Any]) -> int:
     _tell(machines=["the head"], versions=here)
     if None in here["distributions"].values():
         return 1
-    # Where the job's relative paths start, see `faithad.cli.job`.
-    os.environ.setdefault("FAITHAD_HOME", str(Path.home() / "faithad"))
+    settle_home()
     from faithad.pipelines.cluster.session import ray_session
 
     try:

@@ -1,0 +1,55 @@
+"""Clips that kill the process which reads or audits them, as a crash in a decoder or a lack of memory would."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from faithad.pipelines.audit.worker import Auditor, read_shard
+from faithad.pipelines.shards import log_mels
+from faithad.pipelines.shards.stream import Row
+
+# Part of the recording's name, and the clip's onset in it.
+Place = tuple[str, float]
+
+
+def is_at(clip: Row, places: Sequence[Place]) -> bool:
+    return any(part in clip["recording"] and clip["onset_s"] == onset_s for part, onset_s in places)
+
+
+def _die_at(clip: Row, places: Sequence[Place]) -> None:
+    if is_at(clip, places):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reading_kills(*places: Place) -> Callable[..., Row]:
+    """`read_shard`, in a process that some clips kill."""
+    return functools.partial(_read_shard, deadly=places)
+
+
+def _read_shard(row: Row, *, deadly: Sequence[Place], **options: Any) -> Row:
+    def read(clip: Row, *settings: Any) -> np.ndarray:
+        _die_at(clip, deadly)
+        return original(clip, *settings)
+
+    original, log_mels.read_log_mel = log_mels.read_log_mel, read
+    try:
+        return read_shard(row, **options)
+    finally:
+        log_mels.read_log_mel = original
+
+
+class AuditingKills(Auditor):
+    """An actor that some clips kill."""
+
+    deadly: ClassVar[Sequence[Place]]
+
+    def audit(self, held: Any, clips: list[Row], *others: Any) -> dict[str, list[Row]]:
+        for clip in clips:
+            _die_at(clip, self.deadly)
+        return super().audit(held, clips, *others)
