@@ -32,6 +32,7 @@ __all__ = [
     "delete",
     "exists",
     "is_file",
+    "is_filled",
     "is_folder",
     "is_remote",
     "join",
@@ -70,6 +71,22 @@ def is_folder(location: str) -> bool:
 
 def is_file(location: str) -> bool:
     return bool(_kind(location) == pafs.FileType.File)
+
+
+def is_filled(folder: str) -> bool:
+    """Whether a folder is there and holds something. That of a disk which was unmounted is often there, but empty.
+
+    Raises:
+        OSError: it cannot be reached or listed.
+    """
+    file_system, path = locate(folder)
+    if not isinstance(file_system, pafs.LocalFileSystem):
+        return is_folder(folder)  # an object store has the folders that something lies in
+    try:
+        with os.scandir(path) as entries:
+            return any(True for _ in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _kind(location: str) -> pafs.FileType:

@@ -72,6 +72,17 @@ def test_a_single_file_is_listed_where_its_suffix_fits(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path / "absent.wav"), suffixes=[".wav"]) == []
 
 
+def test_a_folder_is_filled_by_whatever_lies_in_it(tmp_path: Path, object_store: str) -> None:
+    for location in (str(tmp_path / "week"), f"{object_store}/week", "s3://nobody"):
+        assert not storage.is_filled(location)
+    (tmp_path / "week").mkdir()
+    assert not storage.is_filled(str(tmp_path / "week"))
+    for location in (str(tmp_path / "week"), f"{object_store}/week"):
+        storage.write_text(f"{location}/monday/.hidden", "x")
+        assert storage.is_filled(location)
+        assert not storage.is_filled(f"{location}/monday/.hidden")
+
+
 def test_a_location_that_cannot_be_written_is_named_with_its_cause(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()

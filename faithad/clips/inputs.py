@@ -52,7 +52,8 @@ def find_recordings(
         try:
             files = _files_at(absolute(location), suffixes)
         except OSError as error:
-            problems.append(f"{location} cannot be listed: {error}. Check its permissions and the connection.")
+            wrong = str(error).rstrip(".")
+            problems.append(f"{location} cannot be listed: {wrong}. Check its permissions and the connection.")
             continue
         if files is None:
             problems.append(f"{location} does not exist. Check the path.")
@@ -116,7 +117,8 @@ def find_spectrograms(
     try:
         files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX])
     except OSError as error:
-        raise RecordingError(f"{root} cannot be listed: {error}. Give the data set's top folder.") from error
+        wrong = str(error).rstrip(".")
+        raise RecordingError(f"{root} cannot be listed: {wrong}. Give the data set's top folder.") from error
     wanted = (TRAINING, NORMAL, ANOMALIES)
     missing = [folder for folder in wanted if not any(path.startswith(folder) for path, _ in files)]
     if missing:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +34,7 @@ import torchaudio.functional
 
 from faithad import storage
 from faithad.clips import audio_headers
+from faithad.clips.access import AccessError, told_errors
 from faithad.errors import RecordingError, shown
 
 AUDIO_SUFFIXES = (".wav", ".flac")
@@ -202,25 +202,25 @@ def recorded_at(name: str) -> datetime | None:
 
 @contextlib.contextmanager
 def reasons(uri: str) -> Iterator[None]:
-    """Whatever goes wrong while the file is opened or read becomes a `RecordingError`."""
+    """Whatever goes wrong while the file is opened or read becomes a `RecordingError`, of access an `AccessError`."""
     try:
         yield
     except soundfile.LibsndfileError as error:
         raise _refusal(uri, "cannot be decoded: it is damaged or truncated. Copy it again.") from error
     except FileNotFoundError as error:
         wrong = "does not exist. Was it moved or removed since the folder was listed?"
-        raise _refusal(uri, wrong) from error
+        raise AccessError(f"{shown(uri)} {wrong}") from error
     except (OSError, pa.ArrowException) as error:
         why = getattr(error, "strerror", None) or error
-        raise _refusal(uri, f"cannot be read: {why}. Check its permissions and the connection.") from error
+        wrong = f"cannot be read: {why}. Check its permissions and the connection."
+        raise AccessError(f"{shown(uri)} {wrong}") from error
 
 
 @contextlib.contextmanager
 def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
     """The decoder, and the file below it."""
     _refuse_no_file(uri)
-    with reasons(uri), storage.open_input(uri) as raw, io.BufferedReader(cast(Any, raw), _READ_AHEAD_BYTES) as buffer:
-        file = cast(BinaryIO, buffer)
+    with reasons(uri), storage.open_input(uri) as raw, told_errors(raw, _READ_AHEAD_BYTES) as file:
         # The decoder would take other kinds of files too, but cut them off where they end, without a word.
         if (wrong := audio_headers.foreign(file)) is not None:
             raise _refusal(uri, wrong)

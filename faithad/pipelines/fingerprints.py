@@ -9,12 +9,14 @@ file that leaves its size, its start, middle and end as they were is not seen.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from faithad import storage
+from faithad.clips.access import require_folder
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.pipelines.shards.lookahead import side_by_side
 
@@ -57,8 +59,16 @@ def fingerprint(location: str) -> Fingerprint:
 
 
 def fingerprints(locations: Sequence[str]) -> list[Fingerprint]:
-    """Of many files: most of the work is waiting for a disk or an object store, so it is done side by side."""
-    return list(side_by_side(fingerprint, locations, at_once=_AT_ONCE))
+    """Of many files: most of the work is waiting for a disk or an object store, so it is done side by side.
+
+    Raises:
+        StorageError: it is not some files that cannot be read, but their folder.
+    """
+    found = list(side_by_side(fingerprint, locations, at_once=_AT_ONCE))
+    unreadable = [place for place, each in zip(locations, found, strict=True) if each.digest == UNREADABLE]
+    for one in {os.path.dirname(place): place for place in unreadable}.values():
+        require_folder(one)
+    return found
 
 
 def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> dict[str, str]:

@@ -14,8 +14,9 @@ import ray
 from ray.exceptions import RayError
 
 from faithad import storage
+from faithad.clips.access import read_or_reason
+from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader, probe_recording
-from faithad.errors import RecordingError
 from faithad.pipelines.cluster.session import cluster_total
 from faithad.pipelines.shards.attempts import attempt
 from faithad.pipelines.shards.lookahead import side_by_side
@@ -26,26 +27,26 @@ _MOST_PER_TASK = 256
 _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 32, 2
 
 
-def read_headers(uris: Sequence[str], *, marks: str) -> Iterator[AudioHeader | str]:
+def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[AudioHeader | str]:
     """The header of each recording in turn, or the reason why there is none; Ray must have been joined.
 
     Args:
-        uris: of the recordings.
+        recordings: whose headers are read.
         marks: folder for the marks of what is at work. It is removed at the end.
 
     Raises:
-        WorkersLost: Ray could not make up for what was lost.
+        WorkersLost: Ray could not make up for what was lost, or the recordings are out of reach.
     """
     run = uuid.uuid4().hex
-    size = shard_size(len(uris), largest=_MOST_PER_TASK)
+    size = shard_size(len(recordings), largest=_MOST_PER_TASK)
     # A task that ends its process is tried until the file is found that does it.
     read = ray.remote(_read_some).options(max_retries=-1, scheduling_strategy="SPREAD", name="read headers")
     at_once = 2 * max(1, int(cluster_total("CPU")))
     ahead: deque[ray.ObjectRef] = deque()
     try:
-        for number, start in enumerate(range(0, len(uris), size)):
+        for number, start in enumerate(range(0, len(recordings), size)):
             mark = storage.join(marks, f"headers-{number:05d}.json")
-            ahead.append(read.remote(uris[start : start + size], mark, run))
+            ahead.append(read.remote(recordings[start : start + size], mark, run))
             if len(ahead) >= at_once:
                 yield from ray.get(ahead.popleft())
         while ahead:
@@ -58,29 +59,24 @@ def read_headers(uris: Sequence[str], *, marks: str) -> Iterator[AudioHeader | s
     storage.delete(marks)
 
 
-def _read_some(uris: Sequence[str], mark: str, run: str) -> list[AudioHeader | str]:
-    at_once = _REMOTE_AT_ONCE if storage.is_remote(uris[0]) else _LOCAL_AT_ONCE
+def _read_some(recordings: Sequence[Recording], mark: str, run: str) -> list[AudioHeader | str]:
+    at_once = _REMOTE_AT_ONCE if storage.is_remote(recordings[0].uri) else _LOCAL_AT_ONCE
 
     def together(positions: list[int]) -> dict[int, AudioHeader | str]:
-        found = side_by_side(_header, [uris[position] for position in positions], at_once=at_once)
+        found = side_by_side(_header, [recordings[position] for position in positions], at_once=at_once)
         return dict(zip(positions, found, strict=True))
 
     attempted = attempt(
         mark,
-        uris,
+        [recording.uri for recording in recordings],
         run=run,
         what="Opening this recording",
         together=together,
-        alone=lambda position: _header(uris[position]),
+        alone=lambda position: _header(recordings[position]),
     )
     found = attempted.left_out | (attempted.result or {})
-    return [found[position] for position in range(len(uris))]
+    return [found[position] for position in range(len(recordings))]
 
 
-def _header(uri: str) -> AudioHeader | str:
-    try:
-        return probe_recording(uri)
-    except RecordingError as error:
-        return str(error)
-    except Exception as error:  # whatever a file may cause, it must not keep all others from being heard
-        return f"{uri} cannot be opened, unexpectedly: {type(error).__name__}: {error}"
+def _header(recording: Recording) -> AudioHeader | str:
+    return read_or_reason(recording.path, recording.uri, lambda: probe_recording(recording.uri))

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
+from faithad.clips.access import read_or_reason
 from faithad.clips.inputs import find_left_out, find_recordings, find_spectrograms
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import (
@@ -219,16 +220,15 @@ def cut_recordings(
     """The clips of each recording in turn, and a ledger row for each part of it that is in none.
 
     Only headers are read. A recording that cannot be opened gives a ledger row with the reason.
+
+    Raises:
+        StorageError: the folder of the recordings cannot be reached.
     """
 
     def cut(recording: Recording) -> tuple[list[ClipRow], list[LedgerRow]]:
-        try:
-            header = probe_recording(recording.uri)
-        except RecordingError as error:
-            return [], [LedgerRow(recording.path, "failed", str(error))]
-        except Exception as error:  # whatever a file may cause, it must not keep all others from being heard
-            reason = f"{recording.uri} cannot be opened, unexpectedly: {type(error).__name__}: {error}"
-            return [], [LedgerRow(recording.path, "failed", reason)]
+        header = read_or_reason(recording.path, recording.uri, lambda: probe_recording(recording.uri))
+        if isinstance(header, str):
+            return [], [LedgerRow(recording.path, "failed", header)]
         return cut_recording(recording, header, clip_s=clip_s, remainder=remainder)
 
     with progress("index", len(recordings)) as ticker:

@@ -2,7 +2,8 @@
 
     python -m pytest tests/chaos/store_lost.py -s
 
-A store that is gone ends the audit with an error that names it, soon; one that only was busy costs its time.
+A store that is gone ends the audit with an error that names it, soon; one that only was busy costs its time. That holds
+for the store of the results and for that of the recordings, none of which is called failed for it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pyarrow import compute
 
+from faithad import storage
 from tests.chaos.audits import FAITHAD, audit_values, differences
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
 
@@ -31,12 +34,19 @@ def audit_on(server: S3Server, mill: Path, model: Path, config: Path) -> Iterato
     """An audit whose results go to the store, at a moment when some of them are there."""
     values = audit_values(mill, model, Path("out"))
     config.write_text(yaml.safe_dump(values | {"out": f"s3://{BUCKET}/out"}))
+    with started(server, config, lambda: len(server.objects("out/ledger/")) >= 4) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started(server: S3Server, config: Path, is_due: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
+    """An audit, at the moment that is due."""
     pipe, environment = subprocess.PIPE, os.environ | server.environment
     command = [FAITHAD, "audit", "--config", config]
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             deadline = time.monotonic() + LONGEST_S
-            while len(server.objects("out/ledger/")) < 4:
+            while not is_due():
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -76,6 +86,46 @@ def test_a_store_that_is_silent_for_a_while(mill_and_model: tuple[Path, Path], t
             server.client.download_file(BUCKET, key, str(target))
     assert not (problems := differences(wild, calm)), "\n".join(problems)
     shutil.rmtree(wild)
+
+
+def test_recordings_whose_store_goes_away_and_comes_back(mill_and_model: tuple[Path, Path], tmp_path: Path) -> None:
+    mill, model = mill_and_model
+    config, calm, wild = tmp_path / "audit.yaml", tmp_path / "calm", tmp_path / "wild"
+    uri = f"s3://{BUCKET}/test"
+
+    def configure(out: Path) -> None:
+        config.write_text(yaml.safe_dump(audit_values(mill, model, out, explain="none") | {"recordings": [uri]}))
+
+    def done() -> set[str]:
+        return {path.name for path in (wild / "ledger").glob("part-*.parquet")}
+
+    @contextlib.contextmanager
+    def store(name: str) -> Iterator[S3Server]:
+        with s3_server(tmp_path / name) as server:
+            server.upload(mill / "test", "test")
+            yield server
+
+    with store("first log") as server:
+        configure(calm)
+        subprocess.run([FAITHAD, "audit", "--config", config], check=True, env=os.environ | server.environment)
+        configure(wild)
+        with started(server, config, lambda: len(done()) >= 4) as audit:
+            server.process.kill()
+            since = time.monotonic()
+            _, complaint = audit.communicate(timeout=LONGEST_S)
+            print(f"\nended {time.monotonic() - since:.0f} s after the store of its recordings")
+    assert audit.returncode == 1
+    (last,) = [line for line in complaint.splitlines() if line.startswith("StudyError: ")]
+    assert f"Location '{uri}' cannot be reached" in last
+    assert "the same command goes on" in last
+    assert "Traceback" not in complaint
+    before = done()
+    assert 4 <= len(before) < len(list((calm / "ledger").iterdir()))
+    statuses = storage.read_table(str(wild / "ledger"), columns=["status"])["status"]
+    assert compute.unique(statuses).to_pylist() == ["done"], "no clip is called failed for it"
+    with store("second log") as server:
+        subprocess.run([FAITHAD, "audit", "--config", config], check=True, env=os.environ | server.environment)
+    assert not (problems := differences(wild, calm)), "\n".join(problems)
 
 
 @pytest.fixture(autouse=True)

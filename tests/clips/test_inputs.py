@@ -18,7 +18,7 @@ from faithad.clips.inputs import find_recordings, find_spectrograms
 from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording, read_clip
 from faithad.clips.spectrograms import read_spectrogram
-from faithad.errors import RecordingError
+from faithad.errors import RecordingError, StorageError
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -228,3 +228,14 @@ def test_recordings_in_an_object_store(bucket: str, tmp_path: Path) -> None:
         probe_recording(f"{bucket}/day/train/none.wav")
     with pytest.raises(RecordingError, match="s3://mill/night does not exist"):
         find_recordings([("train", f"{bucket}/night")])
+
+
+def test_a_place_that_cannot_be_reached_is_named_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(location: str) -> bool:
+        raise StorageError(f"Location {location!r} cannot be reached or read: Could not connect.")
+
+    monkeypatch.setattr(storage, "is_folder", fail)
+    with pytest.raises(RecordingError, match=rf"{tmp_path} cannot be listed: .*Could not connect\. Check its"):
+        find_recordings([("test", str(tmp_path))])

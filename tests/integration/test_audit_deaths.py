@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from faithad import storage
+from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config import Study
 from faithad.pipelines import headers
@@ -30,7 +31,7 @@ DEADLY_TO_OPEN, DEADLY_TO_READ, DEADLY_TO_AUDIT = "deadly.wav", ("short.wav", 0.
 read_some = headers._read_some
 
 
-def opening_kills(uris: list[str], mark: str, run: str) -> list[AudioHeader | str]:
+def opening_kills(recordings: list[Recording], mark: str, run: str) -> list[AudioHeader | str]:
     """A task that reads headers, in a process that one file kills, as a crash in a decoder would."""
 
     def probe(uri: str) -> AudioHeader:
@@ -40,7 +41,7 @@ def opening_kills(uris: list[str], mark: str, run: str) -> list[AudioHeader | st
 
     original, headers.probe_recording = headers.probe_recording, probe
     try:
-        return read_some(uris, mark, run)
+        return read_some(recordings, mark, run)
     finally:
         headers.probe_recording = original
 

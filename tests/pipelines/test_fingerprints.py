@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faithad.pipelines.fingerprints import UNREADABLE, contents, fingerprint, folder_fingerprints
+from faithad.errors import StorageError
+from faithad.pipelines.fingerprints import UNREADABLE, contents, fingerprint, fingerprints, folder_fingerprints
 
 PART = 1 << 16
 
@@ -54,6 +55,19 @@ def test_what_cannot_be_read_has_a_fingerprint_of_its_own(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.wav")  # nobody writes into it: to open it would wait for ever
     for name in ("pipe.wav", "absent.wav"):
         assert fingerprint(str(tmp_path / name)) == (None, UNREADABLE)
+
+
+def test_a_folder_that_vanished_gives_no_fingerprints(tmp_path: Path) -> None:
+    places = []
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / "week").mkdir(exist_ok=True)
+        (tmp_path / "week" / name).write_bytes(b"sound")
+        places.append(str(tmp_path / "week" / name))
+    os.remove(places[0])
+    assert [each.bytes for each in fingerprints(places)] == [None, 5]
+    os.remove(places[1])
+    with pytest.raises(StorageError, match=r"out of reach\. Location '.*/week' is gone, or holds nothing"):
+        fingerprints(places)
 
 
 def test_folders_are_told_by_the_names_below_them(tmp_path: Path) -> None:

@@ -86,9 +86,7 @@ def _clips(run: AuditRun, recordings: Sequence[Recording], ledger: list[LedgerRo
     """The clips in their order, labelled where there are annotations; what becomes none goes into the ledger."""
 
     def unlabelled() -> Iterator[ClipRow]:
-        headers = read_headers(
-            [recording.uri for recording in recordings], marks=storage.join(run.out, ATTEMPTS, "headers")
-        )
+        headers = read_headers(recordings, marks=storage.join(run.out, ATTEMPTS, "headers"))
         with progress("index", len(recordings)) as ticker:
             for number, (recording, header) in enumerate(zip(recordings, headers, strict=True), start=1):
                 if isinstance(header, str):
@@ -128,7 +126,7 @@ def opens_now(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
     left_over = storage.read_table(left_over_location(run.out), columns=["recording", "status"]).to_pylist()
     failed = {row["recording"] for row in left_over if row["status"] == "failed"}
     again = [recording for recording in recordings if recording.path in failed]
-    headers = read_headers([recording.uri for recording in again], marks=storage.join(run.out, ATTEMPTS, "headers"))
+    headers = read_headers(again, marks=storage.join(run.out, ATTEMPTS, "headers"))
     return [one.path for one, header in zip(again, headers, strict=True) if not isinstance(header, str)]
 
 

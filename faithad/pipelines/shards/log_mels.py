@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import pyarrow as pa
 import torch
 
 from faithad import storage
+from faithad.clips.access import read_or_reason
 from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX, read_spectrogram
-from faithad.errors import RecordingError
 from faithad.features import FeatureSettings, log_mel
 from faithad.pipelines.shards.attempts import attempt
 from faithad.pipelines.shards.ledgers import Row, failed_row
+from faithad.pipelines.shards.lookahead import side_by_side
 
 STAGE = "features"
 # An object store answers late, but many questions at a time.
@@ -54,6 +54,9 @@ def add_log_mels(clips: pa.Table, settings: FeatureSettings, *, mark: str, run: 
     Returns:
         The clips that could be read with a column `log_mel` (float32, F·T values each), and one ledger row for each
         clip that could not.
+
+    Raises:
+        StorageError: the folder of the recordings cannot be reached.
     """
     rows = clips.to_pylist()
     attempted = attempt(
@@ -90,18 +93,15 @@ def _read(
 
     def one(place: int) -> str | None:
         row = rows[positions[place]]
-        try:
-            log_mels[place] = read_log_mel(row, settings)
-        except RecordingError as error:
-            return str(error)
-        except Exception as error:  # whatever a file may cause, it must not stop the audit of all others
-            return f"{row['uri']} cannot be read, unexpectedly: {type(error).__name__}: {error}"
+        found = read_or_reason(row["recording"], row["uri"], lambda: read_log_mel(row, settings))
+        if isinstance(found, str):
+            return found
+        log_mels[place] = found
         return None
 
     places = range(len(positions))
     if any(storage.is_remote(rows[position]["uri"]) for position in positions):
-        with ThreadPoolExecutor(_REMOTE_AT_ONCE) as pool:
-            reasons = list(pool.map(one, places))
+        reasons = list(side_by_side(one, places, at_once=_REMOTE_AT_ONCE))
     else:
         reasons = [one(place) for place in places]
     is_read = [reason is None for reason in reasons]
