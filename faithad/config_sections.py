@@ -186,7 +186,8 @@ class Audit(Section):
     `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. `actors` null: as
     many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
     read and decode as the rest of the CPUs carries. `clips_per_shard` is the most: a shard, the unit of work, holds
-    fewer where workers would be left without one.
+    fewer where workers would be left without one. `micro_batch`: spectrograms in one forward pass; null: what suits the
+    device.
     """
 
     percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
@@ -196,7 +197,7 @@ class Audit(Section):
     actors: int | None = Field(None, ge=1)
     readers: int | None = Field(None, ge=1)
     gpus_per_actor: float = Field(0, ge=0)
-    micro_batch: int = Field(16, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _percentiles_rise(self) -> Audit:

@@ -82,6 +82,11 @@ class MicroBatches(Generic[Item, Result]):
             torch.cuda.empty_cache()
 
 
+def forwards_at_once(wanted: int | None, device: torch.device) -> int:
+    """The spectrograms in one forward pass: as wanted, or what suits the device. With few a GPU waits for its host."""
+    return wanted or (16 if device.type == "cpu" else 256)
+
+
 def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:
     """As few slices as possible of at most `limit` items, whose sizes differ by one at the most."""
     n_parts = math.ceil(len(items) / limit)

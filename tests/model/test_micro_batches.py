@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from faithad.model.micro_batches import MicroBatches, even_parts
+from faithad.model.micro_batches import MicroBatches, even_parts, forwards_at_once
 
 CPU = torch.device("cpu")
 
@@ -18,6 +18,11 @@ def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+def test_a_gpu_gets_many_at_once_unless_the_configuration_says_how_many() -> None:
+    assert [forwards_at_once(None, torch.device(kind)) for kind in ("cpu", "cuda")] == [16, 256]
+    assert [forwards_at_once(3, torch.device(kind)) for kind in ("cpu", "cuda")] == [3, 3]
 
 
 def test_parts_are_few_and_even() -> None:

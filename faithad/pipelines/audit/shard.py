@@ -24,7 +24,7 @@ from faithad.evaluation.peaks import curve, is_flat, peak_frames
 from faithad.evaluation.temporal import localization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network
-from faithad.model.micro_batches import MicroBatches
+from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines.shards.ledgers import Row, failed_row, ledger_row
 
@@ -118,7 +118,7 @@ def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: b
     rows: dict[str, list[Row]] = {table: [] for table in TABLES}
     trained = model.trained
     x = trained.prepare(log_mels).to(model.device)
-    outputs = _forward(model.network, x, model.audit.micro_batch)
+    outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
     squared = (outputs - x).square() if trained.reconstructs else None
     found = outputs if squared is None else squared.mean(dim=(-2, -1), dtype=torch.float64)
     scores = found.to(torch.float64).cpu().numpy()
@@ -246,8 +246,9 @@ def _judge(
         [number for number, _ in clips],
         [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
     )
+    limit = forwards_at_once(model.audit.micro_batch, model.device)
     after = errors_after_replacement(
-        model.network, x, reconstruction, masks, owners, error_before=scores, micro_batch=model.audit.micro_batch
+        model.network, x, reconstruction, masks, owners, error_before=scores, micro_batch=limit
     )
     before = scores[owners]
     values, replaced = faithfulness_score(before, after), masks.mean(axis=1)

@@ -20,6 +20,7 @@ from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.features import Normalization
 from faithad.model.fast_network import arithmetic
 from faithad.model.masking import mse_per_clip
+from faithad.model.micro_batches import forwards_at_once
 from faithad.model.networks import build_network
 from faithad.model.training import Training
 from faithad.pipelines.search.clips import load_clips
@@ -124,8 +125,9 @@ class Judge:
     def _scores(self, x: torch.Tensor, training: Training) -> np.ndarray:
         """E(x) of clips (n, F, T) by the best weights, (n,) float64."""
         self._network.load_state_dict(training.best_weights())
+        limit = forwards_at_once(self._study.audit.micro_batch, x.device)
         with torch.inference_mode(), arithmetic("float32"):
-            parts = [mse_per_clip(self._network(part), part) for part in x.split(self._study.audit.micro_batch)]
+            parts = [mse_per_clip(self._network(part), part) for part in x.split(limit)]
         scores: np.ndarray = torch.cat([*parts, torch.zeros(0, device=x.device)]).double().cpu().numpy()
         return scores
 
