@@ -35,6 +35,7 @@ from faithad.config_sections import (
     Seed,
     Train,
     all_different,
+    compiled_without_gpu,
     refuse,
 )
 from faithad.errors import ConfigError, StudyError
@@ -206,6 +207,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
         found = [*all_different(self, "models"), *all_different(self, "seeds")]
+        found += compiled_without_gpu(self.attribution, self.audit)
         try:
             frames = self.feature_settings.n_frames
         except ConfigError as error:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from faithad import storage
 from faithad.config import absolute
 from faithad.config_file import change, read_values, validated
-from faithad.config_sections import Alarm, Attribution, Audit, Events, Found, Section, refuse
+from faithad.config_sections import Alarm, Attribution, Audit, Events, Section, compiled_without_gpu, refuse
 from faithad.errors import ConfigError, StudyError
 
 Location = Annotated[str, Field(min_length=1)]
@@ -51,7 +51,7 @@ class AuditRun(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AuditRun:
-        found: Found = []
+        found = compiled_without_gpu(self.attribution, self.audit)
         if self.audit.explain != "none" and self.events.method not in self.attribution.methods:
             reason = f"{self.events.method} is not among attribution.methods ({', '.join(self.attribution.methods)})"
             found.append((("events.method", "attribution.methods"), reason))

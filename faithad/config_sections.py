@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from faithad import storage
 from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
 from faithad.config_file import Problems
-from faithad.model.fast_network import Precision
+from faithad.model.fast_network import Compile, Precision
 
 MethodName = Annotated[str, Field(pattern="^(" + "|".join(METHODS) + ")$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -150,11 +150,13 @@ class Attribution(Section):
     """The attributions; constants of the paper's experiment.
 
     `engine`: `stream` evaluates the points of all clips and methods in one stream; `captum` makes the plain Captum
-    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream.
+    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream,
+    `compile` the mode of torch.compile for its network, on a GPU.
     """
 
     engine: Literal["stream", "captum"] = "stream"
     precision: Precision = "float32"
+    compile: Compile = "none"
     methods: tuple[MethodName, ...] = PAPER_METHODS
     smooth_grad_samples: int = Field(25, ge=1)
     smooth_grad_sigma: float = Field(0.1, gt=0)
@@ -167,14 +169,17 @@ class Attribution(Section):
 
     @property
     def settings(self) -> AttributionSettings:
-        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "methods", "seed"}))
+        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "compile", "methods", "seed"}))
 
     @model_validator(mode="after")
-    def _captum_has_one_precision(self) -> Attribution:
+    def _captum_is_plain(self) -> Attribution:
         found: Found = []
         if self.engine == "captum" and self.precision != "float32":
             reason = "belongs to engine 'stream'; engine 'captum' computes in float32"
             found.append((("precision", "engine"), reason))
+        if self.engine == "captum" and self.compile != "none":
+            reason = "belongs to engine 'stream'; engine 'captum' takes the network as it is"
+            found.append((("compile", "engine"), reason))
         return refuse(self, [*found, *all_different(self, "methods")])
 
 
@@ -205,6 +210,14 @@ class Audit(Section):
             reason = f"must be one or more different values in rising order, found {list(self.percentiles)}"
             return refuse(self, [(("percentiles",), reason)])
         return self
+
+
+def compiled_without_gpu(attribution: Attribution, audit: Audit) -> Found:
+    """On a CPU the compiled network takes 2.7 times as long as the one that is used there, and minutes to compile."""
+    if attribution.compile == "none" or audit.gpus_per_actor:
+        return []
+    reason = f"'{attribution.compile}' is for GPUs: set audit.gpus_per_actor, or leave it at 'none'"
+    return [(("attribution.compile", "audit.gpus_per_actor"), reason)]
 
 
 class Alarm(Section):

@@ -93,6 +93,9 @@ attribution: {methods: [gradcam]}
         ("train={patch: 40, mask_ratio: 0.04}", "train.mask_ratio: is 0.04: of 20 patches that hides none"),
         ("train.mask_ratio=1.0", "train.mask_ratio"),
         ("train=3", "train: "),
+        ("attribution.compile=default", "attribution.compile: 'default' is for GPUs: set audit.gpus_per_actor"),
+        ("attribution={engine: captum, compile: default}", "attribution.compile: belongs to engine 'stream'"),
+        ("attribution.compile=reduce-overhead", "attribution.compile: "),
     ],
 )
 def test_impossible_combinations_are_refused(change: str, message: str) -> None:

@@ -37,7 +37,7 @@ from faithad.attribution.methods import (
 )
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
-from faithad.model.fast_network import ExplainedNetwork, Precision, arithmetic, fast_network
+from faithad.model.fast_network import ExplainedNetwork, Precision, arithmetic, fast_network, watchable
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import MicroBatches
 
@@ -126,7 +126,7 @@ class _Points:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: ExplainedNetwork,
         x: Tensor,
         methods: list[Method],
         settings: AttributionSettings,
@@ -199,7 +199,8 @@ class _Points:
                 return _compare(points, self.network(points))
         with torch.enable_grad(), self.layer.outputs(wanted=needs == "activations") as activations:
             points = points.detach().requires_grad_()
-            found = _compare(points, self.network(points))
+            network = watchable(self.network) if needs == "activations" else self.network
+            found = _compare(points, network(points))
             gradient, *rest = torch.autograd.grad(found.error.sum(), [points, *activations])
         return Evaluation(
             found.error.detach(),
@@ -220,8 +221,8 @@ class _Points:
 class _WatchedLayer:
     """Catches the output of the layer that Grad-CAM explains, for the thread that wants it."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._layer: nn.Module = network.grad_cam_layer  # type: ignore[assignment]
+    def __init__(self, network: ExplainedNetwork) -> None:
+        self._layer = network.grad_cam_layer
         self._mine = threading.local()
 
     def watch(self) -> None:

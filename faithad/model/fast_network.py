@@ -2,14 +2,14 @@
 
 The layers are those of `fast_layers`. The weights are copied as they are at the time: a network that is trained on
 needs a new fast one. There are no gradients for weights. The original is kept for what the fast one does not do: other
-devices, other arithmetic, a PyTorch without these operations.
+devices, other arithmetic, a PyTorch without these operations. On a GPU it may be compiled instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -20,9 +20,13 @@ from faithad.model.fast_layers import fast_layer, has_onednn
 from faithad.model.skip_cae_transformer import SkipCAETransformer, act, first, halve, pad
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+# No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few beside 256 gradients.
+Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
 
 
-def fast_network(network: ExplainedNetwork, precision: Precision = "float32") -> ExplainedNetwork:
+def fast_network(
+    network: ExplainedNetwork, precision: Precision = "float32", compile: Compile = "none"
+) -> ExplainedNetwork:
     """The network to explain with: a `FastNetwork` where there is one, else the network itself.
 
     It is to be used in `frozen` mode and within `arithmetic(precision)`, as `attribute_batch` does.
@@ -31,9 +35,12 @@ def fast_network(network: ExplainedNetwork, precision: Precision = "float32") ->
         network: as it was trained; already fast ones are given back.
         precision: of matrix products and convolutions. "float32". "tf32": float32 with 10 bits of mantissa in the
             products, on GPUs that have it; no different from float32 elsewhere. "bfloat16": products in bfloat16.
+        compile: the mode of torch.compile, for GPUs.
     """
-    if isinstance(network, FastNetwork | LowPrecisionNetwork):
+    if isinstance(network, FastNetwork | LowPrecisionNetwork | CompiledNetwork):
         return network
+    if compile != "none":
+        return CompiledNetwork(LowPrecisionNetwork(network) if precision == "bfloat16" else network, compile)
     if precision == "bfloat16":
         return LowPrecisionNetwork(network)
     of_float32 = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in network.parameters())
@@ -152,4 +159,42 @@ class LowPrecisionNetwork(nn.Module):
             return cast(Tensor, self.network(x)).to(x.dtype)
 
 
-ExplainedNetwork = SkipCAETransformer | FastNetwork | LowPrecisionNetwork
+class CompiledNetwork(nn.Module):
+    """The network in eval mode by torch.compile, which joins its many small operations; and as it is, to be watched.
+
+    Args:
+        network: on the device where it will be used. It is copied: a hook that watches a layer of the one is not to be
+            compiled into the other.
+        mode: of torch.compile.
+        backend: of torch.compile.
+    """
+
+    def __init__(
+        self,
+        network: SkipCAETransformer | LowPrecisionNetwork,
+        mode: str,
+        *,
+        backend: str | Callable[..., Callable[..., object]] = "inductor",
+    ) -> None:
+        super().__init__()
+        self.n_mels, self.n_frames = network.n_mels, network.n_frames
+        self.watchable = network
+        copied = copy.deepcopy(network).eval().requires_grad_(False)
+        self.compiled = torch.compile(copied, mode=mode if backend == "inductor" else None, backend=backend)
+
+    @property
+    def grad_cam_layer(self) -> nn.Module:
+        """Of the network that is not compiled."""
+        return self.watchable.grad_cam_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T) to (B, F, T)."""
+        return cast(Tensor, self.compiled(x))
+
+
+ExplainedNetwork = SkipCAETransformer | FastNetwork | LowPrecisionNetwork | CompiledNetwork
+
+
+def watchable(network: ExplainedNetwork) -> nn.Module:
+    """What computes the same, in such a way that hooks of its layers are called."""
+    return network.watchable if isinstance(network, CompiledNetwork) else network

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from faithad.attribution import captum_engine, gradient_stream
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS, AttributionSettings, Evaluation, Method, Points
 from faithad.errors import ConfigError
-from faithad.model.fast_network import FastNetwork, fast_network
+from faithad.model.fast_network import CompiledNetwork, FastNetwork, fast_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 SETTINGS = AttributionSettings(7, 0.1, 11, 5, 0.09, occlusion_bands=5, occlusion_frames=13)
@@ -198,6 +198,25 @@ def test_points_of_many_clips_may_share_a_micro_batch(
         assert largest_difference(found[name], expected[name]) < 1e-5, name
     # 4 clips, 4 x 16 occlusions, 4 x 23 gradients
     assert sizes == [4] + [16] * 4 + [15, 15, 16] * 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+def test_a_compiled_network_gives_the_same_maps(double: SkipCAETransformer, x: Tensor) -> None:
+    gradients: list[int] = []
+
+    def traced(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., object]:
+        def run(*inputs: object) -> object:
+            gradients.extend(len(each) for each in inputs if isinstance(each, Tensor) and each.requires_grad)
+            return graph.forward(*inputs)
+
+        return run
+
+    expected = attribute_all(double, x.double())
+    found = attribute_all(CompiledNetwork(double, "default", backend=traced), x.double())
+    for name in METHODS:
+        assert largest_difference(found[name], expected[name]) < 1e-12, name
+    # Of all points but the clips themselves, where Grad-CAM watches a layer.
+    assert sum(gradients) == len(x) * (7 + 11 + 5)
 
 
 SCRIPT = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from faithad.model import fast_layers
 from faithad.model import fast_network as module
-from faithad.model.fast_network import FastNetwork, LowPrecisionNetwork, arithmetic, fast_network
+from faithad.model.fast_network import (
+    CompiledNetwork,
+    FastNetwork,
+    LowPrecisionNetwork,
+    Precision,
+    arithmetic,
+    fast_network,
+    watchable,
+)
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 SHAPES = [(16, 40), (24, 61), (33, 50), (80, 400)]
@@ -135,3 +143,42 @@ def test_precisions() -> None:
         with arithmetic(precision):  # type: ignore[arg-type]
             assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == flags
+
+
+# torch.compile's own modules warn of themselves when they are imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+def test_a_compiled_network_computes_the_same_and_is_watched_beside_it() -> None:
+    graphs: list[str] = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph.code)
+        return graph.forward
+
+    network, x = network_of(16, 40).double(), clips(3, 16, 40).double()
+    expected = output_and_gradient(network, x)
+    seen: list[Tensor] = []
+    compiled = CompiledNetwork(network, "default", backend=traced)
+    compiled.grad_cam_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    for found, exact in zip(output_and_gradient(compiled, x), expected, strict=True):
+        assert relative(found, exact) < 1e-12
+    # All in one graph, with no hook in it.
+    assert (len(graphs), seen) == (1, [])
+    assert not any(weight.requires_grad for weight in compiled.compiled.parameters())
+    assert relative(watchable(compiled)(x), expected[0]) < 1e-12
+    assert [each.shape[1] for each in seen] == [32]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_the_compiler_makes_computes_the_same(precision: Precision) -> None:
+    network, x = network_of(16, 40), clips(3, 16, 40)
+    exact = output_and_gradient(network_of(16, 40).double(), x.double())
+    compiled, plain = fast_network(network, precision, "default"), fast_network(network, precision)
+    assert isinstance(compiled, CompiledNetwork)
+    assert compiled.grad_cam_layer is network.grad_cam_layer
+    for found, by_hand, expected in zip(
+        output_and_gradient(compiled, x), output_and_gradient(plain, x), exact, strict=True
+    ):
+        # An activation may be rounded to the other side of its kink.
+        assert relative(found, expected) < max(1e-5, 3 * relative(by_hand, expected))

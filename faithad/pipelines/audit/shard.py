@@ -80,8 +80,8 @@ class AuditModel:
         explained: ExplainedNetwork = fast
         if attribution.engine == "captum":
             explained = network
-        elif attribution.precision != "float32":
-            explained = fast_network(network, attribution.precision)
+        elif (attribution.precision, attribution.compile) != ("float32", "none"):
+            explained = fast_network(network, attribution.precision, attribution.compile)
         return cls(trained, fast, explained, attribution, audit, device)
 
 

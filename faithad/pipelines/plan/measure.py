@@ -132,7 +132,10 @@ def _try(of: Study | AuditRun, subject: Subject, folder: Path) -> TrialRun:
 
 def _without_gpus(of: Study | AuditRun) -> Study | AuditRun:
     """The same on cores: there is no GPU here to measure."""
-    changed: dict[str, Any] = {"audit": of.audit.model_copy(update={"gpus_per_actor": 0.0})}
+    changed: dict[str, Any] = {
+        "audit": of.audit.model_copy(update={"gpus_per_actor": 0.0}),
+        "attribution": of.attribution.model_copy(update={"compile": "none"}),
+    }
     if isinstance(of, Study):
         changed["train"] = of.train.model_copy(update={"gpus_per_worker": 0.0})
     return of.model_copy(update=changed)
