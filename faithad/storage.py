@@ -73,20 +73,20 @@ def is_file(location: str) -> bool:
     return bool(_kind(location) == pafs.FileType.File)
 
 
-def is_filled(folder: str) -> bool:
-    """Whether a folder is there and holds something. That of a disk which was unmounted is often there, but empty.
+def is_filled(folder: str) -> bool | None:
+    """Whether a folder holds anything, None where there is none. That of a disk which was unmounted is often empty.
 
     Raises:
         OSError: it cannot be reached or listed.
     """
     file_system, path = locate(folder)
     if not isinstance(file_system, pafs.LocalFileSystem):
-        return is_folder(folder)  # an object store has the folders that something lies in
+        return is_folder(folder) or None  # an object store has the folders that something lies in
     try:
         with os.scandir(path) as entries:
             return any(True for _ in entries)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
 
 
 def _kind(location: str) -> pafs.FileType:

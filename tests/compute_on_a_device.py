@@ -55,9 +55,11 @@ class Operations(TorchDispatchMode):
         self, operation: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = operation(*args, **(kwargs or {}))
+        # copy_ changes what it is given first.
+        given, changed = (args[1:], args[0]) if operation is torch.ops.aten.copy_.default else ((args, kwargs), found)
         before, after = (
             {each.device.type for each in tree_leaves(tensors) if isinstance(each, torch.Tensor)}
-            for tensors in ((args, kwargs), found)
+            for tensors in (given, changed)
         )
         if DEVICE in after and not operation.is_view:
             self.launches[operation.__name__] += 1

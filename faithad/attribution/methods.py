@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
+from faithad.model.micro_batches import sent
 
 Needs = Literal["forward", "gradient", "activations"]
 _Value = TypeVar("_Value")
@@ -292,7 +293,7 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like)[:, None, None]
+    return sent(torch.from_numpy(values).to(like.dtype), like.device)[:, None, None]
 
 
 def _full(value: float, like: Tensor) -> Tensor:

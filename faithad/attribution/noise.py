@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from faithad.model.micro_batches import sent
 from faithad.model.random_bits import random_bits
 
 
@@ -32,7 +33,7 @@ class Noise:
     method: str
 
     def draw(self, samples: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise with the shape (F, T), dtype and device of `like`; drawn in float32 for every dtype.
+        """Noise with the shape (F, T), dtype and device of `like`, float32 or float64; drawn in float32 for both.
 
         Args:
             samples: N numbers of samples.
@@ -44,7 +45,7 @@ class Noise:
         keys = [noise_key(self.seed, self.clip_id, self.method, sample) for sample in samples]
         n_pairs = -(-like.numel() // 2)
         counter = torch.arange(n_pairs + 1, device=like.device)
-        bits = random_bits(counter, torch.tensor(keys, dtype=torch.int64, device=like.device)[:, None])
+        bits = random_bits(counter, sent(torch.tensor(keys, dtype=torch.int64), like.device)[:, None])
         # The number after the last pair is the sample's own. 24 bits: as a float32 more could come out as 1.
         uniform = ((bits[:, -1] >> 40) & 0xFFFFFF).float() * 2.0**-24
         normal = _normal_pairs(bits[:, :-1]).flatten(1)[:, : like.numel()]

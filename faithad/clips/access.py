@@ -12,7 +12,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
@@ -27,8 +27,12 @@ Result = TypeVar("Result")
 _PAUSES_S = (0.5, 2.0, 5.0)
 # Where the tries took longer by themselves, the next one is the last.
 _PATIENCE_S = 8.0
-# A folder that says nothing for so long is out of reach. Left alone, pyarrow would wait for minutes once more.
+# A network drive forgets its files for a moment.
+_LOCAL_PAUSES_S = (0.2,)
+# A folder that says nothing for so long is out of reach: a store's client would wait for minutes once more.
 _LOOK_S = 30.0
+# The published spectrograms are called by their recording's bare name. They lie two or three folders below all others.
+_LEVELS_OF_SPECTROGRAMS = 3
 
 
 class AccessError(RecordingError):
@@ -44,44 +48,57 @@ def read_or_reason(recording: str, uri: str, read: Callable[[], Result]) -> Resu
         read: reads of it.
 
     Raises:
-        StorageError: the folder of the recordings cannot be reached, is gone or empty.
+        StorageError: as `require_reach`.
     """
-    pauses_s = [*_PAUSES_S] if storage.is_remote(uri) else []
+    pauses_s = [*(_PAUSES_S if storage.is_remote(uri) else _LOCAL_PAUSES_S)]
     patient_until = time.monotonic() + _PATIENCE_S
     while True:
-        is_missing = False
         try:
             return read()
         except AccessError as error:
-            reason, is_missing = str(error), isinstance(error.__cause__, FileNotFoundError)
+            reason, is_final = str(error), _is_final(error)
         except StudyError as error:  # of the store, such as that nobody says in which region it is
-            reason = str(error)
+            reason, is_final = str(error), False
         except RecordingError as error:
             return str(error)
         except Exception as error:  # whatever a file may cause, it must not keep all others from being heard
             return f"{uri} cannot be read, unexpectedly: {type(error).__name__}: {error}"
-        # The published spectrograms have a recording's bare name, and only the folder that they lie in is known.
-        require_folder(uri, levels=max(1, recording.count("/")))
-        if is_missing or not pauses_s:
+        require_reach(recording, uri)
+        if is_final or not pauses_s:
             return reason
         time.sleep(pauses_s.pop(0))
         if time.monotonic() > patient_until:
             pauses_s = []
 
 
-def require_folder(uri: str, *, levels: int = 1) -> None:
-    """Check that something can be read in the folder so many levels above a file.
+def _is_final(error: AccessError) -> bool:
+    """Whether the answer would be the same if one asked again."""
+    return isinstance(error.__cause__, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(error)
+
+
+def require_reach(recording: str, uri: str) -> None:
+    """Check that a file that cannot be got at is alone in that.
+
+    From the file upwards to the folder of all recordings, the first folder that is there is looked at. It holds
+    something, or its disk is no longer mounted there.
+
+    Args:
+        recording: as for `read_or_reason`.
+        uri: where it is.
 
     Raises:
-        StorageError: the folder cannot be reached, is gone or empty.
+        StorageError: that folder cannot be listed or is empty, or none is there.
     """
     place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    folder = place.rsplit("/", levels)[0] + mark + options
+    place = place.rstrip("/")
+    is_alone = place.endswith(f"/{recording}") and "/" not in recording
+    levels = 1 if is_alone else recording.count("/") or _LEVELS_OF_SPECTROGRAMS
+    folders = [place.rsplit("/", level)[0] + mark + options for level in range(1, levels + 1)]
     found: list[str | None] = []
-    look = threading.Thread(target=lambda: found.append(_complaint(folder)), daemon=True)
+    look = threading.Thread(target=lambda: found.append(_complaint(folders, is_alone)), daemon=True)
     look.start()
     look.join(_LOOK_S)
-    wrong = found[0] if found else f"Location {folder!r} does not answer."
+    wrong = found[0] if found else f"Location {folders[0]!r} does not answer."
     if wrong is not None:
         raise StorageError(
             f"The recordings are out of reach. {' '.join(wrong.split())} No clip is called failed for that: once they "
@@ -89,14 +106,25 @@ def require_folder(uri: str, *, levels: int = 1) -> None:
         )
 
 
-def _complaint(folder: str) -> str | None:
-    """Why nothing can be read in a folder."""
-    try:
-        return None if storage.is_filled(folder) else f"Location {folder!r} is gone, or holds nothing any more."
-    except StudyError as error:
-        return str(error)
-    except (OSError, pa.ArrowException) as error:
-        return f"Location {folder!r} cannot be listed: {getattr(error, 'strerror', None) or error}."
+def _complaint(folders: Sequence[str], is_alone: bool) -> str | None:
+    """Why nothing can be read in any of some folders, each within the next one.
+
+    Who names a single file, which is alone, need not be allowed to list its folder.
+    """
+    for folder in folders:
+        try:
+            is_filled = storage.is_filled(folder)
+        except StudyError as error:
+            return None if is_alone and "ACCESS_DENIED" in str(error) else str(error)
+        except PermissionError:
+            if is_alone:
+                return None
+            is_filled = None
+        except (OSError, pa.ArrowException) as error:
+            return f"Location {folder!r} cannot be listed: {getattr(error, 'strerror', None) or error}."
+        if is_filled is not None:
+            return None if is_filled else f"Location {folder!r} is gone, or holds nothing any more."
+    return f"Location {folders[-1]!r} is gone, or holds nothing any more."
 
 
 class _Watched(io.RawIOBase):
@@ -134,6 +162,8 @@ def told_errors(file: pa.NativeFile, read_ahead_bytes: int) -> Iterator[BinaryIO
     try:
         with io.BufferedReader(watched, read_ahead_bytes) as buffer:
             yield cast(BinaryIO, buffer)
-    finally:
-        if watched.error is not None:
-            raise watched.error
+    except Exception:
+        if watched.error is None:
+            raise
+    if watched.error is not None:
+        raise watched.error

@@ -211,7 +211,7 @@ def reasons(uri: str) -> Iterator[None]:
         wrong = "does not exist. Was it moved or removed since the folder was listed?"
         raise AccessError(f"{shown(uri)} {wrong}") from error
     except (OSError, pa.ArrowException) as error:
-        why = getattr(error, "strerror", None) or error
+        why = str(getattr(error, "strerror", None) or error).rstrip(".")
         wrong = f"cannot be read: {why}. Check its permissions and the connection."
         raise AccessError(f"{shown(uri)} {wrong}") from error
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,6 +86,11 @@ class MicroBatches(Generic[Item, Result]):
 def forwards_at_once(wanted: int | None, device: torch.device) -> int:
     """The spectrograms in one forward pass: as wanted, or what suits the device. With few a GPU waits for its host."""
     return wanted or (16 if device.type == "cpu" else 256)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device. Not from pinned memory, a GPU's host would wait until all that it asked for is done."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:

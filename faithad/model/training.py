@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from faithad.errors import ConfigError
 from faithad.model.fast_network import Precision, arithmetic
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
+from faithad.model.micro_batches import sent
 from faithad.model.optimization import TrainingSettings, learning_rate, low_precision, new_optimizer, refuse_precision
 
 __all__ = ["Epoch", "Training", "TrainingSettings"]
@@ -229,14 +230,11 @@ class Training:
         if not batches:
             return
         sizes = [len(batch) for batch in batches]
-        # In one go: on a GPU each small copy would wait for the device.
-        numbers = torch.cat(list(batches)).to(split.device).split(sizes)
+        numbers = sent(torch.cat(list(batches)), split.device).split(sizes)
         hidden = [None] * len(sizes) if patches is None else patches.split(sizes)
         for clips, parts in zip(numbers, hidden, strict=True):
-            x = split[clips]
-            if x.device != self._device:
-                # Pinned, the copy runs beside the step before: the host is ahead of the GPU.
-                x = x.pin_memory().to(self._device, non_blocking=True)
+            # Where the clips lie on the host, the copy runs beside the step before.
+            x = split[clips] if split.device == self._device else sent(split[clips], self._device)
             yield x, None if parts is None else cells_of(parts, self._settings.patch)
 
     def _hidden_patches(self, clips: Tensor, purpose: str, number: int = 0) -> Tensor | None:
@@ -247,7 +245,7 @@ class Training:
         key = _key(self._settings.seed, purpose, number)
         parts = [
             hidden_patches(part, n_mels, n_frames, patch=self._settings.patch, ratio=self._settings.mask_ratio, key=key)
-            for part in clips.to(self._device).split(_CLIPS_AT_ONCE)
+            for part in sent(clips, self._device).split(_CLIPS_AT_ONCE)
         ]
         return torch.cat(parts)
 

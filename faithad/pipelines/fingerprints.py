@@ -9,14 +9,13 @@ file that leaves its size, its start, middle and end as they were is not seen.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from faithad import storage
-from faithad.clips.access import require_folder
+from faithad.clips.access import require_reach
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.pipelines.shards.lookahead import side_by_side
 
@@ -43,9 +42,9 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(location: str) -> Fingerprint:
     """The fingerprint of one file."""
-    if not storage.is_remote(location) and not storage.is_file(location):  # a pipe would be waited for, for ever
-        return Fingerprint(None, UNREADABLE)
     try:
+        if not storage.is_remote(location) and not storage.is_file(location):  # a pipe would be waited for, for ever
+            return Fingerprint(None, UNREADABLE)
         with storage.open_input(location) as file:
             size = int(file.size())
             digest = hashlib.sha256(str(size).encode())
@@ -58,17 +57,24 @@ def fingerprint(location: str) -> Fingerprint:
     return Fingerprint(size, digest.hexdigest()[:16])
 
 
-def fingerprints(locations: Sequence[str]) -> list[Fingerprint]:
+def fingerprints(files: Sequence[tuple[str, str]]) -> list[Fingerprint]:
     """Of many files: most of the work is waiting for a disk or an object store, so it is done side by side.
+
+    Args:
+        files: the name and the location of each; the name begins with that of the folder in which all were found.
 
     Raises:
         StorageError: it is not some files that cannot be read, but their folder.
     """
-    found = list(side_by_side(fingerprint, locations, at_once=_AT_ONCE))
-    unreadable = [place for place, each in zip(locations, found, strict=True) if each.digest == UNREADABLE]
-    for one in {os.path.dirname(place): place for place in unreadable}.values():
-        require_folder(one)
-    return found
+
+    def one(file: tuple[str, str]) -> Fingerprint:
+        name, location = file
+        found = fingerprint(location)
+        if found.digest == UNREADABLE:
+            require_reach(name, location)
+        return found
+
+    return list(side_by_side(one, files, at_once=_AT_ONCE))
 
 
 def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> dict[str, str]:
@@ -81,7 +87,7 @@ def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> d
         for folder in folders
         for relative, location in storage.list_files(folder, suffixes=suffixes)
     ]
-    found = fingerprints([location for _, location in files])
+    found = fingerprints(files)
     return {name: print_.digest for (name, _), print_ in zip(files, found, strict=True)}
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from faithad.attribution.methods import METHODS
-from faithad.attribution.noise import Noise, noise_key
+from faithad.attribution.noise import Noise, _normal_pairs, noise_key
 from faithad.model.random_bits import random_bits
 
 
@@ -39,15 +39,28 @@ def test_noise_is_the_same_in_every_process_and_version(shape: tuple[int, int]) 
     assert uniform.item() == (last >> 40) / 2**24
 
 
-def test_a_sample_is_the_same_whichever_are_drawn_beside_it() -> None:
-    noise, like = Noise(0, "clip", "smooth_grad"), torch.empty(16, 40, dtype=torch.float64)
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("shape", [(16, 40), (81, 401)])
+def test_a_sample_is_the_same_whichever_are_drawn_beside_it(shape: tuple[int, int], n_threads: int) -> None:
+    noise, like = Noise(0, "clip", "smooth_grad"), torch.empty(shape, dtype=torch.float64)
     normal, uniform = noise.draw(range(6), like)
     assert normal.dtype == uniform.dtype == like.dtype
-    some, places = noise.draw([4, 1], like)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        some, places = noise.draw([4, 1], like)
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(some, normal[[4, 1]])
     assert torch.equal(places, uniform[[4, 1]])
     assert torch.equal(noise.draw(range(6), like.float())[0].double(), normal)
     assert len(uniform.unique()) == 6
+
+
+def test_no_bits_give_an_infinite_value() -> None:
+    values = _normal_pairs(torch.tensor([[0, -1, 1 << 32, -(1 << 32)]]))
+    assert values.isfinite().all()
+    assert values[0, 0, 0].item() == pytest.approx(math.sqrt(-2 * math.log(0.5 / 2**32)))
 
 
 def test_normal_values_are_normal_and_places_uniform() -> None:

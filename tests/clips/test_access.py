@@ -68,6 +68,65 @@ def test_a_folder_that_vanished_is_no_fault_of_its_files(tmp_path: Path, left: s
     )
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty mount point"])
+def test_a_disk_below_the_folder_that_vanished_is_no_fault_of_its_files(tmp_path: Path, left: str) -> None:
+    """Each disk has its mount point below the folder: what is left of one that is away is empty."""
+    for disk in ("one", "two"):
+        (tmp_path / "media" / disk / "week").mkdir(parents=True)
+        write(tmp_path / "media" / disk / "week" / "a.wav", noise(1.0))
+    uri, name = str(tmp_path / "media" / "two" / "week" / "a.wav"), "media/two/week/a.wav"
+    shutil.rmtree(tmp_path / "media" / "two")
+    if left == "nothing":
+        assert "does not exist" in clip_or_reason(uri, name)
+        return
+    (tmp_path / "media" / "two").mkdir()
+    with pytest.raises(StorageError, match=r"Location '.*/media/two' is gone, or holds nothing any more\."):
+        clip_or_reason(uri, name)
+
+
+@pytest.mark.parametrize("folder", ["training/2x6", "evaluation/anomalies/stuck"])
+def test_published_spectrograms_are_looked_for_up_to_their_data_set(tmp_path: Path, folder: str) -> None:
+    """They have bare names. A class whose last file is gone from a store leaves no folder."""
+    uri = str(tmp_path / "planer" / folder / "a_6.pt")
+    (tmp_path / "planer" / "training").mkdir(parents=True)
+    (tmp_path / "planer" / "evaluation" / "normal").mkdir(parents=True)
+    (tmp_path / "planer" / "training" / "other.pt").touch()
+    access.require_reach("a.wav", uri)
+    shutil.rmtree(tmp_path / "planer")
+    with pytest.raises(StorageError, match="out of reach"):
+        access.require_reach("a.wav", uri)
+
+
+def test_a_network_drive_that_forgets_a_file_for_a_moment_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, opened = write(tmp_path / "a.wav", noise(1.0)), storage.open_input
+    errors = iter([OSError(116, "Stale file handle")])
+
+    def stale(location: str) -> object:
+        for error in errors:
+            raise error
+        return opened(location)
+
+    monkeypatch.setattr(storage, "open_input", stale)
+    assert isinstance(clip_or_reason(uri), np.ndarray)
+
+
+def test_a_single_file_may_lie_in_a_folder_that_may_not_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(_: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    uri = str(tmp_path / "b.wav")
+    write(tmp_path / "a.wav", noise(1.0))
+    monkeypatch.setattr(os, "scandir", forbid)
+    assert "does not exist" in clip_or_reason(uri, "b.wav")
+    assert "does not exist" in clip_or_reason(f"file://{uri}/", "b.wav")
+    with pytest.raises(StorageError, match="is gone"):
+        clip_or_reason(uri, f"{tmp_path.name}/week/b.wav")
+
+
 def test_a_disk_that_fails_is_told_from_a_file_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = write(tmp_path / "a.wav", noise(1.0))
 
@@ -123,7 +182,8 @@ def test_a_key_that_is_missing_is_its_own_fault(store: FaultyStore) -> None:
     assert len(store.asked) - before < 6, "there is nothing to try again"
 
 
-def test_a_key_that_is_forbidden_is_its_own_fault(store: FaultyStore) -> None:
+def test_a_key_that_is_forbidden_is_its_own_fault(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_PAUSES_S", (60.0,))  # there is nothing to wait for
     store.fails = lambda request: 403 if "a.wav" in request else None
     assert "ACCESS_DENIED" in clip_or_reason("s3://mill/week/a.wav")
     assert isinstance(clip_or_reason("s3://mill/week/b.wav"), np.ndarray)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,25 @@ def test_what_cannot_be_read_has_a_fingerprint_of_its_own(tmp_path: Path) -> Non
 
 
 def test_a_folder_that_vanished_gives_no_fingerprints(tmp_path: Path) -> None:
-    places = []
-    for name in ("a.wav", "b.wav"):
-        (tmp_path / "week").mkdir(exist_ok=True)
-        (tmp_path / "week" / name).write_bytes(b"sound")
-        places.append(str(tmp_path / "week" / name))
-    os.remove(places[0])
-    assert [each.bytes for each in fingerprints(places)] == [None, 5]
-    os.remove(places[1])
+    places = [tmp_path / "week" / "monday" / name for name in ("a.wav", "b.wav")]
+    places[0].parent.mkdir(parents=True)
+    for place in places:
+        place.write_bytes(b"sound")
+    files = [(str(place.relative_to(tmp_path)), str(place)) for place in places]
+    places[0].unlink()
+    assert [each.bytes for each in fingerprints(files)] == [None, 5]
+    shutil.rmtree(tmp_path / "week")
     with pytest.raises(StorageError, match=r"out of reach\. Location '.*/week' is gone, or holds nothing"):
-        fingerprints(places)
+        fingerprints(files)
+
+
+def test_a_folder_whose_name_is_no_text_costs_its_own_files(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "week")
+    os.makedirs(folder + b"/\xdcber")
+    for name in (b"/a.wav", b"/\xdcber/b.wav"):
+        Path(os.fsdecode(folder + name)).write_bytes(b"sound")
+    found = folder_fingerprints([str(tmp_path / "week")], suffixes=[".wav"])
+    assert sorted(digest == UNREADABLE for digest in found.values()) == [False, True]
 
 
 def test_folders_are_told_by_the_names_below_them(tmp_path: Path) -> None:

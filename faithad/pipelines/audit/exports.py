@@ -23,6 +23,7 @@ from faithad.clips.labels.names import below, plain_name
 from faithad.clips.recordings import reasons
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.pipelines.audit.finished import require_finished
+from faithad.pipelines.drivers import require_nobody_in
 
 Row = dict[str, Any]
 
@@ -125,6 +126,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
 
 def _read_events(audit: str) -> list[Row]:
     require_finished(audit)
+    require_nobody_in(audit)  # who begins it anew takes the tables away
     return cast(list[Row], storage.read_table(storage.join(audit, "events.parquet")).to_pylist())
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from faithad import storage
 from faithad.errors import StudyError
-from faithad.pipelines.drivers import require_nobody_in
 
 
 def require_finished(audit: str) -> None:
-    """Refuse what is no finished audit, and one that a driver works at: its tables may go in between.
+    """Refuse what is no finished audit.
 
     Args:
         audit: folder or URI that `faithad audit --out` is said to have written to.
 
     Raises:
-        StudyError: there is no such folder, it is a study's or anything else, the audit has not ended, or somebody
-            works there.
+        StudyError: there is no such folder, it is a study's or anything else, or the audit has not ended.
     """
-    require_nobody_in(audit)
 
     def has(*names: str) -> bool:
         return any(storage.exists(storage.join(audit, name)) for name in names)
@@ -32,6 +29,7 @@ def require_finished(audit: str) -> None:
         raise StudyError(f"{audit} is the root of a study, and not one audit of recordings. {give}")
     if has("audit.yaml", *begun):
         raise StudyError(
-            f"The audit in {audit} is not finished. Run the same `faithad audit` again: it goes on where it was."
+            f"The audit in {audit} is not finished. Wait for its end where it runs, or run the same `faithad audit` "
+            "again: it goes on where it was."
         )
     raise StudyError(f"There is no audit in {audit}. {give}")

@@ -161,7 +161,7 @@ def _open(run: AuditRun) -> _Opened:
     trained = load_model(run.model)
     trained.alarm = _alarm(run, trained)
     recordings = find_recordings([("test", location) for location in run.recordings])
-    found = fingerprints([recording.uri for recording in recordings])
+    found = fingerprints([(recording.path, recording.uri) for recording in recordings])
     inputs = {recording.path: one for recording, one in zip(recordings, found, strict=True)}
     return _Opened(run, trained, recordings, inputs, _score_stage(run, trained.alarm, inputs))
 

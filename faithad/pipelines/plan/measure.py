@@ -163,7 +163,7 @@ def _index_s(sample: pa.Table, features: FeatureSettings) -> float:
     recordings = [Recording(row["recording"], row["uri"], "test") for row in sample.to_pylist()]
     recordings = list({recording.uri: recording for recording in recordings}.values())
     started = time.monotonic()
-    fingerprints([recording.uri for recording in recordings])
+    fingerprints([(recording.path, recording.uri) for recording in recordings])
     for _ in cut_recordings(recordings, clip_s=features.clip_s, remainder="drop"):
         pass
     return (time.monotonic() - started) / len(recordings)
