@@ -1,1 +1,6 @@
 """The study's stages: index → train → audit → evaluate → report. The only code that imports Ray."""
+
+import os
+
+# Before Ray is imported: a call when there is none would start one by itself, open to everybody on this machine.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

@@ -54,7 +54,8 @@ def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[Aud
     except RayError as error:
         raise WorkersLost(f"The headers of the recordings could not be read: {first_cause(error)}") from error
     finally:
-        for task in ahead:
+        # Python may clean up after an interrupt when Ray, and all tasks with it, is gone.
+        for task in ahead if ray.is_initialized() else ():
             ray.cancel(task)
     storage.delete(marks)
 

@@ -114,9 +114,10 @@ class Stage:
                 continue
             if not redo and self._is_in_the_way():
                 raise StudyError(
-                    f"{self.root} holds results of stage {self.name!r} that were made with other settings:\n"
-                    f"{_differences(before, self.settings)}\n"
-                    f"Give {self._elsewhere}, or --redo to remove those results and run the stage again."
+                    f"{self.root} holds results of stage {self.name!r} that were made {_how(before, self._comparable)}:\n"
+                    f"{_differences(before, self._comparable)}\n"
+                    f"{_back(before, self._comparable)}Give {self._elsewhere}, or --redo to remove those results and run "
+                    "the stage again."
                 )
             self.reset()
         storage.write_text(self._begun_location, json.dumps(self.settings, indent=1))
@@ -165,6 +166,19 @@ def flatten(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _how(before: Settings, now: Settings) -> str:
+    differ = {key for key in set(before) | set(now) if before.get(key) != now.get(key)}
+    return "of other files" if all(key.startswith(FILE_KEY) for key in differ) else "with other settings"
+
+
+def _back(before: Settings, now: Settings) -> str:
+    """What to do where nothing but files went, which is to ask for nothing else."""
+    went = {key for key in before if key not in now}
+    rest = {key for key in now if before.get(key) != now[key]}
+    alone = went and not rest and all(key.startswith(FILE_KEY) for key in went)
+    return "Put back what went, and the same command goes on. Or: " if alone else ""
 
 
 def _differences(before: Settings, now: Settings) -> str:

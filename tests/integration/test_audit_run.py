@@ -15,7 +15,7 @@ import torch
 from faithad import schemas
 from faithad.config import Study
 from faithad.config_audit import load_audit_run
-from faithad.errors import CheckpointError, RecordingError, StudyError
+from faithad.errors import CheckpointError, ConfigError, RecordingError, StudyError
 from faithad.features import log_mel
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.audit.run import Outcome, run_audit
@@ -113,6 +113,13 @@ def test_a_finished_audit_is_not_done_again(audited: tuple[Path, Outcome], finis
     before = times(out)
     assert run_audit(make_run(finished, week, out)) == outcome
     assert times(out) == before
+
+
+@pytest.mark.parametrize("below", ["", "/results/of/monday"])
+def test_results_do_not_go_among_the_recordings(finished: Path, week: Path, below: str) -> None:
+    with pytest.raises(ConfigError, match=rf"to go to {week}{below}, which lies in the folder of the recordings"):
+        run_audit(make_run(finished, week, Path(f"{week}{below}")))
+    assert not (week / "stages").exists()
 
 
 @pytest.mark.parametrize("explain", ["top:2", "none"])

@@ -96,6 +96,8 @@ def test_all_impossible_cells_and_settings_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"search\.mask_ratios: algorithm 'optuna' draws from the range"):
         check_search(study_of(mask_ratios=[0.3], algorithm="optuna"))
     check_search(study_of(mask_ratios=[0.3], patches=[2, 4, 8]))
+    with pytest.raises(ConfigError, match=r"models: the search is for the MAE, add 'mae' to \['ae'\]"):
+        check_search(study_of().model_copy(update={"models": ("ae",)}))
 
 
 def test_the_paper_s_grid_is_the_default_and_fits_its_spectrograms() -> None:

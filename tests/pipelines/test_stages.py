@@ -10,7 +10,7 @@ import pytest
 from faithad import storage
 from faithad.errors import StudyError
 from faithad.pipelines.fingerprints import UNREADABLE
-from faithad.pipelines.stages import Stage, flatten
+from faithad.pipelines.stages import FILE_KEY, Stage, flatten
 
 RESULT = "models/ae-0/weights"
 
@@ -120,6 +120,21 @@ def test_files_that_came_went_or_changed_are_named(tmp_path: Path) -> None:
     assert "  files that went: old 00.wav, old 01.wav, " in told
     assert "old 09.wav and 2 more\n" in told
     assert "a.wav: " not in told
+
+
+def test_files_that_went_may_come_back(tmp_path: Path) -> None:
+    before = {f"{FILE_KEY}mill/{name}.wav": "1" for name in "ab"}
+    stage(tmp_path, epochs=1, **before).begin(redo=False)
+    write_result(tmp_path)
+    one_less = {key: value for key, value in before.items() if "a.wav" in key}
+    with pytest.raises(StudyError) as error:
+        stage(tmp_path, epochs=1, **one_less).begin(redo=False)
+    assert "that were made of other files:\n  files that went: mill/b.wav\nPut back what went, and" in str(error.value)
+    for epochs, files in ((2, one_less), (1, one_less | {f"{FILE_KEY}mill/c.wav": "1"}), (2, before)):
+        with pytest.raises(StudyError) as error:
+            stage(tmp_path, epochs=epochs, **files).begin(redo=False)
+        assert "Put back" not in str(error.value)
+        assert ("with other settings" in str(error.value)) == (epochs == 2)
 
 
 @pytest.mark.parametrize("finished", [True, False])

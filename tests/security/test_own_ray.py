@@ -54,6 +54,22 @@ print("attached to", len(ray.nodes()), "node")
 """
 
 
+# As Python does that cleans up after an interrupt.
+LATE_CALL = """
+import faithad.pipelines.headers, ray
+try:
+    ray.put(1)
+except Exception as error:
+    print(error)
+print("started" if ray.is_initialized() else "none")
+"""
+
+
+def test_no_call_starts_a_ray_by_itself() -> None:
+    run = subprocess.run([sys.executable, "-c", LATE_CALL], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.splitlines()[-1] == "none", run.stdout
+
+
 @dataclass
 class Watched:
     """What was seen of a run.

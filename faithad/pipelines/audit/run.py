@@ -27,7 +27,7 @@ from faithad import schemas, storage
 from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import Recording
 from faithad.config_audit import AuditRun
-from faithad.errors import RecordingError, StudyError, shown
+from faithad.errors import ConfigError, RecordingError, StudyError, shown
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.events import find_events
 from faithad.model.alarm import AlarmThreshold
@@ -93,15 +93,27 @@ def run_audit(run: AuditRun, *, redo: bool = False, retry_failed: bool = False) 
             opened. If one of these opens, the shards are cut anew, and all clips are audited again.
 
     Raises:
+        ConfigError: the results would lie among the recordings.
         RecordingError: there are no recordings, or none of them gave a clip.
         CheckpointError: the model is missing or damaged.
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
         StudyError: results of other settings are in the way, or the work could not be done.
     """
+    _refuse_results_among_recordings(run)
     opened = _open(run)
     with alone_in(run.out), contextlib.ExitStack() as session:  # of Ray, and only if something is left for it
         _work(replace(opened, score=opened.score.settled(afresh=redo)), session, redo=redo, retry_failed=retry_failed)
     return _outcome(run, count_ledger(run.out))
+
+
+def _refuse_results_among_recordings(run: AuditRun) -> None:
+    out = run.out.rstrip("/") + "/"
+    for location in run.recordings:
+        if out.startswith(location.rstrip("/") + "/"):
+            raise ConfigError(
+                f"The results are to go to {run.out}, which lies in the folder of the recordings, {location}. Give a "
+                "folder outside of it (--out)."
+            )
 
 
 def _work(opened: _Opened, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool) -> None:

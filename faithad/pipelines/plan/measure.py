@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def measure(subject: Subject, *, machines: Machines | None) -> tuple[Rates, Mach
         StudyError: Ray is one of several machines.
         RecordingError: no clip can be read.
     """
+    _tell_of_measuring()
     with tempfile.TemporaryDirectory(prefix="faithad-plan-") as name, _quiet():
         program_s = _program_s()
         started = time.monotonic()
@@ -88,6 +90,16 @@ def measure(subject: Subject, *, machines: Machines | None) -> tuple[Rates, Mach
                 )
             fixed = Fixed(program=program_s, ray=ray_s, process=time_processes(here))
             return _measure(subject, machines or here, here, Path(name), fixed), here
+
+
+def _tell_of_measuring() -> None:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    console.print("plan: measuring the rates of this machine, which takes a minute or two")
+    if load > cores / 2:
+        console.print(
+            f"plan: other programs keep this machine busy (load {load:.0f} on {cores} cores): its "
+            "times will be too long. Measure when it is idle, or give --rates"
+        )
 
 
 def _measure(subject: Subject, machines: Machines, here: Machines, folder: Path, fixed: Fixed) -> Rates:

@@ -115,6 +115,8 @@ def check_search(study: Study) -> None:
             except ConfigError as error:
                 problems += [line.strip() for line in str(error).splitlines() if not line.startswith("  ")]
                 problems += [f"  {line.strip()}" for line in str(error).splitlines() if line.startswith("  ")]
+    if MODEL not in study.models:
+        problems.append(f"models: the search is for the MAE, add {MODEL!r} to {list(study.models)}")
     if search.algorithm == "optuna" and len(search.mask_ratios) < 2:
         problems.append(
             f"search.mask_ratios: algorithm 'optuna' draws from the range that they span, found {search.mask_ratios}"
