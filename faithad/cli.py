@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import faithad
+from faithad.cli_options import Command, Group
 from faithad.errors import ConfigError, FaithadError, shown
 
 if TYPE_CHECKING:
     from faithad.config import Study
 
+
 app = typer.Typer(
+    cls=Group,
     help="Find abnormal seconds in recordings, say why, and measure how far the explanation can be trusted.",
     no_args_is_help=True,
     add_completion=False,
@@ -29,6 +33,10 @@ app = typer.Typer(
 
 # Exit status of an audit that accounts for everything, where some clips or recordings could not be audited.
 _SOME_FAILED = 3
+# Of a command that Ctrl-C ended.
+_INTERRUPTED = 128 + signal.SIGINT
+# Commands that keep what an interrupted one has done.
+_GO_ON = ("train", "audit", "search", "study")
 # How long a second SIGTERM is taken for the same one.
 _UNWINDING_S = 10.0
 
@@ -42,7 +50,22 @@ Redo = Annotated[
 ]
 
 
-@app.command()
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"faithad {faithad.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=Command)
 def synth(
     out: Annotated[str, typer.Option(help="Folder to write to: a new or an empty one, or a mill made before.")],
     hours: Annotated[
@@ -67,14 +90,14 @@ def synth(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """List the recordings, cut them into clips, write the manifest."""
     study = _stage("index", config, overrides, redo)
     _say(f"Manifest: {_below(study, 'manifest.parquet')}. {_next('train', config, overrides)}")
 
 
-@app.command()
+@app.command(cls=Command)
 def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Compute features and train every model and seed; the manifest first, where it is not there yet."""
     _stage("index", config, overrides, redo)
@@ -82,7 +105,7 @@ def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
     _say(f"{len(study.runs)} models: {_below(study, 'models')}. {_next('audit', config, overrides)}")
 
 
-@app.command()
+@app.command(cls=Command)
 def audit(
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="A study's YAML file, or an audit's (configs/audit.yaml).")
@@ -97,7 +120,12 @@ def audit(
     overrides: Overrides = None,
     redo: Redo = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try clips that failed once more, and all in the same shards.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try again what failed: recordings, and clips. Clips that were computed in one go (a shard) with one "
+            "that failed are computed again with it.",
+        ),
     ] = False,
 ) -> None:
     """Audit recordings with a trained model (--model, --recordings, --out), or the test clips of a study (--config).
@@ -121,7 +149,7 @@ def audit(
         sys.exit(_SOME_FAILED)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     config: Annotated[str | None, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")] = None,
     audit: Annotated[str | None, typer.Option(help="Results of `faithad audit --out`, in place of a study.")] = None,
@@ -146,7 +174,7 @@ def evaluate(
         raise ConfigError("Give either --config (a study), or --audit and --annotations (one audit).")
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
     to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
@@ -158,7 +186,7 @@ def export(
     _say(export_events(audit, to, format=format))
 
 
-@app.command("export-clips")
+@app.command("export-clips", cls=Command)
 def export_clips(
     audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
     to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
@@ -170,7 +198,7 @@ def export_clips(
     _say(export_clips(audit, to, margin_s=margin))
 
 
-@app.command()
+@app.command(cls=Command)
 def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Search the MAE's mask ratio and patch size, and write the best pair as a configuration."""
     from faithad.pipelines.search.run import search_study
@@ -178,14 +206,14 @@ def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> N
     _say(search_study(_load(config, overrides), redo=redo))
 
 
-@app.command()
+@app.command(cls=Command)
 def report(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Write report.html, one file to read and to send."""
     study = _stage("report", config, overrides, redo)
     _say(f"Report: {_below(study, 'report.html')}. Open it in a browser.")
 
 
-@app.command()
+@app.command(cls=Command)
 def study(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Run all stages, from where the last run left off."""
     from faithad.pipelines.study import run_study
@@ -193,7 +221,7 @@ def study(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
     _say(run_study(_load(config, overrides), redo=redo))
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     config: Annotated[str, typer.Option("--config", "-c", help="A study's YAML file, or an audit's.")],
     overrides: Overrides = None,
@@ -211,7 +239,7 @@ def plan(
     _say(plan(config, overrides=overrides or [], machines=machines, rates=rates, save_rates=save_rates))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
     job: Annotated[str, typer.Argument(help="full_study, train, search or audit, or a script of the working folder.")],
@@ -248,6 +276,8 @@ def main() -> None:
     SIGTERM, by which `timeout`, Slurm and Kubernetes end a command, unwinds it as Ctrl-C does.
     """
     terminated_s: float | None = None
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    advice = " The same command goes on where it was." if command in _GO_ON else ""
 
     def terminate(*_: object) -> None:
         nonlocal terminated_s
@@ -263,9 +293,13 @@ def main() -> None:
         sys.stdout.flush()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED and terminated_s is None and command != "submit":  # which says what becomes of it
+            print(f"Interrupted.{advice}", file=sys.stderr)
+        raise
     finally:
         if terminated_s is not None:
-            print("Terminated.", file=sys.stderr)
+            print(f"Terminated.{advice}", file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)
 
 

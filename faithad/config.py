@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from faithad import storage
-from faithad.config_file import change, read_values, validated
+from faithad.config_file import change, read_text, read_values, validated
 from faithad.config_sections import (
     Alarm,
     Attribution,
@@ -38,7 +39,7 @@ from faithad.config_sections import (
     compiled_without_gpu,
     refuse,
 )
-from faithad.errors import ConfigError, StudyError
+from faithad.errors import ConfigError
 from faithad.features import FeatureSettings
 from faithad.model.classical import SEEDLESS
 from faithad.model.masking import n_hidden_patches
@@ -156,6 +157,12 @@ class Data(Section):
         return found
 
 
+def _name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) is None:
+        raise ValueError("allowed: letters, digits, '_', '.' and '-', a letter or digit first")
+    return name
+
+
 class Study(Section):
     """The whole study. See configs/demo.yaml and configs/paper.yaml.
 
@@ -164,7 +171,7 @@ class Study(Section):
     and `attribution` does not concern them.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, AfterValidator(_name)]
     root: Annotated[str, Field(min_length=1)]
     protocol: Literal["paper"] = "paper"
     models: tuple[ModelName, ...] = ("ae", "mae")
@@ -264,11 +271,7 @@ def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: the file is missing or no YAML, or one or more keys are unknown, of a wrong type or impossible.
     """
-    try:
-        text = storage.read_text(location)
-    except (OSError, StudyError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {location!r}: {error}") from error
-    study = parse_study(text, name=location, overrides=overrides)
+    study = parse_study(read_text(location), name=location, overrides=overrides)
     data = study.data.model_copy(update={"root": absolute(study.data.root)})
     return study.model_copy(update={"root": absolute(study.root), "data": data})
 

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from faithad import storage
 from faithad.config import absolute
-from faithad.config_file import change, read_values, validated
-from faithad.config_sections import Alarm, Attribution, Audit, Events, Section, compiled_without_gpu, refuse
-from faithad.errors import ConfigError, StudyError
+from faithad.config_file import change, read_text, read_values, validated
+from faithad.config_sections import Alarm, Attribution, Audit, Events, Explain, Section, compiled_without_gpu, refuse
+from faithad.errors import ConfigError
 
 Location = Annotated[str, Field(min_length=1)]
 
@@ -25,7 +24,7 @@ Location = Annotated[str, Field(min_length=1)]
 class RunAudit(Audit):
     """As the audit of a study, with what suits days of recordings: only alarms are explained, in larger shards."""
 
-    explain: Annotated[str, Field(pattern=r"^(all|alarms|none|top:[1-9][0-9]{0,8})$")] = "alarms"
+    explain: Explain = "alarms"
     maps: int = Field(20, ge=-1)
     clips_per_shard: int = Field(64, ge=1)
 
@@ -105,7 +104,9 @@ def load_audit_run(
     for override in overrides:
         change(values, override)
     name = location or "The audit (--model, --recordings, --out, --set)"
-    run = validated(AuditRun, values, name=name, repeated=repeated, placeholders=_PLACEHOLDERS)
+    how = "give" if location is None else "give it a value, or"
+    ask = {key: f"{how} --{key} FOLDER" for key in given}
+    run = validated(AuditRun, values, name=name, repeated=repeated, placeholders=_PLACEHOLDERS, ask=ask)
     return run.model_copy(
         update={
             "model": absolute(run.model),
@@ -117,10 +118,7 @@ def load_audit_run(
 
 
 def _read(location: str) -> tuple[dict[str, Any], list[str]]:
-    try:
-        text = storage.read_text(location)
-    except (OSError, StudyError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {location!r}: {error}") from error
+    text = read_text(location)
     try:
         values, repeated = read_values(text)
     except ConfigError as error:

@@ -11,16 +11,29 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from faithad.errors import ConfigError
+from faithad import storage
+from faithad.errors import ConfigError, StudyError
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str, ...]
+
+# Pydantic's types of errors, in the words of this project; `_BOUNDS` by the names that it has for bounds.
+_WORDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "finite_number": "must be a finite number",
+    "string_type": "must be text: write a number in quotes",
+    "tuple_type": "must be a list, such as [a, b]",
+    "model_type": "must be a section, with keys and values of its own",
+}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 class Problems(ValueError):
@@ -40,6 +53,20 @@ class _Problem(NamedTuple):
     line: str
     keys: tuple[Key, ...]
     section: Key
+
+
+def read_text(location: str) -> str:
+    """The text of a configuration, local or at a URI.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return storage.read_text(location)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no configuration {location!r}. Check the path.") from None
+    except (OSError, StudyError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {location!r}: {error}") from error
 
 
 def read_values(text: str) -> tuple[Any, list[str]]:
@@ -102,6 +129,7 @@ def validated(
     name: str,
     repeated: Iterable[str] = (),
     placeholders: Mapping[str, Any],
+    ask: Mapping[str, str] | None = None,
 ) -> Model:
     """Make a model of plain values.
 
@@ -111,6 +139,7 @@ def validated(
         name: where they come from, for messages.
         repeated: lines of problems that were found before.
         placeholders: fine values of the required keys, to go on with where the given ones are missing or wrong.
+        ask: what to do about a required key that is missing, where there is more to say than to give it a value.
 
     Raises:
         ConfigError: there are problems; one line each, under its key.
@@ -123,7 +152,7 @@ def validated(
             made = model.model_validate(values)
             break
         except ValidationError as error:
-            found = [problem for details in _first(error) for problem in _problems(details, model, values)]
+            found = [problem for details in _first(error) for problem in _problems(details, model, values, ask or {})]
         lines += [problem.line for problem in found if not any(_touches(key, removed) for key in problem.keys)]
         # A section whose keys are all gone and that is still wrong goes as a whole.
         fresh = {key for problem in found for key in problem.keys if key not in removed}
@@ -146,7 +175,35 @@ def _first(error: ValidationError) -> Iterator[ErrorDetails]:
     return (details for details in error.errors() if details["type"] != "too_short" or details["loc"] not in in_lists)
 
 
-def _problems(details: ErrorDetails, model: type[BaseModel], values: dict[str, Any]) -> Iterator[_Problem]:
+def in_words(details: ErrorDetails, limits: Mapping[str, float]) -> str:
+    """One of pydantic's errors in our words.
+
+    Args:
+        details: the error.
+        limits: all bounds of the value, by pydantic's names; it tells only the one that was crossed.
+    """
+    crossed = {name: bound for name, bound in details.get("ctx", {}).items() if name in _BOUNDS}
+    if crossed:
+        bounds = {**crossed, **limits}
+        return f"must be {' and '.join(f'{_BOUNDS[name]} {bounds[name]:g}' for name in _BOUNDS if name in bounds)}"
+    told = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    return _WORDS.get(details["type"], told)
+
+
+def _limits(field: FieldInfo | None) -> dict[str, float]:
+    """The bounds of a number, or of the numbers in a list."""
+    if field is None:
+        return {}
+    marks = list(field.metadata)
+    for element in get_args(field.annotation):
+        for mark in getattr(element, "__metadata__", ()):
+            marks += mark.metadata if isinstance(mark, FieldInfo) else [mark]
+    return {name: getattr(mark, name) for mark in marks for name in _BOUNDS if hasattr(mark, name)}
+
+
+def _problems(
+    details: ErrorDetails, model: type[BaseModel], values: dict[str, Any], ask: Mapping[str, str]
+) -> Iterator[_Problem]:
     """The problems in one of pydantic's errors, with the keys that take part in them."""
     place = tuple(str(part) for part in details["loc"])
     # A list is taken out as a whole, so its elements are no keys.
@@ -170,11 +227,12 @@ def _problems(details: ErrorDetails, model: type[BaseModel], values: dict[str, A
             f"{label}: give {details['ctx']['min_length']} or more, found {details['input']!r}", (key,), key[:-1]
         )
     elif details["type"] == "missing":
-        yield _Problem(f"{label}: missing, give it a value", (key,), place[:-1])
+        yield _Problem(f"{label}: missing, {ask.get(label, 'give it a value')}", (key,), place[:-1])
     else:
         found = details["input"]
         ending = "" if isinstance(found, dict | BaseModel) else f", found {found!r}"
-        yield _Problem(f"{label}: {details['msg'].removeprefix('Value error, ')}{ending}", (key,), key[:-1])
+        limits = _limits(_model_at(model, key[:-1]).model_fields.get(key[-1])) if key else {}
+        yield _Problem(f"{label}: {in_words(details, limits)}{ending}", (key,), key[:-1])
 
 
 def _touches(key: Key, removed: set[Key]) -> bool:

@@ -6,16 +6,31 @@ under the key concerned, together with all other problems of the file.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from faithad import storage
 from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
 from faithad.config_file import Problems
 from faithad.model.fast_network import Compile, Precision
 
-MethodName = Annotated[str, Field(pattern="^(" + "|".join(METHODS) + ")$")]
+
+def _method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"allowed: {', '.join(METHODS)}")
+    return name
+
+
+def _explain(choice: str) -> str:
+    if re.fullmatch(r"all|alarms|none|top:[1-9][0-9]{0,8}", choice) is None:
+        raise ValueError("allowed: all, alarms, none, or top:N with N at least 1")
+    return choice
+
+
+MethodName = Annotated[str, AfterValidator(_method)]
+Explain = Annotated[str, AfterValidator(_explain)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -196,7 +211,7 @@ class Audit(Section):
     """
 
     percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
-    explain: Annotated[str, Field(pattern=r"^(all|alarms|none|top:[1-9][0-9]{0,8})$")] = "all"
+    explain: Explain = "all"
     maps: int = Field(4, ge=-1)
     clips_per_shard: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1)

@@ -13,6 +13,7 @@ from typing import NoReturn
 import pytest
 from typer.testing import CliRunner
 
+import faithad
 from faithad import cli
 
 STUDY = "{name: c, root: r, data: {root: mill, train: [a], test: [b]}}"
@@ -61,20 +62,85 @@ def test_the_next_command_has_the_same_settings(
     assert shlex.split(answer.output.partition("Next: ")[2]) == ["faithad", following, "--config", config, *settings]
 
 
-def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def work() -> NoReturn:
-        with tempfile.TemporaryDirectory(dir=tmp_path):
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise AssertionError("it goes on")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["synth", "--out", "x", "--hours", "abc"], "'--hours': must be a number, found 'abc'"),
+        (["synth", "--out", "x", "--hours", "0.01"], "'--hours': must be at least 0.05 and at most 1600, found '0.01'"),
+        (["synth", "--out", "x", "--seed=-1"], "'--seed': must be at least 0, found '-1'"),
+        (["study", "--config", "a", "-c", "b"], "'--config' / '-c': is given twice, and takes one value"),
+    ],
+)
+def test_a_wrong_option_names_its_value(arguments: list[str], message: str) -> None:
+    assert message in usage_error(*arguments)
 
-    monkeypatch.setattr(cli, "app", work)
+
+def test_some_options_may_be_given_several_times(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_stage", lambda name, config, overrides, redo: cli._load(config, overrides))
+    options = ["--set", "seeds=[1]", "--set", "root=r", "--redo", "--redo"]
+    assert CliRunner().invoke(cli.app, ["index", "--config", config, *options]).exit_code == 0
+
+
+def test_the_version() -> None:
+    answer = CliRunner().invoke(cli.app, ["--version"])
+    assert (answer.exit_code, answer.output) == (0, f"faithad {faithad.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["audit"], ["study"]])
+def test_flags_take_no_value(arguments: list[str]) -> None:
+    help = CliRunner().invoke(cli.app, [*arguments, "--help"]).output
+    assert "--help" in help
+    assert "<bool>" not in help
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("study --config c", "Interrupted. The same command goes on where it was.\n"),
+        ("report --config c", "Interrupted.\n"),
+        ("submit audit", "job-1 goes on.\n"),
+    ],
+)
+def test_an_interrupt_is_told(
+    command: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    def left(*_: object, **options: object) -> int:
+        print("job-1 goes on.", file=sys.stderr)
+        return 130
+
+    monkeypatch.setattr(cli, "_load", interrupted)
+    monkeypatch.setattr("faithad.pipelines.submit.run.submit_job", left)
+    monkeypatch.setattr(sys, "argv", ["faithad", *command.split()])
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main()
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert (ended.value.code, capsys.readouterr().err) == (143, "Terminated.\n")
+    assert (ended.value.code, capsys.readouterr().err) == (130, said)
+
+
+@pytest.mark.parametrize(("command", "advice"), [("audit", " The same command goes on where it was."), ("synth", "")])
+def test_sigterm_unwinds(
+    command: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def work() -> NoReturn:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it goes on")
+
+    monkeypatch.setattr(cli, "app", work)
+    monkeypatch.setattr(sys, "argv", ["faithad", command])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, capsys.readouterr().err) == (143, f"Terminated.{advice}\n")
     assert not list(tmp_path.iterdir())
 
 

@@ -39,10 +39,20 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         load_audit_run(str(tmp_path / "audit.yaml"))
     told = str(caught.value)
     assert "has 5 problems" in told
-    assert "recordings: missing" in told
-    assert "audit.explain: String should match" in told
+    assert "recordings: missing, give it a value, or --recordings FOLDER" in told
+    assert "audit.explain: allowed: all, alarms, none, or top:N" in told
     assert "did you mean 'annotations'?" in told
     assert "events.method: occlusion is not among attribution.methods" in told
+
+
+def test_without_a_file_the_options_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_audit_run(None)
+    assert str(caught.value).splitlines()[1:] == [
+        "  model: missing, give --model FOLDER",
+        "  recordings: missing, give --recordings FOLDER",
+        "  out: missing, give --out FOLDER",
+    ]
 
 
 def test_an_event_is_told_by_an_explanation_that_is_made() -> None:
@@ -62,7 +72,7 @@ def test_a_study_is_told_from_an_audit(tmp_path: Path, text: str, study: bool) -
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent"):
+    with pytest.raises(ConfigError, match=r"There is no configuration .*absent"):
         is_study(str(tmp_path / "absent.yaml"))
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ConfigError, match="must hold keys and values, found list"):

@@ -27,6 +27,9 @@ _OTHER_SOUNDS = (
     *(".rf64", ".w64", ".wave", ".wma", ".wv"),
 )
 
+# How many of the recordings that clash are named; two folders may hold thousands of the same.
+_EXAMPLES = 3
+
 
 def find_recordings(
     folders: Sequence[tuple[str | None, str]], *, suffixes: Sequence[str] = AUDIO_SUFFIXES
@@ -43,12 +46,18 @@ def find_recordings(
         lead nowhere and the like are among them if they have a recording's name: `probe_recording` says what they are.
 
     Raises:
-        RecordingError: a location does not exist or holds no recordings, or two files have the same path or are the
-            same file; all such problems at once.
+        RecordingError: a location does not exist, holds no recordings or is given twice, or two files have the same
+            path or are the same file; all such problems at once.
     """
     found: list[Recording] = []
     problems: list[str] = []
+    given: set[str] = set()
     for split, location in folders:
+        place = absolute(location).rstrip("/")
+        if place in given:
+            problems.append(f"{location} is given twice: give it once.")
+            continue
+        given.add(place)
         try:
             files = _files_at(absolute(location), suffixes)
         except OSError as error:
@@ -63,13 +72,16 @@ def find_recordings(
         found += [Recording(path, uri, split) for path, uri in files or []]
     by_uri: dict[str, Recording] = {}
     by_path: dict[str, Recording] = {}
+    same: list[str] = []
+    alike: list[str] = []
     for recording in found:
         if by_uri.setdefault(recording.uri, recording) is not recording:
-            problems.append(f"{recording.uri} is named twice: each recording may be in one of the folders only.")
+            same.append(f"{recording.uri} is named twice: each recording may be in one of the folders only.")
         elif (other := by_path.setdefault(recording.path, recording)) is not recording:
-            problems.append(
+            alike.append(
                 f"{other.uri} and {recording.uri} would both be called {recording.path!r}: rename one of the folders."
             )
+    problems += [*_examples(same), *_examples(alike)]
     if not folders:
         problems.append("No folder is given. Name at least one.")
     if problems:
@@ -153,6 +165,12 @@ def find_spectrograms(
 def absolute(location: str) -> str:
     """A local location with its full path, because a worker may run in another folder; a URI as it is."""
     return location if "://" in location else os.path.normpath(storage.locate(location)[1])
+
+
+def _examples(problems: list[str]) -> list[str]:
+    """The first few, and how many more of the same kind there are."""
+    more = len(problems) - _EXAMPLES
+    return problems if more <= 0 else [*problems[:_EXAMPLES], f"and {more:,} more of this kind."]
 
 
 def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] | None:

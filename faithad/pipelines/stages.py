@@ -113,16 +113,19 @@ class Stage:
             if before is None or before == self._comparable:
                 continue
             if not redo and self._is_in_the_way():
-                raise StudyError(
-                    f"{self.root} holds results of stage {self.name!r} that were made {_how(before, self._comparable)}:\n"
-                    f"{_differences(before, self._comparable)}\n"
-                    f"{_back(before, self._comparable)}Give {self._elsewhere}, or --redo to remove those results and run "
-                    "the stage again."
-                )
+                raise self._refusal(before)
             self.reset()
         storage.write_text(self._begun_location, json.dumps(self.settings, indent=1))
         storage.delete(self._location)
         return True
+
+    def _refusal(self, before: Settings) -> StudyError:
+        now = self._comparable
+        return StudyError(
+            f"{self.root} holds results of stage {self.name!r} that were made {_how(before, now)}:\n"
+            f"{_differences(before, now)}\n"
+            f"{_back(before, now)}Give {self._elsewhere}, or --redo to remove those results and run the stage again."
+        )
 
     def finish(self) -> None:
         storage.write_text(self._location, json.dumps(self.settings, indent=1))

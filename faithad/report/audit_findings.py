@@ -39,6 +39,13 @@ class Expected(NamedTuple):
     margin: float | None
     per_hour: float
 
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """The numbers of alarms that may well be chance, the first and the last."""
+        if self.margin is None:
+            return None
+        return math.ceil(max(0.0, self.n - self.margin)), math.floor(self.n + self.margin)
+
 
 def alarm_of(audit: AuditTables) -> Alarm:
     """The run's own alarm where it has one, else that of the model; the threshold as it was used."""
@@ -121,22 +128,26 @@ def _against_chance(audit: AuditTables, alarm: Alarm, hours: float) -> str | Non
     if expected is None or alarm.false_alarm_rate is None:
         return None
     found = n_alarms(audit)
-    margin = "" if expected.margin is None else f", give or take {expected.margin:,.0f}"
-    if expected.margin is not None and expected.margin > expected.n / 2:
-        margin += f" (the threshold rests on {count(int(alarm.n_validation or 0), 'clip')})"
     text = (
-        f"At this threshold {alarm.false_alarm_rate * 100:g} % of normal clips alarm as well: {expected.per_hour:.3g} "
-        f"an hour, about {expected.n:,.0f} here{margin}. Found were {found:,}, {found / hours:.3g} an hour"
+        f"At this threshold {alarm.false_alarm_rate * 100:g} % of normal clips alarm as well. If all of this sound "
+        f"were normal, about {count(round(expected.n), 'false alarm')} would be expected"
     )
-    if expected.margin is None:
-        return text + "."
-    if found > expected.n + expected.margin:
+    there = f"There {'is' if found == 1 else 'are'} {count(found, 'alarm')}"
+    if expected.margin is None or expected.range is None:
+        return f"{text}. {there}."
+    first, last = expected.range
+    text += f"; anything from {first:,} to {last:,} could be chance. "
+    if expected.margin > expected.n / 2:
+        text += f"The range is wide, as no more than {alarm.n_validation:,} validation clips set the threshold. "
+    text += there
+    if found > last:
         return (
-            text + ": more than chance. Either something happened, or machine or microphone changed since the training."
+            f"{text}: more than chance would bring. Either something happened, or machine or microphone changed since "
+            "the training."
         )
-    if found >= expected.n - expected.margin:
-        return text + ": so many can come by chance. A weak event by itself says little; begin with the strongest."
-    return text + ": fewer than expected. The sound is quieter, or more even, than that of the training."
+    if found >= first:
+        return f"{text}: no more than chance can bring. A weak event by itself says little; begin with the strongest."
+    return f"{text}: fewer than expected. The sound is quieter, or more even, than that of the training."
 
 
 def _reasons(audit: AuditTables, trust: list[Trust]) -> str | None:
@@ -205,8 +216,11 @@ def has_ratio(event: dict[str, Any]) -> bool:
 
 
 def hertz(low: float, high: float) -> str:
-    """A range of frequencies: 250 to 900 Hz, 0.8 to 2.3 kHz."""
-    return f"{low:.0f} to {high:.0f} Hz" if high < 1_000 else f"{low / 1_000:.1f} to {high / 1_000:.1f} kHz"
+    """A range of frequencies: 250 to 900 Hz, 49 Hz to 2.1 kHz, 1.6 to 3.1 kHz."""
+    (first, unit), (last, last_unit) = (
+        (f"{hz:.0f}", "Hz") if round(hz) < 1_000 else (f"{hz / 1_000:.1f}", "kHz") for hz in (low, high)
+    )
+    return f"{first} to {last} {unit}" if unit == last_unit else f"{first} {unit} to {last} {last_unit}"
 
 
 def percent(share: float) -> str:

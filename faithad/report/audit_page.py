@@ -68,6 +68,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "linked": {event["id"] for event in shown},
         "n_events": len(rows),
         "has_ratio": all(audit_findings.has_ratio(event) for event in audit.events),
+        "percentile": next((event["percentile"] for event in audit.events if event["percentile"]), None),
         "few": audit_charts.FEW,
         "in_khz": audit.setting("features.sample_rate_hz") is not None,
         "timed": bool(audit.scores["recorded_at"].notna().all()),

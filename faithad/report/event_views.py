@@ -39,7 +39,7 @@ def describe(audit: AuditTables, number: int, trust: Trust) -> Row:
         "times": f"{event['strength']:.2f} \N{MULTIPLICATION SIGN}"
         if audit_findings.has_ratio(event)
         else f"{event['score']:.4g}",
-        "seconds": "; ".join(spans) or findings.UNKNOWN,
+        "seconds": spans or [findings.UNKNOWN],
         "more_seconds": max(0, len(seconds) - _MAX_SPANS),
         "bands": audit_findings.hertz(event["low_hz"], event["high_hz"]),
         "method": style.method(event["method"]).title if event["method"] else None,

@@ -76,19 +76,20 @@ def _section(search: Search) -> Row:
         "maps": search_views.heat_maps(search, title) if search.is_grid else [],
         "scatter": None if search.is_grid else search_views.scatter(search, title),
         "chosen": search.chosen is not None,
+        "trained_once": _trained_once(search),
         "marks": bool((search.trials["status"] != "done").any()),
         "diverged": bool(went_back(search.trials).any()),
     }
 
 
 def _facts(search: Search) -> list[tuple[str, str]]:
-    trials = search.trials
+    trials, seeds = search.trials, sorted(set(search.trials["seed"]))
     seconds = float(trials["duration_s"].sum())
     known = OBJECTIVES.get(search.objective, search.objective)
     return [
         ("Objective", known),
         ("Trials", f"{len(trials):,}"),
-        ("Seeds", ", ".join(str(seed) for seed in sorted(set(trials["seed"])))),
+        ("Seeds", f"{len(seeds)} ({', '.join(str(seed) for seed in seeds)})"),
         ("Training", f"{findings.duration(seconds)} in all"),
     ]
 
@@ -105,6 +106,11 @@ def _answers(search: Search) -> list[str]:
         sentences.append(f"{text}. {seen}.")
     else:
         sentences.append("No cell was chosen: there is no best.yaml.")
+    if _trained_once(search):
+        sentences.append(
+            "Each cell was trained once: how much its value varies from one training to the next is not known, so "
+            "cells that differ by little cannot be told apart. More seeds would tell."
+        )
     sentences += [_on_test(search)] if trials["auc"].notna().any() else []
     statuses, n_diverged = trials["status"].value_counts(), int(went_back(trials).sum())
     diverged = f"; {n_diverged} {_went_back(n_diverged)}" if n_diverged else ""
@@ -113,6 +119,10 @@ def _answers(search: Search) -> list[str]:
         f"early, {statuses.get('failed', 0)} failed{diverged}."
     )
     return sentences
+
+
+def _trained_once(search: Search) -> bool:
+    return bool(cells(search.trials, "value")["count"].max() == 1)
 
 
 def _went_back(n: int) -> str:

@@ -71,6 +71,31 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert f"{tmp_path}/one/x/a.wav is named twice" in text
 
 
+def test_a_location_that_is_given_twice_is_told_once(tmp_path: Path) -> None:
+    touch(tmp_path, "week/a.wav", "week/b.wav", "other/a.wav")
+    with pytest.raises(RecordingError) as caught:
+        find_recordings([(None, f"{tmp_path}/week"), (None, f"{tmp_path}/other"), (None, f"{tmp_path}/week/")])
+    assert str(caught.value).splitlines()[1:] == [f"  {tmp_path}/week/ is given twice: give it once."]
+
+
+def test_of_recordings_named_twice_three_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"year/week/{number}.wav" for number in range(5)))
+    with pytest.raises(RecordingError) as caught:
+        find_recordings([(None, f"{tmp_path}/year"), (None, f"{tmp_path}/year/week")])
+    _, *examples, more = str(caught.value).splitlines()
+    assert [line.split()[0] for line in examples] == [f"{tmp_path}/year/week/{number}.wav" for number in range(3)]
+    assert more == "  and 2 more of this kind."
+
+
+def test_of_recordings_of_one_name_three_pairs_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{year}/week/{number}.wav" for number in range(4) for year in ("one", "two")))
+    with pytest.raises(RecordingError) as caught:
+        find_recordings([(None, f"{tmp_path}/one/week"), (None, f"{tmp_path}/two/week")])
+    _, *examples, more = str(caught.value).splitlines()
+    assert len(examples) == 3
+    assert more == "  and 1 more of this kind."
+
+
 def test_no_folder_at_all() -> None:
     with pytest.raises(RecordingError, match="No folder is given"):
         find_recordings([])

@@ -92,7 +92,7 @@ def test_a_wrong_configuration_ends_with_its_problems_and_no_traceback(tmp_path:
     assert answer.returncode == 1
     assert answer.stderr.splitlines() == [
         f"ConfigError: {config} has 2 problems:",
-        "  train.epochs: Input should be greater than or equal to 1, found 0",
+        "  train.epochs: must be at least 1, found 0",
         "  trian: unknown key; did you mean 'train'?",
     ]
 

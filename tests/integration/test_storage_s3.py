@@ -158,7 +158,7 @@ def test_a_killed_audit_goes_on(
     other = faithad(*command, "--set", "remainder=drop")
     assert "remainder: 'overlap' then, 'drop' now" in "\n".join(answer_of(other, status=1))
 
-    assert f"as labels for csv: labels.csv in {HERE}/labels" in export_events(out, f"{HERE}/labels", format="csv")
+    assert f"as a CSV table: labels.csv in {HERE}/labels" in export_events(out, f"{HERE}/labels", format="csv")
     assert "WAV files of" in export_clips(out, f"{HERE}/review", margin_s=1.0)
     assert server.objects(f"{PREFIX}/review/")
     assert "Events: " in evaluate_audit(out, f"{HERE}/labels")

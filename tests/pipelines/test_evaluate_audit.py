@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from faithad import storage
-from faithad.clips.annotations import Annotation
+from faithad.clips.annotations import Annotation, write_annotations
 from faithad.clips.labels.reference import read_reference
 from faithad.config_audit import load_audit_run
 from faithad.errors import AnnotationError, StudyError
@@ -42,7 +42,28 @@ def test_events_taken_over_as_they_are_agree_throughout(audit: Any, tmp_path: Pa
     line = evaluate_audit(audit.out, str(tmp_path / "labels"))
     assert line.startswith("Clips: 4 anomalous, 10 normal; AUC 1.000 (1.000 to 1.000), pAUC 1.000")
     assert "Events: 3 of 3 right (precision 1.000), 4 of 4 reference intervals found (recall 1.000)." in line
-    assert line.endswith(f"Tables: {audit.out}/summary.")
+    told, warning = line.split("\n")
+    assert told.endswith(f"Tables: {audit.out}/summary.")
+    assert warning.startswith("Warning: the reference is this audit's own events, interval for interval")
+
+
+@pytest.mark.parametrize(("first", "second"), [("50 60", "0 10"), ("0 10\n50 59.9", "0 10\n50 60")])
+def test_corrected_events_are_a_reference(audit: Any, tmp_path: Path, first: str, second: str) -> None:
+    line = evaluate_audit(audit.out, labels(tmp_path / "labels", first=first, second=second, odd="10 20"))
+    assert "Warning" not in line
+
+
+def test_windows_without_an_interval_count_whole(audit: Any, tmp_path: Path) -> None:
+    """In the published table an anomaly that nobody hears has a window and no interval; the next one touches it."""
+    table = tmp_path / "annotations.csv"
+    rows = [
+        Annotation(FIRST, 5, "broken_board", 40.0, 50.0, ((8.0, 10.0),)),
+        Annotation(FIRST, 6, "broken_board", 50.0, 60.0, ((0.0, 3.0),)),
+        Annotation(SECOND, 1, "broken_board", 0.0, 10.0),
+    ]
+    write_annotations(rows, str(table))
+    line = evaluate_audit(audit.out, str(table))
+    assert "2 of 2 reference intervals found (recall 1.000); 1 window without an interval counts whole." in line
 
 
 def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:

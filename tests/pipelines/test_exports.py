@@ -35,7 +35,8 @@ def no_events(audit: Any) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_events_as_labels(audit: Any, tmp_path: Path, format: str) -> None:
     line = export_events(audit.out, str(tmp_path / "labels"), format=format)
-    assert line.startswith(f"3 events in 3 recordings as labels for {format}: ")
+    kind = "a CSV table" if format == "csv" else f"labels for {format}"
+    assert line.startswith(f"3 events in 3 recordings as {kind}: ")
     found = read_labels(str(tmp_path / "labels"), of="predictions")
     assert sorted((label.recording, label.onset_s, label.offset_s, label.text.split(",")[0]) for label in found) == [
         (FIRST, 0.0, 10.0, "alarm 1.5x"),

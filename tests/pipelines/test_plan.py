@@ -276,8 +276,8 @@ WRONG_MACHINES = {
     "groups: []": ["has 1 problem:", "groups: give 1 or more, found []"],
     "groups: [{name: a, cpus: 4, dollars_per_hour: -3}, {name: b, cpus: 4, dollars_per_hour: -3}]": [
         "has 2 problems:",
-        "groups.0.dollars_per_hour: Input should be greater than or equal to 0, found -3",
-        "groups.1.dollars_per_hour: Input should be greater than or equal to 0, found -3",
+        "groups.0.dollars_per_hour: must be at least 0, found -3",
+        "groups.1.dollars_per_hour: must be at least 0, found -3",
     ],
     "groups: [{name: a, cpus: 4, cpu: 4, price: 3}, {cpus: 1}]\nstorage: {size: 1}": [
         "has 4 problems:",
@@ -307,7 +307,7 @@ def test_what_is_wrong_with_a_file_of_rates_is_told_as_of_a_study(tmp_path: Path
         read_rates(str(wrong))
     assert str(caught.value).splitlines() == [
         f"{wrong} has 4 problems:",
-        "  cpu.train.mae.1: Input should be a valid number, unable to parse string as a number, found 'fast'",
+        "  cpu.train.mae.1: must be a number, found 'fast'",
         "  cpu.reed: unknown key; did you mean 'read'?",
         "  scheduling.actor: missing, give it a value",
         "  bytes.scores.clips: unknown key; did you mean 'clip'?",

@@ -76,6 +76,8 @@ def test_the_page_says_what_was_chosen_and_by_what(tmp_path: Path, render: Rende
     assert "the chosen cell has the AUC" in page.text
     assert re.search(r"rank alike by 0\.9\d|rank alike by 1\.00", page.text)
     assert "30 trials: 28 to their end, 1 stopped early, 1 failed." in page.text
+    assert "Seeds 3 (0, 1, 2)" in page.text
+    assert "trained once" not in page.text
     assert "published test AUC (Table 2 of the paper) Mask ratio patch 4 larger patch 15 % 0.821 0.569" in page.text
     assert "90 % 0.842 0.808" in page.text
     assert html.count('class="chosen"') == 2  # of the objective and of the test AUC, not of the published table
@@ -173,6 +175,9 @@ def test_diverged_trials_of_a_scatter_are_crossed(tmp_path: Path, render: Render
 def test_without_labels_and_with_one_seed(tmp_path: Path, render: Render) -> None:
     html, page = render(write_search(tmp_path, labelled=False, seeds=(0,)), render_search_report)
     page.check_is_whole(html)
+    assert "Seeds 1 (0)" in page.text
+    assert "Each cell was trained once" in page.text
+    assert "± their standard deviation" not in page.text
     assert "On the labelled test clips" not in page.text
     assert "test AUC, this search" not in page.text
     assert "nan" not in page.text.lower()

@@ -37,18 +37,28 @@ PROTOCOL = "audit"
 _SEED = 0  # of the bootstrap
 # What two spans share by rounding alone is shorter.
 _SHORTEST_S = 0.001
+_OWN_EVENTS = (
+    "Warning: the reference is this audit's own events, interval for interval, so these figures compare the audit with "
+    "itself. Correct the labels first: delete false alarms, add what was missed, move onsets and offsets."
+)
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _EventCounts:
-    """How many events are right, and how many stretches of the reference some event overlaps."""
+    """How many events are right, and how many stretches of the reference some event overlaps.
+
+    `whole` are the windows among the latter in which the expert heard something but not where; `own`: the reference is
+    nothing but the events.
+    """
 
     right: int
     events: int
     found: int
     stretches: int
+    whole: int
+    own: bool
 
 
 def evaluate_audit(audit: str, annotations: str) -> str:
@@ -59,7 +69,8 @@ def evaluate_audit(audit: str, annotations: str) -> str:
         annotations: a file or folder of labels, see `read_reference`.
 
     Returns:
-        A line for the user: the reference, the clips' AUC, the events' precision and recall, the seconds' F-score.
+        A line for the user: the reference, the clips' AUC, the events' precision and recall, the seconds' F-score;
+        and a second one, a warning, where the reference is the audit's own events.
 
     Raises:
         AnnotationError: the reference cannot be read, or speaks of recordings or times that were not audited.
@@ -89,7 +100,7 @@ def _evaluate(audit: str, annotations: str) -> str:
         storage.write_table(table, storage.join(audit, "summary", f"{name}.parquet"), schema=table.schema)
     known = storage.read_table(storage.join(audit, "ledger.parquet"), columns=["recording"])["recording"].to_pylist()
     counts = _event_counts(storage.read_table(storage.join(audit, "events.parquet")), reference, scored, known)
-    return " ".join(
+    line = " ".join(
         [
             _detection_words(detection, scored),
             _event_words(counts),
@@ -97,6 +108,7 @@ def _evaluate(audit: str, annotations: str) -> str:
             f"Tables: {storage.join(audit, 'summary')}.",
         ]
     )
+    return f"{line}\n{_OWN_EVENTS}" if counts.own else line
 
 
 def _features(audit: str, run: AuditRun) -> FeatureSettings:
@@ -178,9 +190,12 @@ def _event_counts(
     )
     find = look_up(known)  # also those of which nothing was scored: another recording may be called the same
     marked: list[tuple[str, Span]] = []
+    whole: list[tuple[str, Span]] = []
     for one in reference:
-        spans = [(one.onset_s + a, one.onset_s + b) for a, b in one.intervals] or [(one.onset_s, one.offset_s)]
-        marked += [(recording, span) for recording in find(one.recording) for span in spans]
+        window, spans = (one.onset_s, one.offset_s), [(one.onset_s + a, one.onset_s + b) for a, b in one.intervals]
+        for recording in find(one.recording):
+            marked += [(recording, span) for span in spans or [window]]
+            whole += [] if spans else [(recording, window)]
     stretches = [
         (recording, span)
         for recording, spans in _spans(marked).items()
@@ -196,7 +211,14 @@ def _event_counts(
         events=len(parts),
         found=sum(_overlaps(span, alarmed.get(name, [])) for name, span in stretches),
         stretches=len(stretches),
+        whole=sum(_overlaps(span, audited.get(name, [])) for name, span in whole),
+        own=bool(parts) and _hundredths(marked) == _hundredths(part for event in parts for part in event),
     )
+
+
+def _hundredths(places: Iterable[tuple[str, Span]]) -> set[tuple[str, int, int]]:
+    """Spans as label files give them back: these hold fewer digits than a table."""
+    return {(recording, round(100 * onset), round(100 * offset)) for recording, (onset, offset) in places}
 
 
 def _spans(places: Iterable[tuple[str, Span]]) -> dict[str, list[Span]]:
@@ -232,9 +254,11 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
 def _event_words(counts: _EventCounts) -> str:
     precision = f" (precision {counts.right / counts.events:.3f})" if counts.events else ""
     recall = f" (recall {counts.found / counts.stretches:.3f})" if counts.stretches else ""
+    noun, verb = ("window", "counts") if counts.whole == 1 else ("windows", "count")
+    whole = f"; {counts.whole} {noun} without an interval {verb} whole" if counts.whole else ""
     return (
         f"Events: {counts.right} of {counts.events} right{precision}, {counts.found} of {counts.stretches} reference "
-        f"intervals found{recall}."
+        f"intervals found{recall}{whole}."
     )
 
 

@@ -78,7 +78,8 @@ def export_events(audit: str, to: str, *, format: str) -> str:
         return f"There is no event in {audit}, so there are no labels: {to}."
     written = next(iter(texts)) if format in _ONE_FILE else _count(len(texts), "file")
     recordings = _count(len({label.recording for label in labels}), "recording")
-    return f"{_count(len(events), 'event')} in {recordings} as labels for {format}: {written} in {to}."
+    kind = "a CSV table" if format == "csv" else f"labels for {format}"
+    return f"{_count(len(events), 'event')} in {recordings} as {kind}: {written} in {to}."
 
 
 def export_clips(audit: str, to: str, *, margin_s: float) -> str:

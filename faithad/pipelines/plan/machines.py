@@ -8,10 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from faithad import storage
-from faithad.config_file import read_values, validated
+from faithad.config_file import read_text, read_values, validated
 from faithad.config_sections import AnySection, Section
-from faithad.errors import ConfigError, StudyError
+from faithad.errors import ConfigError
 from faithad.pipelines.cluster.machines import Nodes
 from faithad.pipelines.cluster.session import usable_cores
 
@@ -120,10 +119,9 @@ def read_section(kind: type[AnySection], location: str) -> AnySection:
     Raises:
         ConfigError: as `read_machines`.
     """
+    text = read_text(location)
     try:
-        values, repeated = read_values(storage.read_text(location))
-    except (OSError, StudyError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {location!r}: {error}") from error
+        values, repeated = read_values(text)
     except ConfigError as error:
         raise ConfigError(f"{location} is {error}") from error
     if not isinstance(values, dict):

@@ -130,6 +130,30 @@ def test_expected_alarms_agree_with_simulation() -> None:
     assert 2 * np.std(found) == pytest.approx(expected.margin, rel=0.1)
 
 
+def test_expected_alarms_are_never_below_none() -> None:
+    few = audit_findings.Alarm(1.0, "score", "whole clip", "quantile", 0.05, 12)
+    expected = audit_findings.expected_of(few, n_clips=240, hours=240 / 360)
+    assert expected is not None
+    assert expected.range == (0, 42)  # 12 and 2 sqrt(12 x 0.95 x (1 + 240 / 12)) = 30.9
+    unknown = audit_findings.expected_of(few._replace(n_validation=None), n_clips=240, hours=240 / 360)
+    assert unknown is not None
+    assert unknown.range is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (250.2, 900.4, "250 to 900 Hz"),
+        (49.1, 2_096.0, "49 Hz to 2.1 kHz"),
+        (999.6, 2_096.0, "1.0 to 2.1 kHz"),
+        (810.0, 999.6, "810 Hz to 1.0 kHz"),
+        (1_640.0, 3_060.0, "1.6 to 3.1 kHz"),
+    ],
+)
+def test_frequencies(low: float, high: float, words: str) -> None:
+    assert audit_findings.hertz(low, high) == words
+
+
 def test_the_strongest_clip_is_among_those_shown() -> None:
     ids = [f"c{index}" for index in range(100)]
     for peak in (0, 1, 50, 98, 99):

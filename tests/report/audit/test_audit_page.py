@@ -48,7 +48,10 @@ def test_first_screen(rendered: tuple[str, Any], audit: AuditTables) -> None:
     assert f"The strongest: {top['started_at']:%Y-%m-%d %H:%M:%S}, {top['duration_s']:g} s, " in text
     assert f"{top['strength']:.2f} times the threshold" in text
     # 718 clips at 1 %, the threshold fitted to 433: 2 sqrt(718 x 0.01 x 0.99 x (1 + 718 / 433)).
-    assert "1 % of normal clips alarm as well: 3.6 an hour, about 7 here, give or take 9 (the threshold" in text
+    assert "1 % of normal clips alarm as well. If all of this sound were normal, about 7 false alarms would be " in text
+    assert "expected; anything from 0 to 15 could be chance. The range is wide, as no more than 433 " in text
+    assert n_alarms == 15
+    assert f"There are {n_alarms} alarms: no more than chance can bring." in text
     assert "Saliency says why for" in text
     assert re.search(r"By this test the reasons are good for \d+, no better than chance for \d+\.", text)
     assert "718 of 720 clips audited, 2 failed, 0 skipped; 1 piece of recordings" in text
@@ -79,6 +82,8 @@ def test_events_are_told_at_length_by_strength(rendered: tuple[str, Any], audit:
     assert "Replace what Saliency points at by what the model expects there, and 38 % of the model's error" in page.text
     assert "the best choice of as much time would take away 45 %; so this is where the reason lies" in page.text
     assert "any other moments would have done as well: do not rely on it" in page.text
+    assert "Shaded in red is each whole second that holds a peak" in page.text
+    assert "An empty stretch of the curve" in page.text
     # Three pictured clips, each heard, expected, error map and explanation.
     pictured = {number for number in order if audit.pictures.get(number)}
     assert html.count("data:image/png;base64,") == 4 * len(pictured) > 0
@@ -153,7 +158,9 @@ def test_without_the_model_and_its_alarm(write_audit: WriteAudit, tmp_path: Path
 def test_the_alarm_of_the_run_comes_first(write_audit: WriteAudit, tmp_path: Path, render: Render) -> None:
     own = {"rule": "gamma", "pooling": "mean", "false_alarm_rate": 0.02}
     text = render(write_audit(tmp_path, hours=0.5, boards=2, own_alarm=own), render_audit_report)[1].text
-    assert "At this threshold 2 % of normal clips alarm as well: 7.2 an hour" in text
+    assert "At this threshold 2 % of normal clips alarm as well. If all of this sound were normal" in text
+    assert "by chance 7.2" in text
+    assert "an hour in all expected if all were normal 7.2 4 (0 to 7) found" in text
     assert "by a gamma distribution fitted to them" in text
     assert "433 normal clips" in text  # both were fitted to the same ones
 

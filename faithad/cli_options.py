@@ -1,0 +1,53 @@
+"""How the options of `faithad` are read and shown, where Typer's way leaves a user without what he needs to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+
+class Command(TyperCommand):
+    """Refuses an option that is given twice and takes one value, and names the value of a wrong one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in order:
+            if isinstance(option, TyperOption) and not (option.multiple or option.is_flag) and order.count(option) > 1:
+                raise typer.BadParameter("is given twice, and takes one value.", ctx=ctx, param=option)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _in_words(error)
+            raise
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
+def _in_words(error: typer.BadParameter) -> str:
+    """What is wrong with a value; Typer leaves out the value, and all bounds but the one that was crossed."""
+    from pydantic import ValidationError
+
+    from faithad.config_file import in_words
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    details = error.__cause__.errors()[0]
+    bounds = {"ge": getattr(error.param, "min", None), "le": getattr(error.param, "max", None)}
+    limits = {name: bound for name, bound in bounds.items() if bound is not None}
+    return f"{in_words(details, limits)}, found {details['input']!r}"
+
+
+def _plain_flags(parameters: list[Any]) -> list[Any]:
+    """A flag takes no value, so that its help must show none."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
