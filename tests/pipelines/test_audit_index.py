@@ -1,15 +1,20 @@
-"""The recordings of an audit in clips, without Ray: what is said of them."""
+"""The recordings of an audit in clips, and its alarm, without Ray: what is said of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config_audit import AuditRun
+from faithad.features import FeatureSettings, Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel
 from faithad.pipelines.audit import index
+from faithad.pipelines.audit import run as run_module
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,16 @@ def test_what_is_said_of_the_clips(
     recordings = [Recording(f"mill/{k}.wav", f"{tmp_path}/mill/{k}.wav", "test") for k in range(len(seconds))]
     index.index_recordings(run, recordings, {}, clip_s=10.0)
     assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("n_validation", "ending"), [(12, "to be expected, very roughly\n"), (200, "to be expected\n")]
+)
+def test_a_false_alarm_rate_of_few_clips_is_called_rough(
+    capsys: pytest.CaptureFixture[str], n_validation: int, ending: str
+) -> None:
+    alarm = AlarmThreshold("quantile", "mean", 0.05, 1.0, 18.0, n_validation)
+    run = AuditRun(model="model", recordings=("week",), out="out")
+    trained = TrainedModel(nn.Identity(), Normalization.identity(4), FeatureSettings(), "ae", 0, alarm, 1, "hash")
+    assert run_module._alarm(run, trained) is alarm
+    assert capsys.readouterr().out.endswith(f"18 false alarms per hour are {ending}")

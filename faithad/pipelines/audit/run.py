@@ -56,6 +56,7 @@ from faithad.report.audit_page import render_audit_report
 from faithad.report.findings import count
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
+_FEW_ABOVE = 5
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,11 @@ def _alarm(run: AuditRun, trained: TrainedModel) -> AlarmThreshold:
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
     pooled = "the clip's mean error" if alarm.pooling == "mean" else "the clip's worst second"
+    # Of so few clips, one more or less above the threshold makes another rate.
+    roughly = ", very roughly" if alarm.n_validation * alarm.false_alarm_rate < _FEW_ABOVE else ""
     console.print(
         f"alarm: above {alarm.threshold:.4g} ({pooled}), by rule {alarm.rule!r} on {alarm.n_validation} normal clips; "
-        f"{alarm.false_alarms_per_hour:.3g} false alarms per hour are to be expected"
+        f"{alarm.false_alarms_per_hour:.3g} false alarms per hour are to be expected{roughly}"
     )
     return alarm
 
