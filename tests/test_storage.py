@@ -73,11 +73,11 @@ def test_a_single_file_is_listed_where_its_suffix_fits(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_filled_by_whatever_lies_in_it(tmp_path: Path, object_store: str) -> None:
-    for location in (str(tmp_path / "week"), f"{object_store}/week", "s3://nobody"):
+    for location in (str(tmp_path / "filled"), f"{object_store}/filled", "s3://nobody"):
         assert not storage.is_filled(location)
-    (tmp_path / "week").mkdir()
-    assert not storage.is_filled(str(tmp_path / "week"))
-    for location in (str(tmp_path / "week"), f"{object_store}/week"):
+    (tmp_path / "filled").mkdir()
+    assert not storage.is_filled(str(tmp_path / "filled"))
+    for location in (str(tmp_path / "filled"), f"{object_store}/filled"):
         storage.write_text(f"{location}/monday/.hidden", "x")
         assert storage.is_filled(location)
         assert not storage.is_filled(f"{location}/monday/.hidden")
