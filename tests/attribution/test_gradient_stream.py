@@ -200,6 +200,7 @@ def test_points_of_many_clips_may_share_a_micro_batch(
     assert sizes == [4] + [16] * 4 + [15, 15, 16] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 def test_a_compiled_network_gives_the_same_maps(double: SkipCAETransformer, x: Tensor) -> None:
     gradients: list[int] = []

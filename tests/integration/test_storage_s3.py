@@ -134,6 +134,7 @@ def test_a_killed_search_goes_on(faithad: Callable[..., Any], study: str, server
     assert "</html>" in storage.read_text(f"{HERE}/study/search.html")
 
 
+@pytest.mark.slow
 def test_a_killed_audit_goes_on(
     faithad: Callable[..., Any], server: S3Server, audited: tuple[Path, Outcome], tmp_path: Path
 ) -> None:

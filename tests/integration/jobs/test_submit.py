@@ -50,6 +50,7 @@ def test_a_cluster_out_of_reach(head: Head, variables: dict[str, str], address: 
     assert not answer.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_study_on_the_package_that_travels(head: Head, baked: str, tmp_path: Path) -> None:
     data = f"{{root: {tmp_path}, train: [nowhere], test: [nowhere]}}"
     arguments = ["--config", "configs/demo.yaml", "--set", f"data={data}", "--set", f"root={tmp_path / 'study'}"]
