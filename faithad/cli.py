@@ -20,7 +20,7 @@ from faithad.cli_options import Command, Group
 from faithad.errors import ConfigError, FaithadError, shown
 
 if TYPE_CHECKING:
-    from faithad.config import Study
+    from faithad.config.study import Study
 
 
 app = typer.Typer(
@@ -75,7 +75,7 @@ def synth(
 ) -> None:
     """Make recordings of a demo planer mill, with annotated disturbances in the test part, ready for a study."""
     from faithad import storage
-    from faithad.clips.synthetic import recordings_in
+    from faithad.demo.mill import recordings_in
     from faithad.pipelines.index import synthesize_mill
 
     n_train, n_test = recordings_in(hours)
@@ -133,7 +133,7 @@ def audit(
     Exit status 3, of an audit with a trained model: all is accounted for, but some clips could not be audited or some
     recordings not be read. A study ends with 0 then; `faithad evaluate` names them in summary/ledger.parquet.
     """
-    from faithad.config_audit import is_study, load_audit_run
+    from faithad.config.audit import is_study, load_audit_run
 
     if config is not None and not (model or recordings or out) and is_study(config):
         _refuse("--retry-failed", retry_failed, beside="a study")
@@ -164,7 +164,7 @@ def evaluate(
     if audit is not None and annotations is not None and config is None:
         for option, given in (("--set", overrides), ("--redo", redo)):
             _refuse(option, bool(given), beside="--audit: it scores the results that are there")
-        from faithad.pipelines.audit.evaluate import evaluate_audit
+        from faithad.audit.reference import evaluate_audit
 
         _say(evaluate_audit(audit, annotations))
     elif config is not None and audit is None and annotations is None:
@@ -181,7 +181,7 @@ def export(
     format: Annotated[str, typer.Option(help="audacity, raven, label-studio or csv.")],
 ) -> None:
     """Write the events of an audit as labels for another tool."""
-    from faithad.pipelines.audit.exports import export_events
+    from faithad.audit.exports import export_events
 
     _say(export_events(audit, to, format=format))
 
@@ -193,7 +193,7 @@ def export_clips(
     margin: Annotated[float, typer.Option(min=0, help="Seconds of sound before and after each event.")] = 2.0,
 ) -> None:
     """Cut a WAV around each event of an audit, to listen to."""
-    from faithad.pipelines.audit.exports import export_clips
+    from faithad.audit.exports import export_clips
 
     _say(export_clips(audit, to, margin_s=margin))
 
@@ -325,7 +325,7 @@ def _stage(name: str, config: str, overrides: list[str] | None, redo: bool) -> S
 
 
 def _load(config: str, overrides: list[str] | None) -> Study:
-    from faithad.config import load_study
+    from faithad.config.study import load_study
 
     return load_study(config, overrides=overrides or [])
 

@@ -35,7 +35,7 @@ def _in_words(error: typer.BadParameter) -> str:
     """What is wrong with a value; Typer leaves out the value, and all bounds but the one that was crossed."""
     from pydantic import ValidationError
 
-    from faithad.config_file import in_words
+    from faithad.config.file import in_words
 
     if not isinstance(error.__cause__, ValidationError):
         return error.message

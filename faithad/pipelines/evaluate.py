@@ -12,15 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.config import Study
+from faithad.audit.steps import EXPLAIN, SCORE
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
-from faithad.pipelines.audit.models import audit_folder
-from faithad.pipelines.audit.worker import EXPLAIN, SCORE
-from faithad.pipelines.index import index_ledger_location
-from faithad.pipelines.shards.ledgers import Row, ledger_row, ledger_table
-from faithad.pipelines.shards.tables import read_whole
-from faithad.pipelines.stages import Stage
+from faithad.runs import layout
+from faithad.runs.ledgers import Row, ledger_row, ledger_table
+from faithad.runs.stages import Stage
+from faithad.runs.tables import read_whole
 
 
 def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_digest: str) -> Stage:
@@ -39,7 +38,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     """
     if not stage.begin(redo=redo):
         return
-    storage.write_text(storage.join(study.root, "study.yaml"), study.to_yaml())
+    storage.write_text(storage.join(study.root, layout.STUDY), study.to_yaml())
     scores, localization, faithfulness = (
         _read_audits(study, table, schema)
         for table, schema in (
@@ -67,12 +66,8 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
         "ledger": ledger,
     }
     for name, table in summaries.items():
-        storage.write_table(table, summary_location(study.root, name), schema=table.schema)
+        storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()
-
-
-def summary_location(root: str, name: str) -> str:
-    return storage.join(root, "summary", f"{name}.parquet")
 
 
 def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
@@ -83,11 +78,11 @@ def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
     Raises:
         StudyError: a clip is in the manifest and in no ledger: something was lost without a word.
     """
-    index = storage.read_table(index_ledger_location(study.root)).to_pylist()
-    failed = {row["clip_id"]: row for row in _failures(storage.join(study.root, "features", "ledger"))}
+    index = storage.read_table(storage.join(study.root, layout.INDEX_LEDGER)).to_pylist()
+    failed = {row["clip_id"]: row for row in _failures(storage.join(study.root, layout.FEATURES_LEDGER))}
     audited: dict[str, int] = {}
     for model, seed in study.runs:
-        folder = audit_folder(study.root, model, seed)
+        folder = storage.join(study.root, layout.audit(model, seed))
         for row in storage.read_table(storage.join(folder, SCORE.ledger)).to_pylist():
             audited[row["clip_id"]] = audited.get(row["clip_id"], 0) + 1
             if row["status"] == "failed":
@@ -114,7 +109,7 @@ def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
 
 def count_ledger(root: str) -> dict[str, int]:
     """How many clips or parts of recordings are done, skipped and failed."""
-    statuses = storage.read_table(summary_location(root, "ledger"), columns=["status"])["status"]
+    statuses = storage.read_table(storage.join(root, layout.summary("ledger")), columns=["status"])["status"]
     counts = {row["values"]: row["counts"] for row in pc.value_counts(statuses).to_pylist()}
     return {status: counts.get(status, 0) for status in schemas.STATUSES}
 
@@ -125,5 +120,5 @@ def _failures(folder: str) -> list[Row]:
 
 def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:
     """One table of all audits, without rows where no audit wrote any: localization needs annotations."""
-    folders = [storage.join(audit_folder(study.root, model, seed), table) for model, seed in study.runs]
+    folders = [storage.join(storage.join(study.root, layout.audit(model, seed)), table) for model, seed in study.runs]
     return pa.concat_tables([read_whole(folder, schema) for folder in folders])

@@ -14,28 +14,19 @@ import pyarrow.compute as pc
 import torch
 
 from faithad import schemas, storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.features import FeatureSettings, Normalization
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
-from faithad.pipelines.shards.ledgers import ledger_table
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
-from faithad.pipelines.shards.stream import (
-    Row,
-    Tally,
-    consume,
-    dataset,
-    from_bytes,
-    shard_name,
-    shard_size,
-    shards,
-    to_bytes,
-)
-from faithad.pipelines.stages import Stage, flatten
+from faithad.pipelines.shards.stream import Row, Tally, consume, dataset, from_bytes, shard_size, shards, to_bytes
 from faithad.progress import progress
+from faithad.runs import layout
+from faithad.runs.ledgers import ledger_table
+from faithad.runs.stages import Stage, flatten
 
 TRAINING_SPLITS = ("train", "validation")
 CLIPS_PER_SHARD = 64
@@ -46,7 +37,7 @@ _ATTEMPTS = "features/attempts"
 def features_stage(study: Study, clips_digest: str) -> Stage:
     settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization"}))
     settings |= {"data.clip_s": study.data.clip_s, "clips": clips_digest}
-    return Stage(study.root, "features", settings, ("features",), result="features/train")
+    return Stage(study.root, "features", settings, (layout.FEATURES,), result=layout.features("train"))
 
 
 def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
@@ -90,7 +81,7 @@ def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, 
 
 def load_features(root: str, split: str, settings: FeatureSettings) -> torch.Tensor:
     """The features of a split, (n, F, T) float32, in the order of clip_id."""
-    table = storage.read_table(storage.join(root, "features", split), columns=["clip_id", "log_mel"])
+    table = storage.read_table(storage.join(root, layout.features(split)), columns=["clip_id", "log_mel"])
     return torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
 
 
@@ -109,13 +100,15 @@ def _write_shard(row: Row, *, root: str, settings: FeatureSettings, run: str) ->
     clips, failed = add_log_mels(from_bytes(row["clips"]), settings, mark=mark, run=run)
     if clips.num_rows:
         table = clips.select(["clip_id", "log_mel"])
-        storage.write_table(table, storage.join(root, "features", split, shard_name(number)), schema=table.schema)
+        storage.write_table(
+            table, storage.join(root, layout.features(split), layout.shard(number)), schema=table.schema
+        )
     storage.write_table(ledger_table(failed), _ledger_location(root, split, number), schema=schemas.LEDGER)
     return {"n_done": clips.num_rows, "n_failed": len(failed)}
 
 
 def _ledger_location(root: str, split: str, number: int) -> str:
-    return storage.join(root, "features", "ledger", f"{split}-{shard_name(number)}")
+    return storage.join(root, layout.FEATURES_LEDGER, f"{split}-{layout.shard(number)}")
 
 
 def _is_done(ledger: str) -> bool:
@@ -125,7 +118,7 @@ def _is_done(ledger: str) -> bool:
 
 def _check(root: str, split: str, n_clips: int) -> None:
     """Each clip of a split must be found here, as features or in the ledger."""
-    folder, ledgers = storage.join(root, "features", split), storage.join(root, "features", "ledger")
+    folder, ledgers = storage.join(root, layout.features(split)), storage.join(root, layout.FEATURES_LEDGER)
     written = 0
     if storage.list_files(folder, suffixes=[".parquet"]):
         written = storage.read_table(folder, columns=["clip_id"]).num_rows

@@ -18,9 +18,9 @@ from faithad.clips.access import read_or_reason
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader, probe_recording
 from faithad.pipelines.cluster.session import cluster_total
-from faithad.pipelines.shards.attempts import attempt
-from faithad.pipelines.shards.lookahead import side_by_side
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
+from faithad.runs.attempts import attempt
+from faithad.runs.lookahead import side_by_side
 
 # Of one task: a local header is read in half a millisecond, a remote one in a tenth of a second.
 _MOST_PER_TASK = 256

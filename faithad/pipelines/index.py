@@ -29,27 +29,24 @@ from faithad.clips.manifest import (
     ledger_table,
     manifest_table,
 )
-from faithad.clips.mill_mark import MARK
 from faithad.clips.recordings import AUDIO_SUFFIXES, Remainder, probe_recording
 from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
-from faithad.clips.synthetic import SyntheticMill, synthesize
-from faithad.config import Data, Study
+from faithad.config.study import Data, Study
+from faithad.demo.mark import MARK
+from faithad.demo.mill import SyntheticMill, synthesize
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.pipelines.cluster.session import usable_cores
 from faithad.pipelines.cluster.shared_paths import require_visible
-from faithad.pipelines.fingerprints import contents, folder_fingerprints
-from faithad.pipelines.shards.lookahead import side_by_side
-from faithad.pipelines.stages import FILE_KEY, Stage, flatten
 from faithad.progress import console, progress
+from faithad.runs import layout
+from faithad.runs.fingerprints import contents, folder_fingerprints
+from faithad.runs.lookahead import side_by_side
+from faithad.runs.stages import FILE_KEY, Stage, flatten
 
 # When the published recordings begin; a demo mill of another time would do as well.
 DEMO_START = datetime(2019, 12, 2, 7, 0)
 _PROBES_AT_ONCE = 32
-
-
-def manifest_location(root: str) -> str:
-    return storage.join(root, "manifest.parquet")
 
 
 def clips_digest(manifest: pa.Table, splits: Sequence[str], columns: Sequence[str]) -> str:
@@ -60,10 +57,6 @@ def clips_digest(manifest: pa.Table, splits: Sequence[str], columns: Sequence[st
 def digest(table: pa.Table) -> str:
     """Twelve hex digits that change with any value of a table."""
     return hashlib.sha256(json.dumps(table.to_pylist(), default=str).encode()).hexdigest()[:12]
-
-
-def index_ledger_location(root: str) -> str:
-    return storage.join(root, "index_ledger.parquet")
 
 
 def check_index(study: Study) -> None:
@@ -89,8 +82,8 @@ def index_stage(study: Study) -> Stage:
         synthesize_demo(data)
     files = {f"{FILE_KEY}{name}": found for name, found in _files(data).items()}
     settings = index_settings(study) | files
-    outputs = ("manifest.parquet", "index_ledger.parquet")
-    return Stage(study.root, "index", settings, outputs, result="index_ledger.parquet")
+    outputs = (layout.MANIFEST, layout.INDEX_LEDGER)
+    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER)
 
 
 def require_study_visible(study: Study) -> None:
@@ -122,8 +115,8 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     if not stage.begin(redo=redo):
         return
     rows, ledger = find_clips(study.data)
-    storage.write_table(manifest_table(rows), manifest_location(study.root), schema=schemas.MANIFEST)
-    storage.write_table(ledger_table(ledger), index_ledger_location(study.root), schema=schemas.LEDGER)
+    storage.write_table(manifest_table(rows), storage.join(study.root, layout.MANIFEST), schema=schemas.MANIFEST)
+    storage.write_table(ledger_table(ledger), storage.join(study.root, layout.INDEX_LEDGER), schema=schemas.LEDGER)
     counts = ", ".join(f"{sum(row.split == name for row in rows)} {name}" for name in schemas.SPLITS)
     troubled = f", {len(ledger)} parts skipped or failed" if ledger else ""
     console.print(f"index: {len(rows)} clips ({counts}){troubled}")

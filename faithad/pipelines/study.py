@@ -13,27 +13,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.audit.models import audit_models, audit_stage
 from faithad.pipelines.cluster.session import ray_session
-from faithad.pipelines.drivers import alone_in
 from faithad.pipelines.evaluate import count_ledger, evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
-from faithad.pipelines.index import (
-    build_index,
-    check_index,
-    clips_digest,
-    digest,
-    index_ledger_location,
-    index_stage,
-    manifest_location,
-    require_study_visible,
-)
-from faithad.pipelines.stages import Stage
+from faithad.pipelines.index import build_index, check_index, clips_digest, digest, index_stage, require_study_visible
 from faithad.pipelines.training.run import train_models, train_stage
 from faithad.progress import console
 from faithad.report.render import render_report
+from faithad.runs import layout
+from faithad.runs.lock import alone_in
+from faithad.runs.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -126,9 +118,9 @@ def closing_line(study: Study) -> str:
     skipped, failed = counts["skipped"], counts["failed"]
     trouble = ", ".join(f"{n} {status}" for n, status in ((skipped, "skipped"), (failed, "failed")) if n)
     if trouble:
-        trouble = f", {trouble} (see {storage.join(study.root, 'summary', 'ledger.parquet')})"
+        trouble = f", {trouble} (see {storage.join(study.root, layout.summary('ledger'))})"
     return (
-        f"{counts['done']} clips done{trouble}. Tables: {study.root}  Report: {storage.join(study.root, 'report.html')}"
+        f"{counts['done']} clips done{trouble}. Tables: {study.root}  Report: {storage.join(study.root, layout.REPORT)}"
     )
 
 
@@ -143,12 +135,12 @@ def _finished(study: Study) -> bool:
 
 def open_study(study: Study) -> tuple[Stages, pa.Table]:
     """The marks of the stages after the index, and the manifest that they rest on."""
-    location = manifest_location(study.root)
+    location = storage.join(study.root, layout.MANIFEST)
     if not storage.exists(location):
         raise StudyError(f"{study.root} has no manifest yet. Run `faithad index` with the same configuration first.")
     check_index(study)
     manifest = storage.read_table(location)
-    ledger = storage.read_table(index_ledger_location(study.root))
+    ledger = storage.read_table(storage.join(study.root, layout.INDEX_LEDGER))
     learned = clips_digest(manifest, ("train", "validation"), ("clip_id", "duration_s", "split"))
     judged = clips_digest(manifest, ("test",), [name for name in manifest.column_names if name != "uri"])
     features = features_stage(study, learned)
@@ -162,7 +154,7 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
 
 def _search_digest(root: str) -> str | None:
     """Of the table of a search in the same root, which the report shows."""
-    location = storage.join(root, "summary", "search.parquet")
+    location = storage.join(root, layout.summary("search"))
     return digest(storage.read_table(location)) if storage.exists(location) else None
 
 

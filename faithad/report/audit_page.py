@@ -12,6 +12,7 @@ from faithad.report import audit_charts, audit_findings, event_views, findings, 
 from faithad.report.audit_charts import TimeLine
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.report.trust import trust_of
+from faithad.runs import layout
 
 # Rows of the table of events; the strongest, in the order of time.
 MAX_ROWS = 500
@@ -30,7 +31,7 @@ def render_audit_report(out: str) -> str:
     Raises:
         StudyError: there is no finished audit.
     """
-    location = storage.join(out, "report.html")
+    location = storage.join(out, layout.REPORT)
     storage.write_text(location, audit_html(read_audit(out)))
     return location
 

@@ -24,6 +24,7 @@ from faithad.errors import StudyError
 from faithad.report import shards
 from faithad.report.settings import look_up, read_settings
 from faithad.report.shards import Example, Row
+from faithad.runs import layout
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 50
@@ -125,11 +126,11 @@ def read_audit(out: str) -> AuditTables:
     Raises:
         StudyError: there is no finished audit at `out`, or `audit.yaml` is no YAML mapping.
     """
-    if not storage.exists(storage.join(out, "audit.yaml")):
+    if not storage.exists(storage.join(out, layout.AUDIT)):
         raise StudyError(f"There is no audit at {out}: no audit.yaml. Check the folder, or run `faithad audit` first.")
-    text, settings = read_settings(storage.join(out, "audit.yaml"))
-    manifest = _read(out, "manifest.parquet", _MANIFEST_COLUMNS)
-    events = _read(out, "events.parquet", schemas.EVENTS.names).to_pylist()
+    text, settings = read_settings(storage.join(out, layout.AUDIT))
+    manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS)
+    events = _read(out, layout.EVENTS, schemas.EVENTS.names).to_pylist()
     files = _shards(out)
     scores = shards.columns_of(files["scores"], _SCORE_COLUMNS, schemas.SCORES).to_pandas()
     model = _read_model(out) or read_model_card(str(settings.get("model", "")))
@@ -146,7 +147,7 @@ def read_audit(out: str) -> AuditTables:
         model=model,
         manifest=manifest.to_pandas(),
         scores=scores.merge(manifest.to_pandas(), on="clip_id", how="left", validate="one_to_one"),
-        ledger=_read(out, "ledger.parquet", schemas.LEDGER.names).to_pandas(),
+        ledger=_read(out, layout.LEDGER, schemas.LEDGER.names).to_pandas(),
         events=events,
         ranked=ranked,
         curves=_read_curves(files["attributions"], [events[number] for number in shown], by_clip, method),
@@ -162,7 +163,7 @@ def by_strength(events: list[Row]) -> list[int]:
 
 def _read_model(out: str) -> dict[str, Any]:
     """The model and the alarm as they were when the audit was made; empty where an early audit does not say."""
-    location = storage.join(out, "model.json")
+    location = storage.join(out, layout.MODEL)
     found = json.loads(storage.read_text(location)) if storage.exists(location) else {}
     return found if isinstance(found, dict) else {}
 

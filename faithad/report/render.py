@@ -14,6 +14,7 @@ from faithad.report.answers import answers
 from faithad.report.search_page import search_section
 from faithad.report.shards import Example
 from faithad.report.tables import StudyTables, read_study
+from faithad.runs import layout
 
 _POOLED_COLUMNS = {"mean": "score", "worst_second": "worst_second_score"}
 
@@ -30,7 +31,7 @@ def render_report(root: str) -> str:
     Raises:
         StudyError: a stage that the report needs has not run; the text names it.
     """
-    location = storage.join(root, "report.html")
+    location = storage.join(root, layout.REPORT)
     storage.write_text(location, report_html(read_study(root), search=search_section(root)))
     return location
 

@@ -16,6 +16,7 @@ from faithad.report import findings, page, search_views
 from faithad.report.findings import count, number
 from faithad.report.search_tables import Search, cells, read_search, search_exists, went_back
 from faithad.report.settings import look_up
+from faithad.runs import layout
 
 Row = dict[str, Any]
 
@@ -57,7 +58,7 @@ def render_search_report(root: str) -> str:
         "more": max(0, len(search.trials) - MAX_TRIALS),
         "settings_text": search.best_text,
     }
-    location = storage.join(root, "search.html")
+    location = storage.join(root, layout.SEARCH_REPORT)
     storage.write_text(location, page.fill("search.html.j2", values))
     return location
 

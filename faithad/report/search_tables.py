@@ -14,6 +14,7 @@ import pandas as pd
 from faithad import schemas, storage
 from faithad.errors import StudyError
 from faithad.report.settings import look_up, read_settings
+from faithad.runs import layout
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_search(root: str) -> Search:
     if trials.empty:
         raise StudyError(f"The search at {root} has no trial. Run `faithad search` again.")
     trials = trials.sort_values(["mask_ratio", "patch", "seed"], kind="stable").reset_index(drop=True)
-    location = storage.join(root, "best.yaml")
+    location = storage.join(root, layout.BEST)
     text, best = read_settings(location) if storage.exists(location) else ("", {})
     return Search(trials=trials, best=best, best_text=text)
 
@@ -89,4 +90,4 @@ def went_back(trials: pd.DataFrame) -> pd.Series:
 
 
 def _location(root: str) -> str:
-    return storage.join(root, "summary/search.parquet")
+    return storage.join(root, layout.summary("search"))

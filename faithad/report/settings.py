@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from faithad import storage
-from faithad.config_file import yaml_problem
+from faithad.config.file import yaml_problem
 from faithad.errors import StudyError
 
 

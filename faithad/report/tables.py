@@ -16,6 +16,7 @@ from faithad import schemas, storage
 from faithad.errors import StudyError
 from faithad.report.settings import look_up, read_settings
 from faithad.report.shards import Example, clip_ids, columns_of, each, examples
+from faithad.runs import layout
 
 MAX_EXAMPLES = 4
 
@@ -59,7 +60,7 @@ def read_study(root: str) -> StudyTables:
         StudyError: a stage has not run yet (its name is in the text), or `study.yaml` is no YAML mapping.
     """
     text, settings = _read_settings(root)
-    manifest = _read(root, "manifest.parquet", schemas.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
+    manifest = _read(root, layout.MANIFEST, schemas.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
     epoch_files, shards = _epoch_files(root), _audit_shards(root)
     runs = sorted({run for run, table in shards if table == "scores"}, key=_run_order)
     if not runs:
@@ -85,7 +86,7 @@ def read_study(root: str) -> StudyTables:
 
 
 def _read_settings(root: str) -> tuple[str, dict[str, Any]]:
-    location = storage.join(root, "study.yaml")
+    location = storage.join(root, layout.STUDY)
     if not storage.exists(location):
         raise StudyError(f"There is no study at {root}: no study.yaml. Check the root, or run `faithad index` first.")
     return read_settings(location)

@@ -15,16 +15,16 @@ import soundfile
 import torch
 from torch import nn
 
+from faithad.audit.shard import AuditModel
 from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording, read_clip
-from faithad.config_audit import RunAudit, load_audit_run
-from faithad.config_sections import Attribution
+from faithad.config.audit import RunAudit, load_audit_run
+from faithad.config.sections import Attribution
 from faithad.features import FeatureSettings, Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model, save_model
 from faithad.pipelines.audit.run import run_audit
-from faithad.pipelines.audit.shard import AuditModel
 
 PAPER = FeatureSettings()
 CLIPS_IN_SHARD = RunAudit().clips_per_shard

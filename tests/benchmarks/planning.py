@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 from faithad.pipelines.index import DEMO_START
 from faithad.pipelines.plan.estimate import estimate, total_s, written
 from faithad.pipelines.plan.run import plan_case

@@ -27,7 +27,7 @@ from typing import Any
 
 import ray
 
-from faithad.config_sections import Audit
+from faithad.config.sections import Audit
 from faithad.pipelines.audit.passes import Spread, spread, stream
 from faithad.pipelines.cluster.session import usable_cores
 from faithad.pipelines.plan.idle import Idle, pass_on, task_seconds

@@ -20,7 +20,7 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
-from faithad.config_audit import load_audit_run
+from faithad.config.audit import load_audit_run
 from faithad.pipelines.audit.run import run_audit
 from tests.chaos.audits import CLIPS, audit_values, differences, published
 

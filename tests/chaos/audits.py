@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 
 FAITHAD = Path(sys.executable).parent / "faithad"
 N_KILLS = int(os.environ.get("FAITHAD_KILLS", "20"))

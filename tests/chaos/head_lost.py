@@ -30,7 +30,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from faithad import storage
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 from faithad.errors import FaithadError
 from tests.tables import differences
 

@@ -27,7 +27,7 @@ import pytest
 import ray
 import yaml
 
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 from tests.chaos.audits import STUDY, audit_values, published
 from tests.clusters import FAITHAD, Machine, machines
 from tests.tables import differences

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from faithad import storage
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 from faithad.pipelines.cluster.session import usable_cores
 from faithad.pipelines.search.plan import Trial, record_location, trial_folder
 

@@ -28,8 +28,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from faithad import storage
-from faithad.clips.synthetic import synthesize
-from faithad.config import Study, parse_study
+from faithad.config.study import Study, parse_study
+from faithad.demo.mill import synthesize
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.study import STAGES

@@ -62,7 +62,7 @@ def test_jobs_and_configurations_are_beside_it(image: tuple[Path, Path], tmp_pat
     for name in ("jobs", "configs"):
         there = {path.name for path in (folder / name).iterdir()}
         assert there == {path.name for path in (PROJECT / name).iterdir() if path.is_file()}
-    code = "from faithad.config import load_study; print(load_study('configs/paper.yaml').name)"
+    code = "from faithad.config.study import load_study; print(load_study('configs/paper.yaml').name)"
     assert run(environment, "python", "-c", code, folder=folder).strip() == "paper"
 
 

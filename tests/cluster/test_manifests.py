@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from faithad.config import parse_study
+from faithad.config.study import parse_study
 from faithad.storage import is_remote
 
 PROJECT = Path(__file__).parents[2]

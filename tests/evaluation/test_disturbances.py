@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faithad.clips.recordings import read_clip
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 from faithad.errors import StudyError
 from faithad.evaluation.disturbances import KINDS, disturb, disturbed_clips, proxy_auc
 from faithad.features import FeatureSettings, log_mel

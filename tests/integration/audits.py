@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from faithad import storage
-from faithad.config import Study
-from faithad.config_audit import AuditRun, load_audit_run
+from faithad.config.audit import AuditRun, load_audit_run
+from faithad.config.study import Study
 
 SETTINGS = {
     "attribution": {"methods": ["error_map", "saliency"]},

@@ -14,8 +14,8 @@ import ray
 import soundfile
 import yaml
 
-from faithad.clips.synthetic import synthesize
-from faithad.config import Study, parse_study
+from faithad.config.study import Study, parse_study
+from faithad.demo.mill import synthesize
 from faithad.pipelines.audit.run import Outcome, run_audit
 from faithad.pipelines.study import run_study
 from tests.integration.audits import RATE, make_run

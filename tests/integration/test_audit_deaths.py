@@ -15,7 +15,7 @@ import pytest
 from faithad import storage
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.pipelines import headers
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import Outcome, run_audit

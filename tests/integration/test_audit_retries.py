@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.audit.run import Outcome, run_audit
 from faithad.pipelines.study import STAGES, run_study
@@ -61,9 +61,9 @@ def test_a_recording_that_could_not_be_opened_is_tried_again_when_asked(
 
 DRIVER = """
 import sys, time
-from faithad.pipelines import drivers
-drivers._RENEWAL_S = 0.2
-with drivers.alone_in(sys.argv[1]):
+from faithad.runs import lock
+lock._RENEWAL_S = 0.2
+with lock.alone_in(sys.argv[1]):
     print("in", flush=True)
     time.sleep(600)
 """

@@ -13,8 +13,8 @@ import soundfile
 import torch
 
 from faithad import schemas
-from faithad.config import Study
-from faithad.config_audit import load_audit_run
+from faithad.config.audit import load_audit_run
+from faithad.config.study import Study
 from faithad.errors import CheckpointError, ConfigError, RecordingError, StudyError
 from faithad.features import log_mel
 from faithad.model.checkpoint import load_model

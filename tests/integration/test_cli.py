@@ -19,7 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 from faithad.cli import app
-from faithad.config import Study, load_study
+from faithad.config.study import Study, load_study
 from faithad.pipelines.study import STAGES
 
 FAITHAD = Path(sys.executable).parent / "faithad"

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import AnnotationError, RecordingError
 from faithad.pipelines.study import STAGES, run_study
 

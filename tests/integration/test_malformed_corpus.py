@@ -11,8 +11,8 @@ import pytest
 
 from faithad import storage
 from faithad.clips.recordings import probe_recording
-from faithad.config import Study
-from faithad.config_audit import load_audit_run
+from faithad.config.audit import load_audit_run
+from faithad.config.study import Study
 from faithad.pipelines.audit.run import Outcome, run_audit
 from tests.clips.malformed import Entry, write_corpus
 

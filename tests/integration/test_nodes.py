@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.cluster.machines import wait_for_machines
 from tests.clusters import FAITHAD, Machine, Machines, machines

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from faithad.config import Study, load_study
+from faithad.config.study import Study, load_study
 from faithad.pipelines.plan.estimate import Case, estimate, total_s, written
 from faithad.pipelines.plan.rates import read_rates
 from faithad.pipelines.plan.run import plan_case

@@ -18,13 +18,13 @@ import pytest
 import yaml
 
 from faithad import schemas, storage
-from faithad.config import Study, load_study, parse_study
+from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
-from faithad.pipelines.index import manifest_location
 from faithad.pipelines.search.judge import scores_location
 from faithad.pipelines.search.plan import Trial
 from faithad.pipelines.search.run import search_study
+from faithad.runs import layout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -67,7 +67,7 @@ def test_the_table_has_a_row_for_each_trial_of_the_grid(grid: tuple[Study, str])
     assert set(table["status"]) == {"done"}
     assert set(table["epochs"]) == {2}
     assert (table["value"] == table["proxy_auc"]).all()
-    labels = storage.read_table(manifest_location(study.root)).to_pandas().set_index("clip_id")["label"]
+    labels = storage.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas().set_index("clip_id")["label"]
     for row, trial in zip(table.itertuples(), trials, strict=True):
         scores = storage.read_table(scores_location(study.root, Trial(*trial))).to_pandas()
         wanted = labels[scores["clip_id"]].astype(int)
@@ -110,10 +110,10 @@ def _times(study: Study) -> dict[Path, int]:
 
 def with_labels(study: Study, change: Callable[[pd.Series], pd.Series]) -> None:
     """Change the labels of all test clips in the manifest."""
-    manifest = storage.read_table(manifest_location(study.root)).to_pandas()
+    manifest = storage.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas()
     manifest["label"] = change(manifest["label"])
     table = pa.Table.from_pandas(manifest, preserve_index=False)
-    storage.write_table(table, manifest_location(study.root), schema=schemas.MANIFEST)
+    storage.write_table(table, storage.join(study.root, layout.MANIFEST), schema=schemas.MANIFEST)
 
 
 def test_test_labels_change_nothing_but_the_areas_under_the_curve(

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import fit_normalization, load_features, write_features
-from faithad.pipelines.index import manifest_location
 from faithad.pipelines.search.judge import scores_location
 from faithad.pipelines.search.plan import Record, Trial, cell_study, read_record, trial_folder
 from faithad.pipelines.search.trial import reporting, stop_location, train_trial
+from faithad.runs import layout
 
 TRIAL = Trial(0.3, 4, 0)
 
@@ -36,7 +36,7 @@ class Killed(BaseException):
 def test_clips(finished: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features of the small study's test clips, made once."""
     root = tmp_path_factory.mktemp("clips")
-    manifest = storage.read_table(manifest_location(finished.root))
+    manifest = storage.read_table(storage.join(finished.root, layout.MANIFEST))
     write_features(str(root), manifest, finished.feature_settings, splits=("test",))
     return root / "features"
 

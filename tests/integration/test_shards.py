@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from faithad.config_sections import Audit
+from faithad.config.sections import Audit
 from faithad.errors import CheckpointError, StorageError, StudyError
 from faithad.pipelines.audit.passes import Spread, spread, wait_for_room
 from faithad.pipelines.shards.stream import Tally, consume, dataset

@@ -22,9 +22,9 @@ import ray
 import yaml
 
 from faithad import storage
-from faithad.config import Study, load_study
-from faithad.pipelines.audit.evaluate import evaluate_audit
-from faithad.pipelines.audit.exports import export_clips, export_events
+from faithad.audit.exports import export_clips, export_events
+from faithad.audit.reference import evaluate_audit
+from faithad.config.study import Study, load_study
 from faithad.pipelines.audit.run import Outcome
 from tests.integration.audits import SETTINGS
 from tests.integration.s3_server import BUCKET, S3Server, s3_server

@@ -15,7 +15,7 @@ import torch
 
 from faithad import schemas, storage
 from faithad.attribution.captum_engine import attribute
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import CheckpointError, RecordingError, StudyError
 from faithad.evaluation.detection import auc
 from faithad.model.checkpoint import load_model

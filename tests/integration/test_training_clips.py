@@ -13,7 +13,7 @@ import ray
 import torch
 
 from faithad import storage
-from faithad.config import Study, parse_study
+from faithad.config.study import Study, parse_study
 from faithad.features import Normalization
 from faithad.pipelines.training.clips import share_clips, training_clips
 

@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from faithad import schemas, storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.study import STAGES

@@ -16,9 +16,9 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from faithad import schemas, storage
+from faithad.audit.events import find_events
 from faithad.clips.manifest import ClipRow, LedgerRow, ledger_table, manifest_table
-from faithad.config_audit import AuditRun
-from faithad.evaluation.events import find_events
+from faithad.config.audit import AuditRun
 from faithad.features import FeatureSettings, Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model

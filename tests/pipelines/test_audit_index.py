@@ -9,7 +9,7 @@ from torch import nn
 
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
 from faithad.features import FeatureSettings, Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel

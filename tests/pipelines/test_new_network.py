@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from faithad.config import parse_study
+from faithad.config.study import parse_study
 from faithad.pipelines.training.worker import new_network
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from faithad.config_sections import Train
+from faithad.config.sections import Train
 from faithad.errors import StudyError
 from faithad.pipelines.cluster.machines import Nodes
 from faithad.pipelines.training.places import divide

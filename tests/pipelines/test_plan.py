@@ -12,8 +12,8 @@ import yaml
 
 from faithad import schemas, storage
 from faithad.clips.manifest import manifest_table
-from faithad.config import Study, load_study, parse_study
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
+from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.pipelines.index import find_clips, synthesize_demo
 from faithad.pipelines.plan.changes import with_workers

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from faithad import storage
-from faithad.config import Study, load_study, parse_study
+from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.pipelines.search.plan import (
     Record,

@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from faithad import cli, schemas, storage
+from faithad.audit.exports import export_clips, export_events
 from faithad.clips.inputs import find_left_out, find_recordings
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
 from faithad.clips.labels.names import file_name, plain_name
-from faithad.config import load_study
+from faithad.config.study import load_study
 from faithad.errors import ConfigError, StudyError, shown
-from faithad.pipelines.audit.exports import export_clips, export_events
-from faithad.pipelines.stages import Stage
 from faithad.progress import console
 from faithad.report import render_audit_report, render_report, render_search_report
+from faithad.runs.stages import Stage
 from tests.report.audit.conftest import build_audit
 from tests.report.conftest import Page
 from tests.report.study.conftest import build_study

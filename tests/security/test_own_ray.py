@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from faithad.clips.synthetic import synthesize
+from faithad.demo.mill import synthesize
 from tests.security.traps import Trap
 
 FAITHAD = Path(sys.executable).parent / "faithad"

@@ -20,18 +20,18 @@ import torch
 import yaml
 
 from faithad import schemas, storage
+from faithad.audit.exports import export_clips, export_events
 from faithad.clips.inputs import find_spectrograms
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.clips.splits import read_split_csv
-from faithad.config import load_study
-from faithad.config_audit import is_study, load_audit_run
+from faithad.config.audit import is_study, load_audit_run
+from faithad.config.study import load_study
 from faithad.errors import AnnotationError, CheckpointError, ConfigError, FaithadError, RecordingError, StudyError
 from faithad.model.checkpoint import load_model, read_state
-from faithad.pipelines.audit.exports import export_clips, export_events
-from faithad.pipelines.shards.tables import read_whole
 from faithad.pipelines.training.task import can_go_on
 from faithad.report import render_audit_report, render_report, render_search_report
+from faithad.runs.tables import read_whole
 from tests.report.audit.conftest import build_audit
 from tests.report.study.conftest import build_study
 from tests.report.test_search_page import write_search

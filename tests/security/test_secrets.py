@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faithad import cli, storage
-from faithad.config import load_study
-from faithad.config_audit import load_audit_run
+from faithad.config.audit import load_audit_run
+from faithad.config.study import load_study
 from faithad.errors import ConfigError, StudyError, holds_secrets, masked
 
 SECRET = "wJalrWITNESSbPxRfiCY"

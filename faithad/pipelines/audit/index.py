@@ -25,25 +25,15 @@ from faithad.clips.manifest import (
     ledger_table,
     manifest_table,
 )
-from faithad.config_audit import AuditRun
-from faithad.pipelines.audit.worker import ATTEMPTS
-from faithad.pipelines.fingerprints import INPUTS, Fingerprint
+from faithad.config.audit import AuditRun
 from faithad.pipelines.headers import read_headers
-from faithad.pipelines.index import manifest_location
 from faithad.progress import console, progress
 from faithad.report.findings import count
+from faithad.runs import layout
+from faithad.runs.fingerprints import INPUTS, Fingerprint
 
 # Rows that are plain objects at a time: all of them would be many times as large as the table.
 _ROWS_AT_ONCE = 1024
-
-
-def inputs_location(out: str) -> str:
-    return storage.join(out, "inputs.parquet")
-
-
-def left_over_location(out: str) -> str:
-    """The ledger of the recordings, and parts of recordings, that became no clip."""
-    return storage.join(out, "index_ledger.parquet")
 
 
 def index_recordings(
@@ -63,7 +53,7 @@ def index_recordings(
     Raises:
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
     """
-    location = manifest_location(run.out)
+    location = storage.join(run.out, layout.MANIFEST)
     if is_indexed(run.out):
         return relocated(run.out, recordings)
     ledger = find_left_out(run.recordings)
@@ -74,8 +64,8 @@ def index_recordings(
             n_clips += len(portion)
             used.update(row.recording for row in portion)
             writer.write_table(manifest_table(portion))
-    storage.write_table(ledger_table(ledger), left_over_location(run.out), schema=schemas.LEDGER)
-    storage.write_table(_inputs_table(inputs), inputs_location(run.out), schema=INPUTS)
+    storage.write_table(ledger_table(ledger), storage.join(run.out, layout.INDEX_LEDGER), schema=schemas.LEDGER)
+    storage.write_table(_inputs_table(inputs), storage.join(run.out, layout.INPUTS), schema=INPUTS)
     left_over = count(len(ledger), "recording or part of one", "recordings or parts of them")
     troubled = f", {left_over} skipped or failed" if ledger else ""
     console.print(f"index: {count(n_clips, 'clip')} of {count(len(used), 'recording')}{troubled}")
@@ -86,7 +76,7 @@ def _clips(run: AuditRun, recordings: Sequence[Recording], ledger: list[LedgerRo
     """The clips in their order, labelled where there are annotations; what becomes none goes into the ledger."""
 
     def unlabelled() -> Iterator[ClipRow]:
-        headers = read_headers(recordings, marks=storage.join(run.out, ATTEMPTS, "headers"))
+        headers = read_headers(recordings, marks=storage.join(run.out, layout.ATTEMPTS, "headers"))
         with progress("index", len(recordings)) as ticker:
             for number, (recording, header) in enumerate(zip(recordings, headers, strict=True), start=1):
                 if isinstance(header, str):
@@ -105,28 +95,29 @@ def _clips(run: AuditRun, recordings: Sequence[Recording], ledger: list[LedgerRo
 
 def is_indexed(out: str) -> bool:
     """Whether the manifest is whole."""
-    return storage.exists(inputs_location(out))
+    return storage.exists(storage.join(out, layout.INPUTS))
 
 
 def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
     """The manifest, corrected where the recordings have moved: that changes neither their names nor their clips."""
-    manifest = storage.read_table(manifest_location(out))
+    manifest = storage.read_table(storage.join(out, layout.MANIFEST))
     names, uris = (pa.array([getattr(one, key) for one in recordings], pa.string()) for key in ("path", "uri"))
     now = pc.take(uris, pc.index_in(manifest["recording"], value_set=names))
     if not manifest["uri"].equals(now):
         manifest = manifest.set_column(manifest.schema.get_field_index("uri"), schemas.MANIFEST.field("uri"), now)
-        storage.write_table(manifest, manifest_location(out), schema=schemas.MANIFEST)
+        storage.write_table(manifest, storage.join(out, layout.MANIFEST), schema=schemas.MANIFEST)
     return manifest
 
 
 def opens_now(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
     """The recordings that could not be opened when the manifest was made and can be now; Ray must have been joined."""
-    if not storage.exists(left_over_location(run.out)):
+    ledger = storage.join(run.out, layout.INDEX_LEDGER)
+    if not storage.exists(ledger):
         return []
-    left_over = storage.read_table(left_over_location(run.out), columns=["recording", "status"]).to_pylist()
+    left_over = storage.read_table(ledger, columns=["recording", "status"]).to_pylist()
     failed = {row["recording"] for row in left_over if row["status"] == "failed"}
     again = [recording for recording in recordings if recording.path in failed]
-    headers = read_headers(again, marks=storage.join(run.out, ATTEMPTS, "headers"))
+    headers = read_headers(again, marks=storage.join(run.out, layout.ATTEMPTS, "headers"))
     return [one.path for one, header in zip(again, headers, strict=True) if not isinstance(header, str)]
 
 

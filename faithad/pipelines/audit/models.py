@@ -13,17 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.config import Study
+from faithad.audit.choice import choose_clips, keep_examples
+from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.networks import EXPLAINED
-from faithad.pipelines.audit.choice import choose_clips, keep_examples
 from faithad.pipelines.audit.passes import Plan, run_plans, wait_for_room
-from faithad.pipelines.audit.worker import EXPLAIN, SCORE, SCORE_AND_EXPLAIN, ModelAudit
+from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import require_study_visible
-from faithad.pipelines.shards.tables import read_whole
-from faithad.pipelines.stages import Stage, flatten
-from faithad.pipelines.training.trained import fit_study_alarm, model_folder, validation_scores_location
+from faithad.pipelines.training.trained import fit_study_alarm
+from faithad.runs import layout
+from faithad.runs.stages import Stage, flatten
+from faithad.runs.tables import read_whole
 
 # Settings that say how an audit is spread, not what it writes.
 SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
@@ -41,12 +43,8 @@ def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest:
         "train": train.fingerprint,
         "clips": clips_digest,
     }
-    folder = f"audit/{model}-{seed}"
+    folder = layout.audit(model, seed)
     return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
-
-
-def audit_folder(root: str, model: str, seed: int) -> str:
-    return storage.join(root, "audit", f"{model}-{seed}")
 
 
 def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
@@ -107,5 +105,6 @@ def _model_audit(study: Study, model: str, seed: int) -> ModelAudit:
         "n_frames": study.n_frames(model),
         "features": study.feature_settings,
     }
-    alarm = fit_study_alarm(study, storage.read_table(validation_scores_location(study.root, model, seed)))
-    return ModelAudit(model_folder(study.root, model, seed), audit_folder(study.root, model, seed), alarm, expect)
+    scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
+    folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
+    return ModelAudit(folder, out, fit_study_alarm(study, scores), expect)

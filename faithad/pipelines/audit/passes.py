@@ -16,16 +16,18 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from faithad import storage
-from faithad.config_sections import Attribution, Audit
+from faithad.audit.steps import Step
+from faithad.config.sections import Attribution, Audit
 from faithad.errors import StudyError
 from faithad.features import FeatureSettings
 from faithad.pipelines.audit import worker as audit_worker
-from faithad.pipelines.audit.worker import ATTEMPTS, ModelAudit, Step, Work
+from faithad.pipelines.audit.worker import ModelAudit, Work
 from faithad.pipelines.cluster.machines import told, wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_is_ours, ray_session
-from faithad.pipelines.shards.attempts import count_deaths
-from faithad.pipelines.shards.stream import Row, Tally, WorkersLost, consume, dataset, shard_name, shard_size
+from faithad.pipelines.shards.stream import Row, Tally, WorkersLost, consume, dataset, shard_size
 from faithad.progress import progress
+from faithad.runs import layout
+from faithad.runs.attempts import count_deaths
 
 # An actor computes nearly all of the time, a reader hardly ever: a clip is scored in 10 ms and read in 4. So there is
 # an actor for each core, which claims most of it, and the readers share the rest.
@@ -103,7 +105,7 @@ def run_plans(
             if lost is not None and (len(todo), _deaths(plans)) == before:
                 raise lost
     for plan in plans:
-        storage.delete(storage.join(plan.audit.out, ATTEMPTS))
+        storage.delete(storage.join(plan.audit.out, layout.ATTEMPTS))
 
 
 def spread(audit: Audit, *, cpus: float, gpus: float, n_shards: int, grows: bool = False) -> Spread:
@@ -213,8 +215,8 @@ def _left(plan: Plan, audit: Audit) -> list[int]:
     n_shards = -(-n_clips // shard_size(n_clips, largest=audit.clips_per_shard))
     folder = storage.join(plan.audit.out, plan.step.ledger)
     done = {name for name, _ in storage.list_files(folder, suffixes=[".parquet"])}
-    return [number for number in range(n_shards) if shard_name(number) not in done]
+    return [number for number in range(n_shards) if layout.shard(number) not in done]
 
 
 def _deaths(plans: Sequence[Plan]) -> float:
-    return sum(count_deaths(storage.join(plan.audit.out, ATTEMPTS)) for plan in plans)
+    return sum(count_deaths(storage.join(plan.audit.out, layout.ATTEMPTS)) for plan in plans)

@@ -24,36 +24,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
+from faithad.audit.choice import choose_clips, keep_highest
+from faithad.audit.events import find_events
+from faithad.audit.ledger import Counts, count_ledger, merge_ledger, remove_failed_shards
+from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import Recording
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
 from faithad.errors import ConfigError, RecordingError, StudyError, shown
 from faithad.evaluation.alarms import fit_alarm
-from faithad.evaluation.events import find_events
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_model
-from faithad.pipelines.audit.choice import choose_clips, keep_highest
-from faithad.pipelines.audit.index import index_recordings, left_over_location, opens_now, relocated
-from faithad.pipelines.audit.ledger import (
-    Counts,
-    count_ledger,
-    ledger_location,
-    merge_ledger,
-    remove_failed_shards,
-)
+from faithad.pipelines.audit.index import index_recordings, opens_now, relocated
 from faithad.pipelines.audit.models import SPREAD, read_scores
 from faithad.pipelines.audit.passes import Plan, run_plans, wait_for_room
-from faithad.pipelines.audit.worker import ATTEMPTS, EXPLAIN, SCORE, ModelAudit, Step
+from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
-from faithad.pipelines.drivers import alone_in
-from faithad.pipelines.fingerprints import Fingerprint, contents, fingerprints
-from faithad.pipelines.index import digest, manifest_location
-from faithad.pipelines.shards.tables import read_whole
-from faithad.pipelines.stages import FILE_KEY, Stage, flatten
+from faithad.pipelines.index import digest
 from faithad.progress import console
 from faithad.report.audit_page import render_audit_report
 from faithad.report.findings import count
+from faithad.runs import layout
+from faithad.runs.fingerprints import Fingerprint, contents, fingerprints
+from faithad.runs.lock import alone_in
+from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.tables import read_whole
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
 _FEW_ABOVE = 5
@@ -150,7 +146,7 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
 
 def _withdraw(out: str) -> None:
     """Take back what was concluded from tables that are about to change: nobody must read the two together."""
-    for name in ("stages/events.json", "ledger.parquet", "events.parquet", "report.html"):
+    for name in ("stages/events.json", layout.LEDGER, layout.EVENTS, layout.REPORT):
         storage.delete(storage.join(out, name))
 
 
@@ -187,7 +183,7 @@ def _alarm(run: AuditRun, trained: TrainedModel) -> AlarmThreshold:
     """
     alarm = trained.alarm
     if run.alarm is not None:
-        location = storage.join(run.model, "validation_scores.parquet")
+        location = storage.join(run.model, layout.VALIDATION_SCORES)
         if not storage.exists(location):
             raise StudyError(
                 f"The section alarm asks for another threshold than the model's own, and {location}, which it is "
@@ -223,8 +219,8 @@ def _score_stage(run: AuditRun, alarm: AlarmThreshold | None, inputs: Mapping[st
     settings |= {f"{FILE_KEY}{name}": found.digest for name, found in inputs.items()}
     if run.annotations is not None:
         settings |= {f"{FILE_KEY}annotations {name}": found for name, found in contents(run.annotations).items()}
-    outputs = ("manifest.parquet", "inputs.parquet", "index_ledger.parquet", *SCORE.tables, SCORE.ledger, ATTEMPTS)
-    return Stage(run.out, "score", settings, outputs, result=SCORE.ledger)
+    tables = (layout.MANIFEST, layout.INPUTS, layout.INDEX_LEDGER, *SCORE.tables, SCORE.ledger)
+    return Stage(run.out, "score", settings, (*tables, layout.ATTEMPTS), result=SCORE.ledger)
 
 
 def _explain_stage(opened: _Opened, chosen: pa.Table) -> Stage:
@@ -244,7 +240,7 @@ def _score(opened: _Opened) -> None:
     run = opened.run
     _describe(opened)
     clips = index_recordings(run, opened.recordings, opened.inputs, clip_s=opened.trained.features.clip_s)
-    left_over = storage.read_table(left_over_location(run.out)).to_pylist()
+    left_over = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
     if not clips.num_rows and not any(row["status"] == "failed" for row in left_over):
         reasons = "\n".join(f"  {shown(row['recording'])}: {row['reason']}" for row in left_over[:10])
         raise RecordingError(f"There is nothing to audit: not one recording gave a clip.\n{reasons}")
@@ -253,14 +249,14 @@ def _score(opened: _Opened) -> None:
 
 def _describe(opened: _Opened) -> None:
     """Say with the results what they were made with."""
-    storage.write_text(storage.join(opened.run.out, "audit.yaml"), opened.run.to_yaml())
+    storage.write_text(storage.join(opened.run.out, layout.AUDIT), opened.run.to_yaml())
     model = json.dumps(describe(opened.trained), indent=1)
-    storage.write_text(storage.join(opened.run.out, "model.json"), model)
+    storage.write_text(storage.join(opened.run.out, layout.MODEL), model)
 
 
 def _chosen(opened: _Opened) -> pa.Table:
     """The clips to explain, with `keep_maps`: pictures are kept of those that stand out most."""
-    clips, scores = storage.read_table(manifest_location(opened.run.out)), read_scores(opened.run.out)
+    clips, scores = storage.read_table(storage.join(opened.run.out, layout.MANIFEST)), read_scores(opened.run.out)
     if not opened.trained.explained:
         scores = scores.slice(0, 0)
     alarm, audit = opened.trained.alarm, opened.run.audit
@@ -283,12 +279,12 @@ def _finish(opened: _Opened, explain: Stage, *, again: bool) -> None:
     """The whole ledger, the events and the report: cheap, and nothing builds upon them, so they are simply replaced."""
     run = opened.run
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
-    outputs = ("ledger.parquet", "events.parquet", "model.json", "report.html")
-    stage = Stage(run.out, "events", settings, outputs, result="report.html")
+    outputs = (layout.LEDGER, layout.EVENTS, layout.MODEL, layout.REPORT)
+    stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT)
     if stage.begin(redo=True, again=again):
         _describe(opened)
         merge_ledger(run.out)
-        storage.write_table(_events(opened), events_location(run.out), schema=schemas.EVENTS)
+        storage.write_table(_events(opened), storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
         render_audit_report(run.out)
         stage.finish()
 
@@ -303,17 +299,13 @@ def _events(opened: _Opened) -> pa.Table:
     shape = trained.n_mels, trained.n_frames
     return find_events(
         scores,
-        storage.read_table(manifest_location(run.out)),
+        storage.read_table(storage.join(run.out, layout.MANIFEST)),
         alarm=trained.alarm,
         explanations=_explanations(run.out, schemas.attributions(*shape), of_alarms),
         faithfulness=read_whole(storage.join(run.out, "faithfulness"), schemas.FAITHFULNESS, condition=judged),
         features=trained.features,
         **run.events.model_dump(),
     )
-
-
-def events_location(out: str) -> str:
-    return storage.join(out, "events.parquet")
 
 
 def _explanations(out: str, schema: pa.Schema, condition: pc.Expression) -> pa.Table:
@@ -328,11 +320,11 @@ def _outcome(run: AuditRun, counts: Counts) -> Outcome:
     parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
     parts += [f"{count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []
     parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
-    see = f" (see {ledger_location(run.out)})" if len(parts) > 1 else ""
-    n_events = storage.read_table(events_location(run.out), columns=["event_id"]).num_rows
+    see = f" (see {storage.join(run.out, layout.LEDGER)})" if len(parts) > 1 else ""
+    n_events = storage.read_table(storage.join(run.out, layout.EVENTS), columns=["event_id"]).num_rows
     return Outcome(
-        line=f"{', '.join(parts)}{see}. {count(n_events, 'event')}: {events_location(run.out)}  "
-        f"Report: {storage.join(run.out, 'report.html')}",
+        line=f"{', '.join(parts)}{see}. {count(n_events, 'event')}: {storage.join(run.out, layout.EVENTS)}  "
+        f"Report: {storage.join(run.out, layout.REPORT)}",
         n_done=counts.clips_done,
         n_failed=counts.clips_failed + counts.parts_failed,
         n_skipped=counts.parts_skipped,

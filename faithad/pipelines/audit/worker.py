@@ -8,46 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import ray
 import torch
 
 from faithad import storage
-from faithad.config_sections import Attribution, Audit
+from faithad.audit.shard import AuditModel, audit_clips, table_schemas, to_table
+from faithad.audit.steps import Step
+from faithad.config.sections import Attribution, Audit
 from faithad.features import FeatureSettings
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model
-from faithad.pipelines.audit.shard import EXPLANATIONS, AuditModel, audit_clips, table_schemas, to_table
-from faithad.pipelines.shards.attempts import attempt
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
-from faithad.pipelines.shards.ledgers import Row, failed_row, ledger_table, place
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
-from faithad.pipelines.shards.stream import from_bytes, shard_name, to_bytes
-
-ATTEMPTS = "attempts"
-
-
-class Step(NamedTuple):
-    """What is done to the clips in one pass over them.
-
-    Attributes:
-        ledger: folder of the ledger that says which shards are done.
-        tables: what is written beside it.
-        explains: whether clips are explained.
-        stage: what a ledger calls this step.
-    """
-
-    ledger: str
-    tables: tuple[str, ...]
-    explains: bool
-    stage: str
-
-
-SCORE = Step("ledger", ("scores",), False, "audit")
-EXPLAIN = Step("explained", EXPLANATIONS, True, "explain")
-SCORE_AND_EXPLAIN = Step("ledger", ("scores", *EXPLANATIONS), True, "audit")
+from faithad.pipelines.shards.stream import from_bytes, to_bytes
+from faithad.runs import layout
+from faithad.runs.attempts import attempt
+from faithad.runs.ledgers import Row, failed_row, ledger_table, place
 
 
 @dataclass(frozen=True)
@@ -96,10 +75,10 @@ class Work:
     size: int
 
     def location(self, table: str, shard: int) -> str:
-        return storage.join(self.audit.out, table, shard_name(shard))
+        return storage.join(self.audit.out, table, layout.shard(shard))
 
     def mark(self, doing: str, shard: int) -> str:
-        return storage.join(self.audit.out, ATTEMPTS, f"{self.step.ledger}-{doing}-{shard:05d}.json")
+        return storage.join(self.audit.out, layout.ATTEMPTS, f"{self.step.ledger}-{doing}-{shard:05d}.json")
 
     def shard(self, number: int) -> pa.Table:
         return ray.get(self.clips).slice(number * self.size, self.size)

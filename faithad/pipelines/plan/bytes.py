@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.pipelines.features import CLIPS_PER_SHARD
 from faithad.pipelines.plan.rates import FileBytes
 from faithad.pipelines.plan.trial import TrialRun
-from faithad.pipelines.shards.tables import read_shards, shard_files
+from faithad.runs.tables import read_shards, shard_files
 
 _SCORED = ("scores", "ledger")
 _EXPLAINED = ("attributions", "localization", "faithfulness", "spectrograms")

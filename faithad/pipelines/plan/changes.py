@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from faithad.config import Study
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
+from faithad.config.study import Study
 from faithad.pipelines.audit.passes import spread
 from faithad.pipelines.plan.estimate import Case
 

@@ -18,11 +18,12 @@ from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import ClipRow, Recording, attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import AudioHeader
 from faithad.clips.splits import hold_out_validation
-from faithad.clips.synthetic import PlannedRecording, annotate, plan_recordings
-from faithad.config import Study
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
+from faithad.config.study import Study
+from faithad.demo.mill import PlannedRecording, annotate, plan_recordings
 from faithad.errors import FaithadError
-from faithad.pipelines.index import DEMO_START, check_index, cut_recordings, find_clips, manifest_location
+from faithad.pipelines.index import DEMO_START, check_index, cut_recordings, find_clips
+from faithad.runs import layout
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def clips_of_study(study: Study) -> Clips:
         RecordingError: there are no recordings, or none that could train or test.
         AnnotationError: the annotation table cannot be understood or does not fit the recordings.
     """
-    if storage.exists(manifest_location(study.root)) and _is_current(study):
-        return count_manifest(storage.read_table(manifest_location(study.root)), source="the study's manifest")
+    location = storage.join(study.root, layout.MANIFEST)
+    if storage.exists(location) and _is_current(study):
+        return count_manifest(storage.read_table(location), source="the study's manifest")
     if study.data.synthetic is not None:
         planned = _planned_mill(study)
         missing = [recording for recording in planned if not recording.path.is_file()]
@@ -79,7 +81,7 @@ def clips_of_audit(run: AuditRun, *, clip_s: float) -> Clips:
         RecordingError: there are no recordings.
     """
     recordings = find_recordings([("test", location) for location in run.recordings])
-    location = manifest_location(run.out)
+    location = storage.join(run.out, layout.MANIFEST)
     if storage.exists(location) and _speaks_of(manifest := storage.read_table(location), recordings):
         return count_manifest(manifest, source="the audit's manifest")
     found = cut_recordings(recordings, clip_s=clip_s, remainder=run.remainder)

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from faithad.config import Study
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.networks import CLASSICAL, EXPLAINED
 from faithad.pipelines.audit.passes import spread
-from faithad.pipelines.audit.shard import EXPLANATIONS
 from faithad.pipelines.features import CLIPS_PER_SHARD
 from faithad.pipelines.plan.clips import Clips
 from faithad.pipelines.plan.machines import Machines
@@ -21,6 +20,7 @@ from faithad.pipelines.plan.rates import Rates, Seconds, Speed
 from faithad.pipelines.plan.simulation import Crew, Shard, bounds, simulate
 from faithad.pipelines.shards.stream import shard_size
 from faithad.pipelines.training.places import Places, divide
+from faithad.runs import layout
 
 START, ONE_PROCESS, NOT_KNOWN = "the start of processes", "one process that does it all", "its rate is not known"
 
@@ -296,7 +296,7 @@ def written(case: Case) -> dict[str, float]:
 def _refuse_unknown_tables(case: Case) -> None:
     needed = {"scores", "ledger"} | ({"features", "models"} if isinstance(case.of, Study) else set())
     if case.explained_runs and case.n_explained:
-        needed |= set(EXPLANATIONS)
+        needed |= set(layout.EXPLANATIONS)
     if lacking := sorted(needed - set(case.rates.bytes)):
         raise StudyError(
             f"The rates say nothing of the bytes of {', '.join(lacking)}. Add them under `bytes`, or measure this "
@@ -309,7 +309,7 @@ def _pass_bytes(case: Case, part: Pass, explained: bool) -> Iterator[tuple[str, 
     n, size = part.clips, shard_size(part.clips, largest=case.of.audit.clips_per_shard)
     n_shards = -(-n // size)
     annotated, maps = case.annotated_share * n, float(case.n_with_maps)
-    for table in (*(("scores",) if part.scored else ()), "ledger", *(EXPLANATIONS if explained else ())):
+    for table in (*(("scores",) if part.scored else ()), "ledger", *(layout.EXPLANATIONS if explained else ())):
         each = case.rates.bytes[table]
         # Of a table in which most clips have no row, a shard without any has no file.
         n_files = n_shards if each.clip else n_shards * (1 - (1 - case.annotated_share) ** size)

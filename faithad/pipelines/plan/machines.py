@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from faithad.config_file import read_text, read_values, validated
-from faithad.config_sections import AnySection, Section
+from faithad.config.file import read_text, read_values, validated
+from faithad.config.sections import AnySection, Section
 from faithad.errors import ConfigError
 from faithad.pipelines.cluster.machines import Nodes
 from faithad.pipelines.cluster.session import usable_cores

@@ -27,13 +27,12 @@ from typing import Any
 import pyarrow as pa
 
 from faithad.clips.manifest import Recording
-from faithad.config import Study
-from faithad.config_audit import AuditRun
+from faithad.config.audit import AuditRun
+from faithad.config.study import Study
 from faithad.errors import RecordingError, StudyError
 from faithad.features import FeatureSettings
 from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session
-from faithad.pipelines.fingerprints import fingerprints
 from faithad.pipelines.index import cut_recordings
 from faithad.pipelines.plan.bytes import table_bytes
 from faithad.pipelines.plan.clips import Clips
@@ -43,6 +42,7 @@ from faithad.pipelines.plan.speed import time_audits, time_processes, time_sched
 from faithad.pipelines.plan.trial import TrialRun, conclude_s, fixed_stages, try_audit, try_study
 from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.progress import console
+from faithad.runs.fingerprints import fingerprints
 
 
 @dataclass(frozen=True)

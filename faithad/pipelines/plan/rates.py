@@ -14,13 +14,13 @@ import yaml
 from pydantic import Field, model_validator
 
 from faithad import storage
-from faithad.config import Study
-from faithad.config_audit import AuditRun
-from faithad.config_sections import Section, refuse
+from faithad.config.audit import AuditRun
+from faithad.config.sections import Section, refuse
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.features import FeatureSettings
 from faithad.pipelines.plan.machines import read_section
-from faithad.pipelines.stages import flatten
+from faithad.runs.stages import flatten
 
 Seconds = float
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from faithad import schemas
-from faithad.config import Study, load_study
-from faithad.config_audit import is_study, load_audit_run
+from faithad.config.audit import is_study, load_audit_run
+from faithad.config.study import Study, load_study
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.plan.clips import Clips, clips_of_audit, clips_of_study

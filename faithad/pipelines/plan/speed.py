@@ -12,13 +12,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from faithad.config import Study
-from faithad.config_audit import AuditRun
-from faithad.config_sections import Audit
+from faithad.audit.steps import EXPLAIN, SCORE, Step
+from faithad.config.audit import AuditRun
+from faithad.config.sections import Audit
+from faithad.config.study import Study
 from faithad.features import FeatureSettings
 from faithad.model.networks import CLASSICAL, EXPLAINED
 from faithad.pipelines.audit.passes import Spread, spread, stream
-from faithad.pipelines.audit.worker import EXPLAIN, SCORE, ModelAudit, Step, Work
+from faithad.pipelines.audit.worker import ModelAudit, Work
 from faithad.pipelines.plan.idle import Idle, pass_on, task_seconds
 from faithad.pipelines.plan.machines import Machines
 from faithad.pipelines.plan.rates import Scheduling, Seconds

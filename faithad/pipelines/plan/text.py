@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from faithad.config import Study
-from faithad.config_sections import Train
+from faithad.config.sections import Train
+from faithad.config.study import Study
 from faithad.model.networks import CLASSICAL
 from faithad.pipelines.plan.changes import changes, with_workers
 from faithad.pipelines.plan.estimate import Case, Stage, audit_stage, estimate, total_s, written

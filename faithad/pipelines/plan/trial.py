@@ -10,23 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import storage
-from faithad.clips.synthetic import CLIP_S, synthesize
-from faithad.config import Data, Study
-from faithad.config_audit import AuditRun
-from faithad.pipelines.audit.ledger import merge_ledger
+from faithad.audit.ledger import merge_ledger
+from faithad.config.audit import AuditRun
+from faithad.config.study import Data, Study
+from faithad.demo.mill import CLIP_S, synthesize
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.evaluate import evaluate
-from faithad.pipelines.index import DEMO_START, manifest_location
+from faithad.pipelines.index import DEMO_START
 from faithad.pipelines.plan.clips import count_manifest
 from faithad.pipelines.plan.estimate import Case, estimate
 from faithad.pipelines.plan.machines import Machines
 from faithad.pipelines.plan.rates import Rates
-from faithad.pipelines.shards.stream import shard_name
-from faithad.pipelines.shards.tables import read_shards, shard_files
-from faithad.pipelines.stages import Stage
 from faithad.pipelines.study import STAGES
-from faithad.pipelines.training.trained import model_folder
 from faithad.report.audit_page import render_audit_report
+from faithad.runs import layout
+from faithad.runs.stages import Stage
+from faithad.runs.tables import read_shards, shard_files
 
 # Of each split; the shortest from which a validation clip can be held out, with room for disturbances.
 _RECORDINGS, _CLIPS_EACH = 2, 2
@@ -58,7 +57,7 @@ class TrialRun:
 
     @property
     def manifest(self) -> pa.Table:
-        return storage.read_table(manifest_location(self.root))
+        return storage.read_table(storage.join(self.root, layout.MANIFEST))
 
 
 def try_study(study: Study, folder: Path) -> TrialRun:
@@ -86,7 +85,7 @@ def try_study(study: Study, folder: Path) -> TrialRun:
         started = time.monotonic()
         stage(tried)
         walls_s[name] = time.monotonic() - started
-    models = {model: model_folder(tried.root, model, seed) for model, seed in tried.runs}
+    models = {model: storage.join(tried.root, layout.model(model, seed)) for model, seed in tried.runs}
     return TrialRun(tried, walls_s, synth_s, models)
 
 
@@ -117,7 +116,7 @@ def conclude_s(trial: TrialRun) -> float:
             _lengthen(storage.join(trial.root, f"{folder}{name}"))
     manifest = trial.manifest
     longer = pa.concat_tables([manifest, *_copies(manifest)])
-    storage.write_table(longer, manifest_location(trial.root), schema=manifest.schema)
+    storage.write_table(longer, storage.join(trial.root, layout.MANIFEST), schema=manifest.schema)
     started = time.monotonic()
     _conclude(trial)
     after_s = time.monotonic() - started
@@ -172,7 +171,9 @@ def _lengthen(folder: str) -> None:
     if not shard_files(folder):
         return
     table = pa.concat_tables(list(read_shards(folder)))
-    storage.write_table(pa.concat_tables(_copies(table)), storage.join(folder, shard_name(99_999)), schema=table.schema)
+    storage.write_table(
+        pa.concat_tables(_copies(table)), storage.join(folder, layout.shard(99_999)), schema=table.schema
+    )
 
 
 def _copies(table: pa.Table) -> list[pa.Table]:

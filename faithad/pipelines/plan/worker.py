@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import torch
 
-from faithad.config import parse_study
-from faithad.config_sections import Attribution, Audit
+from faithad.config.sections import Attribution, Audit
+from faithad.config.study import parse_study
 from faithad.features import FeatureSettings
 from faithad.model.training import Training, TrainingSettings
 from faithad.pipelines.audit.worker import Auditor, Work, read_shard

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 import torch
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.features import FeatureSettings
 from faithad.pipelines.features import features_stage, load_features, write_features
 from faithad.pipelines.index import clips_digest
-from faithad.pipelines.stages import Stage
+from faithad.runs import layout
+from faithad.runs.stages import Stage
 
 
 def labelled_clips(manifest: pa.Table) -> pa.Table:
@@ -43,7 +44,7 @@ def compute_test_clips(study: Study, labelled: pa.Table, stage: Stage, *, redo: 
 def load_clips(root: str, split: str, settings: FeatureSettings) -> tuple[list[str], torch.Tensor]:
     """The clip_ids of a split (of `test`: the labelled ones), in their order, and its features (n, F, T) float32."""
     place = _root(root) if split == "test" else root
-    names = storage.read_table(storage.join(place, "features", split), columns=["clip_id"]).sort_by("clip_id")
+    names = storage.read_table(storage.join(place, layout.features(split)), columns=["clip_id"]).sort_by("clip_id")
     return names["clip_id"].to_pylist(), load_features(place, split, settings)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from faithad import storage
-from faithad.config import parse_study
+from faithad.config.study import parse_study
 from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.features import Normalization

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from faithad import storage
-from faithad.config import Study
-from faithad.config_file import validated
+from faithad.config.file import validated
+from faithad.config.study import Study
 from faithad.errors import ConfigError
+from faithad.runs import layout
 
 MODEL = "mae"
 
@@ -137,7 +138,7 @@ def check_search(study: Study) -> None:
 
 
 def trials_folder(root: str) -> str:
-    return storage.join(root, "search", "trials")
+    return storage.join(root, layout.TRIALS)
 
 
 def trial_folder(root: str, trial: Trial) -> str:

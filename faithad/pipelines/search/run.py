@@ -17,12 +17,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from faithad import schemas, storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
 from faithad.pipelines.cluster.session import ray_session
-from faithad.pipelines.drivers import alone_in
-from faithad.pipelines.evaluate import summary_location
 from faithad.pipelines.features import compute_features, fit_normalization
 from faithad.pipelines.index import digest, require_study_visible
 from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labelled_clips
@@ -38,12 +36,14 @@ from faithad.pipelines.search.plan import (
     read_record,
 )
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
-from faithad.pipelines.stages import Stage, flatten
 from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.run import train_stage
 from faithad.progress import console
 from faithad.report.search_page import render_search_report
+from faithad.runs import layout
+from faithad.runs.lock import alone_in
+from faithad.runs.stages import Stage, flatten
 
 # Settings that say where trials run, not what they compute.
 _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
@@ -138,8 +138,8 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     settings |= {"seeds": list(study.seeds), "test clips": clips.fingerprint}
     if study.search.objective == "test_auc":
         settings["test labels"] = digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
-    outputs = ("search/trials", "summary/search.parquet", "best.yaml", "search.html")
-    return Stage(study.root, "search", settings, outputs, result="search/trials")
+    outputs = (layout.TRIALS, layout.summary("search"), layout.BEST, layout.SEARCH_REPORT)
+    return Stage(study.root, "search", settings, outputs, result=layout.TRIALS)
 
 
 def _arguments(study: Study, labels: Mapping[str, int]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _write_tables(
     rows += [_failed_row(study, trial) for trial in failed]
     rows.sort(key=lambda row: (row["mask_ratio"], row["patch"], row["seed"]))
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
-    storage.write_table(table, summary_location(study.root, "search"), schema=schemas.SEARCH_SUMMARY)
+    storage.write_table(table, storage.join(study.root, layout.summary("search")), schema=schemas.SEARCH_SUMMARY)
     text = cell_study(study, best.mask_ratio, best.patch).to_yaml()
     storage.write_text(
         _best_location(study),
@@ -241,7 +241,7 @@ def _closing_line(study: Study, records: Sequence[Record], failed: Mapping[Trial
     again = " The same command tries those that failed again." if failed else ""
     return (
         f"Trials: {', '.join(counts)}.{again} Best by {study.search.objective}: {_told(best)}. "
-        f"Table: {summary_location(study.root, 'search')}  Best study: {_best_location(study)}"
+        f"Table: {storage.join(study.root, layout.summary('search'))}  Best study: {_best_location(study)}"
     )
 
 
@@ -252,7 +252,7 @@ def _told(best: Cell) -> str:
 
 
 def _best_location(study: Study) -> str:
-    return storage.join(study.root, "best.yaml")
+    return storage.join(study.root, layout.BEST)
 
 
 def _values(records: Sequence[Record]) -> list[float]:

@@ -31,7 +31,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 from ray.util.queue import Queue
 
 from faithad import storage
-from faithad.config import Study, parse_study
+from faithad.config.study import Study, parse_study
 from faithad.model.checkpoint import read_state
 from faithad.model.training import TrainingSettings
 from faithad.pipelines.search.judge import Judge, Values

@@ -23,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.repeater import Repeater
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.cluster.session import ray_is_ours
 from faithad.pipelines.search.plan import MODES, Record, Trial, begun_trials, grid_trials, read_record

@@ -48,11 +48,6 @@ def shards(clips: pa.Table, *, size: int) -> list[pa.Table]:
     return [clips.slice(start, size) for start in range(0, clips.num_rows, size)]
 
 
-def shard_name(number: int) -> str:
-    """The file name of a shard, the same in every table and at every run."""
-    return f"part-{number:05d}.parquet"
-
-
 def dataset(rows: Sequence[Row]) -> ray.data.Dataset:
     """A Ray data set with one block for each row, quiet and with a bound on silent waiting."""
     context = ray.data.DataContext.get_current()

@@ -74,8 +74,8 @@ def load(job: str, given: argparse.Namespace, *, config: str | None) -> Any:
     Raises:
         ConfigError: it is impossible, or there is none.
     """
-    from faithad.config import load_study
-    from faithad.config_audit import is_study, load_audit_run
+    from faithad.config.audit import is_study, load_audit_run
+    from faithad.config.study import load_study
 
     if job == "audit" and (config is None or given.model or given.recordings or given.out or not is_study(config)):
         return load_audit_run(
@@ -172,7 +172,7 @@ def _ask_other_machines(distributions: Sequence[str]) -> None:
 
 
 def _require_visible(loaded: Any) -> None:
-    from faithad.config import Study
+    from faithad.config.study import Study
     from faithad.pipelines.cluster.shared_paths import require_visible
     from faithad.pipelines.index import require_study_visible
 

@@ -16,7 +16,7 @@ import ray
 import torch
 from torch import Tensor
 
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.features import FeatureSettings, Normalization
 from faithad.pipelines.features import TRAINING_SPLITS, load_features
 

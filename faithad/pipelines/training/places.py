@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from faithad.config_sections import Train
+from faithad.config.sections import Train
 from faithad.pipelines.cluster.machines import Nodes, alive_nodes, held, refusal, told, wait_for_machines
 from faithad.pipelines.cluster.session import ray_is_ours
 

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from faithad import storage
-from faithad.config import Study
+from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.features import Normalization
 from faithad.model.networks import CLASSICAL
@@ -28,12 +28,12 @@ from faithad.pipelines.cluster.machines import wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.index import require_study_visible
-from faithad.pipelines.stages import Stage, flatten
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.task import fit_detector, reason, train_alone, train_together
-from faithad.pipelines.training.worker import epochs_location
 from faithad.progress import Ticker, console, side_by_side
+from faithad.runs import layout
+from faithad.runs.stages import Stage, flatten
 
 # Settings that say how a training is spread, not what it computes.
 _SPREAD = {"trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}
@@ -55,8 +55,8 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
         "model": model,
         "seed": seed,
     }
-    folder = f"models/{model}-{seed}"
-    outputs = (folder, f"training/{model}-{seed}")
+    folder = layout.model(model, seed)
+    outputs = (folder, layout.training(model, seed))
     return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/model.safetensors")
 
 
@@ -101,7 +101,7 @@ class _Training:
     ) -> None:
         self.name = f"{model}-{seed}"
         self._study, self._model, self._seed, self._stage, self._places = study, model, seed, stage, places
-        self._kept = storage.join(study.root, "training", self.name)
+        self._kept = storage.join(study.root, layout.training(model, seed))
         self._arguments = {
             "study": study.to_yaml(),
             "root": study.root,
@@ -196,7 +196,7 @@ class _Training:
         return f"best epoch {best['epoch']} of {len(epochs)}, {loss}{told_divergence(epochs)}"
 
     def _epochs(self) -> list[dict[str, Any]]:
-        location = epochs_location(self._study.root, self._model, self._seed)
+        location = storage.join(self._study.root, layout.epochs(self._model, self._seed))
         epochs: list[dict[str, Any]] = storage.read_table(location).to_pylist()
         return epochs
 

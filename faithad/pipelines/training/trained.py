@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from faithad import schemas, storage
-from faithad.config import Study, parse_study
+from faithad.config.study import Study, parse_study
 from faithad.errors import StudyError
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.detection import worst_second
@@ -27,14 +27,7 @@ from faithad.model.fast_network import arithmetic
 from faithad.model.networks import build_network
 from faithad.model.training import Training
 from faithad.pipelines.training.clips import training_clips
-
-
-def model_folder(root: str, model: str, seed: int) -> str:
-    return storage.join(root, "models", f"{model}-{seed}")
-
-
-def validation_scores_location(root: str, model: str, seed: int) -> str:
-    return storage.join(model_folder(root, model, seed), "validation_scores.parquet")
+from faithad.runs import layout
 
 
 def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
@@ -105,9 +98,10 @@ def _save(
         "worst_second_score": pa.nulls(len(scores), pa.float64()) if worst_seconds is None else np.array(worst_seconds),
     }
     table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
-    storage.write_table(table, validation_scores_location(study.root, model, seed), schema=schemas.VALIDATION_SCORES)
-    folder = model_folder(study.root, model, seed)
-    storage.write_text(storage.join(folder, "study.yaml"), study.to_yaml())
+    scores_at = storage.join(study.root, layout.validation_scores(model, seed))
+    storage.write_table(table, scores_at, schema=schemas.VALIDATION_SCORES)
+    folder = storage.join(study.root, layout.model(model, seed))
+    storage.write_text(storage.join(folder, layout.STUDY), study.to_yaml())
     trained = TrainedModel(
         network=network.cpu(),
         normalization=Normalization(torch.tensor(arguments["mean"]), torch.tensor(arguments["std"])),

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from faithad import schemas, storage
-from faithad.config import Study, parse_study
+from faithad.config.study import Study, parse_study
 from faithad.model.checkpoint import read_state
 from faithad.model.networks import build_network
 from faithad.model.shared_batch_norm import share_batch_norm
@@ -22,6 +22,7 @@ from faithad.model.training import Training, TrainingSettings
 from faithad.pipelines.features import TRAINING_SPLITS
 from faithad.pipelines.training.clips import placed, training_clips
 from faithad.pipelines.training.trained import save_network
+from faithad.runs import layout
 
 STATE_FILE = "state.pt"
 
@@ -92,10 +93,6 @@ def read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         return read_state(os.path.join(folder, STATE_FILE))
 
 
-def epochs_location(root: str, model: str, seed: int) -> str:
-    return storage.join(root, "models", f"{model}-{seed}", "epochs.parquet")
-
-
 def _report(training: Training, rank: int) -> None:
     last = training.history[-1]
     metrics = {"epoch": last.epoch, "train_loss": last.train_loss, "validation_loss": last.validation_loss}
@@ -114,4 +111,4 @@ def write_epochs(training: Training, arguments: Mapping[str, Any]) -> None:
     root, model, seed = arguments["root"], arguments["model"], arguments["seed"]
     rows = [{"model": model, "seed": seed, **vars(epoch)} for epoch in training.history]
     table = pa.Table.from_pylist(rows, schema=schemas.EPOCHS)
-    storage.write_table(table, epochs_location(root, model, seed), schema=schemas.EPOCHS)
+    storage.write_table(table, storage.join(root, layout.epochs(model, seed)), schema=schemas.EPOCHS)

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 import yaml
 
-from faithad.config import Study
+from faithad.config.study import Study
 from tests.integration.jobs.conftest import PROJECT, Answer, Head
 
 

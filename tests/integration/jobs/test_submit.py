@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import faithad
-from faithad.config import Study
+from faithad.config.study import Study
 from tests.integration.jobs.conftest import BIN, PROJECT, Head, ray_node
 from tests.integration.jobs.relay import Relay
 

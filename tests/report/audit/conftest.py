@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from faithad import schemas, storage
-from faithad.evaluation.events import find_events
+from faithad.audit.events import find_events
 from faithad.features import FeatureSettings
 from faithad.model.alarm import AlarmThreshold
 from faithad.report.audit_tables import AuditTables, read_audit

@@ -1,0 +1,257 @@
+"""From alarmed clips to events: when something happened, how strong it was, and which seconds and mel bands carry it.
+
+Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings that follow on by the wall
+clock (`alarmed_clips` says which do).
+
+Conventions
+    Times are seconds from the start of a recording, half-open; clips may overlap.
+    Scores are those that the alarm pools: the clip's mean error or that of its worst second.
+    An explanation with a flat curve (`degenerate`) points nowhere and counts as none.
+
+Shape letters: N clips, T frames, S seconds, F mel bands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
+from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
+from faithad.evaluation.peaks import peak_frames
+from faithad.evaluation.temporal import flagged_segments
+from faithad.features import FeatureSettings
+from faithad.model.alarm import AlarmThreshold
+from faithad.schemas import EVENTS
+
+Row = dict[str, Any]
+Span = tuple[float, float]
+
+# Places are sums of decimal seconds; their rounding noise must not decide what merges.
+_NOISE_S = 1e-6
+_CURVES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class _Explanation:
+    """What an explanation says of one clip: the seconds that hold a peak, counted from its onset, and its profile."""
+
+    seconds: list[int]
+    profile: npt.NDArray[np.float32]
+
+
+def find_events(
+    scores: pa.Table,
+    manifest: pa.Table,
+    *,
+    alarm: AlarmThreshold,
+    explanations: pa.Table | None,
+    faithfulness: pa.Table | None,
+    merge_gap_s: float,
+    method: str,
+    percentile: float,
+    features: FeatureSettings,
+) -> pa.Table:
+    """Merge alarmed clips into events and say what carries each of them.
+
+    The mel bands of an event are `carrying_bands` of the profiles of its explained clips, summed; its seconds are those
+    of its explained clips that hold a peak frame. Without any explanation they are the worst second and the worst band
+    of each alarmed clip; of a model that gives neither, no second and all bands.
+
+    Args:
+        scores: schemas.SCORES of one model and seed; rows in any order.
+        manifest: schemas.MANIFEST with all clips, also those without alarm.
+        alarm: which score alarms, and above what.
+        explanations: rows of schemas.attributions; those of other methods or of other clips are left out.
+        faithfulness: rows of schemas.FAITHFULNESS; those of other methods, modes, percentiles or clips are left out.
+        merge_gap_s: alarms at most this far apart are one event.
+        method: of the explanation that tells seconds and bands.
+        percentile: of its peaks.
+        features: of the model.
+
+    Returns:
+        schemas.EVENTS by wall clock (events without one last), recording and onset.
+
+    Raises:
+        StudyError: scores of clips that the manifest does not hold, rows given twice, or a model without the score
+            that the alarm pools.
+        ValueError: scores of more than one model or seed.
+    """
+    alarms = alarmed_clips(scores, manifest, alarm, clip_s=features.clip_s)
+    if not alarms:
+        return EVENTS.empty_table()
+    explained = _explained(explanations, alarms, method=method, percentile=percentile, features=features)
+    judged = _judged(faithfulness, method=method, percentile=percentile)
+    keys: Row = {"model": scores["model"][0].as_py(), "seed": scores["seed"][0].as_py()}
+    keys |= {"pooling": alarm.pooling, "threshold": alarm.threshold}
+    rows: list[Row] = []
+    for members in _merged(alarms, merge_gap_s):
+        reasons = [explained[one.clip_id] for one in members if one.clip_id in explained]
+        values = [judged[one.clip_id] for one in members if one.clip_id in judged and reasons]
+        rows.append(
+            {
+                **keys,
+                "event_id": _event_id(keys, members),
+                **_place(members),
+                **_strength(members, alarm.threshold),
+                "seconds": _carrying_seconds(members, explained),
+                **_bands(members, reasons, features),
+                "method": method if reasons else None,
+                "percentile": percentile if reasons else None,
+                "faithfulness": float(np.mean(values)) if values else None,
+            }
+        )
+    rows.sort(key=lambda row: (row["started_at"] or datetime.max, row["recording"], row["onset_s"]))
+    return pa.Table.from_pylist(rows, schema=EVENTS)
+
+
+def merge_spans(spans: Iterable[Span]) -> list[Span]:
+    """Spans (onset, offset) in order, those that overlap or touch as one."""
+    merged: list[Span] = []
+    for onset, offset in sorted(spans):
+        if merged and onset <= merged[-1][1] + _NOISE_S:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], offset))
+        else:
+            merged.append((onset, offset))
+    return merged
+
+
+def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[AlarmedClip]]:
+    """Alarms in order, in groups that lie further apart than the gap or on different axes."""
+    groups: list[list[AlarmedClip]] = []
+    reached_s = -math.inf
+    for one in alarms:
+        if groups and groups[-1][-1].axis == one.axis and one.at_s - reached_s <= merge_gap_s + _NOISE_S:
+            groups[-1].append(one)
+            reached_s = max(reached_s, one.until_s)
+        else:
+            groups.append([one])
+            reached_s = one.until_s
+    return groups
+
+
+def _explained(
+    table: pa.Table | None, alarms: Sequence[AlarmedClip], *, method: str, percentile: float, features: FeatureSettings
+) -> dict[str, _Explanation]:
+    """What a method's explanations say of the alarmed clips, by clip."""
+    if table is None:
+        return {}
+    wanted = pc.is_in(table["clip_id"], value_set=pa.array([one.clip_id for one in alarms]))
+    of_method = pc.and_(pc.equal(table["method"], method), pc.invert(table["degenerate"]))
+    table = table.select(["clip_id", "curve", "profile"]).filter(pc.and_(wanted, of_method))
+    found: dict[str, _Explanation] = {}
+    for start in range(0, table.num_rows, _CURVES_AT_ONCE):
+        part = table.slice(start, _CURVES_AT_ONCE)
+        peaks = peak_frames(_rows(part["curve"]), [percentile])[:, 0]
+        flagged = flagged_segments(peaks, features.frames_per_s)
+        for clip_id, seconds, profile in zip(part["clip_id"].to_pylist(), flagged, _rows(part["profile"]), strict=True):
+            if np.isfinite(profile).all() and profile.max() > 0:
+                found[clip_id] = _Explanation(np.flatnonzero(seconds).tolist(), profile)
+    return found
+
+
+def _rows(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """A column of lists of equal length as an array, one row each."""
+    lists = column.combine_chunks()
+    flat: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), -1)
+
+
+def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[str, float]:
+    """The frame-mode faithfulness of a method at a percentile, by clip."""
+    if table is None:
+        return {}
+    chosen = pc.and_(pc.equal(table["method"], method), pc.equal(table["mode"], "frame"))
+    chosen = pc.and_(chosen, pc.less(pc.abs(pc.subtract(table["percentile"], percentile)), 1e-9))
+    table = table.filter(chosen)
+    return dict(zip(table["clip_id"].to_pylist(), table["faithfulness"].to_pylist(), strict=True))
+
+
+def _place(members: Sequence[AlarmedClip]) -> Row:
+    """Where and when: one part per recording, from its first alarm to the end of its last."""
+    parts = [
+        {
+            "recording": recording,
+            "onset_s": min(one.onset_s for one in alarms),
+            "offset_s": max(one.offset_s for one in alarms),
+        }
+        for recording, alarms in _by_recording(members)
+    ]
+    ends = [one.begins_at and one.begins_at + timedelta(seconds=one.offset_s - one.onset_s) for one in members]
+    known = [end for end in ends if end is not None]
+    return {
+        "recording": parts[0]["recording"],
+        "onset_s": parts[0]["onset_s"],
+        "duration_s": round(max(one.until_s for one in members) - members[0].at_s, 6),
+        "started_at": members[0].begins_at,
+        "ended_at": max(known) if len(known) == len(ends) else None,
+        "parts": parts,
+        "clip_ids": [one.clip_id for one in members],
+        "n_alarms": len(members),
+    }
+
+
+def _strength(members: Sequence[AlarmedClip], threshold: float) -> Row:
+    score = max(one.score for one in members)
+    # Scores that may be negative (a distance to a boundary) have no ratio.
+    return {"score": score, "strength": score / threshold if threshold > 0 else math.nan}
+
+
+def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Explanation]) -> list[Row]:
+    """The seconds that carry an event, recording by recording, neighbours as one."""
+    any_explained = any(one.clip_id in explained for one in members)
+    found: list[Row] = []
+    for recording, alarms in _by_recording(members):
+        spans: list[Span] = []
+        for one in alarms:
+            seconds: Sequence[float] = [] if one.worst_onset_s is None else [one.worst_onset_s]
+            if any_explained:
+                seconds = explained[one.clip_id].seconds if one.clip_id in explained else []
+            spans += [(one.onset_s + second, min(one.onset_s + second + 1, one.offset_s)) for second in seconds]
+        # A clip that was filled with silence may have its peak where there is no recording any more.
+        inside = [(onset, offset) for onset, offset in spans if offset - onset > _NOISE_S]
+        found += [
+            {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
+            for onset, offset in merge_spans(inside)
+        ]
+    return found
+
+
+def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], features: FeatureSettings) -> Row:
+    profile = np.zeros(features.n_mels)
+    for reason in reasons:
+        profile += reason.profile
+    worst = [one.worst_mel_band for one in members if one.worst_mel_band is not None]
+    if not reasons:
+        profile += np.bincount(worst, minlength=features.n_mels)
+    low, high = carrying_bands(profile) if profile.max() > 0 else (0, features.n_mels - 1)
+    lower_hz, upper_hz = mel_band_edges_hz(features.n_mels, features.sample_rate_hz)
+    return {
+        "mel_band_low": low,
+        "mel_band_high": high,
+        "low_hz": float(lower_hz[low]),
+        "high_hz": float(upper_hz[high]),
+    }
+
+
+def _by_recording(members: Sequence[AlarmedClip]) -> list[tuple[str, list[AlarmedClip]]]:
+    """The alarms of each recording; recordings in the order of the first alarm in each."""
+    found: dict[str, list[AlarmedClip]] = {}
+    for one in members:
+        found.setdefault(one.recording, []).append(one)
+    return list(found.items())
+
+
+def _event_id(keys: Row, members: Sequence[AlarmedClip]) -> str:
+    """16 hex digits: the same alarms of the same model are the same event, whatever else was audited."""
+    text = "\n".join([keys["model"], str(keys["seed"]), *sorted(one.clip_id for one in members)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

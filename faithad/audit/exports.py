@@ -1,0 +1,229 @@
+"""The events of an audit for other tools: labels to look at and correct, and sound to listen to.
+
+Both read `events.parquet` and `manifest.parquet` below the audit's `out`; neither needs Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import soundfile
+
+from faithad import storage
+from faithad.audit.finished import require_finished
+from faithad.clips.labels import csv_labels, label_studio
+from faithad.clips.labels.files import FORMATS, write_labels
+from faithad.clips.labels.label import Label, alarm_text
+from faithad.clips.labels.names import below, plain_name
+from faithad.clips.recordings import reasons
+from faithad.errors import ConfigError, RecordingError, shown
+from faithad.runs import layout
+from faithad.runs.lock import require_nobody_in
+
+Row = dict[str, Any]
+
+# One file of labels in these formats; in the others there is one per recording.
+_ONE_FILE = ("label-studio", "csv")
+_EVENT_COLUMNS = ("event_id", "model", "seed", "started_at", "ended_at", "score", "threshold", "strength", "n_alarms",
+                  "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness")  # fmt: skip
+
+_BLOCK_FRAMES = 1 << 18
+# Below this libsndfile decodes and encodes without any change; other encodings are kept to 24 bits.
+_EXACT = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
+_LARGEST_WAV_BYTES = 2**32 - 2**16
+
+
+class _Cut(NamedTuple):
+    """One review file: a stretch of a recording, in seconds, and the name of the file."""
+
+    recording: str
+    onset_s: float
+    offset_s: float
+    name: str
+
+
+def export_events(audit: str, to: str, *, format: str) -> str:
+    """Write the parts of all events as labels.
+
+    Args:
+        audit: folder or URI that `faithad audit --out` wrote to.
+        to: folder or URI to write to.
+        format: `audacity`, `raven`, `label-studio` or `csv`.
+
+    Returns:
+        A line for the user.
+
+    Raises:
+        ConfigError: an unknown format.
+        StudyError: there is no finished audit, or other labels lie in the folder, which may be somebody's work.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"--format is {format!r}; allowed: {', '.join(FORMATS)}.")
+    events = _read_events(audit)
+    parts = [(event, part) for event in events for part in event["parts"]]
+    labels = [_label(event, part) for event, part in parts]
+    if format == "csv":
+        texts = csv_labels.files(labels, more=_event_cells(parts))
+    elif format == "label-studio":
+        texts = label_studio.files(labels, places=_places(audit))
+    else:
+        texts = FORMATS[format](labels)
+    write_labels(texts, to)
+    if not labels:
+        return f"There is no event in {audit}, so there are no labels: {to}."
+    written = next(iter(texts)) if format in _ONE_FILE else _count(len(texts), "file")
+    recordings = _count(len({label.recording for label in labels}), "recording")
+    kind = "a CSV table" if format == "csv" else f"labels for {format}"
+    return f"{_count(len(events), 'event')} in {recordings} as {kind}: {written} in {to}."
+
+
+def export_clips(audit: str, to: str, *, margin_s: float) -> str:
+    """Cut a WAV around each event, one per part where an event runs over several recordings.
+
+    The recording's sample rate and channels stay, and its bits, if it is PCM. What cannot be read is named in the
+    line; the rest is written.
+
+    Args:
+        audit: folder or URI that `faithad audit --out` wrote to.
+        to: folder or URI to write to.
+        margin_s: seconds before and after, as far as the recording goes.
+
+    Returns:
+        A line for the user.
+
+    Raises:
+        ConfigError: a margin below 0.
+        StudyError: there is no finished audit, or somebody works there.
+        RecordingError: there are events, and not one recording of theirs can be read.
+    """
+    if not margin_s >= 0:
+        raise ConfigError(f"--margin is {margin_s}; it must be 0 s or more.")
+    events = _read_events(audit)
+    if not events:
+        return f"There is no event in {audit}, so there is nothing to cut."
+    places = _places(audit)
+    failures: dict[str, str] = {}
+    n_written = 0
+    for cut in _cuts(events):
+        try:
+            _write_cut(cut, places.get(cut.recording), below(to, cut.name), margin_s=margin_s)
+            n_written += 1
+        except RecordingError as error:
+            failures[cut.recording] = str(error)
+    listed = "\n".join(f"  {shown(recording)}: {reason}" for recording, reason in failures.items())
+    if not n_written:
+        raise RecordingError(f"Not one of the recordings with events can be read:\n{listed}")
+    line = f"{_count(n_written, 'WAV file')} of {_count(len(events), 'event')} in {to}."
+    if not failures:
+        return line
+    named = "recording is" if len(failures) == 1 else "recordings are"
+    return f"{line} {len(failures)} {named} left out:\n{listed}"
+
+
+def _read_events(audit: str) -> list[Row]:
+    require_finished(audit)
+    require_nobody_in(audit)  # who begins it anew takes the tables away
+    return cast(list[Row], storage.read_table(storage.join(audit, layout.EVENTS)).to_pylist())
+
+
+def _places(audit: str) -> dict[str, str]:
+    """Where each recording lies, by name."""
+    manifest = storage.read_table(storage.join(audit, layout.MANIFEST), columns=["recording", "uri"])
+    return dict(zip(manifest["recording"].to_pylist(), manifest["uri"].to_pylist(), strict=True))
+
+
+def _label(event: Row, part: Row) -> Label:
+    words = alarm_text(event["strength"], event["low_hz"], event["high_hz"])
+    return Label(part["recording"], part["onset_s"], part["offset_s"], words, event["low_hz"], event["high_hz"])
+
+
+def _event_cells(parts: list[tuple[Row, Row]]) -> dict[str, list[str]]:
+    """What a table says of an event beside its label, one cell per part."""
+    cells = {name: [_cell(event[name]) for event, _ in parts] for name in _EVENT_COLUMNS}
+    cells["seconds"] = [
+        "; ".join(
+            f"{second['onset_s']:g}-{second['offset_s']:g}"
+            for second in event["seconds"]
+            if second["recording"] == part["recording"]
+        )
+        for event, part in parts
+    ]
+    return cells
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _cuts(events: list[Row]) -> Iterator[_Cut]:
+    """The files of all events: numbered as the table of events is sorted, named after their recording."""
+    for number, event in enumerate(events, start=1):
+        for place, part in enumerate(event["parts"], start=1):
+            stem = plain_name(storage.name_of(part["recording"]).rpartition(".")[0] or part["recording"])
+            several = f"_part{place}" if len(event["parts"]) > 1 else ""
+            event_id = plain_name(event["event_id"], longest=8)
+            name = f"{number:04d}_{stem}_{part['onset_s']:.0f}s_{event_id}{several}.wav"
+            yield _Cut(part["recording"], part["onset_s"], part["offset_s"], name)
+
+
+def _write_cut(cut: _Cut, place: str | None, target: str, *, margin_s: float) -> None:
+    """Copy a stretch of a recording block by block: an event may last for hours.
+
+    Raises:
+        RecordingError: the recording is missing or cannot be read.
+    """
+    if place is None:
+        raise RecordingError(f"The manifest does not hold {cut.recording!r}: it belongs to another audit.")
+    with tempfile.TemporaryFile() as aside:
+        with reasons(place), _opened(place) as sound:
+            start = max(0, round((cut.onset_s - margin_s) * sound.samplerate))
+            end = min(sound.frames, round((cut.offset_s + margin_s) * sound.samplerate))
+            if start >= end:
+                raise RecordingError(f"{place} ends before {cut.onset_s:g} s: the file has changed since the audit.")
+            subtype = sound.subtype if sound.subtype in _EXACT else "PCM_24"
+            # 32 bits hold any sample; a WAV of more than 4 GiB needs the longer header.
+            container = "RF64" if (end - start) * sound.channels * 4 > _LARGEST_WAV_BYTES else "WAV"
+            with soundfile.SoundFile(
+                aside, "w", sound.samplerate, sound.channels, subtype=subtype, format=container
+            ) as review:
+                n_copied = _copy(sound, review, start, end)
+            if n_copied == 0:
+                raise RecordingError(f"{place} is truncated: nothing is there at {cut.onset_s:g} s. Copy it again.")
+        aside.seek(0)
+        with storage.open_output(target) as file:
+            shutil.copyfileobj(aside, file, 1 << 20)
+
+
+@contextlib.contextmanager
+def _opened(place: str) -> Iterator[soundfile.SoundFile]:
+    with (
+        storage.open_input(place) as raw,
+        io.BufferedReader(cast(Any, raw), 1 << 18) as file,
+        soundfile.SoundFile(file) as sound,
+    ):
+        yield sound
+
+
+def _copy(sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, end: int) -> int:
+    """Copy samples start to end, as far as they are there, and count them."""
+    exact = sound.subtype in _EXACT
+    sound.seek(start)
+    n_copied = 0
+    while n_copied < end - start:
+        wanted = min(_BLOCK_FRAMES, end - start - n_copied)
+        block = sound.read(wanted, dtype="int32" if exact else "float64", always_2d=True)
+        if not len(block):
+            break
+        review.write(block if exact else np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0))
+        n_copied += len(block)
+    return n_copied
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,36 @@
+"""Whether a folder holds the results of an audit that has ended, for those who only read them."""
+
+from __future__ import annotations
+
+from faithad import storage
+from faithad.errors import StudyError
+from faithad.runs import layout
+
+
+def require_finished(audit: str) -> None:
+    """Refuse what is no finished audit.
+
+    Args:
+        audit: folder or URI that `faithad audit --out` is said to have written to.
+
+    Raises:
+        StudyError: there is no such folder, it is a study's or anything else, or the audit has not ended.
+    """
+
+    def has(*names: str) -> bool:
+        return any(storage.exists(storage.join(audit, name)) for name in names)
+
+    begun = [f"stages/{name}.begun.json" for name in ("score", "explain", "events")]
+    if has(layout.EVENTS) and not has(*begun):
+        return
+    give = "Give the folder that `faithad audit --out` wrote to."
+    if not storage.exists(audit):
+        raise StudyError(f"There is no folder {audit}. {give}")
+    if has("stages/index.json", "stages/index.begun.json"):
+        raise StudyError(f"{audit} is the root of a study, and not one audit of recordings. {give}")
+    if has(layout.AUDIT, *begun):
+        raise StudyError(
+            f"The audit in {audit} is not finished. Wait for its end where it runs, or run the same `faithad audit` "
+            "again: it goes on where it was."
+        )
+    raise StudyError(f"There is no audit in {audit}. {give}")

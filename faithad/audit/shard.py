@@ -1,0 +1,280 @@
+"""One shard of clips and one model → the rows of every audit table: what an audit actor does, without Ray.
+
+Shape letters: B clips, F mel bands, T frames, M methods, P percentiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from faithad import schemas
+from faithad.attribution.gradient_stream import attribute_batch
+from faithad.config.sections import Attribution, Audit
+from faithad.evaluation.detection import worst_mel_band, worst_second
+from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
+from faithad.evaluation.peaks import curve, is_flat, peak_frames
+from faithad.evaluation.temporal import localization
+from faithad.model.checkpoint import TrainedModel
+from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network
+from faithad.model.micro_batches import MicroBatches, forwards_at_once
+from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.runs import layout
+from faithad.runs.ledgers import Row, failed_row, ledger_row
+
+TABLES = (layout.SCORES, *layout.EXPLANATIONS, "ledger")
+
+# Clips that one thread of a CPU takes at once: more are no faster, and would leave other threads without any.
+_FORWARDS_ON_CPU = 4
+
+
+def table_schemas(trained: TrainedModel) -> dict[str, pa.Schema]:
+    """The schema of each table that an audit with this model writes."""
+    shape = trained.n_mels, trained.n_frames
+    return {
+        "scores": schemas.SCORES,
+        "attributions": schemas.attributions(*shape),
+        "localization": schemas.LOCALIZATION,
+        "faithfulness": schemas.FAITHFULNESS,
+        "spectrograms": schemas.spectrograms(*shape),
+        "ledger": schemas.LEDGER,
+    }
+
+
+@dataclass(frozen=True)
+class AuditModel:
+    """A trained model as the audit uses it.
+
+    Attributes:
+        trained: the model itself, with the alarm that is to be raised.
+        network: for scores and faithfulness, always in float32.
+        explained: for the attributions, in the precision that is asked for; None of a model that is not explained.
+        attribution: the settings of the explanations,
+        audit: and what is made of them.
+        device: where all of it is computed.
+    """
+
+    trained: TrainedModel
+    network: nn.Module
+    explained: ExplainedNetwork | None
+    attribution: Attribution
+    audit: Audit
+    device: torch.device
+
+    @classmethod
+    def prepare(
+        cls, trained: TrainedModel, *, attribution: Attribution, audit: Audit, device: torch.device
+    ) -> AuditModel:
+        """Once for each model: the fast networks hold copies of its weights."""
+        network = trained.network.to(device)
+        if not isinstance(network, SkipCAETransformer):  # a baseline
+            return cls(trained, network, None, attribution, audit, device)
+        fast = fast_network(network)
+        explained: ExplainedNetwork = fast
+        if attribution.engine == "captum":
+            explained = network
+        elif (attribution.precision, attribution.compile) != ("float32", "none"):
+            explained = fast_network(network, attribution.precision, attribution.compile)
+        return cls(trained, fast, explained, attribution, audit, device)
+
+
+@dataclass
+class _Clip:
+    """What is known of one clip on its way through the audit."""
+
+    row: Row
+    keys: Row
+    intervals: list[tuple[float, float]]
+    masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, T)
+
+
+def audit_clips(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, *, explain: bool) -> dict[str, list[Row]]:
+    """Score the clips of one shard, and explain and judge them where that is asked for.
+
+    Args:
+        model: on the device to compute on.
+        clips: rows of the manifest, with a column `keep_maps` where they are to be explained.
+        log_mels: (B, F, at least T), in the unit of the features.
+        explain: whether they are explained; only networks that are can be asked.
+
+    Returns:
+        The rows of each of `TABLES`. A clip whose score is no finite number is in the ledger alone, as failed.
+    """
+    if not clips:
+        return {table: [] for table in TABLES}
+    # A GPU would round the factors of convolutions by default: scores must be those of any other machine.
+    with arithmetic("float32"):
+        return _audit(model, clips, log_mels, explain)
+
+
+def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: bool) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {table: [] for table in TABLES}
+    trained = model.trained
+    x = trained.prepare(log_mels).to(model.device)
+    outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
+    squared = (outputs - x).square() if trained.reconstructs else None
+    found = outputs if squared is None else squared.mean(dim=(-2, -1), dtype=torch.float64)
+    scores = found.to(torch.float64).cpu().numpy()
+
+    # All clips in one go: on a GPU each small copy would wait for the device.
+    errors = None if squared is None else squared.cpu()
+    maps = _attribute(model, x, [row["clip_id"] for row in clips], outputs) if explain else {}
+    maps = {method: each.cpu() for method, each in maps.items()}
+    good: list[tuple[int, _Clip]] = []
+    for number, row in enumerate(clips):
+        if not np.isfinite(scores[number]):
+            reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
+            rows["ledger"].append(failed_row(row, stage="audit", reason=reason))
+            continue
+        clip = _open_clip(trained, row)
+        error = None if errors is None else errors[number]
+        rows["scores"].append(_score_row(trained, clip, error, float(scores[number])))
+        for method, attribution_maps in maps.items():
+            _explain(clip, method, attribution_maps[number], model, rows)
+        if explain and row["keep_maps"]:
+            # Back in the unit of the features: what a person knows from other spectrograms.
+            inputs, rebuilt = (trained.normalization.invert(part[number].cpu()).flatten() for part in (x, outputs))
+            rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": rebuilt.numpy()})
+        rows["ledger"].append(ledger_row(row, status="done", stage="audit"))
+        good.append((number, clip))
+    if explain:
+        rows["faithfulness"] = _judge(model, good, x, outputs, scores)
+    return rows
+
+
+def _open_clip(trained: TrainedModel, row: Row) -> _Clip:
+    intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
+    return _Clip(row, {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}, intervals)
+
+
+def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
+    """What the network makes of the clips; the same to the last bit with any number of threads."""
+
+    def evaluate(part: Sequence[int]) -> Tensor:
+        with torch.inference_mode():  # a mode of the thread that runs this
+            return network(x[part[0] : part[-1] + 1])  # type: ignore[no-any-return]
+
+    limit = micro_batch if x.device.type != "cpu" else min(micro_batch, _FORWARDS_ON_CPU)
+    batches = MicroBatches(evaluate, limit=limit, device=x.device)
+    return torch.cat([result for _, result in batches.results([range(len(x))])])
+
+
+def _attribute(model: AuditModel, x: Tensor, clip_ids: list[str], reconstruction: Tensor) -> dict[str, Tensor]:
+    """The maps (B, F, T) of all methods, by the engine that the settings name."""
+    network, attribution = model.explained, model.attribution
+    assert network is not None, f"a model {model.trained.name!r} is not explained"
+    options: dict[str, Any] = {
+        "methods": attribution.methods,
+        "settings": attribution.settings,
+        "seed": attribution.seed,
+    }
+    if attribution.engine == "stream":
+        return attribute_batch(network, x, clip_ids=clip_ids, reconstruction=reconstruction,
+                               precision=attribution.precision, **options)  # fmt: skip
+    # Imported here: it takes a second of each process, and is seldom asked for.
+    from faithad.attribution.captum_engine import attribute
+
+    assert isinstance(network, SkipCAETransformer)
+    one_by_one = [
+        attribute(network, clip, clip_id=clip_id, **options) for clip, clip_id in zip(x, clip_ids, strict=True)
+    ]
+    return {method: torch.stack([maps[method] for maps in one_by_one]) for method in attribution.methods}
+
+
+def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score: float) -> Row:
+    """`squared` is the error of each cell (F, T), None of a model that gives a score only."""
+    worst = None if squared is None else worst_second(squared, trained.features.frames_per_s)
+    worst_score = None if worst is None else worst.score
+    alarm = trained.alarm
+    if alarm is not None and alarm.pooling == "worst_second" and worst is None:
+        alarm = None
+    return {
+        **clip.keys,
+        "score": score,
+        "worst_second_score": worst_score,
+        "threshold": None if alarm is None else alarm.threshold,
+        "alarm": None if alarm is None else alarm.raised_by(score, math.nan if worst_score is None else worst_score),
+        "worst_onset_s": None if worst is None else worst.onset_s,
+        "worst_mel_band": None if squared is None else worst_mel_band(squared),
+    }
+
+
+def _explain(clip: _Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[Row]]) -> None:
+    """The rows of one method's map, and the masks by which its faithfulness will be judged."""
+    keys = {**clip.keys, "method": method}
+    frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
+    summed = curve(attribution_map)
+    peaks = peak_frames(summed, percentiles)
+    profile = attribution_map[:, torch.from_numpy(peaks[0])].abs().sum(dim=1).numpy()
+    rows["attributions"].append(
+        {**keys, "curve": summed, "profile": profile, "degenerate": is_flat(summed),
+         **_kept_map(attribution_map, clip.row["keep_maps"])}
+    )  # fmt: skip
+    clip.masks.append((method, "frame", peaks))
+    if not clip.row["annotated"]:
+        return
+    clip.masks.append((method, "segment", segment_masks(peaks, clip.intervals, frames_per_s)))
+    found = localization(peaks, clip.intervals, frames_per_s=frames_per_s)
+    for position, percentile in enumerate(percentiles):
+        values = {name: getattr(found, name)[position].item() for name in schemas.LOCALIZATION.names[5:]}
+        rows["localization"].append({**keys, "percentile": percentile, **values})
+
+
+def _kept_map(attribution_map: Tensor, keep: bool) -> Row:
+    if not keep:
+        return {"map": None, "map_scale": None}
+    scale = float(attribution_map.abs().max())
+    scaled = attribution_map / scale if scale > 0 else attribution_map
+    return {"map": scaled.flatten().numpy().astype(np.float16), "map_scale": scale}
+
+
+def _judge(
+    model: AuditModel, clips: list[tuple[int, _Clip]], x: Tensor, reconstruction: Tensor, scores: np.ndarray
+) -> list[Row]:
+    """Faithfulness of every (clip, method, mode, percentile): all distinct masks of the shard in one stream."""
+    if not clips:
+        return []
+    masks = np.concatenate([mask for _, clip in clips for _, _, mask in clip.masks])
+    owners = np.repeat(
+        [number for number, _ in clips],
+        [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
+    )
+    limit = forwards_at_once(model.audit.micro_batch, model.device)
+    after = errors_after_replacement(
+        model.network, x, reconstruction, masks, owners, error_before=scores, micro_batch=limit
+    )
+    before = scores[owners]
+    values, replaced = faithfulness_score(before, after), masks.mean(axis=1)
+    rows: list[Row] = []
+    for _, clip in clips:
+        for method, mode, _ in clip.masks:
+            for percentile in model.audit.percentiles:
+                number = len(rows)
+                rows.append(
+                    {
+                        **clip.keys,
+                        "method": method,
+                        "mode": mode,
+                        "percentile": percentile,
+                        "replaced_fraction": float(replaced[number]),
+                        "error_before": float(before[number]),
+                        "error_after": float(after[number]),
+                        "faithfulness": float(values[number]),
+                    }
+                )
+    return rows
+
+
+def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """Rows whose lists may be numpy arrays as an Arrow table of the schema."""
+    columns: dict[str, Any] = {
+        column.name: pa.array([row[column.name] for row in rows], type=column.type) for column in schema
+    }
+    return pa.table(columns, schema=schema)

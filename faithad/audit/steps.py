@@ -1,0 +1,28 @@
+"""The passes of an audit over its clips: what each does, and which tables it writes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from faithad.runs import layout
+
+
+class Step(NamedTuple):
+    """What is done to the clips in one pass over them.
+
+    Attributes:
+        ledger: folder of the ledger that says which shards are done.
+        tables: what is written beside it.
+        explains: whether clips are explained.
+        stage: what a ledger calls this step.
+    """
+
+    ledger: str
+    tables: tuple[str, ...]
+    explains: bool
+    stage: str
+
+
+SCORE = Step("ledger", (layout.SCORES,), False, "audit")
+EXPLAIN = Step("explained", layout.EXPLANATIONS, True, "explain")
+SCORE_AND_EXPLAIN = Step("ledger", (layout.SCORES, *layout.EXPLANATIONS), True, "audit")

@@ -1,0 +1,293 @@
+"""The sections of a study that say how it computes: features, training, search, attribution, audit, alarm, evaluation.
+
+What it computes on, and the study as a whole, are in `config`. Each section checks itself; what it refuses is told
+under the key concerned, together with all other problems of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from faithad import storage
+from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
+from faithad.config.file import Problems
+from faithad.model.fast_network import Compile, Precision
+
+
+def _method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"allowed: {', '.join(METHODS)}")
+    return name
+
+
+def _explain(choice: str) -> str:
+    if re.fullmatch(r"all|alarms|none|top:[1-9][0-9]{0,8}", choice) is None:
+        raise ValueError("allowed: all, alarms, none, or top:N with N at least 1")
+    return choice
+
+
+MethodName = Annotated[str, AfterValidator(_method)]
+Explain = Annotated[str, AfterValidator(_explain)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Percentile = Annotated[float, Field(ge=0, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Found = list[tuple[tuple[str, ...], str]]
+AnySection = TypeVar("AnySection", bound="Section")
+
+
+class Section(BaseModel):
+    """Frozen, so that a study can be hashed and sent to any worker; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        """No setting is a truth value, and none may pass for the number 1 or 0."""
+        if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value)):
+            raise ValueError(
+                "true and false (also yes, no, on and off) are no values here: write a number, or quote the word"
+            )
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_secret(cls, value: Any) -> Any:
+        """What a configuration says is written to the root and shown in the report: no secrets, no line breaks."""
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and (problem := storage.location_problem(text)) is not None:
+                raise ValueError(problem)
+        return value
+
+
+def refuse(section: AnySection, found: Found) -> AnySection:
+    """Return the section where nothing was found.
+
+    Raises:
+        Problems: all that was found.
+    """
+    if found:
+        raise Problems(found)
+    return section
+
+
+def all_different(section: Section, key: str) -> Found:
+    values = getattr(section, key)
+    if values and len(set(values)) == len(values):
+        return []
+    return [((key,), f"must be one or more different values, found {list(values)}")]
+
+
+class Features(Section):
+    """Log-mel features. `normalization: training` standardises each mel band with training statistics; `none` gives
+    the decibels to the model, as the paper does.
+    """
+
+    sample_rate_hz: int = Field(20_000, ge=1_000, le=384_000)
+    n_fft: int = Field(1_000, ge=16)
+    hop_samples: int = Field(500, ge=1)
+    n_mels: int = Field(80, ge=16)
+    scale: Literal["db", "log10"] = "db"
+    normalization: Literal["none", "training"] = "none"
+
+    @model_validator(mode="after")
+    def _hop_fits(self) -> Features:
+        found: Found = []
+        if self.n_fft % 2:
+            found.append((("n_fft",), f"{self.n_fft} must be even: frames are centred"))
+        if self.hop_samples > self.n_fft:
+            reason = f"{self.hop_samples} may not exceed n_fft ({self.n_fft}): sound would be lost"
+            found.append((("hop_samples", "n_fft"), reason))
+        if self.hop_samples > self.sample_rate_hz:
+            reason = (
+                f"{self.hop_samples} samples are {self.hop_samples / self.sample_rate_hz:g} s at sample_rate_hz "
+                f"{self.sample_rate_hz}: at least one frame per second is needed"
+            )
+            found.append((("hop_samples", "sample_rate_hz"), reason))
+        return refuse(self, found)
+
+
+class Train(Section):
+    """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it.
+
+    `schedule`: `warm_restarts` is the paper's, of period `restart_period`; `warmup_cosine` rises linearly over
+    `warmup_epochs` and then falls along one cosine to the last of `epochs`. A validation loss that is no number, or
+    above `divergence_factor` times the best one, sends the training back to its best epoch, once. `trainings_at_once`
+    null: as many (model, seed) trainings side by side as the cluster carries.
+    """
+
+    epochs: int = Field(500, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    minimum_learning_rate: float = Field(1e-5, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["warm_restarts", "warmup_cosine"] = "warm_restarts"
+    restart_period: int = Field(5, ge=1)
+    warmup_epochs: int = Field(5, ge=0)
+    divergence_factor: float = Field(10, gt=1)
+    patience: int = Field(30, ge=1)
+    minimum_improvement: float = Field(1e-5, ge=0)
+    mask_ratio: Fraction = 0.30
+    patch: int = Field(4, ge=1)
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    optimizer: Literal["adamw", "fused_adamw"] = "adamw"
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    checkpoint_every: int = Field(1, ge=1)
+    trainings_at_once: int | None = Field(None, ge=1)
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float | None = Field(None, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _batch_feeds_workers(self) -> Train:
+        found: Found = []
+        if self.batch_size % self.workers:
+            reason = f"{self.batch_size} must be a multiple of workers ({self.workers})"
+            found.append((("batch_size", "workers"), reason))
+        if self.minimum_learning_rate > self.learning_rate:
+            reason = f"{self.minimum_learning_rate} may not exceed learning_rate ({self.learning_rate})"
+            found.append((("minimum_learning_rate", "learning_rate"), reason))
+        # NCCL refuses two workers on one GPU.
+        if self.gpus_per_worker % 1 and (self.gpus_per_worker > 1 or self.workers > 1):
+            reason = f"{self.gpus_per_worker} must be a whole number, or with one worker a share of one GPU"
+            found.append((("gpus_per_worker", "workers"), reason))
+        if self.schedule == "warmup_cosine" and self.warmup_epochs >= self.epochs:
+            reason = f"{self.warmup_epochs} must be below epochs ({self.epochs}): the cosine needs one epoch or more"
+            found.append((("warmup_epochs", "epochs", "schedule"), reason))
+        return refuse(self, found)
+
+
+class Attribution(Section):
+    """The attributions; constants of the paper's experiment.
+
+    `engine`: `stream` evaluates the points of all clips and methods in one stream; `captum` makes the plain Captum
+    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream,
+    `compile` the mode of torch.compile for its network, on a GPU.
+    """
+
+    engine: Literal["stream", "captum"] = "stream"
+    precision: Precision = "float32"
+    compile: Compile = "none"
+    methods: tuple[MethodName, ...] = PAPER_METHODS
+    smooth_grad_samples: int = Field(25, ge=1)
+    smooth_grad_sigma: float = Field(0.1, gt=0)
+    integrated_gradients_steps: int = Field(50, ge=1)
+    gradient_shap_samples: int = Field(25, ge=1)
+    gradient_shap_sigma: float = Field(0.09, ge=0)
+    occlusion_bands: int = Field(20, ge=1)
+    occlusion_frames: int = Field(20, ge=1)
+    seed: Seed = 0
+
+    @property
+    def settings(self) -> AttributionSettings:
+        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "compile", "methods", "seed"}))
+
+    @model_validator(mode="after")
+    def _captum_is_plain(self) -> Attribution:
+        found: Found = []
+        if self.engine == "captum" and self.precision != "float32":
+            reason = "belongs to engine 'stream'; engine 'captum' computes in float32"
+            found.append((("precision", "engine"), reason))
+        if self.engine == "captum" and self.compile != "none":
+            reason = "belongs to engine 'stream'; engine 'captum' takes the network as it is"
+            found.append((("compile", "engine"), reason))
+        return refuse(self, [*found, *all_different(self, "methods")])
+
+
+class Audit(Section):
+    """What the audit explains, and how it is spread. Only `percentiles`, `explain`, `maps` and `clips_per_shard` change
+    what is written.
+
+    `explain`: which clips are explained once all are scored: `all`, `alarms`, `top:N` (the N highest scores) or `none`.
+    `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. `actors` null: as
+    many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
+    read and decode as the rest of the CPUs carries. `clips_per_shard` is the most: a shard, the unit of work, holds
+    fewer where workers would be left without one. `micro_batch`: spectrograms in one forward pass; null: what suits the
+    device.
+    """
+
+    percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
+    explain: Explain = "all"
+    maps: int = Field(4, ge=-1)
+    clips_per_shard: int = Field(8, ge=1)
+    actors: int | None = Field(None, ge=1)
+    readers: int | None = Field(None, ge=1)
+    gpus_per_actor: float = Field(0, ge=0)
+    micro_batch: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _percentiles_rise(self) -> Audit:
+        if not self.percentiles or list(self.percentiles) != sorted(set(self.percentiles)):
+            reason = f"must be one or more different values in rising order, found {list(self.percentiles)}"
+            return refuse(self, [(("percentiles",), reason)])
+        return self
+
+
+def compiled_without_gpu(attribution: Attribution, audit: Audit) -> Found:
+    """On a CPU the compiled network takes 2.7 times as long as the one that is used there, and minutes to compile."""
+    if attribution.compile == "none" or audit.gpus_per_actor:
+        return []
+    reason = f"'{attribution.compile}' is for GPUs: set audit.gpus_per_actor, or leave it at 'none'"
+    return [(("attribution.compile", "audit.gpus_per_actor"), reason)]
+
+
+class Alarm(Section):
+    """When a clip raises an alarm: its score is above a threshold that is fitted on validation normals alone.
+
+    `rule`: `quantile` (empirical), `gamma` (of a gamma distribution fitted to the scores, as in DCASE) or `conformal`
+    (the guarantee of split conformal prediction). `pooling`: which score alarms, the clip's mean error or that of its
+    worst second. `false_alarm_rate`: the share of normal clips that may alarm.
+    """
+
+    rule: Literal["quantile", "gamma", "conformal"] = "quantile"
+    pooling: Literal["mean", "worst_second"] = "mean"
+    false_alarm_rate: Fraction = 0.05
+
+
+class Events(Section):
+    """How alarms become events: those at most `merge_gap_s` apart are one. `method` and `percentile` name the
+    explanation that tells the event's seconds and mel bands.
+    """
+
+    merge_gap_s: float = Field(10.0, ge=0)
+    method: MethodName = "saliency"
+    percentile: Percentile = 95.0
+
+
+class Search(Section):
+    """The search over mask ratio and patch size, for the MAE.
+
+    `algorithm`: `grid` tries every pair of `mask_ratios` and `patches`; `optuna` draws `trials` pairs, the ratio from
+    the range that `mask_ratios` spans. `scheduler`: `asha` stops trials that fall behind after `grace_epochs`.
+    `objective`: `proxy_auc` (synthetic disturbances in validation normals, no test label), `validation_loss`, or
+    `test_auc` (the paper's choice, which sees test labels); losses of different mask ratios are not the same quantity.
+    A trial of several workers shares `cpus_per_trial` and `gpus_per_trial` among them. `trials_at_once` null: as many
+    as the cluster carries.
+    """
+
+    mask_ratios: tuple[Fraction, ...] = (0.15, 0.30, 0.50, 0.75, 0.90)
+    patches: tuple[Annotated[int, Field(ge=1)], ...] = (4, 8)
+    algorithm: Literal["grid", "optuna"] = "grid"
+    trials: int = Field(20, ge=1)
+    scheduler: Literal["none", "asha"] = "none"
+    grace_epochs: int = Field(10, ge=1)
+    reduction_factor: int = Field(3, ge=2)
+    objective: Literal["proxy_auc", "validation_loss", "test_auc"] = "proxy_auc"
+    cpus_per_trial: float = Field(1, gt=0)
+    gpus_per_trial: float = Field(0, ge=0)
+    trials_at_once: int | None = Field(None, ge=1)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _choices_differ(self) -> Search:
+        return refuse(self, [*all_different(self, "mask_ratios"), *all_different(self, "patches")])
+
+
+class Evaluation(Section):
+    """`seed`: of the bootstrap."""
+
+    seed: Seed = 0

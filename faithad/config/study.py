@@ -1,0 +1,298 @@
+"""A study's configuration: YAML in, one frozen and validated `Study` out.
+
+Every default of the system stands here or in `config_sections`, and nowhere else. Unknown keys are errors, and all
+problems of a file are told at once, each under its key. `--set train.epochs=3` on the command line is a change to the
+YAML before validation.
+
+Relative paths inside `data` start at `data.root`. `root` and `data.root` start at the current folder, or at the folder
+that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ray deletes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from faithad import storage
+from faithad.config.file import change, read_text, read_values, validated
+from faithad.config.sections import (
+    Alarm,
+    Attribution,
+    Audit,
+    Evaluation,
+    Events,
+    Features,
+    Found,
+    Fraction,
+    Search,
+    Section,
+    Seed,
+    Train,
+    all_different,
+    compiled_without_gpu,
+    refuse,
+)
+from faithad.errors import ConfigError
+from faithad.features import FeatureSettings
+from faithad.model.classical import SEEDLESS
+from faithad.model.masking import n_hidden_patches
+from faithad.model.networks import EXPLAINED
+
+# Frames below which no network can be built: most halve them four times.
+_FEWEST_FRAMES = 16
+
+ModelName = Literal["ae", "mae", "dense_ae", "cae", "skip_cae", "one_class_svm", "isolation_forest"]
+
+
+def _wall_clock(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            value = None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        raise ValueError("must be a date and a time such as 2019-12-01T06:00")
+    if value.tzinfo is not None:
+        raise ValueError("has a time zone; the times in the names of recordings have none: write it without")
+    return value
+
+
+WallClock = Annotated[datetime, BeforeValidator(_wall_clock)]
+
+
+class Synthetic(Section):
+    """The demo mill, made at `data.root` before the study where it does not exist yet."""
+
+    train_recordings: int = Field(24, ge=2)
+    test_recordings: int = Field(12, ge=2)
+    seed: Seed = 0
+
+
+class Split(Section):
+    """Who trains and who tests. `folder`: as `data.train` and `data.test` say. `csv`: a table with the columns
+    recording and split. `time`: recordings that start before `train_until` train, later ones test.
+    """
+
+    by: Literal["folder", "csv", "time"] = "folder"
+    csv: str | None = None
+    train_until: WallClock | None = None
+    validation_fraction: Fraction = 0.1
+    validation_unit: Literal["clip", "recording"] = "clip"
+    seed: Seed = 0
+
+
+class Data(Section):
+    """Where the clips come from. `layout: planer` is the published data set of `.pt` spectrograms, found below `root`;
+    of its training folders only `training_folders` are taken, where given.
+    """
+
+    layout: Literal["audio", "planer"] = "audio"
+    root: str = "."
+    synthetic: Synthetic | None = None
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    recordings: tuple[str, ...] = ()
+    training_folders: tuple[str, ...] | None = None
+    annotations: str | None = None
+    clip_s: float = Field(10.0, gt=0, le=600)
+    remainder: Literal["drop", "pad", "overlap"] = "drop"
+    split: Split = Split()
+
+    def locate(self, path: str) -> str:
+        """A path of this section, starting from `root` on unless it is absolute or a URI."""
+        path = path if "://" in path else os.path.expanduser(path)
+        return path if "://" in path or path.startswith("/") else storage.join(self.root, path)
+
+    @model_validator(mode="after")
+    def _sources_fit_the_split(self) -> Data:
+        found = self._planer_problems() if self.layout == "planer" else self._audio_problems()
+        for key, by in (("csv", "csv"), ("train_until", "time")):
+            if (self.split.by == by) != (getattr(self.split, key) is not None):
+                found.append(((f"split.{key}", "split.by"), f"is needed with split.by '{by}', and only there"))
+        return refuse(self, found)
+
+    def _planer_problems(self) -> Found:
+        found: Found = []
+        given = [key for key in ("train", "test", "recordings") if getattr(self, key)]
+        given += ["split.by"] if self.split.by != "folder" else []
+        if given:
+            reason = (
+                "layout 'planer' finds training/ and evaluation/ below data.root by itself: "
+                "leave train, test, recordings and split.by out"
+            )
+            found.append(((*given, "layout"), reason))
+        if self.clip_s != 10.0:
+            found.append((("clip_s", "layout"), "layout 'planer' holds clips of 10 s: leave clip_s out"))
+        if self.synthetic is not None:
+            found.append((("synthetic", "layout"), "the demo mill is made of recordings: leave layout 'planer' out"))
+        return found
+
+    def _audio_problems(self) -> Found:
+        found: Found = []
+        by_folder = self.split.by == "folder"
+        misplaced = [key for key in ("train", "test") if bool(getattr(self, key)) != by_folder]
+        misplaced += ["recordings"] if bool(self.recordings) == by_folder else []
+        if misplaced:
+            needed = "train and in test, and no recordings" if by_folder else "recordings, and neither train nor test"
+            keys = (*misplaced, "train", "test", "recordings", "layout", "split.by")
+            found.append((keys, f"split.by '{self.split.by}' needs the folders in {needed}"))
+        if self.training_folders is not None:
+            reason = "training_folders belongs to layout 'planer'; name the folders in train instead"
+            found.append((("training_folders", "layout"), reason))
+        if self.remainder == "overlap" and self.split.validation_unit == "clip":
+            reason = (
+                "'overlap' lets clips of one recording share sound, so that a model would be validated with what it "
+                "was trained on: set data.split.validation_unit to recording"
+            )
+            found.append((("remainder", "split.validation_unit", "layout"), reason))
+        return found
+
+
+def _name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) is None:
+        raise ValueError("allowed: letters, digits, '_', '.' and '-', a letter or digit first")
+    return name
+
+
+class Study(Section):
+    """The whole study. See configs/demo.yaml and configs/paper.yaml.
+
+    `models`: `ae` and `mae` are the study's question: trained, audited and explained. `dense_ae`, `cae`, `skip_cae`,
+    `one_class_svm` and `isolation_forest` are the model paper's baselines: they are scored, for the detection table,
+    and `attribution` does not concern them.
+    """
+
+    name: Annotated[str, AfterValidator(_name)]
+    root: Annotated[str, Field(min_length=1)]
+    protocol: Literal["paper"] = "paper"
+    models: tuple[ModelName, ...] = ("ae", "mae")
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    data: Data
+    features: Features = Features()
+    train: Train = Train()
+    attribution: Attribution = Attribution()
+    audit: Audit = Audit()
+    alarm: Alarm = Alarm()
+    events: Events = Events()
+    search: Search = Search()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def feature_settings(self) -> FeatureSettings:
+        values = self.features.model_dump(exclude={"normalization"})
+        return FeatureSettings(**values, clip_s=self.data.clip_s)
+
+    def n_frames(self, model: str) -> int:
+        """Frames that a model sees: all of them, but the MAE as many as its patches divide (paper protocol)."""
+        frames = self.feature_settings.n_frames
+        return frames - frames % self.train.patch if model == "mae" else frames
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """All (model, seed) pairs, in the order in which they are trained. A model without chance has the first seed
+        only: it would come out the same with each.
+        """
+        return [(model, seed) for model in self.models for seed in self._seeds(model)]
+
+    @property
+    def explained_models(self) -> tuple[str, ...]:
+        """The models whose scores are explained, in the order of `models`."""
+        return tuple(model for model in self.models if model in EXPLAINED)
+
+    def _seeds(self, model: str) -> tuple[int, ...]:
+        return self.seeds[:1] if model in SEEDLESS else self.seeds
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Study:
+        found = [*all_different(self, "models"), *all_different(self, "seeds")]
+        found += compiled_without_gpu(self.attribution, self.audit)
+        try:
+            frames = self.feature_settings.n_frames
+        except ConfigError as error:
+            keys = ("data.clip_s", "features.sample_rate_hz", "features.n_fft")
+            return refuse(self, [*found, (keys, str(error).removeprefix("clip_s "))])
+        keys = ("data.clip_s", "features.hop_samples", "features.sample_rate_hz")
+        if frames < _FEWEST_FRAMES:
+            reason = (
+                f"a clip of {self.data.clip_s:g} s has fewer than {_FEWEST_FRAMES} frames ({frames}): raise it, or "
+                "lower features.hop_samples"
+            )
+            found.append((keys, reason))
+        elif "mae" in self.models:
+            found += self._mae_problems((*keys, "models", "train.patch"))
+        return refuse(self, found)
+
+    def _mae_problems(self, keys: tuple[str, ...]) -> Found:
+        """What keeps the patches of the MAE from a clip of enough frames; `keys` give its number of frames."""
+        patch, n_mels, frames = self.train.patch, self.features.n_mels, self.n_frames("mae")
+        found: Found = []
+        if n_mels % patch:
+            reason = f"{patch} must divide features.n_mels ({n_mels}) for the MAE"
+            found.append((("train.patch", "features.n_mels", "models"), reason))
+        if frames < _FEWEST_FRAMES:
+            reason = (
+                f"the MAE sees {frames} frames of a clip, a multiple of train.patch ({patch}), and needs "
+                f"{_FEWEST_FRAMES}: raise it, or lower train.patch"
+            )
+            found.append((keys, reason))
+        if not found:
+            try:
+                n_hidden_patches(n_mels // patch * (frames // patch), self.train.mask_ratio)
+            except ConfigError as error:
+                reason = str(error).removeprefix("ratio ")
+                found.append((("train.mask_ratio", "features.n_mels", *keys), reason))
+        return found
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `load_study` reads it back to an equal study."""
+        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+
+
+# For the keys without a default, to go on with where a file has none: all other problems are to be told as well.
+_PLACEHOLDERS = {"name": "name", "root": "root", "data": {"layout": "planer"}}
+
+
+def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
+    """Read and validate a study.
+
+    Args:
+        location: a YAML file, local or a URI.
+        overrides: `section.key=value` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or one or more keys are unknown, of a wrong type or impossible.
+    """
+    study = parse_study(read_text(location), name=location, overrides=overrides)
+    data = study.data.model_copy(update={"root": absolute(study.data.root)})
+    return study.model_copy(update={"root": absolute(study.root), "data": data})
+
+
+def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study:
+    """As `load_study`, from the text itself; `name` says in messages where it came from."""
+    try:
+        values, repeated = read_values(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name} is {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{name} must hold keys and values (name: ..., root: ..., data: ...), found {type(values).__name__}"
+        )
+    for override in overrides:
+        change(values, override)
+    return validated(Study, values, name=name, repeated=repeated, placeholders=_PLACEHOLDERS)
+
+
+def absolute(location: str) -> str:
+    """Independent of the current folder, which is another one on every worker."""
+    if "://" in location:
+        return location
+    return os.path.normpath(os.path.join(os.environ.get("FAITHAD_HOME", os.getcwd()), os.path.expanduser(location)))

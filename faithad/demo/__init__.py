@@ -1,0 +1,1 @@
+"""The demo mill: seeded recordings of a planer, with annotated disturbances."""

@@ -1,0 +1,45 @@
+"""Tables that lie in many small files, one a shard, read side by side: a remote file takes its time to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad import storage
+from faithad.runs.lookahead import side_by_side
+
+_REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 16, 2
+
+
+def shard_files(folder: str) -> list[str]:
+    """Locations of the shards of a table, in their order; none where there is no such table."""
+    return [location for _, location in storage.list_files(folder, suffixes=[".parquet"])]
+
+
+def read_shards(
+    folder: str, *, columns: Collection[str] | None = None, condition: pc.Expression | None = None
+) -> Iterator[pa.Table]:
+    """The shards of a table, in their order.
+
+    Args:
+        folder: of the table.
+        columns: what to read, all by default.
+        condition: which rows.
+    """
+
+    def read(location: str) -> pa.Table:
+        return storage.read_rows(location, columns=None if columns is None else list(columns), condition=condition)
+
+    at_once = _REMOTE_AT_ONCE if storage.is_remote(folder) else _LOCAL_AT_ONCE
+    yield from side_by_side(read, shard_files(folder), at_once=at_once)
+
+
+def read_whole(
+    folder: str, schema: pa.Schema, *, columns: Collection[str] | None = None, condition: pc.Expression | None = None
+) -> pa.Table:
+    """All shards as one table, without rows where there are none."""
+    names = schema.names if columns is None else list(columns)
+    nothing = schema.empty_table().select(names)
+    return pa.concat_tables([nothing, *read_shards(folder, columns=names, condition=condition)]).combine_chunks()

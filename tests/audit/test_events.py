@@ -1,0 +1,388 @@
+"""Events: a second way to merge, whatever the order of rows, and what carries them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faithad import schemas
+from faithad.audit.events import find_events
+from faithad.clips.manifest import clip_id
+from faithad.errors import StudyError
+from faithad.evaluation.mel_bands import mel_band_edges_hz
+from faithad.features import FeatureSettings
+from faithad.model.alarm import AlarmThreshold
+
+FEATURES = FeatureSettings()
+N_FRAMES, N_MELS = 400, 80
+ALARM = AlarmThreshold("quantile", "mean", 0.05, 2.0, 18.0, 20)
+START = datetime(2024, 5, 6, 7, 0)
+
+repeatable = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+class Made:
+    """Recordings of 10 s clips with scores; the tables that find_events takes."""
+
+    def __init__(self) -> None:
+        self.clips: list[dict[str, Any]] = []
+        self.scores: list[dict[str, Any]] = []
+
+    def recording(
+        self,
+        name: str,
+        scores: Sequence[float],
+        *,
+        start_s: float | None = 0.0,
+        rest_s: float = 0.0,
+        overlap: bool = False,
+    ) -> Made:
+        """Clips side by side; then, where there is a rest, a shorter clip or one that overlaps the one before."""
+        places = [(10.0 * number, 10.0) for number in range(len(scores) - (rest_s > 0))]
+        if rest_s:
+            end_s = 10.0 * len(places) + rest_s
+            places.append((end_s - 10.0, 10.0) if overlap and places else (end_s - rest_s, rest_s))
+        for (onset_s, duration_s), score in zip(places, scores, strict=True):
+            clock = None if start_s is None else START + timedelta(seconds=start_s + onset_s)
+            identity = clip_id(name, onset_s)
+            self.clips.append(
+                {"clip_id": identity, "recording": name, "uri": f"/{name}", "onset_s": onset_s,
+                 "duration_s": duration_s, "recorded_at": clock, "split": "test", "annotated": False}
+            )  # fmt: skip
+            self.scores.append(
+                {"clip_id": identity, "model": "mae", "seed": 0, "score": score, "worst_second_score": 3 * score,
+                 "threshold": 2.0, "alarm": score > 2.0, "worst_onset_s": 4.0, "worst_mel_band": 7}
+            )  # fmt: skip
+        return self
+
+    def events(self, *, merge_gap_s: float = 10.0, **options: Any) -> list[dict[str, Any]]:
+        manifest = pa.Table.from_pylist(self.clips, schema=schemas.MANIFEST)
+        scores = pa.Table.from_pylist(self.scores, schema=schemas.SCORES)
+        options = {"alarm": ALARM, "explanations": None, "faithfulness": None, **options}
+        found = find_events(
+            scores, manifest, merge_gap_s=merge_gap_s, method="saliency", percentile=95.0, features=FEATURES, **options
+        )
+        assert found.schema.equals(schemas.EVENTS)
+        rows: list[dict[str, Any]] = found.to_pylist()
+        return rows
+
+
+def explanations(*clips: tuple[str, np.ndarray, np.ndarray], method: str = "saliency", flat: bool = False) -> pa.Table:
+    schema = schemas.attributions(N_MELS, N_FRAMES)
+    rows = [
+        {"clip_id": identity, "model": "mae", "seed": 0, "method": method, "curve": curve, "profile": profile,
+         "map": None, "map_scale": None, "degenerate": flat}
+        for identity, curve, profile in clips
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def peaks_in(*seconds: int) -> np.ndarray:
+    """A curve whose highest twentieth, 20 frames, lies in these seconds."""
+    curve = np.linspace(0, 0.1, N_FRAMES)
+    for second in seconds:
+        curve[40 * second + 5 : 40 * second + 5 + math.ceil(20 / len(seconds))] = 1.0
+    return curve
+
+
+def bump(*bands: int) -> np.ndarray:
+    profile = np.zeros(N_MELS)
+    profile[list(bands)] = 1.0
+    return profile
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+recordings = st.lists(
+    st.tuples(
+        st.sampled_from(["north", "south"]),
+        st.one_of(st.none(), st.integers(0, 12).map(lambda k: 10.0 * k), st.just(33.5)),  # start by the clock
+        st.lists(st.sampled_from([1.0, 2.0, 2.5, 4.0]), min_size=1, max_size=6),
+        st.sampled_from([0.0, 3.5, 9.0]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def made_of(drawn: list[tuple[str, float | None, list[float], float, bool]]) -> Made:
+    made = Made()
+    for number, (folder, start_s, scores, rest_s, overlap) in enumerate(drawn):
+        made.recording(f"{folder}/{number}.wav", scores, start_s=start_s, rest_s=rest_s, overlap=overlap)
+    return made
+
+
+def follow_on(made: Made, one: str, other: str) -> bool:
+    """From the definition: of two neighbours in one folder, whether the second begins where the first ends."""
+    folder = one.split("/")[0]
+    known = {
+        name: (clips[0]["recorded_at"] - timedelta(seconds=clips[0]["onset_s"]),
+               max(clip["recorded_at"] + timedelta(seconds=clip["duration_s"]) for clip in clips))
+        for name in {clip["recording"] for clip in made.clips}
+        if name.startswith(f"{folder}/")
+        and (clips := [clip for clip in made.clips if clip["recording"] == name])[0]["recorded_at"]
+    }  # fmt: skip
+    ordered = sorted(known, key=lambda name: (known[name][0], name))
+    if (one, other) not in pairwise(ordered):
+        return False
+    return -1.0 <= (known[other][0] - known[one][1]).total_seconds() < 10.0
+
+
+def merged_slowly(made: Made, gap_s: float) -> set[frozenset[str]]:
+    """Connected components of the alarms that are near each other, from all pairs."""
+    names = sorted({clip["recording"] for clip in made.clips})
+    chain = {name: {name} for name in names}
+    for one in names:
+        for other in names:
+            if follow_on(made, one, other):
+                joined = chain[one] | chain[other]
+                for name in joined:
+                    chain[name] = joined
+    scores = {row["clip_id"]: row["score"] for row in made.scores}
+    alarms = [clip for clip in made.clips if scores[clip["clip_id"]] > 2.0]
+
+    def distance_s(one: dict[str, Any], other: dict[str, Any]) -> float:
+        if one["recording"] == other["recording"]:
+            first, second = sorted((one, other), key=lambda clip: clip["onset_s"])
+            return float(second["onset_s"] - first["onset_s"] - first["duration_s"])
+        if other["recording"] not in chain[one["recording"]]:
+            return math.inf
+        first, second = sorted((one, other), key=lambda clip: clip["recorded_at"])
+        between = second["recorded_at"] - first["recorded_at"]
+        return float(between.total_seconds() - first["duration_s"])
+
+    groups = [{clip["clip_id"]} for clip in alarms]
+    of = {clip["clip_id"]: group for clip, group in zip(alarms, groups, strict=True)}
+    for one in alarms:
+        for other in alarms:
+            if distance_s(one, other) <= gap_s and of[one["clip_id"]] is not of[other["clip_id"]]:
+                joined = of[one["clip_id"]] | of[other["clip_id"]]
+                for identity in joined:
+                    of[identity] = joined
+    return {frozenset(group) for group in of.values()}
+
+
+@repeatable
+@given(recordings, st.sampled_from([0.0, 3.5, 10.0, 25.0]))
+def test_merging_equals_connected_components(drawn: Any, gap_s: float) -> None:
+    """So every alarm is in one event and one only, and no two events lie closer than the gap."""
+    made = made_of(drawn)
+    events = made.events(merge_gap_s=gap_s)
+    assert {frozenset(event["clip_ids"]) for event in events} == merged_slowly(made, gap_s)
+    assert sum(event["n_alarms"] for event in events) == sum(row["score"] > 2.0 for row in made.scores)
+
+
+@repeatable
+@given(recordings, st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(drawn: Any, shuffler: random.Random) -> None:
+    made = made_of(drawn)
+    events = made.events()
+    shuffler.shuffle(made.clips)
+    shuffler.shuffle(made.scores)
+    assert made.events() == events
+
+
+@repeatable
+@given(recordings)
+def test_events_lie_in_their_recordings_and_their_seconds_in_their_parts(drawn: Any) -> None:
+    made = made_of(drawn)
+    ends: dict[str, float] = {}
+    for clip in made.clips:
+        ends[clip["recording"]] = max(ends.get(clip["recording"], 0.0), clip["onset_s"] + clip["duration_s"])
+    for event in made.events():
+        parts = {part["recording"]: part for part in event["parts"]}
+        assert len(parts) == len(event["parts"])
+        assert (event["recording"], event["onset_s"]) == (event["parts"][0]["recording"], event["parts"][0]["onset_s"])
+        for part in event["parts"]:
+            assert 0 <= part["onset_s"] < part["offset_s"] <= ends[part["recording"]] + 1e-6
+        for second in event["seconds"]:
+            part = parts[second["recording"]]
+            assert part["onset_s"] <= second["onset_s"] < second["offset_s"] <= part["offset_s"] + 1e-6
+        if event["started_at"]:
+            assert (event["ended_at"] - event["started_at"]).total_seconds() == pytest.approx(event["duration_s"])
+        assert event["score"] == max(row["score"] for row in made.scores if row["clip_id"] in event["clip_ids"])
+
+
+def test_alarms_up_to_the_gap_are_one_event() -> None:
+    made = Made().recording("m/a.wav", [4.0, 1.0, 5.0, 1.0, 1.0, 3.0], start_s=None)
+    first, second = made.events()
+    assert first["parts"] == [{"recording": "m/a.wav", "onset_s": 0.0, "offset_s": 30.0}]
+    assert (first["duration_s"], first["n_alarms"], first["score"], first["strength"]) == (30.0, 2, 5.0, 2.5)
+    assert (second["onset_s"], second["started_at"], second["ended_at"]) == (50.0, None, None)
+
+
+def test_an_event_goes_on_in_the_next_recording() -> None:
+    """60 s of each minute are recorded but the last 5: what is missing is shorter than a clip."""
+    made = Made().recording("m/a.wav", [1.0, 1.0, 1.0, 1.0, 5.0], rest_s=5.0, overlap=True, start_s=0.0)
+    made.recording("m/b.wav", [3.0, 1.0], start_s=50.0)
+    made.recording("elsewhere/c.wav", [3.0, 1.0], start_s=50.0)
+    event, beside = made.events()
+    assert event["parts"] == [
+        {"recording": "m/a.wav", "onset_s": 35.0, "offset_s": 45.0},
+        {"recording": "m/b.wav", "onset_s": 0.0, "offset_s": 10.0},
+    ]
+    assert (event["started_at"], event["ended_at"]) == (START + timedelta(seconds=35), START + timedelta(seconds=60))
+    assert event["duration_s"] == 25.0
+    assert beside["parts"] == [{"recording": "elsewhere/c.wav", "onset_s": 0.0, "offset_s": 10.0}]
+
+
+def test_a_hole_in_the_recordings_ends_an_event() -> None:
+    made = Made().recording("m/a.wav", [3.0], start_s=0.0).recording("m/b.wav", [3.0], start_s=20.0)
+    assert len(made.events(merge_gap_s=60.0)) == 2
+
+
+def test_recorders_side_by_side_stay_apart() -> None:
+    made = Made().recording("north/a.wav", [3.0], start_s=0.0).recording("south/a.wav", [3.0], start_s=10.0)
+    assert len(made.events()) == 2
+
+
+MIDNIGHT_S = 17 * 3_600.0  # after START
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n_events"),
+    [
+        ("mill/2024-05-06/a.wav", "mill/2024-05-07/b.wav", 1),
+        ("20240506/mic 1/a.wav", "20240507/mic 1/b.wav", 1),
+        ("mill 2024/05/06/a.wav", "mill 2024/05/07/b.wav", 1),
+        ("mill/2024-05-06/a.wav", "mill/2024-05-06/b.wav", 1),
+        ("mill/2024-05-06/mic 1/a.wav", "mill/2024-05-07/mic 2/b.wav", 2),
+        ("mic 120240506/a.wav", "mic 120240507/b.wav", 2),
+        ("run 20241306/a.wav", "run 20241307/b.wav", 2),  # no dates
+    ],
+)
+def test_an_event_goes_on_over_midnight_in_the_folder_of_the_next_day(before: str, after: str, n_events: int) -> None:
+    made = Made().recording(before, [1, 3], start_s=MIDNIGHT_S - 20).recording(after, [3, 1], start_s=MIDNIGHT_S)
+    events = made.events()
+    assert [len(event["parts"]) for event in events] == ([2] if n_events == 1 else [1, 1])
+    if n_events == 1:
+        assert [part["recording"] for part in events[0]["parts"]] == [before, after]
+        assert (events[0]["started_at"], events[0]["duration_s"]) == (datetime(2024, 5, 6, 23, 59, 50), 20.0)
+
+
+def test_ids_are_stable_and_sorting_is_by_the_clock() -> None:
+    late = Made().recording("m/a.wav", [3.0, 1.0], start_s=5000.0)
+    both = Made().recording("m/a.wav", [3.0, 1.0], start_s=5000.0).recording("m/b.wav", [4.0], start_s=0.0)
+    unknown = both.recording("a/0.wav", [3.0], start_s=None)
+    assert [event["recording"] for event in unknown.events()] == ["m/b.wav", "m/a.wav", "a/0.wav"]
+    # Written out: another value would orphan every list that an id was copied into.
+    assert late.events()[0]["event_id"] == unknown.events()[1]["event_id"] == "6d9bf6199fa62f42"
+
+
+# --- what carries an event --------------------------------------------------------------------------------------------
+
+
+def test_seconds_and_bands_of_explained_alarms() -> None:
+    made = Made().recording("m/a.wav", [3.0, 1.0, 4.0], start_s=None)
+    first, _, last = (clip["clip_id"] for clip in made.clips)
+    table = explanations((first, peaks_in(3), bump(10, 11)), (last, peaks_in(0, 9), bump(11, 12)))
+    (event,) = made.events(explanations=table)
+    places = [(second["onset_s"], second["offset_s"]) for second in event["seconds"]]
+    assert places == [(3.0, 4.0), (20.0, 21.0), (29.0, 30.0)]
+    # Bands 10 to 12 hold 1, 2 and 1 of 4: band 11 alone is half of it.
+    assert (event["mel_band_low"], event["mel_band_high"]) == (11, 11)
+    low, high = mel_band_edges_hz(N_MELS, 20_000)
+    assert (event["low_hz"], event["high_hz"]) == (low[11], high[11])
+    assert (event["method"], event["percentile"]) == ("saliency", 95.0)
+
+
+def test_faithfulness_is_the_mean_over_the_alarms_at_the_percentile_in_frame_mode() -> None:
+    made = Made().recording("m/a.wav", [3.0, 4.0], start_s=None)
+    first, second = (clip["clip_id"] for clip in made.clips)
+    table = explanations((first, peaks_in(3), bump(1)), (second, peaks_in(3), bump(1)))
+    keys = {"model": "mae", "seed": 0, "replaced_fraction": 0.05, "error_before": 3.0, "error_after": 2.0}
+    rows = [
+        {**keys, "clip_id": identity, "method": method, "mode": mode, "percentile": percentile, "faithfulness": value}
+        for identity, method, mode, percentile, value in [
+            (first, "saliency", "frame", 95.0, 0.5),
+            (second, "saliency", "frame", 95.0, 0.25),
+            (second, "saliency", "frame", 96.0, 9.0),
+            (second, "saliency", "segment", 95.0, 9.0),
+            (second, "error_map", "frame", 95.0, 9.0),
+        ]
+    ]
+    (event,) = made.events(explanations=table, faithfulness=pa.Table.from_pylist(rows, schema=schemas.FAITHFULNESS))
+    assert event["faithfulness"] == 0.375
+
+
+@pytest.mark.parametrize("table", [None, "other method", "flat"])
+def test_without_an_explanation_the_error_says_where(table: str | None) -> None:
+    made = Made().recording("m/a.wav", [3.0, 3.0], start_s=None)
+    clips = [(clip["clip_id"], peaks_in(8), bump(70)) for clip in made.clips]
+    found = {
+        None: None,
+        "other method": explanations(*clips, method="error_map"),
+        "flat": explanations(*clips, flat=True),
+    }[table]
+    (event,) = made.events(explanations=found)
+    assert [(second["onset_s"], second["offset_s"]) for second in event["seconds"]] == [(4.0, 5.0), (14.0, 15.0)]
+    assert (event["mel_band_low"], event["mel_band_high"]) == (7, 7)
+    assert (event["method"], event["percentile"], event["faithfulness"]) == (None, None, None)
+
+
+def test_a_model_that_only_scores_has_events_without_seconds_and_with_all_bands() -> None:
+    made = Made().recording("m/a.wav", [3.0], start_s=None)
+    made.scores[0] |= {"worst_second_score": None, "worst_onset_s": None, "worst_mel_band": None}
+    (event,) = made.events()
+    assert (event["seconds"], event["mel_band_low"], event["mel_band_high"]) == ([], 0, 79)
+    assert (event["low_hz"], event["high_hz"]) == (0.0, pytest.approx(10_000.0))
+    with pytest.raises(StudyError, match=r"1 of 1 scores have no worst_second_score.*alarm\.pooling to mean"):
+        made.events(alarm=AlarmThreshold("quantile", "worst_second", 0.05, 2.0, 18.0, 20))
+
+
+def test_peaks_in_the_silence_after_a_recording_are_no_seconds_of_it() -> None:
+    made = Made().recording("m/a.wav", [1.0, 3.0], rest_s=3.5, start_s=None)
+    table = explanations((made.clips[1]["clip_id"], peaks_in(3, 8), bump(2)))
+    (event,) = made.events(explanations=table)
+    assert event["seconds"] == [{"recording": "m/a.wav", "onset_s": 13.0, "offset_s": 13.5}]
+
+
+def test_the_alarm_pools_the_worst_second() -> None:
+    made = Made().recording("m/a.wav", [1.0, 0.5], start_s=None)
+    (event,) = made.events(alarm=AlarmThreshold("quantile", "worst_second", 0.05, 2.0, 18.0, 20))
+    assert (event["score"], event["strength"], event["pooling"], event["n_alarms"]) == (3.0, 1.5, "worst_second", 1)
+
+
+def test_a_threshold_that_is_not_positive_has_no_ratio() -> None:
+    (event,) = Made().recording("m/a.wav", [3.0]).events(alarm=AlarmThreshold("quantile", "mean", 0.05, -1.0, 18.0, 20))
+    assert math.isnan(event["strength"])
+
+
+# --- tables that do not fit -------------------------------------------------------------------------------------------
+
+
+def test_no_alarm_is_no_event() -> None:
+    assert Made().recording("m/a.wav", [1.0, 2.0]).events() == []
+    assert Made().events() == []
+
+
+def test_scores_of_another_index_are_refused() -> None:
+    made = Made().recording("m/a.wav", [3.0])
+    made.scores[0]["clip_id"] = "f" * 16
+    with pytest.raises(StudyError, match="ffffffffffffffff, which the manifest does not"):
+        made.events()
+
+
+def test_rows_given_twice_are_refused() -> None:
+    made = Made().recording("m/a.wav", [3.0])
+    made.scores *= 2
+    with pytest.raises(StudyError, match="several rows for one clip"):
+        made.events()
+
+
+def test_events_are_those_of_one_model() -> None:
+    made = Made().recording("m/a.wav", [3.0, 1.0])
+    made.scores[1]["seed"] = 1
+    with pytest.raises(ValueError, match=r"seed has the values \[0, 1\]"):
+        made.events()

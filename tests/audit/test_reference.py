@@ -1,0 +1,163 @@
+"""An audit against what an expert made of its events: every figure by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faithad import storage
+from faithad.audit import reference
+from faithad.audit.exports import export_events
+from faithad.audit.reference import evaluate_audit
+from faithad.clips.annotations import Annotation, write_annotations
+from faithad.clips.labels.reference import read_reference
+from faithad.config.audit import load_audit_run
+from faithad.errors import AnnotationError, StudyError
+from faithad.evaluation.detection import auc
+from faithad.model.checkpoint import describe, load_model
+
+FIRST, SECOND = "MPD_24-05-06_0700_00001.wav", "MPD_24-05-06_0701_00002.wav"
+
+
+def labels(folder: Path, **tracks: str) -> str:
+    """Audacity label tracks: `first`, `second` or `odd`, lines of onset, offset and text."""
+    names = {"first": f"{FIRST}.txt", "second": f"{SECOND}.txt", "odd": "O'B %3Cb%3E%09=1.flac.txt"}
+    folder.mkdir()
+    for track, lines in tracks.items():
+        (folder / names[track]).write_text(lines.replace(" ", "\t"))
+    return str(folder)
+
+
+def summary(audit: Any, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = storage.read_table(storage.join(audit.out, "summary", f"{name}.parquet")).to_pylist()
+    return rows
+
+
+def test_events_taken_over_as_they_are_agree_throughout(audit: Any, tmp_path: Path) -> None:
+    export_events(audit.out, str(tmp_path / "labels"), format="raven")
+    line = evaluate_audit(audit.out, str(tmp_path / "labels"))
+    assert line.startswith("Clips: 4 anomalous, 10 normal; AUC 1.000 (1.000 to 1.000), pAUC 1.000")
+    assert "Events: 3 of 3 right (precision 1.000), 4 of 4 reference intervals found (recall 1.000)." in line
+    told, warning = line.split("\n")
+    assert told.endswith(f"Tables: {audit.out}/summary.")
+    assert warning.startswith("Warning: the reference is this audit's own events, interval for interval")
+
+
+@pytest.mark.parametrize(("first", "second"), [("50 60", "0 10"), ("0 10\n50 59.9", "0 10\n50 60")])
+def test_corrected_events_are_a_reference(audit: Any, tmp_path: Path, first: str, second: str) -> None:
+    line = evaluate_audit(audit.out, labels(tmp_path / "labels", first=first, second=second, odd="10 20"))
+    assert "Warning" not in line
+
+
+def test_windows_without_an_interval_count_whole(audit: Any, tmp_path: Path) -> None:
+    """In the published table an anomaly that nobody hears has a window and no interval; the next one touches it."""
+    table = tmp_path / "annotations.csv"
+    rows = [
+        Annotation(FIRST, 5, "broken_board", 40.0, 50.0, ((8.0, 10.0),)),
+        Annotation(FIRST, 6, "broken_board", 50.0, 60.0, ((0.0, 3.0),)),
+        Annotation(SECOND, 1, "broken_board", 0.0, 10.0),
+    ]
+    write_annotations(rows, str(table))
+    line = evaluate_audit(audit.out, str(table))
+    assert "2 of 2 reference intervals found (recall 1.000); 1 window without an interval counts whole." in line
+
+
+def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:
+    """The first alarm was none; a board got stuck unnoticed; the alarm of the odd recording is 1.5 s long."""
+    reference = labels(
+        tmp_path / "labels",
+        first="53 56.5 broken\n",
+        second="2 4 broken\n3.5 5 broken\n25 26 stuck\n",
+        odd="10.5 12 stuck\n",
+    )
+    line = evaluate_audit(audit.out, reference)
+    # Overlapping labels are one stretch. Found: 53-56.5, 2-5 and 10.5-12; not found: 25-26.
+    assert "Events: 2 of 3 right (precision 0.667), 3 of 4 reference intervals found (recall 0.750)." in line
+    scores = [3.0, 1.0, 1.2, 1.1, 1.3, 5.0, 4.0, 1.0, 1.0, 1.4, 1.5, 1.0, 2.5, 1.9]
+    truth = [0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 0]
+    (row,) = [row for row in summary(audit, "detection") if (row["metric"], row["pooling"]) == ("auc", "mean")]
+    assert row["mean"] == pytest.approx(auc(scores, truth))
+    assert (row["protocol"], row["n_normal"], row["n_anomalous"]) == ("audit", 10, 4)
+    assert f"AUC {row['mean']:.3f}" in line
+    # Peaks lie in second 5, 0 and 1 of the three explained clips; the expert's seconds are 3-6, 2-4 and 0-1.
+    f_scores = [2 / (1 + 4), 0.0, 2 / (1 + 2)]
+    (row,) = [row for row in summary(audit, "f_score") if (row["percentile"], row["anomaly_type"]) == (95.0, "all")]
+    assert (row["method"], row["n_clips"], row["mean"]) == ("saliency", 3, pytest.approx(sum(f_scores) / 3))
+    assert f"Seconds: F {row['mean']:.3f} over 3 explained clips (saliency, percentile 95" in line
+    by_type = {row["anomaly_type"]: row["mean"] for row in summary(audit, "f_score") if row["percentile"] == 95.0}
+    assert by_type == {"all": row["mean"], "broken": pytest.approx(0.2), "stuck": pytest.approx(f_scores[2])}
+    rows = {row["scope"]: row["n_clips"] for row in summary(audit, "faithfulness") if row["percentile"] == 95.0}
+    assert rows == {"annotated": 3, "all": 4}
+
+
+def test_an_interval_in_a_clip_that_failed_can_neither_be_found_nor_missed(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="53 56 x\n", second="44 46 x\n61 63 x\n")
+    line = evaluate_audit(audit.out, reference)
+    assert "1 of 3 right (precision 0.333), 1 of 1 reference intervals found (recall 1.000)" in line
+    assert line.startswith("Clips: 1 anomalous, 13 normal")
+
+
+def test_a_reference_without_any_interval_means_false_alarms_only(audit: Any, tmp_path: Path) -> None:
+    line = evaluate_audit(audit.out, labels(tmp_path / "labels", first="", second="", odd=""))
+    assert line.startswith("Clips: 0 anomalous, 14 normal; no AUC, which needs both. Events: 0 of 3 right")
+    assert "0 of 0 reference intervals found. Seconds: no F-score" in line
+    assert summary(audit, "detection") == summary(audit, "f_score") == []
+
+
+def test_nothing_was_explained(audit: Any, tmp_path: Path) -> None:
+    for name in ("attributions", "faithfulness"):
+        storage.delete(storage.join(audit.out, name))
+    line = evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 x\n"))
+    assert "Seconds: no F-score, as no annotated clip was explained." in line
+    assert summary(audit, "faithfulness") == []
+
+
+def test_references_to_other_recordings_are_refused(audit: Any, tmp_path: Path) -> None:
+    reference = tmp_path / "labels.csv"
+    reference.write_text(f"recording,onset_s,offset_s\nother.wav,1,2\n{FIRST},75,76\n{FIRST},5,6\n")
+    with pytest.raises(AnnotationError) as caught:
+        evaluate_audit(audit.out, str(reference))
+    assert str(reference) in str(caught.value)
+    assert f"{FIRST} 75-76 s; other.wav 1-2 s" in str(caught.value)
+    assert "5-6 s" not in str(caught.value)
+    assert not storage.exists(storage.join(audit.out, "summary"))
+
+
+def test_the_model_and_the_recordings_may_be_gone(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="53 56.5 broken\n")
+    before = evaluate_audit(audit.out, reference)
+    model = load_model(load_audit_run(storage.join(audit.out, "audit.yaml")).model)
+    storage.write_text(storage.join(audit.out, "model.json"), json.dumps(describe(model)))
+    run = load_audit_run(storage.join(audit.out, "audit.yaml"), model=str(tmp_path / "gone"))
+    storage.write_text(storage.join(audit.out, "audit.yaml"), run.to_yaml())
+    for place in audit.places.values():
+        place.unlink()
+    assert evaluate_audit(audit.out, reference) == before
+    assert export_events(audit.out, str(tmp_path / "csv"), format="csv").startswith("3 events in 3 recordings")
+
+
+def test_nobody_may_change_an_audit_that_is_evaluated(
+    audit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = Path(audit.out, "stages", "driver.json")
+
+    def read(location: str) -> list[Annotation]:
+        assert json.loads(mark.read_text())["pid"] == os.getpid()
+        return read_reference(location)
+
+    monkeypatch.setattr(reference, "read_reference", read)
+    assert evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 x\n")).startswith("Clips: 1 anomalous")
+    assert not mark.exists()
+
+
+def test_an_audit_that_scored_nothing(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="53 56 x\n")
+    location = storage.join(audit.out, "scores", "part-00000.parquet")
+    table = storage.read_table(location)
+    storage.write_table(table.slice(0, 0), location, schema=table.schema)
+    with pytest.raises(StudyError, match="not one clip was audited"):
+        evaluate_audit(audit.out, reference)

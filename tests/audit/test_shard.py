@@ -1,0 +1,110 @@
+"""One shard and one model, without Ray: what is scored, what is explained, and what a baseline leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from faithad.audit.shard import TABLES, AuditModel, audit_clips, table_schemas, to_table
+from faithad.config.sections import Attribution, Audit
+from faithad.features import FeatureSettings, Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel
+from faithad.model.classical import fit_classical
+from faithad.model.networks import build_network
+from faithad.runs import layout
+
+SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
+FRAMES = 100
+SPECTROGRAMS = torch.randn(6, 16, 101, generator=torch.Generator().manual_seed(0))
+ATTRIBUTION = Attribution(methods=("error_map", "saliency"))
+
+
+def prepared(name: str, *, pooling: str = "mean", threshold: float = 1.0, **audit: Any) -> AuditModel:
+    torch.manual_seed(0)
+    if name == "isolation_forest":
+        network: torch.nn.Module = fit_classical(name, SPECTROGRAMS[..., :FRAMES], seed=0)
+    else:
+        network = build_network(name, 16, FRAMES)
+    alarm = AlarmThreshold("quantile", pooling, 0.05, threshold, 18.0, 100)
+    trained = TrainedModel(network.eval(), Normalization.identity(16), SMALL, name, 0, alarm, 1, "hash")
+    settings = Audit(percentiles=(90, 95), **audit)
+    return AuditModel.prepare(trained, attribution=ATTRIBUTION, audit=settings, device=torch.device("cpu"))
+
+
+def clips(n: int = 6) -> list[dict[str, Any]]:
+    keys = {"recording": "a.wav", "duration_s": 10.0, "intervals": None, "annotated": False}
+    return [{**keys, "clip_id": f"{k:016x}", "onset_s": 10.0 * k, "keep_maps": k == 0} for k in range(n)]
+
+
+def audit(model: AuditModel, positions: Sequence[int], *, explain: bool) -> dict[str, list[dict[str, Any]]]:
+    rows = clips()
+    found = audit_clips(model, [rows[k] for k in positions], SPECTROGRAMS[list(positions)], explain=explain)
+    for table, schema in table_schemas(model.trained).items():
+        to_table(found[table], schema)
+    return found
+
+
+def test_scores_and_explanations_of_a_clip_do_not_depend_on_its_neighbours_nor_on_threads() -> None:
+    model = prepared("mae")
+    together = audit(model, range(6), explain=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        alone = [audit(model, [k], explain=True) for k in reversed(range(6))]
+    finally:
+        torch.set_num_threads(threads)
+    for table in TABLES:
+        schema = table_schemas(model.trained)[table]
+        one_by_one = [row for found in reversed(alone) for row in found[table]]
+        assert to_table(together[table], schema).equals(to_table(one_by_one, schema)), table
+    assert len(together["spectrograms"]) == 1
+    assert [row["map"] is None for row in together["attributions"]] == [False] * 2 + [True] * 10
+
+
+def test_scores_alone_are_the_same_scores() -> None:
+    model = prepared("ae")
+    scored, explained = (audit(model, range(6), explain=explain) for explain in (False, True))
+    assert scored["scores"] == explained["scores"]
+    assert scored["ledger"] == explained["ledger"]
+    assert not any(scored[table] for table in layout.EXPLANATIONS)
+    assert all(explained[table] for table in layout.EXPLANATIONS if table != "localization")
+
+
+def test_a_score_that_is_no_number_is_a_failure_with_a_reason() -> None:
+    model = prepared("ae")
+    spoilt = SPECTROGRAMS.clone()
+    spoilt[2, 3, 50] = torch.inf
+    found = audit_clips(model, clips(), spoilt, explain=True)
+    assert [row["status"] for row in found["ledger"]] == ["done", "done", "failed", "done", "done", "done"]
+    assert "not a finite number" in found["ledger"][2]["reason"]
+    for table in ("scores", "attributions", "faithfulness"):
+        assert {row["clip_id"] for row in found[table]} == {row["clip_id"] for k, row in enumerate(clips()) if k != 2}
+
+
+def test_a_baseline_network_is_scored_by_its_error() -> None:
+    model = prepared("dense_ae")
+    found = audit(model, range(6), explain=False)["scores"]
+    x = SPECTROGRAMS[..., :FRAMES]
+    with torch.inference_mode():
+        expected = (model.trained.network(x) - x).square().mean(dim=(1, 2))
+    assert [row["score"] for row in found] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert all(row["worst_second_score"] > row["score"] for row in found)
+
+
+@pytest.mark.parametrize(("pooling", "alarms"), [("mean", True), ("worst_second", None)])
+def test_a_classical_detector_gives_a_score_and_no_place(pooling: str, alarms: bool | None) -> None:
+    """It has no worst second either, so an alarm of that score is not raised, nor not raised."""
+    found = audit(prepared("isolation_forest", pooling=pooling, threshold=0.1), range(6), explain=False)["scores"]
+    for row in found:
+        assert 0 < row["score"] < 1
+        assert [row[key] for key in ("worst_second_score", "worst_onset_s", "worst_mel_band")] == [None] * 3
+        assert row["alarm"] is alarms
+        assert (row["threshold"] is None) is (alarms is None)
+
+
+def test_a_shard_of_which_nothing_could_be_read_has_no_rows() -> None:
+    assert audit_clips(prepared("ae"), [], torch.zeros(0, 16, 101), explain=True) == {table: [] for table in TABLES}
