@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
 
-from faithad.errors import ConfigError, RecordingError, StudyError
+from faithad.errors import RecordingError, StudyError
+from faithad.settings import FeatureSettings
 
 # Added to the mel power before the logarithm: digital silence becomes -100 dB, not minus infinity.
 POWER_FLOOR = 1e-10
@@ -32,49 +32,6 @@ POWER_FLOOR = 1e-10
 MIN_STD = 1e-3
 # A band sees few bins: a product of all bands with all bins would be nearly all of zeros.
 _BANDS_AT_ONCE = 10
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What one spectrogram is. The defaults are those of the planer data.
-
-    Raises:
-        ConfigError: a value is impossible.
-    """
-
-    sample_rate_hz: int = 20_000
-    n_fft: int = 1_000
-    hop_samples: int = 500
-    n_mels: int = 80
-    scale: Literal["db", "log10"] = "db"
-    clip_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name in ("sample_rate_hz", "n_fft", "hop_samples", "n_mels", "clip_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
-        if self.n_fft % 2:  # frames are centred: half a window on either side
-            raise ConfigError(f"n_fft is {self.n_fft}; it must be even.")
-        if self.scale not in ("db", "log10"):
-            raise ConfigError(f"scale is {self.scale!r}; allowed: 'db', 'log10'.")
-        if self.clip_samples <= self.n_fft // 2:
-            raise ConfigError(
-                f"clip_s is {self.clip_s} s, {self.clip_samples} samples; it must be longer than half a window "
-                f"(n_fft {self.n_fft})."
-            )
-
-    @property
-    def clip_samples(self) -> int:
-        return round(self.clip_s * self.sample_rate_hz)
-
-    @property
-    def n_frames(self) -> int:
-        """Frames of one clip: 401 for 10 s in hops of 25 ms."""
-        return 1 + self.clip_samples // self.hop_samples
-
-    @property
-    def frames_per_s(self) -> float:
-        return self.sample_rate_hz / self.hop_samples
 
 
 def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:

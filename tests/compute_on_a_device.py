@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import METHODS, AttributionSettings
-from faithad.model.optimization import TrainingSettings
+from faithad.attribution.methods import METHODS
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.training import Training
+from faithad.settings import AttributionSettings, TrainingSettings
 
 DEVICE = "elsewhere"
 N_MELS, N_FRAMES = 16, 40

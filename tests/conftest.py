@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the published table and the real recordings are not here: no folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[str]:
+    """A bucket on a local server that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+        environment.setenv("AWS_ENDPOINT_URL", endpoint)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/mill", method="PUT")).close()
+        yield "s3://mill"
+    server.stop()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.features import FeatureSettings, Normalization, log_mel
+from faithad.features import Normalization, log_mel
+from faithad.settings import FeatureSettings
 
 PLANER = FeatureSettings()
 DCASE = FeatureSettings(sample_rate_hz=16_000, n_fft=1_024, hop_samples=512, n_mels=128, scale="log10")

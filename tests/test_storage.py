@@ -5,34 +5,13 @@ from __future__ import annotations
 import os
 import re
 import socket
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from faithad import storage
 from faithad.errors import StorageError, StudyError
-
-
-@pytest.fixture(scope="module")
-def object_store() -> Iterator[str]:
-    """A bucket on a local server that speaks S3."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as environment:
-        endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-        environment.setenv("AWS_ENDPOINT_URL", endpoint)
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/mill", method="PUT")).close()
-        yield "s3://mill"
-    server.stop()
-
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 

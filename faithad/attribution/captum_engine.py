@@ -34,11 +34,12 @@ from captum.attr import (
 from captum.attr._core import gradient_shap as captum_gradient_shap
 from torch import Tensor
 
-from faithad.attribution.methods import AttributionSettings, choose_methods, frozen
+from faithad.attribution.methods import choose_methods, frozen
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.masking import mse_per_clip
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import AttributionSettings
 
 # A gradient at one point of a planer clip (80, 400) needs 25 MB; on a CPU larger batches are not faster either.
 MICRO_BATCH = 10

@@ -26,20 +26,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from faithad.attribution.methods import (
-    AttributionSettings,
-    Evaluation,
-    Method,
-    Needs,
-    Points,
-    choose_methods,
-    frozen,
-)
+from faithad.attribution.methods import Evaluation, Method, Needs, Points, choose_methods, frozen
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
-from faithad.model.fast_network import ExplainedNetwork, Precision, arithmetic, fast_network, watchable
+from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network, watchable
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import MicroBatches
+from faithad.settings import AttributionSettings, Precision
 
 # A gradient at one point of a planer clip (80, 400) needs 25 MB. More at once are no faster on a CPU; nine at the most
 # cut the paper's 25, 50 and 25 points evenly.

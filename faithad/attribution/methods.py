@@ -31,32 +31,10 @@ from torch import Tensor, nn
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.micro_batches import sent
+from faithad.settings import AttributionSettings
 
 Needs = Literal["forward", "gradient", "activations"]
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class AttributionSettings:
-    """Constants of the methods.
-
-    Attributes:
-        smooth_grad_samples: noisy copies of the clip.
-        smooth_grad_sigma: standard deviation of their noise, in the unit of the network's input.
-        integrated_gradients_steps: Gauss-Legendre nodes on the path from zero to the clip.
-        gradient_shap_samples: noisy copies of the clip, each at one random place of its path from zero.
-        gradient_shap_sigma: as `smooth_grad_sigma`.
-        occlusion_bands: height of the patches that occlusion sets to zero, in mel bands.
-        occlusion_frames: their width, in frames. The last patches of a clip are cut at its edge.
-    """
-
-    smooth_grad_samples: int = 25
-    smooth_grad_sigma: float = 0.1
-    integrated_gradients_steps: int = 50
-    gradient_shap_samples: int = 25
-    gradient_shap_sigma: float = 0.09
-    occlusion_bands: int = 20
-    occlusion_frames: int = 20
 
 
 class Points(NamedTuple):

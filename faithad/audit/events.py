@@ -29,9 +29,9 @@ from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
 from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import flagged_segments
-from faithad.features import FeatureSettings
 from faithad.model.alarm import AlarmThreshold
 from faithad.schemas import EVENTS
+from faithad.settings import FeatureSettings
 
 Row = dict[str, Any]
 Span = tuple[float, float]

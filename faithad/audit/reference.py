@@ -29,10 +29,10 @@ from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
 from faithad.evaluation.temporal import Intervals, localization
-from faithad.features import FeatureSettings
 from faithad.model.checkpoint import load_model
 from faithad.runs import layout
 from faithad.runs.lock import alone_in
+from faithad.settings import FeatureSettings
 
 PROTOCOL = "audit"
 _SEED = 0  # of the bootstrap

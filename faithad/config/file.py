@@ -18,7 +18,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from faithad import storage
 from faithad.errors import ConfigError, StudyError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -61,6 +60,8 @@ def read_text(location: str) -> str:
     Raises:
         ConfigError: it cannot be read.
     """
+    from faithad import storage  # with pyarrow, which nothing else here needs
+
     try:
         return storage.read_text(location)
     except FileNotFoundError:

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from faithad import storage
-from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings
+from faithad import locations
+from faithad.attribution.methods import METHODS, PAPER_METHODS
 from faithad.config.file import Problems
-from faithad.model.fast_network import Compile, Precision
+from faithad.settings import AttributionSettings, Compile, Precision
 
 
 def _method(name: str) -> str:
@@ -58,7 +58,7 @@ class Section(BaseModel):
     def _no_secret(cls, value: Any) -> Any:
         """What a configuration says is written to the root and shown in the report: no secrets, no line breaks."""
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and (problem := storage.location_problem(text)) is not None:
+            if isinstance(text, str) and (problem := locations.location_problem(text)) is not None:
                 raise ValueError(problem)
         return value
 

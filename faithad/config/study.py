@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from faithad import storage
+from faithad import locations
 from faithad.config.file import change, read_text, read_values, validated
 from faithad.config.sections import (
     Alarm,
@@ -40,10 +40,9 @@ from faithad.config.sections import (
     refuse,
 )
 from faithad.errors import ConfigError
-from faithad.features import FeatureSettings
 from faithad.model.classical import SEEDLESS
-from faithad.model.masking import n_hidden_patches
 from faithad.model.networks import EXPLAINED
+from faithad.settings import FeatureSettings, n_hidden_patches
 
 # Frames below which no network can be built: most halve them four times.
 _FEWEST_FRAMES = 16
@@ -110,7 +109,7 @@ class Data(Section):
     def locate(self, path: str) -> str:
         """A path of this section, starting from `root` on unless it is absolute or a URI."""
         path = path if "://" in path else os.path.expanduser(path)
-        return path if "://" in path or path.startswith("/") else storage.join(self.root, path)
+        return path if "://" in path or path.startswith("/") else locations.join(self.root, path)
 
     @model_validator(mode="after")
     def _sources_fit_the_split(self) -> Data:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, refuse_not_finite
-from faithad.features import FeatureSettings
+from faithad.settings import FeatureSettings
 
 Floats = npt.NDArray[np.float32]
 Pattern = npt.NDArray[np.float64]

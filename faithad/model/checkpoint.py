@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from faithad import storage
 from faithad.errors import CheckpointError, ConfigError, RecordingError
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
 from faithad.model.networks import CLASSICAL, EXPLAINED, build_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import FeatureSettings
 
 FILE_NAME = "model.safetensors"
 _FORMAT = 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as functional
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 from faithad.model.fast_layers import fast_layer, has_onednn
 from faithad.model.skip_cae_transformer import SkipCAETransformer, act, first, halve, pad
-
-Precision = Literal["float32", "tf32", "bfloat16"]
-# No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few beside 256 gradients.
-Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
+from faithad.settings import Compile, Precision
 
 
 def fast_network(

@@ -6,14 +6,12 @@ bands by `patch` frames (He et al. 2022; Deschênes et al. 2026, section 2).
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import torch
 from torch import Tensor
 
 from faithad.errors import ConfigError
 from faithad.model.random_bits import random_bits
+from faithad.settings import n_hidden_patches
 
 
 def patch_masks(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio: float, key: int) -> Tensor:
@@ -56,25 +54,6 @@ def cells_of(hidden: Tensor, patch: int) -> Tensor:
     b, rows, columns = hidden.shape
     spread = hidden[:, :, None, :, None].expand(b, rows, patch, columns, patch)
     return spread.reshape(b, rows * patch, columns * patch)
-
-
-def n_hidden_patches(n_patches: int, ratio: float) -> int:
-    """Return floor(ratio * n_patches), counted exactly with the ratio as it is written in decimal.
-
-    In binary floating point 0.29 * 100 is 28.999...96: a patch would be lost.
-
-    Raises:
-        ConfigError: the ratio is outside (0, 1), or hides no patch at all.
-    """
-    if not 0.0 < ratio < 1.0:
-        raise ConfigError(f"ratio is {ratio}; it must be above 0 and below 1.")
-    n_hidden = math.floor(Fraction(str(ratio)) * n_patches)
-    if n_hidden == 0:
-        raise ConfigError(
-            f"ratio is {ratio}: of {n_patches} patches that hides none. Raise it to {1 / n_patches:.3g} at least, "
-            "or make the patches smaller."
-        )
-    return n_hidden
 
 
 def apply_mask(x: Tensor, mask: Tensor) -> Tensor:

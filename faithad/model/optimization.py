@@ -7,44 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import nn
 
 from faithad.errors import ConfigError
-from faithad.model.fast_network import Precision
+from faithad.settings import Precision, TrainingSettings
 
 SCHEDULES = ("warm_restarts", "warmup_cosine")
 OPTIMIZERS = ("adamw", "fused_adamw")
 _FUSED_DEVICES = ("cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Constants of one training. `mask_ratio` None trains a plain autoencoder.
-
-    `schedule`, with `restart_period`, `warmup_epochs`: see `learning_rate`. `divergence_factor`: a validation loss
-    above so many times the best one counts as diverged. `precision`, `optimizer`: see `low_precision`, `new_optimizer`.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    minimum_learning_rate: float
-    weight_decay: float
-    restart_period: int
-    patience: int
-    minimum_improvement: float
-    mask_ratio: float | None
-    patch: int
-    seed: int
-    schedule: str = "warm_restarts"
-    warmup_epochs: int = 0
-    divergence_factor: float = math.inf
-    precision: Precision = "float32"
-    optimizer: str = "adamw"
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:

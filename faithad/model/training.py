@@ -38,12 +38,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError
-from faithad.model.fast_network import Precision, arithmetic
+from faithad.model.fast_network import arithmetic
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
 from faithad.model.micro_batches import sent
-from faithad.model.optimization import TrainingSettings, learning_rate, low_precision, new_optimizer, refuse_precision
-
-__all__ = ["Epoch", "Training", "TrainingSettings"]
+from faithad.model.optimization import learning_rate, low_precision, new_optimizer, refuse_precision
+from faithad.settings import Precision, TrainingSettings
 
 _RATE_AFTER_DIVERGENCE = 0.5
 # Drawing the patches of so many clips at once takes some 50 MB at 2,000 patches each.

@@ -16,7 +16,7 @@ import torch
 from faithad import schemas, storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import require_study_visible
@@ -27,6 +27,7 @@ from faithad.progress import progress
 from faithad.runs import layout
 from faithad.runs.ledgers import ledger_table
 from faithad.runs.stages import Stage, flatten
+from faithad.settings import FeatureSettings
 
 TRAINING_SPLITS = ("train", "validation")
 CLIPS_PER_SHARD = 64

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from faithad.attribution import captum_engine
 from faithad.attribution.captum_engine import attribute
-from faithad.attribution.methods import METHODS, AttributionSettings
+from faithad.attribution.methods import METHODS
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import AttributionSettings
 
 DEFAULTS = AttributionSettings()
 CLIP_ID = "0123456789abcdef"

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from faithad.attribution import captum_engine, gradient_stream
 from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import METHODS, AttributionSettings, Evaluation, Method, Points
+from faithad.attribution.methods import METHODS, Evaluation, Method, Points
 from faithad.errors import ConfigError
 from faithad.model.fast_network import CompiledNetwork, FastNetwork, fast_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import AttributionSettings
 
 SETTINGS = AttributionSettings(7, 0.1, 11, 5, 0.09, occlusion_bands=5, occlusion_frames=13)
 IDS = ["a0", "b1", "c2", "d3"]
@@ -224,7 +225,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import METHODS, AttributionSettings
+from faithad.attribution.methods import METHODS
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 saved = torch.load(sys.argv[1], weights_only=True)
 network = SkipCAETransformer(16, 40).eval()

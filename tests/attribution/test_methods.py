@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from faithad.attribution.methods import METHODS, PAPER_METHODS, AttributionSettings, choose_methods, frozen
+from faithad.attribution.methods import METHODS, PAPER_METHODS, choose_methods, frozen
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
+from faithad.settings import AttributionSettings
 
 
 def test_the_table_is_keyed_by_name_and_complete() -> None:

@@ -20,8 +20,8 @@ from faithad.audit.events import find_events
 from faithad.clips.manifest import clip_id
 from faithad.errors import StudyError
 from faithad.evaluation.mel_bands import mel_band_edges_hz
-from faithad.features import FeatureSettings
 from faithad.model.alarm import AlarmThreshold
+from faithad.settings import FeatureSettings
 
 FEATURES = FeatureSettings()
 N_FRAMES, N_MELS = 400, 80

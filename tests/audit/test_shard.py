@@ -10,12 +10,13 @@ import torch
 
 from faithad.audit.shard import TABLES, AuditModel, audit_clips, table_schemas, to_table
 from faithad.config.sections import Attribution, Audit
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.classical import fit_classical
 from faithad.model.networks import build_network
 from faithad.runs import layout
+from faithad.settings import FeatureSettings
 
 SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
 FRAMES = 100

@@ -29,13 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from faithad.attribution import captum_engine
 from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import PAPER_METHODS, AttributionSettings, frozen
+from faithad.attribution.methods import PAPER_METHODS, frozen
 from faithad.attribution.noise import Noise
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import curve, peak_frames
-from faithad.model.fast_network import Compile, ExplainedNetwork, Precision, arithmetic, fast_network
+from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network
 from faithad.model.masking import mse_per_clip
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import AttributionSettings, Compile, Precision
 
 PERCENTILES = [float(p) for p in range(90, 100)]
 INTERVALS = [(2.0, 4.0), (7.0, 8.0)]

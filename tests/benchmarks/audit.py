@@ -53,10 +53,11 @@ from torch import Tensor, nn
 from faithad import storage
 from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.config.audit import load_audit_run
-from faithad.features import FeatureSettings, log_mel
+from faithad.features import log_mel
 from faithad.model.networks import build_network
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import from_bytes, to_bytes
+from faithad.settings import FeatureSettings
 
 OUTPUT = Path("runs/bench/audit.json")
 FAITHAD = Path(sys.executable).parent / "faithad"

@@ -21,10 +21,11 @@ from faithad.clips.manifest import cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording, read_clip
 from faithad.config.audit import RunAudit, load_audit_run
 from faithad.config.sections import Attribution
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model, save_model
 from faithad.pipelines.audit.run import run_audit
+from faithad.settings import FeatureSettings
 
 PAPER = FeatureSettings()
 CLIPS_IN_SHARD = RunAudit().clips_per_shard

@@ -33,10 +33,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from faithad.model.fast_network import arithmetic
 from faithad.model.masking import apply_mask, cells_of, masked_mse, patch_masks
-from faithad.model.optimization import TrainingSettings, low_precision, new_optimizer
+from faithad.model.optimization import low_precision, new_optimizer
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.training import Training
+from faithad.settings import TrainingSettings
 
 OUTPUT = Path("runs/bench/training.json")
 RATIO, PATCH, BATCH = 0.30, 4, 32

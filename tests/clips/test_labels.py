@@ -7,16 +7,13 @@ import io
 import json
 import os
 import tempfile
-import urllib.request
 import xml.etree.ElementTree
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from faithad.clips.annotations import Annotation, write_annotations
 from faithad.clips.labels import label_studio
@@ -143,22 +140,6 @@ def test_an_expert_s_files_are_not_overwritten(tmp_path: Path) -> None:
         write_labels(texts, str(tmp_path))
     assert (tmp_path / "a.wav.txt").read_text() == "1.5\t1.8\tstuck board\n"
     write_labels({"label_studio_tasks.json": "[]"}, str(tmp_path))  # another kind may lie beside them
-
-
-@pytest.fixture(scope="module")
-def object_store() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as environment:
-        endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-        environment.setenv("AWS_ENDPOINT_URL", endpoint)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            environment.setenv(name, "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/labels", method="PUT")).close()
-        yield "s3://labels"
-    server.stop()
 
 
 def test_labels_on_an_object_store(object_store: str) -> None:

@@ -13,7 +13,7 @@ from faithad.config.study import ModelName, Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.model.networks import CLASSICAL, TRAINED
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 SMALLEST = "{name: s, root: runs/s, data: {train: [a], test: [b]}}"
 
 

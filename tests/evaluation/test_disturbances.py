@@ -17,7 +17,8 @@ from faithad.clips.recordings import read_clip
 from faithad.demo.mill import synthesize
 from faithad.errors import StudyError
 from faithad.evaluation.disturbances import KINDS, disturb, disturbed_clips, proxy_auc
-from faithad.features import FeatureSettings, log_mel
+from faithad.features import log_mel
+from faithad.settings import FeatureSettings
 
 FEATURES = FeatureSettings(n_fft=2000, hop_samples=1000, n_mels=32)
 

@@ -12,12 +12,13 @@ from moto.server import ThreadedMotoServer
 
 from faithad import storage
 from faithad.errors import CheckpointError, RecordingError
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_model, save_model
 from faithad.model.classical import fit_classical
 from faithad.model.networks import CLASSICAL, EXPLAINED, TRAINED, build_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import FeatureSettings
 
 
 def trained(*, seed: int = 3, n_frames: int = 40, **changes: Any) -> TrainedModel:

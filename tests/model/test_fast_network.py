@@ -14,12 +14,12 @@ from faithad.model.fast_network import (
     CompiledNetwork,
     FastNetwork,
     LowPrecisionNetwork,
-    Precision,
     arithmetic,
     fast_network,
     watchable,
 )
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import Precision
 
 SHAPES = [(16, 40), (24, 61), (33, 50), (80, 400)]
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from faithad.errors import ConfigError
-from faithad.model.masking import apply_mask, masked_mse, mse_per_clip, n_hidden_patches, patch_masks
+from faithad.model.masking import apply_mask, masked_mse, mse_per_clip, patch_masks
+from faithad.settings import n_hidden_patches
 
 CLIP = torch.tensor([0])
 

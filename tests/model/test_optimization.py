@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from faithad.errors import ConfigError
-from faithad.model.optimization import TrainingSettings, learning_rate, new_optimizer
+from faithad.model.optimization import learning_rate, new_optimizer
 from faithad.model.training import Training
+from faithad.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(
     epochs=12,

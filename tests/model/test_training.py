@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError
-from faithad.model.fast_network import Precision
 from faithad.model.masking import cells_of
 from faithad.model.optimization import learning_rate
 from faithad.model.skip_cae_transformer import SkipCAETransformer
-from faithad.model.training import Training, TrainingSettings
+from faithad.model.training import Training
+from faithad.settings import Precision, TrainingSettings
 
 SETTINGS = TrainingSettings(
     epochs=4,

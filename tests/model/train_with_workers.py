@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.skip_cae_transformer import SkipCAETransformer
-from faithad.model.training import Training, TrainingSettings
+from faithad.model.training import Training
+from faithad.settings import TrainingSettings
 
 
 def main() -> None:

@@ -10,11 +10,12 @@ from torch import nn
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config.audit import AuditRun
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.pipelines.audit import index
 from faithad.pipelines.audit import run as run_module
+from faithad.settings import FeatureSettings
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import soundfile
 from faithad.clips import access
 from faithad.clips.manifest import ClipRow, Recording, manifest_table
 from faithad.errors import StorageError
-from faithad.features import FeatureSettings
 from faithad.pipelines import headers
 from faithad.pipelines.index import cut_recordings
 from faithad.pipelines.shards.log_mels import add_log_mels
+from faithad.settings import FeatureSettings
 from tests.clips.faulty_store import FaultyStore, faulty_store
 
 RATE_HZ = 8_000

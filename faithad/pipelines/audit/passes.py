@@ -19,7 +19,6 @@ from faithad import storage
 from faithad.audit.steps import Step
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import StudyError
-from faithad.features import FeatureSettings
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.worker import ModelAudit, Work
 from faithad.pipelines.cluster.machines import told, wait_for_machines
@@ -28,6 +27,7 @@ from faithad.pipelines.shards.stream import Row, Tally, WorkersLost, consume, da
 from faithad.progress import progress
 from faithad.runs import layout
 from faithad.runs.attempts import count_deaths
+from faithad.settings import FeatureSettings
 
 # An actor computes nearly all of the time, a reader hardly ever: a clip is scored in 10 ms and read in 4. So there is
 # an actor for each core, which claims most of it, and the readers share the rest.

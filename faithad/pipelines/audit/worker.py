@@ -18,7 +18,6 @@ from faithad import storage
 from faithad.audit.shard import AuditModel, audit_clips, table_schemas, to_table
 from faithad.audit.steps import Step
 from faithad.config.sections import Attribution, Audit
-from faithad.features import FeatureSettings
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
@@ -27,6 +26,7 @@ from faithad.pipelines.shards.stream import from_bytes, to_bytes
 from faithad.runs import layout
 from faithad.runs.attempts import attempt
 from faithad.runs.ledgers import Row, failed_row, ledger_table, place
+from faithad.settings import FeatureSettings
 
 
 @dataclass(frozen=True)

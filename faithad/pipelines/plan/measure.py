@@ -30,7 +30,6 @@ from faithad.clips.manifest import Recording
 from faithad.config.audit import AuditRun
 from faithad.config.study import Study
 from faithad.errors import RecordingError, StudyError
-from faithad.features import FeatureSettings
 from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import cut_recordings
@@ -43,6 +42,7 @@ from faithad.pipelines.plan.trial import TrialRun, conclude_s, fixed_stages, try
 from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.progress import console
 from faithad.runs.fingerprints import fingerprints
+from faithad.settings import FeatureSettings
 
 
 @dataclass(frozen=True)

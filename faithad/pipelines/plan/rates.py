@@ -18,9 +18,9 @@ from faithad.config.audit import AuditRun
 from faithad.config.sections import Section, refuse
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.features import FeatureSettings
 from faithad.pipelines.plan.machines import read_section
 from faithad.runs.stages import flatten
+from faithad.settings import FeatureSettings
 
 Seconds = float
 

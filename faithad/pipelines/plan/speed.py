@@ -16,7 +16,6 @@ from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Audit
 from faithad.config.study import Study
-from faithad.features import FeatureSettings
 from faithad.model.networks import CLASSICAL, EXPLAINED
 from faithad.pipelines.audit.passes import Spread, spread, stream
 from faithad.pipelines.audit.worker import ModelAudit, Work
@@ -26,6 +25,7 @@ from faithad.pipelines.plan.rates import Scheduling, Seconds
 from faithad.pipelines.plan.worker import Times, Trial, stand, time_audit, time_training
 from faithad.pipelines.shards.stream import Row
 from faithad.pipelines.training.places import divide
+from faithad.settings import FeatureSettings
 
 # So many that what the driver does before the first one counts for little.
 _IDLE_SHARDS = 200

@@ -13,10 +13,10 @@ import torch
 
 from faithad.config.sections import Attribution, Audit
 from faithad.config.study import parse_study
-from faithad.features import FeatureSettings
-from faithad.model.training import Training, TrainingSettings
+from faithad.model.training import Training
 from faithad.pipelines.audit.worker import Auditor, Work, read_shard
 from faithad.pipelines.training.worker import new_network
+from faithad.settings import FeatureSettings, TrainingSettings
 
 # Clips of a training's measurement; one whole batch at least.
 _TRAIN_CLIPS, _VALIDATION_CLIPS = 24, 8

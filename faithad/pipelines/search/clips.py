@@ -13,11 +13,11 @@ import torch
 
 from faithad import storage
 from faithad.config.study import Study
-from faithad.features import FeatureSettings
 from faithad.pipelines.features import features_stage, load_features, write_features
 from faithad.pipelines.index import clips_digest
 from faithad.runs import layout
 from faithad.runs.stages import Stage
+from faithad.settings import FeatureSettings
 
 
 def labelled_clips(manifest: pa.Table) -> pa.Table:

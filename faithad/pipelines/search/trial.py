@@ -33,11 +33,11 @@ from ray.util.queue import Queue
 from faithad import storage
 from faithad.config.study import Study, parse_study
 from faithad.model.checkpoint import read_state
-from faithad.model.training import TrainingSettings
 from faithad.pipelines.search.judge import Judge, Values
 from faithad.pipelines.search.plan import MODEL, Trial, cell_study, read_record, trial_folder
 from faithad.pipelines.training.task import train_together
 from faithad.pipelines.training.worker import open_training
+from faithad.settings import TrainingSettings
 
 
 def trial_of(config: Mapping[str, Any], study: Study) -> Trial:

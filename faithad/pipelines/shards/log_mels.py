@@ -13,10 +13,11 @@ from faithad import storage
 from faithad.clips.access import read_or_reason
 from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX, read_spectrogram
-from faithad.features import FeatureSettings, log_mel
+from faithad.features import log_mel
 from faithad.runs.attempts import attempt
 from faithad.runs.ledgers import Row, failed_row
 from faithad.runs.lookahead import side_by_side
+from faithad.settings import FeatureSettings
 
 STAGE = "features"
 # An object store answers late, but many questions at a time.

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from faithad.config.study import Study
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.pipelines.features import TRAINING_SPLITS, load_features
+from faithad.settings import FeatureSettings
 
 # Clips that are normalised at once: no second copy of all of them.
 _CLIPS_AT_ONCE = 64

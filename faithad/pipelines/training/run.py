@@ -23,7 +23,6 @@ from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.features import Normalization
 from faithad.model.networks import CLASSICAL
-from faithad.model.training import TrainingSettings
 from faithad.pipelines.cluster.machines import wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
@@ -34,6 +33,7 @@ from faithad.pipelines.training.task import fit_detector, reason, train_alone, t
 from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten
+from faithad.settings import TrainingSettings
 
 # Settings that say how a training is spread, not what it computes.
 _SPREAD = {"trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}

@@ -18,11 +18,12 @@ from faithad.config.study import Study, parse_study
 from faithad.model.checkpoint import read_state
 from faithad.model.networks import build_network
 from faithad.model.shared_batch_norm import share_batch_norm
-from faithad.model.training import Training, TrainingSettings
+from faithad.model.training import Training
 from faithad.pipelines.features import TRAINING_SPLITS
 from faithad.pipelines.training.clips import placed, training_clips
 from faithad.pipelines.training.trained import save_network
 from faithad.runs import layout
+from faithad.settings import TrainingSettings
 
 STATE_FILE = "state.pt"
 

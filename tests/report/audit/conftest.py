@@ -20,9 +20,9 @@ import yaml
 
 from faithad import schemas, storage
 from faithad.audit.events import find_events
-from faithad.features import FeatureSettings
 from faithad.model.alarm import AlarmThreshold
 from faithad.report.audit_tables import AuditTables, read_audit
+from faithad.settings import FeatureSettings
 
 Row = dict[str, Any]
 WriteAudit = Callable[..., str]

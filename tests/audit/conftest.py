@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,16 @@ import pyarrow as pa
 import pytest
 import soundfile
 import torch
-from moto.server import ThreadedMotoServer
 
 from faithad import schemas, storage
 from faithad.audit.events import find_events
 from faithad.clips.manifest import ClipRow, LedgerRow, ledger_table, manifest_table
 from faithad.config.audit import AuditRun
-from faithad.features import FeatureSettings, Normalization
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import FeatureSettings
 
 RATE_HZ = 8_000
 FIRST, SECOND, ODD = "mill/MPD_24-05-06_0700_00001.wav", "mill/MPD_24-05-06_0701_00002.wav", "mill/O'B <b>\t=1.flac"
@@ -122,20 +120,3 @@ def _write_tables(out: str, manifest: pa.Table, clips: list[ClipRow]) -> None:
         faithfulness=tables["faithfulness"], merge_gap_s=10.0, method="saliency", percentile=95.0, features=FEATURES,
     )  # fmt: skip
     storage.write_table(events, storage.join(out, "events.parquet"), schema=schemas.EVENTS)
-
-
-@pytest.fixture(scope="module")
-def object_store() -> Iterator[str]:
-    """A bucket on a local server that speaks S3."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as environment:
-        endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-        environment.setenv("AWS_ENDPOINT_URL", endpoint)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            environment.setenv(name, "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/exports", method="PUT")).close()
-        yield "s3://exports"
-    server.stop()

@@ -1,0 +1,129 @@
+"""What the core is told: constants of features, training and attribution, as plain values. Without torch.
+
+A study's YAML sets them (see `config`); a notebook makes them itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from faithad.errors import ConfigError
+
+# Of matrix products and convolutions.
+Precision = Literal["float32", "tf32", "bfloat16"]
+# No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few beside 256 gradients.
+Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What one spectrogram is. The defaults are those of the planer data.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    sample_rate_hz: int = 20_000
+    n_fft: int = 1_000
+    hop_samples: int = 500
+    n_mels: int = 80
+    scale: Literal["db", "log10"] = "db"
+    clip_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate_hz", "n_fft", "hop_samples", "n_mels", "clip_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        if self.n_fft % 2:  # frames are centred: half a window on either side
+            raise ConfigError(f"n_fft is {self.n_fft}; it must be even.")
+        if self.scale not in ("db", "log10"):
+            raise ConfigError(f"scale is {self.scale!r}; allowed: 'db', 'log10'.")
+        if self.clip_samples <= self.n_fft // 2:
+            raise ConfigError(
+                f"clip_s is {self.clip_s} s, {self.clip_samples} samples; it must be longer than half a window "
+                f"(n_fft {self.n_fft})."
+            )
+
+    @property
+    def clip_samples(self) -> int:
+        return round(self.clip_s * self.sample_rate_hz)
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of one clip: 401 for 10 s in hops of 25 ms."""
+        return 1 + self.clip_samples // self.hop_samples
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.sample_rate_hz / self.hop_samples
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Constants of one training. `mask_ratio` None trains a plain autoencoder.
+
+    `schedule`, with `restart_period`, `warmup_epochs`: see `learning_rate`. `divergence_factor`: a validation loss
+    above so many times the best one counts as diverged. `precision`, `optimizer`: see `low_precision`, `new_optimizer`.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    minimum_learning_rate: float
+    weight_decay: float
+    restart_period: int
+    patience: int
+    minimum_improvement: float
+    mask_ratio: float | None
+    patch: int
+    seed: int
+    schedule: str = "warm_restarts"
+    warmup_epochs: int = 0
+    divergence_factor: float = math.inf
+    precision: Precision = "float32"
+    optimizer: str = "adamw"
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """Constants of the methods.
+
+    Attributes:
+        smooth_grad_samples: noisy copies of the clip.
+        smooth_grad_sigma: standard deviation of their noise, in the unit of the network's input.
+        integrated_gradients_steps: Gauss-Legendre nodes on the path from zero to the clip.
+        gradient_shap_samples: noisy copies of the clip, each at one random place of its path from zero.
+        gradient_shap_sigma: as `smooth_grad_sigma`.
+        occlusion_bands: height of the patches that occlusion sets to zero, in mel bands.
+        occlusion_frames: their width, in frames. The last patches of a clip are cut at its edge.
+    """
+
+    smooth_grad_samples: int = 25
+    smooth_grad_sigma: float = 0.1
+    integrated_gradients_steps: int = 50
+    gradient_shap_samples: int = 25
+    gradient_shap_sigma: float = 0.09
+    occlusion_bands: int = 20
+    occlusion_frames: int = 20
+
+
+def n_hidden_patches(n_patches: int, ratio: float) -> int:
+    """Return floor(ratio * n_patches), counted exactly with the ratio as it is written in decimal.
+
+    In binary floating point 0.29 * 100 is 28.999...96: a patch would be lost.
+
+    Raises:
+        ConfigError: the ratio is outside (0, 1), or hides no patch at all.
+    """
+    if not 0.0 < ratio < 1.0:
+        raise ConfigError(f"ratio is {ratio}; it must be above 0 and below 1.")
+    n_hidden = math.floor(Fraction(str(ratio)) * n_patches)
+    if n_hidden == 0:
+        raise ConfigError(
+            f"ratio is {ratio}: of {n_patches} patches that hides none. Raise it to {1 / n_patches:.3g} at least, "
+            "or make the patches smaller."
+        )
+    return n_hidden
