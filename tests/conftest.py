@@ -32,6 +32,8 @@ def object_store() -> Iterator[str]:
             environment.setenv(name, "test")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/mill", method="PUT")).close()
+        # Servers of one process share what they hold, so an earlier one's objects go first.
+        for path, method in (("moto-api/reset", "POST"), ("mill", "PUT")):
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{path}", method=method)).close()
         yield "s3://mill"
     server.stop()

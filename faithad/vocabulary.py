@@ -1,0 +1,37 @@
+"""Names that several rooms of the house share, and how things are counted and listed in sentences. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Pooling(NamedTuple):
+    """How the errors of a clip's cells become its score. A new pooling is a row of `POOLINGS`.
+
+    Attributes:
+        column: of the tables `scores` and `validation_scores`.
+        title: in tables of the report.
+        phrase: inside a sentence.
+    """
+
+    column: str
+    title: str
+    phrase: str
+
+
+POOLINGS = {
+    "mean": Pooling("score", "whole clip", "the clip's mean error"),
+    "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
+}
+
+
+def count(n: int, singular: str, plural: str | None = None) -> str:
+    """`1 clip`, `2,000 clips`."""
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def listed(items: Sequence[str], *, most: int = 10, separator: str = ", ") -> str:
+    """The first items in one string, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
