@@ -34,7 +34,8 @@ from captum.attr import (
 from captum.attr._core import gradient_shap as captum_gradient_shap
 from torch import Tensor
 
-from faithad.attribution.methods import choose_methods, frozen
+from faithad.attribution.gradient_stream import frozen
+from faithad.attribution.methods import choose_methods
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.masking import mse_per_clip

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from faithad.attribution.methods import Evaluation, Method, Needs, Points, choose_methods, frozen
+from faithad.attribution.methods import Evaluation, Method, Needs, Points, choose_methods
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network, watchable
@@ -112,6 +112,22 @@ def attribute_batch(
                         part = method.reduce(run.points, run.found, at_the_clips.get(run.clip))
                         maps[method.name][run.clip] += part
     return maps
+
+
+@contextlib.contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients for the weights; both are put back as they were, module by module."""
+    modes = [(module, module.training) for module in network.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        network.eval()
+        network.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
 
 
 class _Points:

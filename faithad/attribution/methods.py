@@ -1,48 +1,42 @@
-"""The attribution methods as one table, and what every engine that computes them agrees on.
+"""The table of attribution methods: a new method is one row here and the functions that it names. Without torch.
 
 The explained scalar of a clip x (F mel bands, T frames) is its own anomaly score E(x) = mean((f(x) - x)²), with x at
-both places and nothing detached (Deschênes et al. 2026, arXiv 2601.12660). Every method looks at E, or at its gradient,
-at one or more points, and sums a contribution of each point to a map (F, T). Methods without points of their own look
-at the clip itself and share one pass.
+both places and nothing detached (Deschênes et al. 2026, arXiv 2601.12660). Every method evaluates E, or its gradient,
+at one or more points, and adds up a contribution of each point to a map (F, T). Methods without points of their own
+look at the clip itself and share one pass.
 
-Contents
-    METHODS                 the table: a new method is a row here, two functions at the most, and nothing elsewhere
-    PAPER_METHODS           the six of the published experiment
-    AttributionSettings     the constants; defaults are those of the published experiment
-    choose_methods          names to rows
-    frozen                  a network without dropout and without weight gradients, for the time of a call
+The functions below use methods of tensors alone; what needs torch is in `faithad.attribution.tensors`, which they
+import when they are called. An installed package adds a method by an entry point of the group `faithad.methods`, see
+`faithad.extensions`.
 
 Shape letters: N points of one clip. The baseline of the path methods and of occlusion is zero.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-import torch.nn.functional as functional
-from torch import Tensor, nn
-
-from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
-from faithad.model.micro_batches import sent
+from faithad.extensions import METHODS_GROUP, ExtensibleTable
 from faithad.settings import AttributionSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from faithad.attribution.noise import Noise
 
 Needs = Literal["forward", "gradient", "activations"]
 _Value = TypeVar("_Value")
 
 
 class Points(NamedTuple):
-    """Where a method looks.
+    """The points at which a method evaluates the error.
 
     Attributes:
         at: (N, F, T).
-        factor: what each point's gradient, or drop in error, counts for: broadcasts to (N, F, T).
+        factor: the weight of each point's gradient, or of its drop in error; broadcasts to (N, F, T).
     """
 
     at: Tensor
@@ -50,7 +44,7 @@ class Points(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What the network says at N points; None is what was not asked for.
+    """The network's results at N points; None where a result was not asked for.
 
     Attributes:
         error: E, (N,).
@@ -74,15 +68,17 @@ class Method:
     Attributes:
         name: in configurations and tables.
         title: in reports.
-        reference: where it comes from.
-        signed: the map tells cells that raise the error from cells that lower it.
-        needs: of each point: E by a forward pass, its gradient too, or also the layer that Grad-CAM explains.
-        reduce: (points, what was found there, error and reconstruction of the clip itself) to a part of the map,
-            (F, T). The map is the sum of all parts. The clip itself is evaluated where a method looks there or needs
-            forward passes only; else it is None.
-        points: (clip (F, T), numbers of the points wanted, settings, noise) to those points; None for the clip itself.
-        n_points: (settings, (F, T)) to how many points there are beside the clip itself.
-        stochastic: the map depends on noise, hence on a seed.
+        reference: the publication it comes from.
+        signed: whether the map has negative cells, which lower the error.
+        needs: what the network computes at each point: E by a forward pass, its gradient too, or also the output of the
+            layer that Grad-CAM explains.
+        reduce: from (points, their evaluation, the clip's own evaluation) to a part of the map, (F, T); the map is the
+            sum of all parts. The clip's own evaluation holds its error and reconstruction. It is None unless a method
+            has no points of its own, or needs forward passes only.
+        points: from (clip (F, T), numbers of the wanted points, settings, noise) to those points; None for the clip
+            itself.
+        n_points: from (settings, (F, T)) to the number of points beside the clip itself.
+        stochastic: whether the map depends on noise, hence on a seed.
     """
 
     name: str
@@ -96,43 +92,47 @@ class Method:
     stochastic: bool = False
 
 
-def _squared_error(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
-    return (found.reconstruction - points.at).square().sum(dim=0)
+def _squared_error(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (evaluation.reconstruction - points.at).square().sum(dim=0)
 
 
-def _gradients(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
-    return (points.factor * _given(found.gradient)).sum(dim=0)
+def _gradients(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.factor * _given(evaluation.gradient)).sum(dim=0)
 
 
-def _magnitudes(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
-    return (points.factor * _given(found.gradient).abs()).sum(dim=0)
+def _magnitudes(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.factor * _given(evaluation.gradient).abs()).sum(dim=0)
 
 
-def _input_times_gradient(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
-    return (points.at * _given(found.gradient)).sum(dim=0)
+def _input_times_gradient(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.at * _given(evaluation.gradient)).sum(dim=0)
 
 
-def _weighted_channels(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+def _weighted_channels(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    from faithad.attribution.tensors import resized
+
     # Without a ReLU: the channels that lower the error count as much as those that raise it.
-    weights = _given(found.activation_gradient).mean(dim=(2, 3), keepdim=True)
-    coarse = (weights * _given(found.activation)).sum(dim=1, keepdim=True)
-    return functional.interpolate(coarse, points.at.shape[1:], mode="bilinear", align_corners=False)[:, 0].sum(dim=0)
+    weights = _given(evaluation.activation_gradient).mean(dim=(2, 3), keepdim=True)
+    coarse = (weights * _given(evaluation.activation)).sum(dim=1, keepdim=True)
+    return resized(coarse, (points.at.shape[1], points.at.shape[2]))[:, 0].sum(dim=0)
 
 
-def _drops(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
-    drops = _given(clip).error - found.error
+def _drops(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    drops = _given(clip).error - evaluation.error
     return (points.factor * drops[:, None, None]).sum(dim=0)
 
 
 def _noisy_copies(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
     normal, _ = noise.draw(samples, clip)
-    return Points(clip + settings.smooth_grad_sigma * normal, _full(1 / settings.smooth_grad_samples, clip))
+    weight = clip.new_full((1, 1, 1), 1 / settings.smooth_grad_samples)
+    return Points(clip + settings.smooth_grad_sigma * normal, weight)
 
 
 def _gauss_legendre_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
-    nodes, weights = _gauss_legendre(settings.integrated_gradients_steps)
-    chosen = list(samples)
-    return Points(_column(nodes[chosen], clip) * clip, _column(weights[chosen], clip) * clip)
+    from faithad.attribution.tensors import gauss_legendre
+
+    nodes, weights = gauss_legendre(settings.integrated_gradients_steps, list(samples), clip)
+    return Points(nodes * clip, weights * clip)
 
 
 def _noisy_places_on_the_path(
@@ -144,12 +144,11 @@ def _noisy_places_on_the_path(
 
 
 def _without_a_patch(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
-    height, width = settings.occlusion_bands, settings.occlusion_frames
-    bands, frames = (torch.arange(size, device=clip.device) for size in clip.shape)
-    across = -(-len(frames) // width)
-    patch = (bands // height)[:, None] * across + (frames // width)[None, :]
-    hidden = patch == torch.tensor(samples, device=clip.device)[:, None, None]
-    return Points(torch.where(hidden, 0, clip), hidden.to(clip.dtype))
+    from faithad.attribution.tensors import patch_numbers
+
+    patches = patch_numbers(clip, settings.occlusion_bands, settings.occlusion_frames)
+    hidden = patches == patches.new_tensor(list(samples))[:, None, None]
+    return Points(clip.masked_fill(hidden, 0), hidden.to(clip.dtype))
 
 
 _TABLE = (
@@ -230,7 +229,7 @@ _TABLE = (
         reduce=_drops,
     ),
 )
-METHODS = {method.name: method for method in _TABLE}
+METHODS = ExtensibleTable("method", METHODS_GROUP, Method, _TABLE)
 PAPER_METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")
 
 
@@ -247,38 +246,7 @@ def choose_methods(names: Iterable[str]) -> list[Method]:
     return [METHODS[name] for name in names]
 
 
-@contextlib.contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients for the weights; both are put back as they were, module by module."""
-    modes = [(module, module.training) for module in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    try:
-        network.eval()
-        network.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)
-
-
-@lru_cache
-def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    return (nodes + 1) / 2, weights / 2
-
-
-def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    return sent(torch.from_numpy(values).to(like.dtype), like.device)[:, None, None]
-
-
-def _full(value: float, like: Tensor) -> Tensor:
-    return torch.full((1, 1, 1), value, dtype=like.dtype, device=like.device)
-
-
 def _given(value: _Value | None) -> _Value:
     if value is None:
-        raise TypeError("a method reads what its row in the table does not ask for in `needs`")
+        raise TypeError("the method uses a result that its row in the table does not ask for in `needs`")
     return value

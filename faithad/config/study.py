@@ -40,14 +40,20 @@ from faithad.config.sections import (
     refuse,
 )
 from faithad.errors import ConfigError
-from faithad.model.classical import SEEDLESS
-from faithad.model.networks import EXPLAINED
+from faithad.model.table import MODELS
 from faithad.settings import FeatureSettings, n_hidden_patches
 
 # Frames below which no network can be built: most halve them four times.
 _FEWEST_FRAMES = 16
 
-ModelName = Literal["ae", "mae", "dense_ae", "cae", "skip_cae", "one_class_svm", "isolation_forest"]
+
+def _model(name: str) -> str:
+    if name not in MODELS:
+        raise ValueError(f"allowed: {', '.join(MODELS)}")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_model)]
 
 
 def _wall_clock(value: Any) -> Any:
@@ -191,9 +197,9 @@ class Study(Section):
         return FeatureSettings(**values, clip_s=self.data.clip_s)
 
     def n_frames(self, model: str) -> int:
-        """Frames that a model sees: all of them, but the MAE as many as its patches divide (paper protocol)."""
+        """Frames that a model takes: all of a clip, or as many as its patches divide if it is trained with patches."""
         frames = self.feature_settings.n_frames
-        return frames - frames % self.train.patch if model == "mae" else frames
+        return frames - frames % self.train.patch if MODELS[model].masked else frames
 
     @property
     def runs(self) -> list[tuple[str, int]]:
@@ -205,10 +211,10 @@ class Study(Section):
     @property
     def explained_models(self) -> tuple[str, ...]:
         """The models whose scores are explained, in the order of `models`."""
-        return tuple(model for model in self.models if model in EXPLAINED)
+        return tuple(model for model in self.models if MODELS[model].explained)
 
     def _seeds(self, model: str) -> tuple[int, ...]:
-        return self.seeds[:1] if model in SEEDLESS else self.seeds
+        return self.seeds[:1] if MODELS[model].seedless else self.seeds
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
@@ -226,20 +232,22 @@ class Study(Section):
                 "lower features.hop_samples"
             )
             found.append((keys, reason))
-        elif "mae" in self.models:
-            found += self._mae_problems((*keys, "models", "train.patch"))
+        else:
+            for model in [model for model in self.models if MODELS[model].masked][:1]:
+                found += self._patch_problems(model, (*keys, "models", "train.patch"))
         return refuse(self, found)
 
-    def _mae_problems(self, keys: tuple[str, ...]) -> Found:
-        """What keeps the patches of the MAE from a clip of enough frames; `keys` give its number of frames."""
-        patch, n_mels, frames = self.train.patch, self.features.n_mels, self.n_frames("mae")
+    def _patch_problems(self, model: str, keys: tuple[str, ...]) -> Found:
+        """Why the patches of a masked model do not fit a clip; `keys` are those that set its number of frames."""
+        patch, n_mels, frames = self.train.patch, self.features.n_mels, self.n_frames(model)
+        title = MODELS[model].title
         found: Found = []
         if n_mels % patch:
-            reason = f"{patch} must divide features.n_mels ({n_mels}) for the MAE"
+            reason = f"{patch} must divide features.n_mels ({n_mels}) for the {title}"
             found.append((("train.patch", "features.n_mels", "models"), reason))
         if frames < _FEWEST_FRAMES:
             reason = (
-                f"the MAE sees {frames} frames of a clip, a multiple of train.patch ({patch}), and needs "
+                f"the {title} sees {frames} frames of a clip, a multiple of train.patch ({patch}), and needs "
                 f"{_FEWEST_FRAMES}: raise it, or lower train.patch"
             )
             found.append((keys, reason))

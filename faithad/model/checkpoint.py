@@ -26,8 +26,8 @@ from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
-from faithad.model.networks import CLASSICAL, EXPLAINED, build_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.table import MODELS, build_network
 from faithad.settings import FeatureSettings
 
 FILE_NAME = "model.safetensors"
@@ -41,11 +41,11 @@ class TrainedModel:
     """A network, or a classical detector, with all that it needs to judge a clip.
 
     Attributes:
-        network: `networks.build_network` of that name with the weights of the best epoch, which reconstructs (B, F, T);
+        network: `table.build_network` of that name with the weights of the best epoch, which reconstructs (B, F, T);
             or a `ClassicalDetector`, which gives scores (B,).
         normalization: applied to features before the network; the identity where none was fitted.
         features: the features that it was trained on.
-        name: one of `networks.TRAINED` and `networks.CLASSICAL`.
+        name: a row of `table.MODELS`.
         seed: of the training run.
         alarm: the threshold fitted on its validation normals; None before one is.
         best_epoch: the epoch, counted from 1, that the weights come from; 0 for a detector, which has no epochs.
@@ -74,12 +74,12 @@ class TrainedModel:
     @property
     def reconstructs(self) -> bool:
         """Whether the network maps to reconstructions, whose error has a worst second; else it gives scores only."""
-        return self.name not in CLASSICAL
+        return not MODELS[self.name].classical
 
     @property
     def explained(self) -> bool:
         """Whether its scores are explained by attributions."""
-        return self.name in EXPLAINED
+        return MODELS[self.name].explained
 
     def prepare(self, log_mel: Tensor) -> Tensor:
         """What the network takes in: normalised, and without the frames that it was not built for.
@@ -178,7 +178,7 @@ def read_state(location: str) -> dict[str, Any]:
 def _network(location: str, header: Mapping[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """The network, or the detector, that the header describes, with these tensors."""
     name, n_mels, n_frames = header["name"], header["n_mels"], header["n_frames"]
-    if name in CLASSICAL:
+    if MODELS[name].classical:
         try:
             return ClassicalDetector(name, n_mels, n_frames, weights)
         except ConfigError as error:

@@ -30,10 +30,6 @@ from torch import Tensor, nn
 
 from faithad.errors import ConfigError, StudyError
 
-CLASSICAL = ("one_class_svm", "isolation_forest")
-# Nothing in their fit is drawn by chance.
-SEEDLESS = ("one_class_svm",)
-
 # Clips that are held as float64 at a time, 66 MB at 80 x 401, and the support vectors beside them, which better fit a
 # processor's cache.
 _CLIPS = 256
@@ -68,7 +64,7 @@ class ClassicalDetector(nn.Module):
     that of 2^-Σ, the score: the length of its path over K times the average one (Liu et al. 2008, equations 1 and 2).
 
     Args:
-        name: one of `CLASSICAL`.
+        name: `one_class_svm` or `isolation_forest`.
         n_mels: F.
         n_frames: T.
         tensors: the buffers, by name.
@@ -134,8 +130,8 @@ def fit_classical(name: str, x: Tensor, *, seed: int) -> ClassicalDetector:
         ConfigError: no detector goes by that name.
         StudyError: there are fewer than two clips, or values that are not finite.
     """
-    if name not in CLASSICAL:
-        raise ConfigError(f"There is no detector {name!r} to fit; allowed: {', '.join(CLASSICAL)}.")
+    if name not in _TENSORS:
+        raise ConfigError(f"There is no detector {name!r} to fit; allowed: {', '.join(_TENSORS)}.")
     if len(x) < 2:
         raise StudyError(f"{name} needs two clips or more to be fitted on, found {len(x)}.")
     n_bad = int((~x.isfinite().flatten(1).all(dim=1)).sum())

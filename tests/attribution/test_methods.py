@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from faithad.attribution.methods import METHODS, PAPER_METHODS, choose_methods, frozen
+from faithad.attribution.gradient_stream import frozen
+from faithad.attribution.methods import METHODS, PAPER_METHODS, choose_methods
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.settings import AttributionSettings

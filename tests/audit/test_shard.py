@@ -14,7 +14,7 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.classical import fit_classical
-from faithad.model.networks import build_network
+from faithad.model.table import build_network
 from faithad.runs import layout
 from faithad.settings import FeatureSettings
 

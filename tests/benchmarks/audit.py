@@ -19,6 +19,7 @@ The figures go to runs/bench/audit.json, flat. Files of nearly 1 GB are made bel
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -54,7 +55,7 @@ from faithad import storage
 from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.config.audit import load_audit_run
 from faithad.features import log_mel
-from faithad.model.networks import build_network
+from faithad.model.table import build_network
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import from_bytes, to_bytes
 from faithad.settings import FeatureSettings
@@ -102,9 +103,10 @@ class Unchanged(nn.Module):
 
 def replace_network() -> None:
     """In this process, the baseline `dense_ae` is the network that costs nothing; all else is as it is."""
-    from faithad.model import networks
+    from faithad.model.table import MODELS
 
-    networks._NETWORKS["dense_ae"] = Unchanged
+    location = f"{Unchanged.__module__}:{Unchanged.__qualname__}"
+    MODELS.built_in["dense_ae"] = dataclasses.replace(MODELS["dense_ae"], location=location)
 
 
 def overhead(folder: Path, quick: bool) -> dict[str, float]:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from faithad.errors import ConfigError
 from faithad.model.baselines import CAE, DenseAE, SkipCAE
-from faithad.model.networks import CLASSICAL, EXPLAINED, TRAINED, build_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.table import MODELS, build_network
 
-BASELINES = [model for model in TRAINED if model not in EXPLAINED]
+CLASSICAL = [name for name, row in MODELS.items() if row.classical]
+BASELINES = [name for name in MODELS if name not in ("ae", "mae", *CLASSICAL)]
 
 
 def seeded(model: str, n_mels: int, n_frames: int) -> nn.Module:
@@ -31,9 +32,10 @@ def clips(n_clips: int, n_mels: int, n_frames: int) -> Tensor:
 
 
 def test_the_names() -> None:
-    assert TRAINED == ("ae", "mae", "dense_ae", "cae", "skip_cae")
-    assert set(EXPLAINED) <= set(TRAINED)
-    assert not set(CLASSICAL) & set(TRAINED)
+    assert all(row.name == name for name, row in MODELS.items())
+    assert len({row.title for row in MODELS.values()}) == len(MODELS)
+    assert CLASSICAL == ["one_class_svm", "isolation_forest"]
+    assert not any(MODELS[name].explained or MODELS[name].masked for name in CLASSICAL)
     assert type(build_network("mae", 16, 16, dropout=0.2)) is SkipCAETransformer
     for model in ("vae", *CLASSICAL):
         with pytest.raises(ConfigError, match=f"no network '{model}' to train; allowed: ae, mae, dense_ae"):

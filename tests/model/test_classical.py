@@ -18,9 +18,11 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from faithad.errors import ConfigError, StudyError
-from faithad.model.classical import CLASSICAL, ClassicalDetector, fit_classical
+from faithad.model.classical import ClassicalDetector, fit_classical
+from faithad.model.table import MODELS
 
 F, T = 16, 25
+CLASSICAL = [name for name, row in MODELS.items() if row.classical]
 
 
 def clips(n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -17,7 +17,7 @@ from faithad.audit.choice import choose_clips, keep_examples
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.model.networks import EXPLAINED
+from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Plan, run_plans, wait_for_room
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
@@ -34,9 +34,9 @@ _EXPLANATIONS = {"percentiles", "explain", "maps"}
 
 
 def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest: str) -> Stage:
-    left_out = SPREAD if model in EXPLAINED else SPREAD | _EXPLANATIONS
+    left_out = SPREAD if MODELS[model].explained else SPREAD | _EXPLANATIONS
     settings = flatten("audit", study.audit.model_dump(mode="json", exclude=left_out))
-    if model in EXPLAINED:
+    if MODELS[model].explained:
         settings |= flatten("attribution", study.attribution.model_dump(mode="json"))
     settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
     settings |= {
@@ -63,7 +63,7 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
         raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
     audits = {run: _model_audit(study, *run) for run in todo}
     explain, maps = study.audit.explain, study.audit.maps
-    explained = [run for run in todo if run[0] in EXPLAINED]
+    explained = [run for run in todo if MODELS[run[0]].explained]
     at_once = explained if explain == "all" else []
     with ray_session():
         wait_for_room(study.audit)

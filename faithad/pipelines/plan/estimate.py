@@ -11,7 +11,7 @@ from functools import cached_property
 from faithad.config.audit import AuditRun
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.model.networks import CLASSICAL, EXPLAINED
+from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import spread
 from faithad.pipelines.features import CLIPS_PER_SHARD
 from faithad.pipelines.plan.clips import Clips
@@ -77,7 +77,7 @@ class Case:
 
     @property
     def explained_runs(self) -> list[str]:
-        return [model for model, _ in self.runs if model in EXPLAINED]
+        return [model for model, _ in self.runs if MODELS[model].explained]
 
     @property
     def n_explained(self) -> int:
@@ -101,7 +101,7 @@ class Case:
         """As `audit` and `audit.run` make them: one where a study explains all clips, else scores first."""
         models = tuple(model for model, _ in self.runs)
         if isinstance(self.of, Study) and self.of.audit.explain == "all":
-            return [Pass(models, self.clips.test, True, tuple(model in EXPLAINED for model in models))]
+            return [Pass(models, self.clips.test, True, tuple(MODELS[model].explained for model in models))]
         explained = tuple(self.explained_runs)
         found = [Pass(models, self.clips.test, True, (False,) * len(models))]
         if explained and self.n_explained:
@@ -154,7 +154,7 @@ def audit_stage(case: Case) -> Stage:
 
 
 def _audit_is_known(case: Case, speed: Speed) -> bool:
-    scored = all(model in speed.score for model, _ in case.runs if model not in CLASSICAL)
+    scored = all(model in speed.score for model, _ in case.runs if not MODELS[model].classical)
     explained = speed.explain is not None or not case.n_explained or not case.explained_runs
     return case.rates.cpu.read is not None and scored and explained
 
@@ -237,7 +237,7 @@ def _train(case: Case, study: Study) -> Stage:
 
 def training_s(case: Case, study: Study, model: str, speed: Speed | None, threads: int) -> Seconds | None:
     """One training to its last epoch; None where its rate is not known. A detector's is not measured, and left out."""
-    if model in CLASSICAL:
+    if MODELS[model].classical:
         return 0.0
     if speed is None or not speed.train.get(model) or not speed.validation.get(model):
         return None

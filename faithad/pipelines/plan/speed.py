@@ -16,7 +16,7 @@ from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Audit
 from faithad.config.study import Study
-from faithad.model.networks import CLASSICAL, EXPLAINED
+from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Spread, spread, stream
 from faithad.pipelines.audit.worker import ModelAudit, Work
 from faithad.pipelines.plan.idle import Idle, pass_on, task_seconds
@@ -119,8 +119,8 @@ def time_audits(
 
 def _works(models: Mapping[str, str], sample: pa.Table, folder: Path) -> dict[str, Work]:
     """Every try with the first model, or the first that is explained; of the others a score tells enough."""
-    first = next((model for model in models if model in EXPLAINED), next(iter(models)))
-    wanted = {**(_EXPLAINING if first in EXPLAINED else {}), **_SCORING}
+    first = next((model for model in models if MODELS[model].explained), next(iter(models)))
+    wanted = {**(_EXPLAINING if MODELS[first].explained else {}), **_SCORING}
     works = {name: _work(models[first], sample, each, folder / name) for name, each in wanted.items()}
     others = [model for model in models if model != first]
     return works | {f"few {model}": _work(models[model], sample, _SCORING["few"], folder / model) for model in others}
@@ -140,7 +140,7 @@ def _work(model: str, sample: pa.Table, each: _Try, folder: Path) -> Work:
 
 def _speed(found: Sequence[Times], models: list[str]) -> dict[str, Any]:
     """Rates of a clip out of the times of shards."""
-    first = next((model for model in models if model in EXPLAINED), models[0])
+    first = next((model for model in models if MODELS[model].explained), models[0])
 
     def took(name: str) -> Seconds:
         return _median(found, lambda times: times.audit_s[name])
@@ -150,7 +150,7 @@ def _speed(found: Sequence[Times], models: list[str]) -> dict[str, Any]:
     shard = max(0.0, took("one") - score)
     scores = {model: max(0.0, took(f"few {model}") - shard) / n for model in models if model != first}
     speed: dict[str, Any] = {"shard": shard, "score": {first: score, **scores}}
-    if first in EXPLAINED:
+    if MODELS[first].explained:
         plain, annotated = ((took(name) - shard) / _EXPLAINING[name].clips for name in ("plain", "annotated"))
         speed |= {"explain": max(0.0, plain - score), "annotated": max(0.0, annotated - plain)}
     return speed
@@ -167,7 +167,7 @@ def time_trainings(study: Study, machines: Machines, here: Machines) -> dict[str
     Returns:
         `train` and `validation` of `plan.rates.Speed`.
     """
-    models = [model for model in study.models if model not in CLASSICAL]
+    models = [model for model in study.models if not MODELS[model].classical]
     gpus = study.train.gpus_per_worker
     wanted = {divide(each.nodes, study.train, len(study.runs)).threads for each in (machines, here)}
     most = max(1, int(max(node["CPU"] for node in here.nodes)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from faithad.config.sections import Train
 from faithad.config.study import Study
-from faithad.model.networks import CLASSICAL
+from faithad.model.table import MODELS
 from faithad.pipelines.plan.changes import changes, with_workers
 from faithad.pipelines.plan.estimate import Case, Stage, audit_stage, estimate, total_s, written
 from faithad.pipelines.search.plan import MODEL, grid_trials
@@ -68,7 +68,7 @@ def _clips(case: Case) -> Iterator[str]:
         n = len(case.explained_runs)
         models = "one trained model" if n == 1 else f"each of {n} trained models"
         yield f"Explained: {case.n_explained:,} clips by {models} ({why})."
-    detectors = sorted({model for model, _ in case.runs if model in CLASSICAL})
+    detectors = sorted({model for model, _ in case.runs if MODELS[model].classical})
     if detectors:
         yield f"Not in this plan: the fitting of {', '.join(detectors)}, which does not grow in step with the clips."
 

@@ -13,6 +13,7 @@ import torch
 
 from faithad.config.sections import Attribution, Audit
 from faithad.config.study import parse_study
+from faithad.model.table import MODELS
 from faithad.model.training import Training
 from faithad.pipelines.audit.worker import Auditor, Work, read_shard
 from faithad.pipelines.training.worker import new_network
@@ -82,7 +83,7 @@ def time_training(study_yaml: str, model: str, threads: int) -> tuple[float, flo
     )
     known = {field.name for field in fields(TrainingSettings)}
     values = {key: value for key, value in study.train.model_dump().items() if key in known} | {"seed": 0}
-    values["mask_ratio"] = values["mask_ratio"] if model == "mae" else None
+    values["mask_ratio"] = values["mask_ratio"] if MODELS[model].masked else None
     training = Training(new_network(study, model, device), train, validation, TrainingSettings(**values))
     training.run_epoch()
     epoch_s = _seconds(training.run_epoch, enough_s=_ENOUGH_EPOCHS_S)

@@ -21,7 +21,7 @@ from faithad.features import Normalization
 from faithad.model.fast_network import arithmetic
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import forwards_at_once
-from faithad.model.networks import build_network
+from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.search.clips import load_clips
 from faithad.pipelines.search.plan import MODEL, Record, Trial, trial_folder, write_record

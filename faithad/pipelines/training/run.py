@@ -22,7 +22,7 @@ from faithad import storage
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.features import Normalization
-from faithad.model.networks import CLASSICAL
+from faithad.model.table import MODELS
 from faithad.pipelines.cluster.machines import wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
@@ -44,10 +44,10 @@ _LOOK_EVERY_S = 0.5
 
 
 def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
-    if model in CLASSICAL:
+    if MODELS[model].classical:
         settings: dict[str, Any] = {}
     else:
-        left_out = _SPREAD | (set() if model == "mae" else _MASKING)
+        left_out = _SPREAD | (set() if MODELS[model].masked else _MASKING)
         settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
     settings |= {
         "features.normalization": study.features.normalization,
@@ -122,12 +122,12 @@ class _Training:
 
     def start(self, show: Callable[[str, int], Ticker]) -> ray.ObjectRef:
         """Hand the training to Ray, for the first time or after its process was lost."""
-        if self._ticker is None and self._model not in CLASSICAL:
+        if self._ticker is None and not MODELS[self._model].classical:
             self._ticker = show(f"train {self.name}", self._study.train.epochs)
         each, workers = self._places.each, self._places.workers
         # Ray is not to try again by itself: it would not say so, and would not count what runs out of memory.
         options = {"max_retries": 0, "name": f"train {self.name}"}
-        if self._model in CLASSICAL:
+        if MODELS[self._model].classical:
             return ray.remote(fit_detector).options(num_cpus=each["CPU"], **options).remote(self._arguments)
         if workers == 1:
             task = ray.remote(train_alone).options(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0), **options)
@@ -264,7 +264,7 @@ class _Hope:
 
 def _settings(study: Study, model: str, seed: int) -> TrainingSettings:
     values = study.train.model_dump(exclude=_SPREAD | {"compile"})
-    if model != "mae":
+    if not MODELS[model].masked:
         values["mask_ratio"] = None
     return TrainingSettings(**values, seed=seed)
 

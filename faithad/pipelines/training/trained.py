@@ -24,7 +24,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.classical import fit_classical
 from faithad.model.fast_network import arithmetic
-from faithad.model.networks import build_network
+from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.training.clips import training_clips
 from faithad.runs import layout

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from faithad import schemas, storage
 from faithad.config.study import Study, parse_study
 from faithad.model.checkpoint import read_state
-from faithad.model.networks import build_network
 from faithad.model.shared_batch_norm import share_batch_norm
+from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.features import TRAINING_SPLITS
 from faithad.pipelines.training.clips import placed, training_clips

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from faithad.attribution import methods as attribution
-from faithad.model import networks
+from faithad.model.table import MODELS
 from faithad.report import charts, findings, maps, published, style, timeline
 from faithad.report.tables import StudyTables
 
@@ -136,7 +136,7 @@ def test_unknown_names_are_drawn_and_escaped(root: str, study: StudyTables) -> N
 
 
 def test_models_of_the_report_are_those_of_the_core() -> None:
-    assert set(style.MODELS) == {*networks.TRAINED, *networks.CLASSICAL}
+    assert set(style.MODELS) == set(MODELS)
     assert set(published.DETECTION) == set(style.MODELS)
 
 

@@ -1,0 +1,90 @@
+"""The table of models: a new model is its module and one row here. Without torch, until a network is built.
+
+`ae` and `mae` are one network, the Skip-CAE-Transformer, trained in two ways. The others are the baselines of the model
+paper ("Planing It by Ear", Deschênes et al. 2025, arXiv 2501.04819): three networks that are trained as the AE is, and
+two classical detectors that are fitted (see `classical`).
+
+An installed package adds a model by an entry point of the group `faithad.models`, see `faithad.extensions`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from faithad.errors import ConfigError
+from faithad.extensions import MODELS_GROUP, ExtensibleTable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model.
+
+    Attributes:
+        name: in configurations, tables and names of folders.
+        title: in reports.
+        location: `module:Class`, imported when a network is built. The class takes (n_mels, n_frames) and maps
+            spectrograms (B, F, T) to reconstructions (B, F, T); a classical one is a `ClassicalDetector`.
+        classical: fitted in one go instead of trained by gradient, with a score for each clip and no reconstruction.
+        masked: trained with patches hidden from it, so that the patch size must divide the frames that it takes.
+        seedless: chance plays no part in its training, so one seed stands for all.
+        explained: its scores are explained by attributions.
+    """
+
+    name: str
+    title: str
+    location: str
+    classical: bool = False
+    masked: bool = False
+    seedless: bool = False
+    explained: bool = False
+
+    def load(self) -> Callable[..., nn.Module]:
+        """The class."""
+        module, _, name = self.location.partition(":")
+        network_class: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+        return network_class
+
+
+_SKIP_CAE_TRANSFORMER = "faithad.model.skip_cae_transformer:SkipCAETransformer"
+_CLASSICAL = "faithad.model.classical:ClassicalDetector"
+
+MODELS = ExtensibleTable(
+    "model",
+    MODELS_GROUP,
+    ModelRow,
+    [
+        ModelRow("ae", "AE", _SKIP_CAE_TRANSFORMER, explained=True),
+        ModelRow("mae", "MAE", _SKIP_CAE_TRANSFORMER, masked=True, explained=True),
+        ModelRow("dense_ae", "Dense AE", "faithad.model.baselines:DenseAE"),
+        ModelRow("cae", "CAE", "faithad.model.baselines:CAE"),
+        ModelRow("skip_cae", "Skip-CAE", "faithad.model.baselines:SkipCAE"),
+        ModelRow("one_class_svm", "One-class SVM", _CLASSICAL, classical=True, seedless=True),
+        ModelRow("isolation_forest", "Isolation forest", _CLASSICAL, classical=True),
+    ],
+)
+
+
+def build_network(model: str, n_mels: int, n_frames: int, **options: float) -> nn.Module:
+    """An untrained network that maps spectrograms (B, F, T) to reconstructions (B, F, T).
+
+    Its weights come from PyTorch's global generator.
+
+    Args:
+        model: the name of a model that is trained by gradient.
+        n_mels: F, at least 16.
+        n_frames: T, at least 16.
+        options: what only some networks take: `dropout` (ae, mae).
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be built for that shape.
+    """
+    if model not in MODELS or MODELS[model].classical:
+        allowed = ", ".join(name for name, row in MODELS.items() if not row.classical)
+        raise ConfigError(f"There is no network {model!r} to train; allowed: {allowed}.")
+    return MODELS[model].load()(n_mels, n_frames, **options)
