@@ -54,12 +54,14 @@ def is_remote(location: str) -> bool:
 
 
 def join(location: str, *parts: str) -> str:
-    """Append path parts to a location; the options of a URI (`?region=...`) stay at its end.
-
-    Quote parts that are file names for a URI, as `list_files` does.
-    """
+    """Append path parts to a location; the options of a URI (`?region=...`) stay at its end. Parts are not quoted."""
     path, mark, options = location.partition("?") if "://" in location else (location, "", "")
     return "/".join([path.rstrip("/") or "/", *parts]) + mark + options
+
+
+def join_path(folder: str, path: str) -> str:
+    """The location of a relative path in a folder; the path is quoted if the folder is a URI."""
+    return join(folder, urllib.parse.quote(path) if "://" in folder else path)
 
 
 def name_of(location: str) -> str:

@@ -29,6 +29,7 @@ from faithad.errors import StorageError, StudyError, without_secrets
 from faithad.locations import ENVIRONMENT, location_problem, store_message
 from faithad.locations import is_remote as is_remote
 from faithad.locations import join as join
+from faithad.locations import join_path as join_path
 from faithad.locations import name_of as name_of
 from faithad.locations import quoted as quoted
 
@@ -121,8 +122,7 @@ def list_files(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, str]]
     paths = [path for path, _ in sizes(folder, suffixes=suffixes)]
     if len(paths) == 1 and is_file(folder):
         return [(paths[0], folder)]
-    quote = urllib.parse.quote if "://" in folder else str
-    return [(path, join(folder, quote(path))) for path in paths]
+    return [(path, join_path(folder, path)) for path in paths]
 
 
 def sizes(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, int]]:

@@ -11,7 +11,6 @@ from faithad import storage
 from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
-from faithad.clips.labels.names import below
 from faithad.clips.problems import Problems
 from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.errors import AnnotationError, StudyError
@@ -105,7 +104,7 @@ def write_labels(texts: Mapping[str, str], folder: str) -> None:
             "Give another folder, or move them away."
         )
     for path, text in texts.items():
-        storage.write_text(below(folder, path), text)
+        storage.write_text(storage.join_path(folder, path), text)
 
 
 FORMATS: dict[str, Callable[..., dict[str, str]]] = {
