@@ -19,8 +19,8 @@ from typing import Any
 
 from faithad import storage
 from faithad.errors import StudyError
-from faithad.runs.fingerprints import UNREADABLE
 from faithad.progress import console
+from faithad.runs.fingerprints import UNREADABLE
 
 Settings = Mapping[str, Any]
 
