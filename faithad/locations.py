@@ -1,9 +1,9 @@
 """Locations: local paths, and URIs of any scheme that pyarrow.fs opens (`s3://bucket/key`, `gs://`).
 
-Where a store is and who may use it stands in the environment of each machine (`ENVIRONMENT`), never in a location,
-which is written into tables, logs and the report. A person may write a URI with spaces and letters of any language.
+The environment of each machine says where a store is and who may use it (`ENVIRONMENT`). A location never does, because
+it is written into tables, logs and the report. A URI may contain spaces and letters of any language.
 
-Without pyarrow; `storage` opens them, and its users find all of this there.
+This module does not import pyarrow; `storage` opens locations.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import urllib.parse
 
 from faithad.errors import holds_secrets
 
-# What the libraries behind a scheme take from the environment.
+# The environment variables that the library of each scheme reads.
 ENVIRONMENT = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"),
     "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
 }
-# Needed in few places only: that it is not set is no hint.
+# Rarely needed: no hint if it is not set.
 _SELDOM_SET = {"AWS_SESSION_TOKEN"}
 
-# All that may stand in our URIs. Of `%` only what begins the code of a byte; a fragment (`#`) would say nothing.
+# The punctuation that stays unquoted in a URI: `%` only before two hex digits, `#` never, since it is part of a name.
 _IN_URI = "".join(set(string.punctuation) - set('"#<>[\\]^`{|}'))
 _BARE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 def quoted(location: str) -> str:
-    """A URI whose spaces, letters beyond ASCII and the like stand as `%20`; any other location as it is.
+    """A URI with spaces, letters beyond ASCII and the like written as `%20`; a local path is returned unchanged.
 
-    What begins options (`?`) or codes a byte (`%20`) is left alone, and so has to be quoted by those who mean it.
+    `?` (the start of options) and codes such as `%20` are kept. If they are part of a name, quote them before.
     """
     return location if "://" not in location else urllib.parse.quote(_BARE_PERCENT.sub("%25", location), safe=_IN_URI)
 
 
 def location_problem(location: str) -> str | None:
-    """What is wrong with a location as such, or None: it would end up in tables, logs and the report as it is."""
+    """What a location must not contain, because it is written into tables, logs and the report; None if it is fine."""
     if holds_secrets(location):
         return (
             "holds a password or a key. Leave it out, and put it into the environment: AWS_ACCESS_KEY_ID and "
@@ -54,23 +54,25 @@ def is_remote(location: str) -> bool:
 
 
 def join(location: str, *parts: str) -> str:
-    """Append path parts to a location, whatever its scheme; a URI's options (`?region=...`) stay at its end.
+    """Append path parts to a location; the options of a URI (`?region=...`) stay at its end. Parts are not quoted."""
+    path, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return "/".join([path.rstrip("/") or "/", *parts]) + mark + options
 
-    Parts that come from file names must be quoted for a URI, as `list_files` does.
-    """
-    path, question_mark, options = location.partition("?") if "://" in location else (location, "", "")
-    return "/".join([path.rstrip("/") or "/", *parts]) + question_mark + options
+
+def join_path(folder: str, path: str) -> str:
+    """The location of a relative path in a folder; the path is quoted if the folder is a URI."""
+    return join(folder, urllib.parse.quote(path) if "://" in folder else path)
 
 
 def name_of(location: str) -> str:
-    """The last part of a location, as a person would write it."""
+    """The last part of a location, unquoted."""
     if "://" in location:
         location = urllib.parse.unquote(location.partition("?")[0])
     return location.rstrip("/").rsplit("/", 1)[-1]
 
 
-def told(error: Exception, location: str) -> str:
-    """What an error of a store says, and which settings the store may have missed; never what those are that it has."""
+def store_message(error: Exception, location: str) -> str:
+    """The message of a store's error, and the names of the environment variables that are not set, never a value."""
     scheme = location.partition("://")[0]
     unset = [name for name in ENVIRONMENT.get(scheme, ()) if name not in _SELDOM_SET and not os.environ.get(name)]
     hint = f" Not set in the environment here: {', '.join(unset)}." if unset else ""

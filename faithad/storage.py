@@ -1,10 +1,10 @@
-"""Files and tables at a location: a local path or any URI that pyarrow.fs opens (`s3://bucket/key`, `gs://`).
+"""Read and write files and tables at a location: a local path or a URI that pyarrow.fs opens (`s3://`, `gs://`).
 
-Every write is all or nothing: a local file is written aside and renamed, an object store publishes an object only
-when it is whole. So a reader never meets half a file, and a stage that was killed leaves none behind.
+A write is all or nothing: a local file is written under another name and then renamed; an object store publishes an
+object only when it is complete. No reader sees half a file, and a process that is killed leaves none.
 
-A store that does not answer is asked again for some time, of pyarrow's choice: that of S3 for 6 s where it refuses the
-connection, and for 100 s where it keeps silent. Then there is a `StorageError`.
+pyarrow repeats a request that a store does not answer: with S3 for 6 s if the connection is refused, for 100 s if there
+is no answer at all. Then the functions here raise `StorageError`.
 """
 
 from __future__ import annotations
@@ -26,52 +26,28 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from faithad.errors import StorageError, StudyError, without_secrets
-from faithad.locations import ENVIRONMENT, is_remote, join, location_problem, name_of, quoted, told
+from faithad.locations import ENVIRONMENT, location_problem, store_message
+from faithad.locations import is_remote as is_remote
+from faithad.locations import join as join
+from faithad.locations import join_path as join_path
+from faithad.locations import name_of as name_of
+from faithad.locations import quoted as quoted
 
-__all__ = [
-    "NO_TEXT",
-    "Entry",
-    "delete",
-    "exists",
-    "is_file",
-    "is_filled",
-    "is_folder",
-    "is_remote",
-    "join",
-    "list_files",
-    "locate",
-    "location_problem",
-    "name_of",
-    "open_input",
-    "open_output",
-    "plain",
-    "quoted",
-    "read_bytes",
-    "read_rows",
-    "read_table",
-    "read_text",
-    "sizes",
-    "walk",
-    "write_bytes",
-    "write_table",
-    "write_text",
-]
-
-# Options that a URI may set otherwise. S3: one request for a small object rather than three, and no half upload to be
-# paid for after a kill. Google: what does not answer would be asked again for a quarter of an hour.
+# Defaults that a URI can override. S3: one request for a small object instead of three, and no unfinished upload that
+# costs money after a kill. Google: without a limit, pyarrow repeats unanswered requests for a quarter of an hour.
 _OPTIONS = {"s3": {"allow_delayed_open": "true"}, "gs": {"retry_limit_seconds": "60"}}
 
-Schematic = TypeVar("Schematic", pa.Table, pa.Schema)
+TableOrSchema = TypeVar("TableOrSchema", pa.Table, pa.Schema)
 
-# Stands for a byte of a file's name that is no text (UTF-8).
+# Replaces each byte of a file name that is not valid UTF-8.
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 
 def locate(location: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path inside it that a location names.
+    """The file system of a location, and the path inside it.
 
     Raises:
-        StudyError: the scheme is not one that pyarrow knows, its options cannot be understood, or it holds secrets.
+        StudyError: pyarrow does not know the scheme or an option, or the location contains a secret.
     """
     if "://" not in location:
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
@@ -86,23 +62,20 @@ def locate(location: str) -> tuple[pafs.FileSystem, str]:
         )
     except (ValueError, pa.ArrowException, OSError) as error:
         raise StudyError(
-            f"Location {location!r} cannot be opened: {told(error, location)} "
+            f"Location {location!r} cannot be opened: {store_message(error, location)} "
             "Give a local path or a URI such as s3://bucket/folder."
         ) from error
     return file_system, f"{top.rstrip('/')}{urllib.parse.unquote(parts.path).rstrip('/')}" or "/"
 
 
 @functools.lru_cache(maxsize=64)
-def _file_system(top: str, options: str, settings: tuple[str | None, ...]) -> tuple[pafs.FileSystem, str]:
-    """The file system of a URI, kept for all that follow: a new one would connect, and ask for credentials, anew.
+def _file_system(top: str, options: str, environment: tuple[str | None, ...]) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI without its path. It is cached because a new one connects and signs in again.
 
-    Args:
-        top: the URI without a path.
-        options: of the URI.
-        settings: what the environment says at this moment.
+    `environment` holds the values of the variables that pyarrow reads: a new account needs a new file system.
     """
-    found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(f"{top}?{options}" if options else top)
-    return found
+    opened: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(f"{top}?{options}" if options else top)
+    return opened
 
 
 def exists(location: str) -> bool:
@@ -118,14 +91,14 @@ def is_file(location: str) -> bool:
 
 
 def is_filled(folder: str) -> bool | None:
-    """Whether a folder holds anything, None where there is none. That of a disk which was unmounted is often empty.
+    """Whether a folder contains anything; None if it does not exist. The folder of an unmounted disk is often empty.
 
     Raises:
-        OSError: it cannot be reached or listed.
+        OSError: the folder cannot be reached or listed.
     """
     file_system, path = locate(folder)
     if not isinstance(file_system, pafs.LocalFileSystem):
-        return is_folder(folder) or None  # an object store has the folders that something lies in
+        return is_folder(folder) or None  # an object store has no empty folders
     try:
         with os.scandir(path) as entries:
             return any(True for _ in entries)
@@ -135,36 +108,35 @@ def is_filled(folder: str) -> bool | None:
 
 def _kind(location: str) -> pafs.FileType:
     file_system, path = locate(location)
-    with _reachable(location):
+    with _read_errors(location):
         kind: pafs.FileType = file_system.get_file_info(path).type
     return kind
 
 
 def list_files(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, str]]:
-    """(relative path, location) of all files below a folder whose name ends in one of the suffixes, sorted.
+    """(relative path, location) of all files in a folder and its subfolders whose name has one of the suffixes, sorted.
 
-    Suffixes are compared without case. Hidden files and files in hidden folders are left out. A location that is a
-    single file lists itself, under its name.
+    Suffixes are compared without case. Hidden files and hidden folders are left out. If `folder` is a file, the list
+    contains that file alone, under its name.
     """
-    quote = urllib.parse.quote if "://" in folder else str
-    found = sizes(folder, suffixes=suffixes)
-    if len(found) == 1 and is_file(folder):
-        return [(found[0][0], folder)]
-    return [(relative, join(folder, quote(relative))) for relative, _ in found]
+    paths = [path for path, _ in sizes(folder, suffixes=suffixes)]
+    if len(paths) == 1 and is_file(folder):
+        return [(paths[0], folder)]
+    return [(path, join_path(folder, path)) for path in paths]
 
 
 def sizes(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, int]]:
     """(relative path, bytes) of the files that `list_files` lists."""
-    allowed = tuple(suffix.lower() for suffix in suffixes)
+    endings = tuple(suffix.lower() for suffix in suffixes)
     return [
         (entry.path, entry.n_bytes)
         for entry in walk(folder)
-        if entry.kind == "file" and not entry.is_hidden and entry.path.lower().endswith(allowed)
+        if entry.kind == "file" and not entry.is_hidden and entry.path.lower().endswith(endings)
     ]
 
 
 class Entry(NamedTuple):
-    """Something below a folder. `kind`: "file", "folder", or "other" (a pipe, a device, a link that leads nowhere)."""
+    """An entry of a folder. `kind`: "file", "folder", or "other" (a pipe, a device, a broken link)."""
 
     path: str
     kind: str
@@ -176,28 +148,28 @@ class Entry(NamedTuple):
 
 
 def walk(folder: str) -> list[Entry]:
-    """Everything below a folder, sorted by its relative path; a single file is itself, under its name.
+    """Everything in a folder and its subfolders, sorted by relative path. A single file is listed under its name.
 
-    Links are followed, but each local folder is listed once, however many links lead to it. A name that is no text
-    has `NO_TEXT` and two hex digits in place of each byte that is none; nothing can be opened by that name.
+    Links are followed, but each local folder is listed only once, even if several links lead to it. In a name that is
+    not valid UTF-8, `NO_TEXT` and two hex digits replace each invalid byte; such a name cannot be opened.
     """
     file_system, root = locate(folder)
-    with _reachable(folder):
+    with _read_errors(folder):
         itself = file_system.get_file_info(root)
         if itself.type == pafs.FileType.File:
             return [Entry(itself.base_name, "file", itself.size)]
         if isinstance(file_system, pafs.LocalFileSystem):
             return sorted(_walk_local(root))
-        found = file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+        infos = file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     kinds = {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}
     return sorted(
-        Entry(info.path[len(root) :].lstrip("/"), kinds.get(info.type, "other"), info.size or 0) for info in found
+        Entry(info.path[len(root) :].lstrip("/"), kinds.get(info.type, "other"), info.size or 0) for info in infos
     )
 
 
 def _walk_local(root: str) -> Iterator[Entry]:
-    seen: set[tuple[int, int]] = set()
-    # Real folders first: a folder is listed under its own name rather than under that of a link to it.
+    visited: set[tuple[int, int]] = set()
+    # Real folders first, so that a folder is listed under its own name and not under that of a link.
     folders, links = [root], list[str]()
     while folders or links:
         folder = folders.pop() if folders else links.pop()
@@ -205,25 +177,24 @@ def _walk_local(root: str) -> Iterator[Entry]:
             status = os.stat(folder)
         except FileNotFoundError:
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda one: one.name, reverse=True):
-                relative = _spelled(os.path.relpath(entry.path, root))
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                 try:
                     kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
                     n_bytes = entry.stat().st_size if kind == "file" else 0
-                except OSError:  # a link to itself, or a file that has just gone
+                except OSError:  # a link to itself, or a file that was just deleted
                     kind, n_bytes = "other", 0
-                yield Entry(relative, kind, n_bytes)
+                yield Entry(_as_text(os.path.relpath(entry.path, root)), kind, n_bytes)
                 if kind == "folder":
                     (links if entry.is_symlink() else folders).append(entry.path)
 
 
-def _spelled(name: str) -> str:
-    """Python puts lone surrogates for a name's bytes that are no UTF-8, which neither Arrow nor a log can take."""
-    return re.sub("[\udc80-\udcff]", lambda found: f"{NO_TEXT}{ord(found[0]) - 0xDC00:02X}", name)
+def _as_text(name: str) -> str:
+    """Python writes bytes that are not UTF-8 as lone surrogates, which neither Arrow nor a log accepts."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"{NO_TEXT}{ord(byte[0]) - 0xDC00:02X}", name)
 
 
 @contextlib.contextmanager
@@ -231,12 +202,12 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
     """A seekable binary file for reading.
 
     Raises:
-        OSError: it is missing or cannot be read, or it is none: a pipe would be waited for without end.
+        OSError: the file is missing or unreadable, or not a regular file: opening a pipe would wait for ever.
     """
     file_system, path = locate(location)
     if isinstance(file_system, pafs.LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file", path)
-    with _reachable(location):
+    with _read_errors(location):
         file = file_system.open_input_file(path)
     with file:
         yield file
@@ -244,39 +215,39 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
 
 @contextlib.contextmanager
 def open_output(location: str) -> Iterator[pa.NativeFile]:
-    """A binary file for writing that appears under its name only when the block ends without an error.
+    """A binary file for writing, which gets its name only when the block ends without an error.
 
     Raises:
-        StudyError: nothing can be written there: no such bucket, no permission, a file where a folder should be. What
-            the block raises passes as it is.
+        StudyError: the location cannot be written: no such bucket, no permission, a file where a folder should be.
+            Errors that the block itself raises are not changed.
     """
     file_system, path = locate(location)
     if isinstance(file_system, pafs.LocalFileSystem):
         folder, name = os.path.split(path)
         aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
         try:
-            with _usable(location):
+            with _write_errors(location):
                 os.makedirs(folder, exist_ok=True)
                 file = file_system.open_output_stream(aside)
             with contextlib.closing(file):
                 yield file
-                with _usable(location):
+                with _write_errors(location):
                     file.close()
                     os.replace(aside, path)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
     else:
-        # Closing a stream publishes what it got so far, also after an error: gather first, publish whole.
+        # Closing an object store's stream publishes what was written, even after an error: so write to memory first.
         buffer = pa.BufferOutputStream()
         yield buffer
-        with _usable(location), file_system.open_output_stream(path) as file:
+        with _write_errors(location), file_system.open_output_stream(path) as file:
             file.write(buffer.getvalue())
 
 
 @contextlib.contextmanager
-def _reachable(location: str) -> Iterator[None]:
-    """A store that does not answer, or refuses us, is told so; errors of a local disk pass as they are."""
+def _read_errors(location: str) -> Iterator[None]:
+    """Turn errors of a store into `StorageError`; errors of a local disk stay as they are."""
     try:
         yield
     except FileNotFoundError:
@@ -284,26 +255,29 @@ def _reachable(location: str) -> Iterator[None]:
     except (OSError, pa.ArrowInvalid) as error:
         if not is_remote(location):
             raise
-        raise StorageError(f"Location {location!r} cannot be reached or read: {told(error, location)}") from error
+        raise StorageError(
+            f"Location {location!r} cannot be reached or read: {store_message(error, location)}"
+        ) from error
 
 
 @contextlib.contextmanager
-def _usable(location: str) -> Iterator[None]:
+def _write_errors(location: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise StudyError(
-            f"Location {location!r} cannot be written: {told(error, location)} Choose another one, or make it writable."
+            f"Location {location!r} cannot be written: {store_message(error, location)} Choose another one, or make it "
+            "writable."
         ) from error
 
 
 def read_bytes(location: str) -> bytes:
-    with open_input(location) as file, _reachable(location):
+    with open_input(location) as file, _read_errors(location):
         return bytes(file.read())
 
 
 def write_bytes(location: str, content: bytes) -> None:
-    with open_output(location) as file, _usable(location):  # a disk that fills up shows here
+    with open_output(location) as file, _write_errors(location):  # a full disk raises here
         file.write(content)
 
 
@@ -316,9 +290,9 @@ def write_text(location: str, text: str) -> None:
 
 
 def delete(location: str) -> None:
-    """Remove a file or a whole folder; nothing happens where there is none."""
+    """Delete a file or a folder with all its contents. A location that does not exist is no error."""
     file_system, path = locate(location)
-    with _reachable(location):
+    with _read_errors(location):
         kind = file_system.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             file_system.delete_dir(path)
@@ -327,17 +301,17 @@ def delete(location: str) -> None:
 
 
 def write_table(table: pa.Table, location: str, *, schema: pa.Schema) -> None:
-    """Write one Parquet file whose columns are exactly those of the schema, in its order."""
+    """Write one Parquet file with exactly the columns of the schema, in its order."""
     columns = table.select(schema.names).cast(schema)
-    with open_output(location) as file, _usable(location):
+    with open_output(location) as file, _write_errors(location):
         pq.write_table(columns, file, compression="zstd")
 
 
 def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or all the shards of a folder in the order of their names.
+    """Read one Parquet file, or all Parquet files of a folder in the order of their names.
 
     Raises:
-        StudyError: there is no such table, or one that could only be read by running code from it.
+        StudyError: there is no table, or reading it would run code from it.
     """
     if location.endswith(".parquet"):
         files = [location] if exists(location) else []
@@ -349,29 +323,29 @@ def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_rows(file: str, *, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
-    """Some columns of those rows of one Parquet file that fulfil a condition; all by default.
+    """The rows of one Parquet file that meet a condition (default: all), with some columns (default: all).
 
     Raises:
-        StudyError: it could only be read by running code from it.
+        StudyError: reading the file would run code from it.
     """
-    with open_input(file) as source, _reachable(file):
+    with open_input(file) as source, _read_errors(file):
         try:
             return plain(pq.read_table(source, columns=columns, filters=condition), file)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # no condition can be asked of such values
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an extension type cannot be filtered
             plain(pq.read_schema(source), file)
             raise
 
 
-def plain(table: Schematic, location: str) -> Schematic:
-    """A table (or an opened Parquet file's schema) as it is, if no code is needed to read its values.
+def plain(table: TableOrSchema, location: str) -> TableOrSchema:
+    """Return a table, or the schema of an opened Parquet file, if its values can be read without running code.
 
-    Arrow's extension types may unpickle each value that is looked at, as one of Ray's does. Our tables have none.
+    Arrow's extension types may unpickle values when they are read; one of Ray's types does. Our tables have none.
 
     Raises:
-        StudyError: it has such columns.
+        StudyError: a column has an extension type.
     """
     schema = table if isinstance(table, pa.Schema) else table.schema
-    if names := [field.name for field in schema if _is_extended(field)]:
+    if names := [field.name for field in schema if _has_extension_type(field)]:
         raise StudyError(
             f"{location} was not written by faithad: reading its columns {', '.join(names)} could run code, which is "
             "never done. Remove the file, and run the stage that writes it again."
@@ -379,11 +353,11 @@ def plain(table: Schematic, location: str) -> Schematic:
     return table
 
 
-def _is_extended(field: pa.Field[Any]) -> bool:
+def _has_extension_type(field: pa.Field[Any]) -> bool:
     kind = field.type
-    # A type that is not registered in this process is one all the same, in another.
+    # The metadata tells of a type that this process has not registered.
     if isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
         return True
     if pa.types.is_dictionary(kind):
-        return _is_extended(pa.field(field.name, kind.value_type))
-    return any(_is_extended(kind.field(place)) for place in range(kind.num_fields))
+        return _has_extension_type(pa.field(field.name, kind.value_type))
+    return any(_has_extension_type(kind.field(position)) for position in range(kind.num_fields))

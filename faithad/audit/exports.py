@@ -20,7 +20,7 @@ from faithad.audit.finished import require_finished
 from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
 from faithad.clips.labels.label import Label, alarm_text
-from faithad.clips.labels.names import below, plain_name
+from faithad.clips.labels.names import plain_name
 from faithad.clips.recordings import reasons
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.runs import layout
@@ -112,7 +112,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
     n_written = 0
     for cut in _cuts(events):
         try:
-            _write_cut(cut, places.get(cut.recording), below(to, cut.name), margin_s=margin_s)
+            _write_cut(cut, places.get(cut.recording), storage.join_path(to, cut.name), margin_s=margin_s)
             n_written += 1
         except RecordingError as error:
             failures[cut.recording] = str(error)

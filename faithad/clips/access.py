@@ -1,8 +1,7 @@
-"""Is it this file that cannot be read, or all of them?
+"""Tell a recording that cannot be read from a disk or a store that cannot be reached.
 
-What is wrong with one file costs its own clips. A disk or a store that is away is no fault of its files: so
-`read_or_reason`, through which all recordings are read that a ledger speaks of, looks at the folder of the recordings
-before it believes that one of them cannot be got at.
+A bad file costs its own clips. If a disk or a store is away, its files are not to blame. So every recording that gets a
+ledger row is read through `read_or_reason`, which looks at the folder of the recordings before it blames a file.
 """
 
 from __future__ import annotations
@@ -22,46 +21,46 @@ from faithad.errors import RecordingError, StorageError, StudyError
 
 Result = TypeVar("Result")
 
-# Between tries to read a remote file. A store that is busy answers some requests and refuses others; pyarrow asks again
-# where it opens a file, but not where it reads from one.
+# Pauses between tries to read a remote file. A busy store refuses some requests; pyarrow repeats a request that opens a
+# file, but not one that reads from it.
 _PAUSES_S = (0.5, 2.0, 5.0)
-# Where the tries took longer by themselves, the next one is the last.
+# After this time only one more try follows.
 _PATIENCE_S = 8.0
-# A network drive forgets its files for a moment.
+# A network drive may lose a file for a moment.
 _LOCAL_PAUSES_S = (0.2,)
-# A folder that says nothing for so long is out of reach: a store's client would wait for minutes once more.
+# A folder that does not answer for so long is out of reach; the client of a store would wait for minutes.
 _LOOK_S = 30.0
-# The published spectrograms are called by their recording's bare name. They lie two or three folders below all others.
+# The recording of a published spectrogram is a file name without folders; the file lies two or three folders deep.
 _LEVELS_OF_SPECTROGRAMS = 3
 
 
 class AccessError(RecordingError):
-    """The file cannot be got at: it is missing or forbidden, or its disk or store fails. What it holds is unknown."""
+    """The file cannot be opened or read: it is missing or forbidden, or its disk or store fails."""
 
 
 def read_or_reason(recording: str, uri: str, read: Callable[[], Result]) -> Result | str:
-    """What `read` gives of a recording, or the reason why it gives nothing, which is the fault of this file alone.
+    """The result of `read`, or the reason why this one recording cannot be read.
 
     Args:
-        recording: its name, as in the manifest: the name of the folder of all recordings, and the path below it.
-        uri: where it is.
-        read: reads of it.
+        recording: its name, as in the manifest: the name of the folder of all recordings and the path inside it.
+        uri: its location.
+        read: reads it.
 
     Raises:
         StorageError: as `require_reach`.
     """
-    pauses_s = [*(_PAUSES_S if storage.is_remote(uri) else _LOCAL_PAUSES_S)]
+    pauses_s = list(_PAUSES_S if storage.is_remote(uri) else _LOCAL_PAUSES_S)
     patient_until = time.monotonic() + _PATIENCE_S
     while True:
         try:
             return read()
         except AccessError as error:
             reason, is_final = str(error), _is_final(error)
-        except StudyError as error:  # of the store, such as that nobody says in which region it is
+        except StudyError as error:  # of the store, for example an unknown region
             reason, is_final = str(error), False
         except RecordingError as error:
             return str(error)
-        except Exception as error:  # whatever a file may cause, it must not keep all others from being heard
+        except Exception as error:  # no error of one file may stop the others
             return f"{uri} cannot be read, unexpectedly: {type(error).__name__}: {error}"
         require_reach(recording, uri)
         if is_final or not pauses_s:
@@ -72,44 +71,44 @@ def read_or_reason(recording: str, uri: str, read: Callable[[], Result]) -> Resu
 
 
 def _is_final(error: AccessError) -> bool:
-    """Whether the answer would be the same if one asked again."""
+    """Whether another try would give the same error."""
     return isinstance(error.__cause__, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(error)
 
 
 def require_reach(recording: str, uri: str) -> None:
-    """Check that a file that cannot be got at is alone in that.
+    """Check that the folder of a file that cannot be read can still be reached.
 
-    From the file upwards to the folder of all recordings, the first folder that is there is looked at. It holds
-    something, or its disk is no longer mounted there.
+    The check goes up from the file to the folder of all recordings and takes the first folder that exists. If that is
+    empty, its disk is no longer mounted.
 
     Args:
         recording: as for `read_or_reason`.
-        uri: where it is.
+        uri: its location.
 
     Raises:
-        StorageError: that folder cannot be listed or is empty, or none is there.
+        StorageError: this folder cannot be listed or is empty, or no folder exists.
     """
     place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     place = place.rstrip("/")
     is_alone = place.endswith(f"/{recording}") and "/" not in recording
     levels = 1 if is_alone else recording.count("/") or _LEVELS_OF_SPECTROGRAMS
     folders = [place.rsplit("/", level)[0] + mark + options for level in range(1, levels + 1)]
-    found: list[str | None] = []
-    look = threading.Thread(target=lambda: found.append(_complaint(folders, is_alone)), daemon=True)
+    answers: list[str | None] = []
+    look = threading.Thread(target=lambda: answers.append(_problem_of_folders(folders, is_alone)), daemon=True)
     look.start()
     look.join(_LOOK_S)
-    wrong = found[0] if found else f"Location {folders[0]!r} does not answer."
-    if wrong is not None:
+    problem = answers[0] if answers else f"Location {folders[0]!r} does not answer."
+    if problem is not None:
         raise StorageError(
-            f"The recordings are out of reach. {' '.join(wrong.split())} No clip is called failed for that: once they "
-            "can be read again, the same command goes on."
+            f"The recordings are out of reach. {' '.join(problem.split())} No clip counts as failed for this reason. "
+            "Repeat the command when they can be read again: it continues where it stopped."
         )
 
 
-def _complaint(folders: Sequence[str], is_alone: bool) -> str | None:
-    """Why nothing can be read in any of some folders, each within the next one.
+def _problem_of_folders(folders: Sequence[str], is_alone: bool) -> str | None:
+    """Why nothing can be read in a chain of folders, each inside the next; None if the first that exists is filled.
 
-    Who names a single file, which is alone, need not be allowed to list its folder.
+    A user who names a single file (`is_alone`) may lack the permission to list its folder.
     """
     for folder in folders:
         try:
@@ -127,8 +126,8 @@ def _complaint(folders: Sequence[str], is_alone: bool) -> str | None:
     return f"Location {folders[-1]!r} is gone, or holds nothing any more."
 
 
-class _Watched(io.RawIOBase):
-    """A file that keeps the first error of reading it: the decoder takes that for the file's end, without a word."""
+class _RecordsError(io.RawIOBase):
+    """A file that keeps the first read error, which the decoder would silently take for the end of the file."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self._file = file
@@ -156,14 +155,14 @@ class _Watched(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def told_errors(file: pa.NativeFile, read_ahead_bytes: int) -> Iterator[BinaryIO]:
-    """The file as a decoder is to read it: an error of reading is raised at the end, whatever was made of it."""
-    watched = _Watched(file)
+def for_decoder(file: pa.NativeFile, read_ahead_bytes: int) -> Iterator[BinaryIO]:
+    """The file for a decoder. If a read fails, that error is raised at the end, whatever the decoder made of it."""
+    recorded = _RecordsError(file)
     try:
-        with io.BufferedReader(watched, read_ahead_bytes) as buffer:
+        with io.BufferedReader(recorded, read_ahead_bytes) as buffer:
             yield cast(BinaryIO, buffer)
     except Exception:
-        if watched.error is None:
+        if recorded.error is None:
             raise
-    if watched.error is not None:
-        raise watched.error
+    if recorded.error is not None:
+        raise recorded.error

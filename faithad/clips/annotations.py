@@ -1,17 +1,16 @@
-"""Expert annotations: in which clips a disturbance was found, and in which seconds it can be heard.
+"""Expert annotations: which clips contain a disturbance, and in which seconds it can be heard.
 
-The layout is that of the published planer table (Deschênes et al., arXiv 2501.04819): one row per anomalous window of
-a recording, seven columns, intervals as lists of tuples, `-` where the anomaly cannot be heard. The table says every
-interval twice, in seconds of the recording and in frames of the clip; here it is held once.
+The layout is that of the published planer table (Deschênes et al., arXiv 2501.04819): one row per anomalous window of a
+recording, seven columns, intervals as lists of tuples, `-` if the anomaly cannot be heard. The table gives an interval
+twice, in seconds of the recording and in frames of the clip; `Annotation` holds it once.
 
 Conventions
     Intervals are half-open, in seconds from the clip's onset, ordered, without overlap, to the microsecond.
-    Window k starts at (k - 1) windows' lengths; 40 frames make a second; a frame label that ends with its clip is
-    written one too low (399 for 400).
-    The rows are counted as a spreadsheet counts them: the header is row 1.
+    Window k starts at (k - 1) times the window length. A second has 40 frames. In the table, an interval that ends with
+    its clip has the last frame's own number as its end (399, not 400).
 
-Anomaly types are kept as the table spells them. The published folders bear the same names (`broken_board`,
-`board_stuck`, `Uneven_thick_wood`), so no translation is needed between the two.
+We keep the spelling of anomaly types. The published folders have the same names (`broken_board`, `board_stuck`,
+`Uneven_thick_wood`).
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-import pyarrow as pa
-
 from faithad import storage
-from faithad.errors import AnnotationError, FaithadError
+from faithad.clips.problems import Problems, csv_rows, read_text, shorten
+from faithad.errors import AnnotationError
 
 RECORDING, CLIP, NUMBER, TIME_RANGE, ANOMALY_TYPE, TIMES, FRAMES = HEADER = (
     "Recording wav File",
@@ -54,10 +52,15 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Annotation:
-    """One anomalous window of one recording.
+    """One anomalous window of a recording.
 
-    `window` counts from 1; `onset_s` and `offset_s` are the window's place in the recording; `intervals` count from
-    the window's onset, (onset_s, offset_s) each, and are empty where the expert heard nothing.
+    Attributes:
+        recording: its file name.
+        window: from 1.
+        anomaly_type: as the table spells it.
+        onset_s: of the window, in the recording.
+        offset_s: of the window, in the recording.
+        intervals: (onset_s, offset_s) of each disturbance, from the window's onset; empty if nothing can be heard.
     """
 
     recording: str
@@ -73,50 +76,40 @@ class Annotation:
 
 
 def read_annotations(uri: str) -> list[Annotation]:
-    """Read an annotation table in the published layout; columns may stand in any order, more of them are ignored.
+    """Read an annotation table in the published layout. The columns may have any order; other columns are ignored.
 
     Returns:
-        One annotation per row, in the table's order.
+        One annotation per row, in the order of the table.
 
     Raises:
-        AnnotationError: all that is wrong with the table, one line each with its row and column.
+        AnnotationError: the table has problems; the message gives one line for each, with row and column.
     """
-    header, rows = csv_rows(uri, error=AnnotationError)
-    names = [_normal(name) for name in header]
-    missing = [_short(column) for column in HEADER if _normal(column) not in names]
-    if missing:
-        separator = " Its columns seem separated by semicolons: use commas." if ";" in "".join(header) else ""
-        raise AnnotationError(
-            f"{uri}: the annotation table has no column {', '.join(map(repr, missing))}. Found: "
-            f"{', '.join(repr(' '.join(name.split())) for name in header) or 'nothing'}.{separator}"
-        )
-    places = {column: names.index(_normal(column)) for column in HEADER}
+    problems = Problems()
+    annotations = parse_annotations(read_text(uri, error=AnnotationError), problems)
+    problems.refuse(uri, "annotation table (row 1 is the header)", error=AnnotationError)
+    return annotations
+
+
+def parse_annotations(text: str, problems: Problems) -> list[Annotation]:
+    """As `read_annotations`, from the text of the table; problems are added to the list."""
     read: list[tuple[int, Annotation]] = []
-    problems: list[str] = []
-    for row, cells in rows:
-        if len(cells) != len(header):
-            problems.append(f"row {row}: {len(cells)} cells instead of {len(header)}; put cells with commas in quotes")
-            continue
-        annotation, complaints = _parse({column: cells[place].strip() for column, place in places.items()})
+    for row, cells in csv_rows(text, problems, noun="annotation table", needed=HEADER):
+        annotation, complaints = _parse({column: cells[column].strip() for column in HEADER})
         problems += [f"row {row}, {complaint}" for complaint in complaints]
         if annotation is not None:
             read.append((row, annotation))
     problems += _table_problems(read)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        listed = "\n  ".join(problems)
-        raise AnnotationError(f"{uri}: {count} in the annotation table (row 1 is the header):\n  {listed}")
     return [annotation for _, annotation in read]
 
 
 def write_annotations(annotations: Iterable[Annotation], uri: str) -> None:
-    """Write the published layout, its header and line ends included; `read_annotations` gives the same back."""
+    """Write a table in the published layout; `read_annotations` returns equal annotations."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(HEADER)
     for annotation in annotations:
         last = round(FRAMES_PER_S * (annotation.offset_s - annotation.onset_s)) - 1
-        frames = [[min(round(FRAMES_PER_S * edge), last) for edge in interval] for interval in annotation.intervals]
+        frames = [[min(edge, last) for edge in interval] for interval in _frames(annotation.intervals)]
         times = [[annotation.onset_s + edge for edge in interval] for interval in annotation.intervals]
         writer.writerow(
             [
@@ -132,36 +125,17 @@ def write_annotations(annotations: Iterable[Annotation], uri: str) -> None:
     storage.write_text(uri, text.getvalue())
 
 
-def csv_rows(uri: str, *, error: type[FaithadError]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a UTF-8 CSV file and its rows that are not blank, each with its number; the header is row 1.
-
-    Raises:
-        FaithadError: of the given kind, where the file cannot be read as such.
-    """
-    try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except FileNotFoundError as cause:
-        raise error(f"{uri} does not exist. Check the path.") from cause
-    except (OSError, pa.ArrowException) as cause:
-        raise error(f"{uri} cannot be read: {cause}. Check its permissions and the connection.") from cause
-    except (UnicodeDecodeError, csv.Error) as cause:
-        raise error(f"{uri} is no CSV file in UTF-8: {cause}. Save it as 'CSV UTF-8' in the spreadsheet.") from cause
-    rows = [(number, cells) for number, cells in enumerate(lines, start=1) if any(cell.strip() for cell in cells)]
-    return (rows[0][1], rows[1:]) if rows else ([], [])
-
-
 def _parse(cells: dict[str, str]) -> tuple[Annotation | None, list[str]]:
-    """One row as an annotation, or None and what is wrong with it."""
+    """One row as an annotation, or None and its problems."""
     problems: list[str] = []
 
     def complain(column: str, complaint: str) -> None:
-        problems.append(f"column {_short(column)!r}, {cells[column]!r}: {complaint}")
+        problems.append(f"column {shorten(column)!r}, {cells[column]!r}: {complaint}")
 
     recording, anomaly_type = cells[RECORDING], cells[ANOMALY_TYPE]
     window = int(cells[NUMBER]) if re.fullmatch(r"0*[1-9]\d{0,5}", cells[NUMBER]) else None
-    span = _RANGE.fullmatch(cells[TIME_RANGE])
-    onset_s, offset_s = (float(span[1]), float(span[2])) if span else (0.0, math.inf)
+    time_range = _RANGE.fullmatch(cells[TIME_RANGE])
+    onset_s, offset_s = (float(time_range[1]), float(time_range[2])) if time_range else (0.0, math.inf)
     times, frames = _parse_pairs(cells[TIMES]), _parse_pairs(cells[FRAMES])
     if not recording:
         complain(RECORDING, "empty; write the recording's file name")
@@ -171,7 +145,7 @@ def _parse(cells: dict[str, str]) -> tuple[Annotation | None, list[str]]:
         complain(NUMBER, "no window number; write 1 for the first window of the recording")
     elif recording and cells[CLIP] != _clip_name(recording, window):
         complain(CLIP, f"not this recording and window; {_clip_name(recording, window)!r} expected")
-    if span is None or not 0 <= onset_s < offset_s:
+    if time_range is None or not 0 <= onset_s < offset_s:
         complain(TIME_RANGE, "no time range; write seconds of the recording such as '10-20 seconds'")
         onset_s, offset_s = 0.0, math.inf
     if times is None:
@@ -213,7 +187,7 @@ def _interval_problems(times: Sequence[Interval], onset_s: float, offset_s: floa
 
 
 def _same_intervals(intervals: Sequence[Interval], frames: Sequence[Interval], duration_s: float) -> bool:
-    """Whether frame labels say the same as the times: less than one frame apart, so that either may be rounded."""
+    """Whether the frames agree with the times: less than one frame apart, since either may be rounded."""
     if len(intervals) != len(frames):
         return False
     last = round(FRAMES_PER_S * duration_s) - 1
@@ -225,15 +199,15 @@ def _same_intervals(intervals: Sequence[Interval], frames: Sequence[Interval], d
 
 
 def _table_problems(read: Sequence[tuple[int, Annotation]]) -> list[str]:
-    """Windows that stand in two rows, and window numbers that do not belong to their time range."""
+    """Windows that have two rows, and window numbers that do not fit their time range."""
     problems = []
-    first_row: dict[tuple[str, int], int] = {}
+    first_rows: dict[tuple[str, int], int] = {}
     lengths = {PUBLISHED_WINDOW_S, max((a.offset_s - a.onset_s for _, a in read), default=PUBLISHED_WINDOW_S)}
     for row, annotation in read:
-        earlier = first_row.setdefault((annotation.recording, annotation.window), row)
+        earlier = first_rows.setdefault((annotation.recording, annotation.window), row)
         if earlier != row:
             problems.append(
-                f"row {row}, {_clip_name(annotation.recording, annotation.window)!r}: stands in row {earlier} as well; "
+                f"row {row}, {_clip_name(annotation.recording, annotation.window)!r}: is in row {earlier} as well; "
                 "keep one row per window"
             )
         if not any(math.isclose((annotation.window - 1) * length, annotation.onset_s) for length in lengths):
@@ -258,12 +232,3 @@ def _number(value: float) -> str:
 
 def _clip_name(recording: str, window: int) -> str:
     return f"{PurePosixPath(recording).stem}_{window}.pt"
-
-
-def _normal(name: str) -> str:
-    return " ".join(_short(name).split()).casefold()
-
-
-def _short(name: str) -> str:
-    """A column's name without the hint on how to write its cells."""
-    return name.split("[")[0].strip()

@@ -1,15 +1,15 @@
-"""What a sound file says of itself, read byte by byte: where the decoder only says that it failed, a person needs why.
+"""Why a sound file is unusable, from its header: the decoder only says that it failed, but a person needs the reason.
 
-A decoder takes what it can get. It reads a WAV file that was cut off, or whose header was never finished, up to some
-point and says nothing; this module counts the bytes. References: IBM and Microsoft, "Multimedia Programming Interface
-and Data Specifications 1.0" (RIFF), EBU Tech 3306 (RF64), RFC 9639 (FLAC).
+A decoder also reads a WAV file that is truncated, or whose header was never finished, up to some point, and reports
+nothing; this module counts the bytes. References: IBM and Microsoft, "Multimedia Programming Interface and Data
+Specifications 1.0" (RIFF), EBU Tech 3306 (RF64), RFC 9639 (FLAC).
 
 Contents
-    foreign(file)      what a file is that is neither WAV nor FLAC
-    partial(file)      what is missing of a file's sound, or of its header
+    foreign(file)      what kind of file it is, if neither WAV nor FLAC
+    partial(file)      what is missing of its sound or its header
     complaint(file)    why the decoder refuses a WAV or FLAC file
 
-All take an open binary file, and return texts that go on after the file's name: "is truncated: ...".
+All take an open binary file and return a text that follows the file's name: "is truncated: ...".
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# How files begin that people give the name of a recording.
+# The first bytes of other files that people name like a recording.
 _KINDS = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a compressed file (gzip)"),
     (b"Rar!", "a RAR archive"),
     (b"7z\xbc\xaf", "a 7z archive"),
     (b"OggS", "Ogg sound (Vorbis or Opus)"),
-    (b"ID3", "MP3 sound"),
-    (b"\xff\xfb", "MP3 sound"),
-    (b"\xff\xf3", "MP3 sound"),
-    (b"\xff\xf2", "MP3 sound"),
-    (b"\xff\xe3", "MP3 sound"),
+    ((b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3"), "MP3 sound"),
     (b"\xff\xf1", "AAC sound"),
     (b"FORM", "AIFF sound"),
     (b".snd", "AU sound"),
@@ -40,8 +36,7 @@ _KINDS = (
     (b"RIFF", "a RIFF file, but no WAV"),
     (b"\x30\x26\xb2\x75", "WMA sound"),
     (b"%PDF", "a PDF document"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
+    ((b"\x89PNG", b"\xff\xd8\xff"), "a picture"),
     (b"<", "a web page or XML text"),
     (b"\0\0\0\0\0\0\0\0", "zeros, as a failing disk or a download that was cut off leaves them"),
 )
@@ -51,13 +46,22 @@ _MPEG = (b"\x50\0", b"\x55\0")
 _UNKNOWN_SIZE = 0xFFFFFFFF
 _FMT_BYTES = 16
 _LARGEST_WAV_BYTES = 1 << 32
-# Of a block of samples that are all alike: header, one sample, checksums.
+# The smallest frame holds a block of equal samples: header, one sample, checksums.
 _FLAC_LEAST_FRAME_BYTES = 10
 
 
 @dataclass
 class _Wav:
-    """A WAV file's chunks. Counts in bytes; `promised` is None where the header leaves the length open."""
+    """The chunks of a WAV file.
+
+    Attributes:
+        names: of all chunks.
+        fmt: content of the chunk that describes the sound.
+        order: of the bytes, as `struct` writes it.
+        promised: bytes of sound according to the header, None if it leaves the length open.
+        present: bytes from the start of the sound to the end of the file.
+        behind: bytes after the last chunk.
+    """
 
     names: list[bytes]
     fmt: bytes = b""
@@ -73,7 +77,7 @@ class _Wav:
 
 
 def foreign(file: BinaryIO) -> str | None:
-    """What is wrong with a file that is neither WAV nor FLAC; None for those."""
+    """Why a file is neither WAV nor FLAC; None if it is one of them."""
     start = _read(file, 0, 22)
     if not start:
         return "is empty (0 bytes): the recorder or a copy wrote nothing. Copy it again."
@@ -91,8 +95,8 @@ def foreign(file: BinaryIO) -> str | None:
 
 
 def partial(file: BinaryIO) -> str | None:
-    """What is wrong with a WAV file whose sound is not all there, or not all announced, and with a FLAC file that
-    announces more than its bytes could hold; None for others.
+    """Why the length in the header cannot be right: a WAV file has less or more sound, or a FLAC file has too few bytes
+    for its samples. None if it may be right.
     """
     size = file.seek(0, io.SEEK_END)
     if not _is_wav(_read(file, 0, 12)):
@@ -105,15 +109,15 @@ def partial(file: BinaryIO) -> str | None:
             f"is truncated: its header announces {wav.promised} bytes of sound, {wav.present} are there "
             f"({wav.present / wav.promised:.0%}). An interrupted copy or a full disk does this: copy the file again."
         )
-    # Notes stand behind the sound in chunks of their own. As much as a tenth of a second of anything else is sound.
-    rubbish = wav.fields[2] * wav.fields[4] // 10 if wav.promised and len(wav.fmt) >= _FMT_BYTES else 0
-    if wav.behind <= rubbish:
+    # Notes follow the sound in chunks of their own. Other bytes are sound, if they last more than a tenth of a second.
+    negligible = wav.fields[2] * wav.fields[4] // 10 if wav.promised and len(wav.fmt) >= _FMT_BYTES else 0
+    if wav.behind <= negligible:
         return None
-    found = "holds no samples by its header" if wav.promised == 0 else "is longer than its header says"
+    defect = "holds no samples by its header" if wav.promised == 0 else "is longer than its header says"
     if size > _LARGEST_WAV_BYTES:
-        found = "has outgrown the 4 GiB that a WAV header can count"
+        defect = "has outgrown the 4 GiB that a WAV header can count"
     return (
-        f"{found}: {wav.promised} bytes of sound are announced, {wav.behind} more follow. The recorder never finished "
+        f"{defect}: {wav.promised} bytes of sound are announced, {wav.behind} more follow. The recorder never finished "
         "its header: open the file as raw data in an audio editor and save it again, as FLAC or RF64 if it is long."
     )
 
@@ -145,7 +149,7 @@ def complaint(file: BinaryIO) -> str:
 
 
 def _walk(file: BinaryIO, size: int) -> _Wav:
-    """All chunks, as far as they can be followed."""
+    """All chunks, up to the first one that makes no sense."""
     wav = _Wav(names=[], order=">" if _read(file, 0, 4) == b"RIFX" else "<")
     position, long_size = 12, None
     while position + 8 <= size:
@@ -154,7 +158,7 @@ def _walk(file: BinaryIO, size: int) -> _Wav:
             break
         position += 8
         wav.names.append(name)
-        if name == b"ds64":  # RF64: files beyond 4 GiB keep their true sizes here
+        if name == b"ds64":  # RF64: the true sizes of a file above 4 GiB
             _, long_size = struct.unpack("<QQ", _read(file, position, 16).ljust(16, b"\0"))
         elif name == b"fmt " and not wav.fmt:
             wav.fmt = _read(file, position, min(length, 40))
@@ -178,7 +182,7 @@ def _is_wav(start: bytes) -> bool:
 
 
 def _flac_start(file: BinaryIO) -> int | None:
-    """Where FLAC's first block begins: behind `fLaC`, which a tag of MP3's kind may precede. None for other files."""
+    """Where FLAC's first block begins: after `fLaC`, before which there may be an ID3 tag. None for other files."""
     start = _read(file, 0, 10)
     place = 0
     if start[:3] == b"ID3" and len(start) == 10:
@@ -187,7 +191,7 @@ def _flac_start(file: BinaryIO) -> int | None:
 
 
 def _impossible_flac(file: BinaryIO, size: int) -> str | None:
-    """A flipped bit in the length would otherwise become hundreds of thousands of clips, each of them failing."""
+    """Why a FLAC file cannot hold its samples. Else one wrong bit could make hundreds of thousands of failing clips."""
     block = _read(file, _flac_start(file) or 0, 18)
     if len(block) < 18:
         return None

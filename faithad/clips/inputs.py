@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import urllib.parse
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
@@ -178,9 +177,8 @@ def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] |
     parent, name = posixpath.split(storage.locate(location)[1].rstrip("/"))
     wanted = tuple(suffix.lower() for suffix in suffixes)
     if storage.is_folder(location):
-        quote = urllib.parse.quote if "://" in location else str
         paths = _recordings_among(storage.walk(location), wanted)
-        return [(f"{name}/{path}", storage.join(location, quote(path))) for path in paths]
+        return [(f"{name}/{path}", storage.join_path(location, path)) for path in paths]
     if not storage.exists(location):
         return None
     return [(f"{storage.name_of(parent)}/{name}", location)] if name.lower().endswith(wanted) else []

@@ -1,14 +1,14 @@
 """Open and decode recordings, local or remote, one window at a time.
 
-A recording is one audio file of any sample rate, channel count and length; a clip is one window of it. No recording is
-read whole: `probe_recording` looks at the header, `cut_windows` plans the clips, `read_clip` seeks to one of them. The
-published planer data come as spectrograms instead: see `spectrograms`.
+A recording is one audio file of any sample rate, channel count and length; a clip is one window of it. A recording is
+never read as a whole: `probe_recording` reads the header, `cut_windows` plans the clips, `read_clip` reads one of them.
+The published planer data are spectrograms instead: see `spectrograms`.
 
 Conventions
     Times are seconds from the start of the recording. A waveform is mono float32, (samples,), full scale ±1.
 
-Every way in which a file can be unusable ends in a `RecordingError` whose text can stand in a ledger as it is: it is
-written for the person who looks after the recorder. Digital silence is sound like any other.
+Whatever makes a file unusable becomes a `RecordingError`, whose text goes into a ledger unchanged and is written for
+the person who looks after the recorder. Digital silence is a valid sound.
 """
 
 from __future__ import annotations
@@ -34,32 +34,33 @@ import torchaudio.functional
 
 from faithad import storage
 from faithad.clips import audio_headers
-from faithad.clips.access import AccessError, told_errors
+from faithad.clips.access import AccessError, for_decoder
 from faithad.errors import RecordingError, shown
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 
 Remainder = Literal["drop", "pad", "overlap"]
 
-# Onsets are told apart to the millisecond (clip ids hold no more), so what is left of a recording after its last full
-# clip must be longer than that to count as a remainder.
+# Clip ids resolve onsets to a millisecond, so the end of a recording after its last full clip must be longer than that
+# to count as a remainder.
 _SHORTEST_REMAINDER_S = 0.002
 
-# libsndfile reads headers in many small pieces, each of which would be one request to an object store.
+# libsndfile reads headers in many small pieces; without read-ahead each would be a request to an object store.
 _READ_AHEAD_BYTES = 1 << 18
 
 # A resampling filter has one phase per unit of the reduced ratio's numerator. Odd rates (17067 Hz) hardly reduce and
-# would need gigabytes; the nearest ratio below this limit is off by less than 1e-6, less than a recorder's own clock.
+# would need gigabytes. The nearest ratio with terms up to this limit is off by less than 1e-6, less than the clock of a
+# recorder.
 _LARGEST_RATIO_TERM = 2000
 
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 100, 1_000_000
 
-# Beyond what any encoding holds at full scale, integers taken for fractions included; its power is still a float32.
+# No encoding has such samples at full scale, even if its integers were read as fractions; the power fits a float32.
 _LARGEST_SAMPLE = 2.0**32
 
 _UNKNOWN_N_SAMPLES = 1 << 62
 
-# The published names, to the minute; and a date and a time to the second, as recorders and people write them.
+# The published names, with minutes; and a date and a time with seconds, as recorders and people write them.
 _PUBLISHED_NAME = re.compile(r"MPD_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?(?:\.\w+)?")
 _DATE_AND_TIME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)(?:[T_ -]|__| at )?(\d\d)([-_.:]?)(\d\d)\6(\d\d)(?!\d)", re.IGNORECASE
@@ -68,7 +69,7 @@ _DATE_AND_TIME = re.compile(
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What a recording's header says; `n_samples` counts per channel."""
+    """The header of a recording; `n_samples` is per channel."""
 
     duration_s: float
     sample_rate_hz: int
@@ -77,18 +78,18 @@ class AudioHeader:
 
 
 class Window(NamedTuple):
-    """One clip's place in its recording. Shorter than a clip only where the rest is to be filled with silence."""
+    """A clip's interval in its recording. If it is shorter than a clip, silence fills the rest."""
 
     onset_s: float
     duration_s: float
 
 
 def probe_recording(uri: str) -> AudioHeader:
-    """Read a recording's header alone.
+    """Read the header of a recording.
 
     Raises:
-        RecordingError: missing, empty, no audio, without samples, or a WAV file shorter or longer than its header
-            says. (A truncated FLAC file only shows when its end is read.)
+        RecordingError: the file is missing, empty, no audio or without samples, or a WAV file is shorter or longer than
+            its header says. (Whether a FLAC file is truncated is only seen when its end is read.)
     """
     with _open_sound(uri) as (sound, file):
         if (wrong := audio_headers.partial(file)) is not None:
@@ -104,13 +105,13 @@ def probe_recording(uri: str) -> AudioHeader:
 def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tuple[list[Window], float]:
     """Lay clips of `clip_s` seconds side by side over a recording, from its start.
 
-    `remainder` is what happens to an end that is shorter than a clip: `drop` leaves it out; `pad` keeps it as a shorter
-    window, to be filled with silence; `overlap` lets one last clip end with the recording, over part of the clip
-    before it. A recording shorter than one clip is dropped by the first and padded by the others.
+    `remainder` says what happens to an end that is shorter than a clip. `drop` leaves it out. `pad` makes it a shorter
+    window, which silence will fill. `overlap` adds a last clip that ends with the recording and overlaps the clip
+    before it. A recording that is shorter than one clip is dropped by `drop` and padded by the other two.
 
     Returns:
-        The windows in order of their onsets, and how many seconds at the end are in none of them. Less than 2 ms at
-        the end of a full clip are no remainder.
+        The windows in order of their onsets, and the seconds at the end that no window covers. An end of less than 2 ms
+        after a full clip is ignored.
     """
     n_full = math.floor(duration_s / clip_s + 1e-9)
     windows = [Window(k * clip_s, clip_s) for k in range(n_full)]
@@ -139,12 +140,12 @@ def read_clip(
     with _open_sound(uri) as (sound, _):
         rate = int(sound.samplerate)
         start = round(onset_s * rate)
-        # Rounded from the end, not from the length: a window that ends with its recording must not ask for one more.
+        # The end is rounded, not the length: else a window that ends with its recording could want one sample more.
         wanted = round((onset_s + duration_s) * rate) - start
         samples = np.empty((0, 1), dtype=np.float32)
         if start < sound.frames:
             sound.seek(start)
-            # The decoder would turn such samples into the same fractions, but in many small pieces.
+            # libsndfile would convert 16-bit samples to the same floats, but in many small pieces.
             is_short = sound.subtype == "PCM_16"
             samples = sound.read(frames=wanted, dtype="int16" if is_short else "float32", always_2d=True)
             if is_short:
@@ -155,7 +156,7 @@ def read_clip(
             f"is truncated: of the clip at {onset_s:g} s only {len(samples) / rate:.3f} s of {duration_s:g} s are "
             "there. Copy the file again, or index the folder anew if the file has changed.",
         )
-    # The largest of all is NaN where one is; no mask of all samples is needed to see it.
+    # If any sample is NaN, so is the maximum: this needs no mask of all samples.
     loudest = float(max(samples.max(), -samples.min())) if samples.size else 0.0
     if not math.isfinite(loudest):
         raise _refusal(
@@ -182,27 +183,27 @@ def read_clip(
 
 
 def recorded_at(name: str) -> datetime | None:
-    """Wall clock at a recording's start, as its name says it, without a zone; None where it does not, or not for sure.
+    """The wall clock at a recording's start according to its name, without a time zone; None if that is not certain.
 
-    The name is `MPD_YY-MM-DD_HHMM_NNNNN`, of a recording or (`_k` behind) of one of its clips; or it holds one date
-    with a year of four digits and a time with seconds, such as `20240506_070000` (AudioMoth, Song Meter),
-    `2024-05-06T07-00-00`, `2024-05-06_07.00.00`. A path or bare.
+    The name is `MPD_YY-MM-DD_HHMM_NNNNN` (with `_k` behind it for a clip), or it contains one date with a year of four
+    digits and a time with seconds, such as `20240506_070000` (AudioMoth, Song Meter), `2024-05-06T07-00-00`,
+    `2024-05-06_07.00.00`. Folders before the name are ignored.
     """
     name = storage.name_of(name)
     published = _PUBLISHED_NAME.fullmatch(name)
     if published is not None:
-        found = {("20" + published[1], *published.groups()[1:], "00")}
+        times = {("20" + published[1], *published.groups()[1:], "00")}
     else:
-        found = {match.group(1, 3, 4, 5, 7, 8) for match in _DATE_AND_TIME.finditer(name)}
-    with contextlib.suppress(ValueError):  # none, more than one, or a 31st of February
-        (only,) = found
+        times = {match.group(1, 3, 4, 5, 7, 8) for match in _DATE_AND_TIME.finditer(name)}
+    with contextlib.suppress(ValueError):  # no time, more than one, or a 31st of February
+        (only,) = times
         return datetime.strptime(" ".join(only), "%Y %m %d %H %M %S")
     return None
 
 
 @contextlib.contextmanager
 def reasons(uri: str) -> Iterator[None]:
-    """Whatever goes wrong while the file is opened or read becomes a `RecordingError`, of access an `AccessError`."""
+    """Turn decoding errors of the block into `RecordingError`, and errors of the disk or store into `AccessError`."""
     try:
         yield
     except soundfile.LibsndfileError as error:
@@ -220,8 +221,8 @@ def reasons(uri: str) -> Iterator[None]:
 def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
     """The decoder, and the file below it."""
     _refuse_no_file(uri)
-    with reasons(uri), storage.open_input(uri) as raw, told_errors(raw, _READ_AHEAD_BYTES) as file:
-        # The decoder would take other kinds of files too, but cut them off where they end, without a word.
+    with reasons(uri), storage.open_input(uri) as raw, for_decoder(raw, _READ_AHEAD_BYTES) as file:
+        # libsndfile accepts other formats, too, but silently shortens a truncated file of theirs.
         if (wrong := audio_headers.foreign(file)) is not None:
             raise _refusal(uri, wrong)
         file.seek(0)
@@ -241,7 +242,7 @@ def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
 
 
 def _refuse_no_file(uri: str) -> None:
-    """A pipe with a recording's name would be waited for without end."""
+    """Refuse a local path that is no regular file: opening a pipe would wait for ever."""
     if storage.is_remote(uri):
         return
     path = storage.locate(uri)[1]
@@ -277,5 +278,5 @@ def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int)
 
 
 def count_bad(values: npt.NDArray[np.float32]) -> str:
-    """How many values of an array are NaN or infinite, for a message."""
+    """How many values of an array are NaN or infinite: `3 of 100`."""
     return f"{int((~np.isfinite(values)).sum())} of {values.size}"

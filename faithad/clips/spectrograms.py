@@ -1,7 +1,7 @@
 """Read the published planer data: log-mel spectrograms, one `.pt` file per clip.
 
-A spectrogram is float32, (F, T): mel bands by frames, decibels. Nothing is ever run that such a file may hold. Errors
-are `RecordingError`s as in `recordings`: their text can stand in a ledger as it is.
+A spectrogram is float32, (F, T): mel bands by frames, decibels. Code that a file may contain is never run. Errors are
+`RecordingError`s whose text goes into a ledger unchanged, as in `recordings`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ def read_spectrogram(uri: str, *, shape: tuple[int, int] | None) -> npt.NDArray[
     """Read one published clip: a file with one float tensor (F, T), decibels, written by `torch.save`.
 
     Args:
-        uri: The `.pt` file.
-        shape: The (F, T) that it must have; None takes any. What comes back is float32 of that shape.
+        uri: the `.pt` file.
+        shape: the (F, T) that it must have; None allows any shape.
+
+    Returns:
+        (F, T) float32.
 
     Raises:
-        RecordingError: unreadable, no tensor, another shape, NaN or infinite values, or a file that could only be
-            loaded by running code from it, which is never done.
+        RecordingError: the file is unreadable or no tensor, has another shape or values that are NaN or infinite, or
+            loading it would run code from it.
     """
     tensor = _load_tensor(uri)
     if not isinstance(tensor, torch.Tensor):

@@ -1,8 +1,8 @@
-"""Which recordings are for training, which for testing, and which training clips validate.
+"""Which recordings train and which test, and which training clips become validation clips.
 
-The split may come from the folders (`inputs.find_recordings` has it then), from a table, or from the time of the
-recordings. Both rules here work on whole recordings, before any is opened: clips of one recording sound alike, and a
-split through the middle of it would let the model train on what it is tested with.
+The folders decide (then `inputs.find_recordings` knows the split), or a table, or the time of the recordings. The table
+and the time apply to whole recordings, before any is opened: clips of one recording sound alike, so if a recording were
+divided, the model would train on what it is tested with.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from faithad import storage
-from faithad.clips.annotations import csv_rows
+from faithad.clips.labels.names import look_up
 from faithad.clips.manifest import ClipRow, LedgerRow, Recording
+from faithad.clips.problems import Problems, csv_rows, read_text
 from faithad.clips.recordings import recorded_at
 from faithad.errors import RecordingError
 from faithad.schemas import SPLITS
+from faithad.vocabulary import count
 
 COLUMNS = ("recording", "split")
 OPTIONAL_COLUMNS = ("label", "anomaly_type")
@@ -27,7 +28,7 @@ OPTIONAL_COLUMNS = ("label", "anomaly_type")
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One row of a split table. `recording` is a path as in the manifest, or a bare file name."""
+    """One row of a split table. `recording` is a path as in the manifest, or a file name alone."""
 
     row: int
     recording: str
@@ -38,84 +39,72 @@ class SplitEntry:
 
 def read_split_csv(uri: str) -> list[SplitEntry]:
     """Read a split table: columns `recording` and `split` (train, validation, test), optional `label` (0, 1, empty)
-    and `anomaly_type`; they hold for all clips of the recording.
+    and `anomaly_type`, which apply to all clips of the recording.
 
     Raises:
-        RecordingError: all that is wrong with the table, one line each with its row (the header is row 1).
+        RecordingError: the table has problems; the message gives one line for each, with its row (1 is the header).
     """
-    header, rows = csv_rows(uri, error=RecordingError)
-    names = [name.strip().casefold() for name in header]
-    missing = [column for column in COLUMNS if column not in names]
-    unknown = [name for name in names if name not in COLUMNS + OPTIONAL_COLUMNS]
-    if missing or unknown or len(set(names)) < len(names):
-        raise RecordingError(
-            f"{uri}: the split table's columns are {', '.join(names) or 'missing'}; each of {', '.join(COLUMNS)} is "
-            f"needed once, {', '.join(OPTIONAL_COLUMNS)} may follow, nothing else is allowed."
-        )
     entries: list[SplitEntry] = []
-    problems: list[str] = []
-    for row, cells in rows:
-        if len(cells) != len(names):
-            problems.append(f"row {row}: {len(cells)} cells instead of {len(names)}")
-            continue
-        values = dict(zip(names, (cell.strip() for cell in cells), strict=True))
+    problems = Problems()
+    text = read_text(uri, error=RecordingError)
+    for row, cells in csv_rows(
+        text, problems, noun="split table", needed=COLUMNS, optional=OPTIONAL_COLUMNS, others_allowed=False
+    ):
+        values = {column: cell.strip() for column, cell in cells.items()}
         complaints = _complaints(values)
         problems += [f"row {row}: {complaint}" for complaint in complaints]
         if not complaints:
             anomaly_type = values.get("anomaly_type") or None
             label = int(values["label"]) if values.get("label") else (1 if anomaly_type else None)
             entries.append(SplitEntry(row, values["recording"], values["split"], label, anomaly_type))
-    _refuse(uri, problems)
+    problems.refuse(uri, "split table", error=RecordingError)
     return entries
 
 
 def split_by_csv(
     recordings: Sequence[Recording], entries: Iterable[SplitEntry], *, source: str
 ) -> tuple[list[Recording], list[LedgerRow]]:
-    """Give recordings the split that a table says; a recording is named by its path or its bare file name.
+    """Give each recording the split of its row in a table, which names it as `labels.names.look_up` describes.
 
     Args:
-        recordings: What was found.
-        entries: The table, from `read_split_csv`.
-        source: The table's name, for messages.
+        recordings: all that there are.
+        entries: the table, from `read_split_csv`.
+        source: the table's name, for messages.
 
     Returns:
-        The listed recordings, and a ledger row (skipped) for each that is not listed.
+        The recordings in the table, and a ledger row (skipped) for each of the others.
 
     Raises:
-        RecordingError: rows whose recording is not there, could be several, or stands in an earlier row; all at once.
+        RecordingError: some rows name no recording, several, or one that another row names; the message lists all.
     """
-    by_name: dict[str, list[str]] = {}
-    for recording in recordings:
-        by_name.setdefault(storage.name_of(recording.path), []).append(recording.path)
-    by_path = {recording.path: [recording.path] for recording in recordings}
+    find = look_up(recording.path for recording in recordings)
     chosen: dict[str, SplitEntry] = {}
-    problems = []
+    problems = Problems()
     for entry in entries:
-        paths = by_path.get(entry.recording) or by_name.get(entry.recording, [])
+        place, paths = f"row {entry.row}, {entry.recording!r}", find(entry.recording)
         if not paths:
-            problems.append(f"row {entry.row}, {entry.recording!r}: no such recording; correct the name or remove it")
+            problems.append(f"{place}: no such recording; correct the name or remove it")
         elif len(paths) > 1:
-            problems.append(f"row {entry.row}, {entry.recording!r}: could be {' or '.join(paths)}; write the path")
+            problems.append(f"{place}: could be {' or '.join(paths)}; write the path")
         elif (earlier := chosen.setdefault(paths[0], entry)) is not entry:
-            problems.append(f"row {entry.row}, {entry.recording!r}: stands in row {earlier.row} as well; keep one")
-    _refuse(source, problems)
+            problems.append(f"{place}: is in row {earlier.row} as well; keep one")
+    problems.refuse(source, "split table", error=RecordingError)
     listed: list[Recording] = []
     ledger: list[LedgerRow] = []
     for recording in recordings:
-        if recording.path not in chosen:
+        if recording.path in chosen:
+            row = chosen[recording.path]
+            listed.append(replace(recording, split=row.split, label=row.label, anomaly_type=row.anomaly_type))
+        else:
             ledger.append(LedgerRow(recording.path, "skipped", f"not listed in {source}"))
-            continue
-        said = chosen[recording.path]
-        listed.append(replace(recording, split=said.split, label=said.label, anomaly_type=said.anomaly_type))
     return listed, ledger
 
 
 def split_by_time(recordings: Iterable[Recording], *, train_until: datetime) -> tuple[list[Recording], list[LedgerRow]]:
-    """Recordings that start before a moment are train, later ones test. Their names give their time.
+    """Recordings that start before `train_until` train, later ones test. Their names give the time.
 
     Returns:
-        The recordings with their split, and a ledger row (failed) for each whose name holds no time.
+        The recordings with their split, and a ledger row (failed) for each whose name has no time.
     """
     timed: list[Recording] = []
     ledger: list[LedgerRow] = []
@@ -138,16 +127,16 @@ def hold_out_validation(
     """Move part of the train clips to validation.
 
     Args:
-        rows: Clips of all splits. Where some are validation already, the user has chosen: nothing is moved.
-        fraction: How many of the train units, in (0, 1); rounded, at least one.
-        unit: What is drawn. `clip` is what the paper does; `recording` keeps clips of one recording together.
-        seed: The draw depends on it and on which train clips there are, not on their order.
+        rows: clips of all splits. If some are validation clips already, nothing is moved.
+        fraction: share of the train units to move, in (0, 1); at least one unit moves.
+        unit: what is drawn: `clip` as in the paper, or `recording`, which keeps the clips of a recording together.
+        seed: of the draw, which does not depend on the order of the rows.
 
     Returns:
-        The rows in their order.
+        The rows in the same order.
 
     Raises:
-        RecordingError: there is no train clip, or none would be left.
+        RecordingError: no train clip would be left.
     """
     if any(row.split == "validation" for row in rows):
         return list(rows)
@@ -159,16 +148,15 @@ def hold_out_validation(
     n_moved = max(1, round(fraction * len(units)))
     if n_moved >= len(units):
         raise RecordingError(
-            f"{len(units)} train {unit}{'' if len(units) == 1 else 's'} found; with {n_moved} held out for validation "
+            f"{count(len(units), f'train {unit}')} found; with {n_moved} held out for validation "
             f"(fraction {fraction:g}) none would be left to train with. Add recordings to train or lower the fraction."
         )
-    drawn = np.random.default_rng(seed).permutation(len(units))[:n_moved]
-    moved = {units[place] for place in drawn}
+    moved = {units[index] for index in np.random.default_rng(seed).permutation(len(units))[:n_moved]}
     return [replace(row, split="validation") if row.split == "train" and key(row) in moved else row for row in rows]
 
 
 def _complaints(values: dict[str, str]) -> list[str]:
-    """What is wrong with one row of a split table."""
+    """The problems of one row of a split table."""
     complaints = []
     split, label, anomaly_type = values["split"], values.get("label", ""), values.get("anomaly_type", "")
     if not values["recording"]:
@@ -182,9 +170,3 @@ def _complaints(values: dict[str, str]) -> list[str]:
     if split in ("train", "validation") and (label == "1" or anomaly_type):
         complaints.append(f"an anomaly in {split}, whose clips must be normal; move the recording to test")
     return complaints
-
-
-def _refuse(table: str, problems: Sequence[str]) -> None:
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecordingError(f"{table}: {count} in the split table:\n  " + "\n  ".join(problems))

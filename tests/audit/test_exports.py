@@ -16,9 +16,10 @@ import soundfile
 from faithad import schemas, storage
 from faithad.audit.exports import export_clips, export_events
 from faithad.audit.reference import evaluate_audit
-from faithad.clips.labels.files import FORMATS, read_labels
+from faithad.clips.labels.files import FORMATS
 from faithad.errors import ConfigError, RecordingError, StudyError, shown
 from faithad.runs import lock
+from tests.label_files import read_labels
 
 RATE_HZ = 8_000
 FIRST, SECOND, ODD = "mill/MPD_24-05-06_0700_00001.wav", "mill/MPD_24-05-06_0701_00002.wav", "mill/O'B <b>\t=1.flac"
@@ -37,7 +38,7 @@ def test_events_as_labels(audit: Any, tmp_path: Path, format: str) -> None:
     line = export_events(audit.out, str(tmp_path / "labels"), format=format)
     kind = "a CSV table" if format == "csv" else f"labels for {format}"
     assert line.startswith(f"3 events in 3 recordings as {kind}: ")
-    found = read_labels(str(tmp_path / "labels"), of="predictions")
+    found = read_labels(str(tmp_path / "labels"), submitted=True)
     assert sorted((label.recording, label.onset_s, label.offset_s, label.text.split(",")[0]) for label in found) == [
         (FIRST, 0.0, 10.0, "alarm 1.5x"),
         (FIRST, 50.0, 60.0, "alarm 2.5x"),

@@ -63,8 +63,9 @@ def test_a_folder_that_vanished_is_no_fault_of_its_files(tmp_path: Path, left: s
     with pytest.raises(StorageError) as caught:
         clip_or_reason(f"{scheme}{folder}/monday/a.wav", "week/monday/a.wav")
     assert str(caught.value) == (
-        f"The recordings are out of reach. Location '{scheme}{folder}' is gone, or holds nothing any more. No clip is "
-        "called failed for that: once they can be read again, the same command goes on."
+        f"The recordings are out of reach. Location '{scheme}{folder}' is gone, or holds nothing any more. No clip "
+        "counts as failed for this reason. Repeat the command when they can be read again: it continues where it "
+        "stopped."
     )
 
 

@@ -191,7 +191,7 @@ def test_all_problems_at_once(table: Path) -> None:
         "row 2, column 'Time Anomaly Labels', '[(13,11), (14,99)]': (14, 99)",
         "row 4, column 'Spectrogram Time Range', '?'",
         "row 4, column 'Labels in Spectrogram', '?'",
-        "row 6, 'r_2.pt': stands in row 5 as well",
+        "row 6, 'r_2.pt': is in row 5 as well",
         "row 7: 4 cells instead of 7",
     ):
         assert line in text
@@ -208,14 +208,18 @@ def test_missing_columns(table: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\r\n\r\n"])
 def test_an_empty_file(table: Path, content: bytes) -> None:
     table.write_bytes(content)
-    with pytest.raises(AnnotationError, match="Found: nothing"):
+    with pytest.raises(AnnotationError, match="found nothing"):
         read_annotations(str(table))
 
 
 def test_files_that_are_no_table(table: Path) -> None:
-    for content in ("Fichier,Durée\n".encode("latin-1"), "Recording\n".encode("utf-16"), b'"never closed'):
+    for content, reason in (
+        ("Fichier,Durée\n".encode("latin-1"), "no text in UTF-8"),
+        ("Recording\n".encode("utf-16"), "no text in UTF-8"),
+        (b'"never closed', "no CSV table"),
+    ):
         table.write_bytes(content)
-        with pytest.raises(AnnotationError, match="no CSV file in UTF-8"):
+        with pytest.raises(AnnotationError, match=reason):
             read_annotations(str(table))
     with pytest.raises(AnnotationError, match="does not exist"):
         read_annotations(str(table.with_name("none.csv")))

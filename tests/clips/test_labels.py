@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from faithad.clips.annotations import Annotation, write_annotations
 from faithad.clips.labels import label_studio
-from faithad.clips.labels.files import FORMATS, label_texts, read_labels, write_labels
+from faithad.clips.labels.files import FORMATS, label_texts, write_labels
 from faithad.clips.labels.label import Label, alarm_text, kind_of, one_line
 from faithad.clips.labels.names import file_name, look_up, plain_name, recording_name
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import ClipRow, attach_annotations
+from faithad.clips.problems import Problems
 from faithad.errors import StudyError
+from tests.label_files import read_labels
 
 repeatable = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -91,7 +93,7 @@ def test_what_is_written_is_read(format: str, labels: list[Label]) -> None:
         if not texts:
             return
         write_labels(texts, folder)
-        found = read_labels(folder, of="predictions")
+        found = read_labels(folder, submitted=True)
         everything = [os.path.join(place, name) for place, _, files in os.walk(top) for name in files]
     assert all(os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep) for path in everything)
     assert len(everything) == len(texts)
@@ -262,8 +264,9 @@ def test_a_label_that_was_changed_in_label_studio_is_the_new_one() -> None:
     assert tasks[0]["predictions"][0]["result"][0]["value"]["labels"] == ["alarm"]
     tasks[0]["annotations"] = tasks[0].pop("predictions")
     tasks[0]["annotations"][0]["result"][0]["value"]["labels"] = ["stuck board"]
-    found, problems = label_studio.parse(json.dumps(tasks))
-    assert (found[0].text, problems) == ("stuck board", [])
+    problems = Problems()
+    (label,) = label_studio.parse(json.dumps(tasks), problems)
+    assert (label.text, problems) == ("stuck board", [])
 
 
 def test_label_studio_s_interface_knows_the_labels_of_the_tasks() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from faithad.clips.labels.files import read_labels
 from faithad.clips.labels.reference import read_reference
 from faithad.errors import AnnotationError
 
@@ -25,16 +24,16 @@ def refusal(path: Path, content: str | bytes) -> str:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("1\t1\tpoint\n", "line 1: the label is a point, at 1 s; drag it open to the seconds that it speaks of"),
+        ("1\t1\tpoint\n", "line 1: the label is a point, at 1 s; drag it open so that it covers the sound"),
         ("1\told\n", "line 1: the label has no end ('old' is no number): a point is no interval"),
-        ("1\t2\tx\n3\n", "line 2: the label has no end; onset, offset and text must stand there"),
+        ("1\t2\tx\n3\n", "line 2: the label has no end; write onset, offset and text"),
         ("1,5\t2,5\tx\n", "line 1: '1,5' has a decimal comma; write a point"),
         ("1\t2,5\tx\n", "line 1: the label has no end ('2,5' has a decimal comma; write a point)"),
         ("5\t2\tx\n", "line 1: the label ends at 2 s, before it begins at 5 s"),
         ("-1\t2\tx\n", "line 1: the label begins at -1 s, before the recording"),
         ("nan\t2\tx\n", "line 1: 'nan' is no number"),
         ("1\tinf\tx\n", "'inf' is no number"),
-        ("1e999\t2\tx\n", "line 1: the label inf to 2 s is no stretch of a recording"),
+        ("1e999\t2\tx\n", "line 1: the label inf to 2 s is no interval of a recording"),
         ("\t2\tx\n", "line 1: a number is missing"),
         ("1\t2\tx\n\\\tlow\t7\n", "line 2: 'low' is no number"),
         ("1\t2\tx\n\\\t7\n", "line 2: a line that begins with a backslash must hold a lower and an upper frequency"),
@@ -60,8 +59,8 @@ def test_audacity(tmp_path: Path, text: str, reason: str) -> None:
         (f"{RAVEN}\n1\tS\t1\t1\t\t\t\ta\n", "line 2: a number is missing"),
         (
             f"{RAVEN}\n1\tS\t1\t1\t2\t\t\ta\n2\tS\t1\t61\t62\t\t\tb\n",
-            "line 1: the table speaks of 2 recordings, so times count through all of them; add the measurement "
-            "'File Offset (s)' in Raven",
+            "line 1: the table covers 2 recordings, so its times count through all of them; add the "
+            "measurement 'File Offset (s)' in Raven",
         ),
         (f"{RAVEN}\tEnd File\n1\tS\t1\t1\t2\t\t\ta\tb\n", "line 2: the selection runs on into another recording"),
     ],
@@ -146,7 +145,7 @@ def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1\t1\tx\n1\t2\tfine\n5\t4\tx\n")
     (tmp_path / "b.csv").write_text("recording,onset_s,offset_s\na,1,x\n")
     with pytest.raises(AnnotationError) as caught:
-        read_labels(str(tmp_path))
+        read_reference(str(tmp_path))
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{tmp_path}: 3 problems in the labels:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["a.txt, line 1", "a.txt, line 3", "b.csv, row 2"]

@@ -61,9 +61,17 @@ def test_two_columns_are_enough(tmp_path: Path) -> None:
     assert read_split_csv(written(tmp_path, "split,recording\ntest,a.wav\n")) == [SplitEntry(2, "a.wav", "test")]
 
 
-@pytest.mark.parametrize("header", ["recording", "recording,split,lable", "recording,split,split", ""])
-def test_wrong_columns(tmp_path: Path, header: str) -> None:
-    with pytest.raises(RecordingError, match="each of recording, split is needed once"):
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("recording", "has no column 'split', found 'recording'"),
+        ("recording,split,lable", "unknown column 'lable'; allowed: recording, split, label, anomaly_type"),
+        ("recording,split,split", "column 'split' is there more than once; keep one"),
+        ("", "has no column 'recording', 'split', found nothing"),
+    ],
+)
+def test_wrong_columns(tmp_path: Path, header: str, reason: str) -> None:
+    with pytest.raises(RecordingError, match=reason):
         read_split_csv(written(tmp_path, header))
 
 
@@ -102,7 +110,7 @@ def test_entries_that_fit_no_recording() -> None:
     assert "split.csv: 3 problems" in message
     assert "row 2, 'x.wav': could be a/x.wav or b/x.wav; write the path" in message
     assert "row 3, 'z.wav': no such recording" in message
-    assert "row 5, 'a/y.wav': stands in row 4 as well" in message
+    assert "row 5, 'a/y.wav': is in row 4 as well" in message
 
 
 def test_a_path_tells_twins_apart() -> None:

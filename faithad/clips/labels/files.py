@@ -1,9 +1,9 @@
-"""Label files at a location: read whatever is there, write without touching what somebody has made there."""
+"""Label files at a location: read every known format, and write without overwriting what somebody has made."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -11,9 +11,10 @@ from faithad import storage
 from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
-from faithad.clips.labels.names import below
+from faithad.clips.problems import Problems
 from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.errors import AnnotationError, StudyError
+from faithad.vocabulary import listed
 
 SUFFIXES = (".txt", ".csv", ".json")
 
@@ -24,10 +25,10 @@ _KNOWN = (
 
 
 def label_texts(location: str) -> dict[str, str]:
-    """The text of a file of labels, or of all that are in a folder and below, by relative path.
+    """The text of a label file, or of all label files in a folder and its subfolders, by relative path.
 
     Raises:
-        AnnotationError: there is none, or some cannot be read as text in UTF-8.
+        AnnotationError: there is no label file, or one cannot be read as UTF-8.
     """
     if location.lower().endswith(AUDIO_SUFFIXES):
         raise AnnotationError(f"{location} is a recording. Give the file or the folder of its labels.")
@@ -35,10 +36,10 @@ def label_texts(location: str) -> dict[str, str]:
         if not storage.exists(location):
             raise AnnotationError(f"{location} does not exist. Check the path.")
         if storage.is_file(location):
-            found = [(storage.name_of(location), location)]
+            places = [(storage.name_of(location), location)]
         else:
-            found = storage.list_files(location, suffixes=SUFFIXES)
-        contents = {path: storage.read_bytes(place) for path, place in found}
+            places = storage.list_files(location, suffixes=SUFFIXES)
+        contents = {path: storage.read_bytes(place) for path, place in places}
     except (OSError, pa.ArrowException) as error:
         raise AnnotationError(
             f"{location} cannot be read: {error}. Check its permissions and the connection."
@@ -48,56 +49,36 @@ def label_texts(location: str) -> dict[str, str]:
             f"{location} holds no labels: no file whose name ends in {' or '.join(SUFFIXES)}. {_KNOWN}"
         )
     texts: dict[str, str] = {}
-    problems: list[str] = []
+    problems = Problems()
     for path, content in contents.items():
         try:
             texts[path] = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             problems.append(f"{path}: no text in UTF-8 ({error}). Save it as UTF-8")
-    refuse(location, problems)
+    problems.refuse(location, "labels", error=AnnotationError)
     return texts
 
 
-def read_labels(location: str, *, of: str = "annotations") -> list[Label]:
-    """The labels of a file, or of all files in a folder and below, of any format but the published table's.
-
-    Args:
-        location: local or a URI.
-        of: of Label Studio's tasks, the `annotations` of persons or the `predictions`.
-
-    Raises:
-        AnnotationError: there are no label files, or all that is wrong with them.
-    """
-    labels: list[Label] = []
-    problems: list[str] = []
-    for path, text in label_texts(location).items():
-        found, complaints = parse_labels(text, path=path, of=of)
-        labels += found
-        problems += [f"{path}, {complaint}" for complaint in complaints]
-    refuse(location, problems)
-    return labels
-
-
-def parse_labels(text: str, *, path: str, of: str = "annotations") -> tuple[list[Label], list[str]]:
-    """The labels of a file and what is wrong with it; what it holds tells its format. No text is no labels."""
-    first = _first_line(text)
-    if not first:
-        return [], []
-    if first.startswith(("[", "{")):
-        return label_studio.parse(text, of=of)
-    if raven.is_table(first):
-        return raven.parse(text, path=path)
-    if "\t" in first:
-        return audacity.parse(text, path=path)
-    if any(name in first.casefold() for name in csv_labels.NEEDED):
-        return csv_labels.parse(text)
-    return [], [f"line 1: no known kind of labels begins with {first[:60]!r}. {_KNOWN}"]
+def parse_labels(text: str, path: str, problems: Problems) -> list[Label]:
+    """The labels of a file, whose content shows its format. An empty file has no labels."""
+    first_line = _first_line(text)
+    if first_line.startswith(("[", "{")):
+        return label_studio.parse(text, problems)
+    if raven.is_table(first_line):
+        return raven.parse(text, path, problems)
+    if "\t" in first_line:
+        return audacity.parse(text, path, problems)
+    if any(name in first_line.casefold() for name in csv_labels.NEEDED):
+        return csv_labels.parse(text, problems)
+    if first_line:
+        problems.append(f"line 1: no known kind of labels begins with {first_line[:60]!r}. {_KNOWN}")
+    return []
 
 
 def is_published(text: str) -> bool:
     """Whether a file is an annotation table in the published layout, complete or not."""
-    first = _first_line(text).casefold()
-    return RECORDING.casefold() in first or CLIP.casefold() in first
+    first_line = _first_line(text).casefold()
+    return RECORDING.casefold() in first_line or CLIP.casefold() in first_line
 
 
 def _first_line(text: str) -> str:
@@ -106,32 +87,24 @@ def _first_line(text: str) -> str:
 
 
 def write_labels(texts: Mapping[str, str], folder: str) -> None:
-    """Write label files by relative path; nothing is written where others lie that may be somebody's work.
+    """Write label files by relative path.
 
     Raises:
-        StudyError: the folder holds files of the same kind that are not what would be written now.
+        StudyError: the folder holds other files of the same kind, which may be somebody's work. Nothing was written.
     """
-    foreign = []
-    for path, place in storage.list_files(folder, suffixes={posixpath.splitext(path)[1] for path in texts}):
-        if path not in texts or storage.read_bytes(place) != texts[path].encode():
-            foreign.append(path)
-    if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    suffixes = {posixpath.splitext(path)[1] for path in texts}
+    others = [
+        path
+        for path, place in storage.list_files(folder, suffixes=suffixes)
+        if path not in texts or storage.read_bytes(place) != texts[path].encode()
+    ]
+    if others:
         raise StudyError(
-            f"{folder} holds other labels already, which may be somebody's work: {', '.join(foreign[:3])}{more}. "
+            f"{folder} holds other labels already, which may be somebody's work: {listed(others, most=3)}. "
             "Give another folder, or move them away."
         )
     for path, text in texts.items():
-        storage.write_text(below(folder, path), text)
-
-
-def refuse(location: str, problems: Iterable[str]) -> None:
-    """Raise `AnnotationError` where there are problems, with all of them."""
-    listed = list(problems)
-    if listed:
-        count = "1 problem" if len(listed) == 1 else f"{len(listed)} problems"
-        lines = "\n  ".join(listed)
-        raise AnnotationError(f"{location}: {count} in the labels:\n  {lines}")
+        storage.write_text(storage.join_path(folder, path), text)
 
 
 FORMATS: dict[str, Callable[..., dict[str, str]]] = {

@@ -1,9 +1,10 @@
-"""What a label is in every format: a stretch of a recording, with words and perhaps with frequency bounds."""
+"""A label in every format: an interval of a recording with a text and perhaps frequency bounds."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # The formats write six decimals.
@@ -11,22 +12,23 @@ PRECISION_S = 1e-6
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,15}\.?\d{0,20}|\.\d{1,20})(?:[eE][+-]?\d{1,3})?")
 _COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+")
-# Tabs and line breaks take the table formats apart; other control characters stop some readers.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+# Tabs and line breaks would break the tables; some programs stop at other control characters.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ALARM = re.compile(r"alarm(?: [\d.]+x)?(?:, [\d,]+–[\d,]+ Hz)?")  # noqa: RUF001  (an en dash, as in any range)
 
 
 @dataclass(frozen=True)
 class Label:
-    """A stretch of a recording, half-open.
+    """A half-open interval of a recording.
 
     Attributes:
-        recording: its stable name, or what the file of labels calls it.
-        onset_s: seconds from the recording's start.
-        offset_s: after the onset.
-        text: what stands on the label; may be empty.
-        low_hz: lower frequency bound, None where there is none.
-        high_hz: upper frequency bound, None where there is none.
+        recording: its stable name, or the name that a label file gives it.
+        onset_s: seconds from the start of the recording.
+        offset_s: seconds from the start of the recording, after the onset.
+        text: may be empty.
+        low_hz: lower frequency bound, None if there is none.
+        high_hz: upper frequency bound, None if there is none.
     """
 
     recording: str
@@ -37,28 +39,66 @@ class Label:
     high_hz: float | None = None
 
 
+def checked(label: Label, *, noun: str = "label") -> Label:
+    """Return the label if its times and frequency bounds are possible; `noun` names it in the message.
+
+    Raises:
+        ValueError: they are not possible.
+    """
+    onset_s, offset_s = label.onset_s, label.offset_s
+    bounds = [hz for hz in (label.low_hz, label.high_hz) if hz is not None]
+    problem = None
+    if not (math.isfinite(onset_s) and math.isfinite(offset_s)):
+        problem = f"{onset_s:g} to {offset_s:g} s is no interval of a recording"
+    elif onset_s < 0:
+        problem = f"begins at {onset_s:g} s, before the recording"
+    elif abs(offset_s - onset_s) < PRECISION_S / 2:
+        problem = f"is a point, at {onset_s:g} s; drag it open so that it covers the sound"
+    elif offset_s < onset_s:
+        problem = f"ends at {offset_s:g} s, before it begins at {onset_s:g} s"
+    elif not all(math.isfinite(hz) and hz >= 0 for hz in bounds) or bounds != sorted(bounds):
+        values = " to ".join(f"{hz:g}" for hz in bounds)
+        problem = f"has the frequency bounds {values} Hz; the lower one comes first, and neither is below 0"
+    if problem is not None:
+        raise ValueError(f"the {noun} {problem}")
+    return label
+
+
+def by_recording(labels: Iterable[Label]) -> dict[str, list[Label]]:
+    """The labels of each recording by onset, the recordings by name."""
+    groups: dict[str, list[Label]] = {}
+    for label in sorted(labels, key=lambda label: (label.recording, label.onset_s, label.offset_s)):
+        groups.setdefault(label.recording, []).append(label)
+    return groups
+
+
 def alarm_text(strength: float, low_hz: float, high_hz: float) -> str:
-    """The words on an event's label, such as `alarm 2.3x, 440–1,200 Hz`."""  # noqa: RUF002
+    """The text of an event's label, such as `alarm 2.3x, 440–1,200 Hz`."""  # noqa: RUF002
     times = f" {strength:.1f}x" if math.isfinite(strength) else ""
     return f"alarm{times}, {low_hz:,.0f}–{high_hz:,.0f} Hz"  # noqa: RUF001
 
 
 def kind_of(text: str) -> str:
-    """What a label is about: its text, but `alarm` for all that `alarm_text` writes."""
+    """The kind of a label: `alarm` for every text that `alarm_text` writes, else the text itself."""
     text = text.strip()
     return "alarm" if _ALARM.fullmatch(text) else text
 
 
 def one_line(text: str) -> str:
-    """A text that fits a line and a cell of a tab-separated table: control characters become spaces."""
+    """The text with spaces for control characters, so that it fits a cell of a tab-separated table."""
     return _CONTROL.sub(" ", text)
 
 
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that are not blank, with their numbers from 1."""
+    return ((number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip())
+
+
 def read_number(cell: str) -> float:
-    """A number as all formats write it.
+    """The number in a cell.
 
     Raises:
-        ValueError: anything else; the text says what to do.
+        ValueError: it is no number; the message says what to do.
     """
     cell = cell.strip()
     if not _NUMBER.fullmatch(cell):
@@ -68,23 +108,12 @@ def read_number(cell: str) -> float:
     return float(cell)
 
 
-def span_problem(onset_s: float, offset_s: float) -> str | None:
-    """What is wrong with a label's times, or None."""
-    if not (math.isfinite(onset_s) and math.isfinite(offset_s)):
-        return f"{onset_s:g} to {offset_s:g} s is no stretch of a recording"
-    if onset_s < 0:
-        return f"begins at {onset_s:g} s, before the recording"
-    if abs(offset_s - onset_s) < PRECISION_S / 2:
-        return f"is a point, at {onset_s:g} s; drag it open to the seconds that it speaks of"
-    if offset_s < onset_s:
-        return f"ends at {offset_s:g} s, before it begins at {onset_s:g} s"
-    return None
+def read_bounds(low: str, high: str) -> tuple[float | None, float | None]:
+    """The frequency bounds in two cells, None for a blank cell."""
+    low_hz, high_hz = (read_number(cell) if cell.strip() else None for cell in (low, high))
+    return low_hz, high_hz
 
 
-def bounds_problem(low_hz: float | None, high_hz: float | None) -> str | None:
-    """What is wrong with a label's frequency bounds, or None."""
-    known = [hz for hz in (low_hz, high_hz) if hz is not None]
-    if all(math.isfinite(hz) and hz >= 0 for hz in known) and known == sorted(known):
-        return None
-    bounds = " to ".join(f"{hz:g}" for hz in known)
-    return f"has the frequency bounds {bounds} Hz; the lower one comes first, none is below 0"
+def written(number: float | None) -> str:
+    """The cell of a number, blank for None."""
+    return "" if number is None else f"{number:.6f}"

@@ -1,13 +1,13 @@
-"""Label Studio's tasks as JSON: a list with one task per recording, or one task alone.
+"""Label Studio's tasks as JSON: a list with one task per recording, or a single task.
 
-A task holds `data.audio`, the place of the sound, and results of the type `labels`: `value.start` and `value.end` in
-seconds of the sound, `value.labels` (https://labelstud.io/guide/task_format). What a model found is written under
-`predictions`; a person's work comes back under `annotations`, and a reference reads nothing else: predictions that came
-back as they went out would agree with themselves. Where some annotations of a task are marked as ground truth, the
-others are left out; else all count. Skipped ones (`was_cancelled`) never do.
+A task has `data.audio`, the location of the sound, and results of the type `labels`: `value.start` and `value.end` in
+seconds of the sound, `value.labels` (https://labelstud.io/guide/task_format). We write what a model found under
+`predictions` and read only `annotations`, which people make: a prediction that nobody looked at would agree with
+itself. If some annotations of a task are marked as ground truth, we read these alone, else all; never those that were
+skipped (`was_cancelled`).
 
-`data.recording` (the recording's whole name) and `meta` (words and frequency bounds, which Label Studio has no place
-for) are ours; Label Studio keeps both.
+`data.recording` (the full name of the recording) and `meta` (text and frequency bounds, for which Label Studio has no
+place) are ours; Label Studio keeps both.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from faithad.clips.labels.label import Label, bounds_problem, kind_of, one_line, span_problem
+from faithad.clips.labels.label import Label, by_recording, checked, kind_of, one_line
+from faithad.clips.problems import Problems
 
 TASKS, CONFIG = "label_studio_tasks.json", "label_studio_config.xml"
 _FROM, _TO, _KIND = "label", "audio", "labels"
 
-# What an interface offers besides the labels of the tasks.
+# An interface offers these labels besides those of the tasks.
 _OFFERED = ("alarm", "anomaly")
 _NO_XML = re.compile(r"[\ufffe\uffff]")
-# Label Studio puts this before the name of a file that is uploaded.
+# Label Studio puts this before the name of an uploaded file.
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 
 Json = dict[str, Any]
@@ -38,53 +39,45 @@ def files(labels: Iterable[Label], *, places: Mapping[str, str] | None = None) -
 
     Args:
         labels: written as predictions.
-        places: location of each recording, local or a URI; the recording's name where it is missing. A local file is
-            written as Label Studio's local storage serves it, with / as the document root.
+        places: location of each recording, local or a URI; a recording without one is written by its name. A local
+            path is written as Label Studio's local storage serves it, with / as the document root.
     """
-    tasks: dict[str, Json] = {}
-    kinds = set(_OFFERED)
-    for label in sorted(labels, key=lambda one: (one.recording, one.onset_s, one.offset_s)):
-        place = (places or {}).get(label.recording)
-        data = {"audio": label.recording if place is None else _served(place), "recording": label.recording}
-        task = tasks.setdefault(label.recording, {"data": data, "predictions": [{"result": []}]})
-        results = task["predictions"][0]["result"]
-        results.append(_result(label, f"label-{len(results) + 1}"))
-        kinds.add(kind_of(label.text))
-    return {TASKS: json.dumps(list(tasks.values()), ensure_ascii=False, indent=1), CONFIG: _interface(kinds)}
+    tasks = []
+    kinds = {*_OFFERED}
+    for recording, group in by_recording(labels).items():
+        place = (places or {}).get(recording)
+        results = [_result(label, f"label-{number}") for number, label in enumerate(group, start=1)]
+        data = {"audio": recording if place is None else _served(place), "recording": recording}
+        tasks.append({"data": data, "predictions": [{"result": results}]})
+        kinds |= {kind_of(label.text) for label in group}
+    return {TASKS: json.dumps(tasks, ensure_ascii=False, indent=1), CONFIG: _interface(kinds)}
 
 
-def parse(text: str, *, of: str = "annotations") -> tuple[list[Label], list[str]]:
-    """The labels of all tasks and what is wrong with them.
-
-    Args:
-        text: JSON.
-        of: `annotations`, what persons made, or `predictions`.
-    """
+def parse(text: str, problems: Problems) -> list[Label]:
+    """The labels that people gave to all tasks."""
     try:
-        read = json.loads(text, parse_constant=_refuse_constant)
+        tasks = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        return [], [f"no JSON: {error}"]
+        problems.append(f"no JSON: {error}")
+        return []
     labels: list[Label] = []
-    problems: list[str] = []
-    for number, task in enumerate(read if isinstance(read, list) else [read], start=1):
-        where = f"task {number}"
-        try:
+    for number, task in enumerate(tasks if isinstance(tasks, list) else [tasks], start=1):
+        recording, results = None, list[Json]()
+        with problems.at(f"task {number}"):
             recording = _recording(task)
-            where += f" ({recording})"
-            results = list(_results(task, of))
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
+        if recording is None:
             continue
+        place = f"task {number} ({recording})"
+        with problems.at(place):
+            results += _results(task)
         for result in results:
-            try:
+            with problems.at(f"{place}, region {result.get('id')!r}"):
                 labels.append(_label(result, recording))
-            except ValueError as error:
-                problems.append(f"{where}, region {result.get('id')!r}: {error}")
-    return labels, problems
+    return labels
 
 
 def _interface(kinds: Iterable[str]) -> str:
-    """The labelling interface that tasks with these labels need: Label Studio refuses labels that it does not name."""
+    """The labelling interface for tasks with these labels: Label Studio refuses labels that it does not name."""
     shown = sorted({_NO_XML.sub(" ", one_line(kind)) for kind in kinds if kind})
     offered = "".join(f"    <Label value={quoteattr(kind)}/>\n" for kind in shown)
     return (
@@ -108,42 +101,36 @@ def _result(label: Label, name: str) -> Json:
     }
 
 
-def _results(task: Json, of: str) -> Iterator[Json]:
-    """The results of a task that are stretches of sound with labels."""
-    made = [one for one in _list(task, of) if not one.get("was_cancelled")]
-    if of == "annotations":
-        if not made:
-            raise ValueError(
-                "nobody has annotated it; submit it in Label Studio (without any region if nothing is to be heard), or "
-                "remove the task"
-            )
-        made = [one for one in made if one.get("ground_truth")] or made
-    for one in made:
-        yield from (result for result in _list(one, "result") if result.get("type") == _KIND)
+def _results(task: Json) -> Iterator[Json]:
+    """The intervals with labels that people made in a task."""
+    annotations = [annotation for annotation in _list(task, "annotations") if not annotation.get("was_cancelled")]
+    if not annotations:
+        raise ValueError(
+            "nobody has annotated it; submit it in Label Studio (without any region if there is nothing to hear), or "
+            "remove the task"
+        )
+    for annotation in [annotation for annotation in annotations if annotation.get("ground_truth")] or annotations:
+        yield from (result for result in _list(annotation, "result") if result.get("type") == _KIND)
 
 
 def _label(result: Json, recording: str) -> Label:
     value = _dict(result, "value")
     onset_s, offset_s = (_number(value, key) for key in ("start", "end"))
-    if problem := span_problem(onset_s, offset_s):
-        raise ValueError(f"the region {problem}")
     kinds = value.get(_KIND, [])
     if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
         raise ValueError(f"its labels are no list of texts: {kinds!r}")
     text = _text(", ".join(kinds))
     meta: Json = result["meta"] if isinstance(result.get("meta"), dict) else {}
-    words = meta.get("text")
-    words = words[0] if isinstance(words, list) and words else words
-    if isinstance(words, str) and kind_of(words) == text:  # else somebody has given it another label since
-        text = _text(words)
+    ours = meta.get("text")
+    ours = ours[0] if isinstance(ours, list) and ours else ours
+    if isinstance(ours, str) and kind_of(ours) == text:  # else somebody has changed the label since
+        text = _text(ours)
     low_hz, high_hz = (_number(meta, key) if key in meta else None for key in ("low_hz", "high_hz"))
-    if problem := bounds_problem(low_hz, high_hz):
-        raise ValueError(f"the region {problem}")
-    return Label(recording, onset_s, offset_s, text, low_hz, high_hz)
+    return checked(Label(recording, onset_s, offset_s, text, low_hz, high_hz), noun="region")
 
 
 def _recording(task: Any) -> str:
-    """The recording of a task: its whole name where we wrote it, else the name of the file that it was made from."""
+    """The recording of a task: the full name if we wrote it, else the name of the sound file."""
     if not isinstance(task, dict):
         raise ValueError("it is no object with 'data' and 'annotations'; export the project as 'JSON'")
     data = _dict(task, "data")
@@ -151,7 +138,7 @@ def _recording(task: Any) -> str:
         return _text(data["recording"])
     audio = data.get("audio")
     if not isinstance(audio, str) or not audio:
-        raise ValueError("its data has no text 'audio', the recording's place")
+        raise ValueError("its data has no text 'audio', the location of the recording")
     served = urllib.parse.urlsplit(audio)
     local = urllib.parse.parse_qs(served.query).get("d")
     if local and served.path.rstrip("/").endswith("local-files"):
@@ -176,7 +163,7 @@ def _dict(owner: Json, key: str) -> Json:
 
 def _list(owner: Json, key: str) -> list[Json]:
     value = owner.get(key) or []
-    if not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
+    if not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
         raise ValueError(f"its {key!r} is no list of objects; export the project as 'JSON', not as 'JSON-MIN'")
     return value
 
@@ -192,7 +179,7 @@ def _number(owner: Json, key: str) -> float:
 
 
 def _text(text: str) -> str:
-    """The text, where it is one: JSON can write halves of characters, which no table can hold."""
+    """Return the text if it is valid: JSON can write halves of characters (surrogates), which no table can hold."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"it holds halves of characters: {text!r}")
     return text

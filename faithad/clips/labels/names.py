@@ -1,32 +1,31 @@
-"""Recording names as file names, and back; and which recording somebody means.
+"""Recording names as file names, and back; and which recording a name means.
 
-A recording's name is data: it may hold quotes, tabs, line breaks, `..` or anything that some file system refuses. Such
-characters are written as %XX, so that no name leaves the folder it is written to, and each comes back as it was.
+A recording's name is data: it may contain quotes, tabs, line breaks, `..` and whatever else a file system refuses. Such
+characters are written as %XX, so that no file is written outside its folder and the name can be read back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import urllib.parse
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
 from faithad import storage
 
-# What file systems refuse or take for something else; a leading dot would hide the file, or climb out of the folder.
+# File systems refuse or reinterpret these; a leading dot would hide the file or lead out of the folder.
 _UNSAFE = re.compile(r'[%\x00-\x1f\x7f<>:"\\|?*]|\A\.|[. ]\Z')
 _ESCAPE = re.compile(r"%([0-9A-F]{2})")
-_EMPTY = "%"  # never the result of escaping anything else
-# File systems take 255; a file is written aside under a longer name first.
+_EMPTY = "%"  # escaping gives this for no other name
+# File systems allow 255 bytes, but `storage` writes a file under a longer name first.
 _LONGEST_NAME_BYTES = 220
 _NOT_PLAIN = re.compile(r"[^\w.-]+")
 
 
 def file_name(recording: str, suffix: str) -> str:
-    """A relative path for a file about a recording; `recording_name` gives the recording back.
+    """A relative path for a file about a recording; `recording_name` is the inverse.
 
-    A name too long for file systems is cut and marked with a hash; it does not come back.
+    A name that is too long for file systems is cut and gets a hash; it cannot be read back.
     """
     *folders, name = [_escaped(part) for part in recording.split("/")]
     room = _LONGEST_NAME_BYTES - len(suffix.encode())
@@ -34,73 +33,69 @@ def file_name(recording: str, suffix: str) -> str:
 
 
 def recording_name(path: str) -> str:
-    """The recording that a path from `file_name` (its suffix taken off) is about; other paths stay as they are."""
+    """The recording of a path from `file_name` without its suffix; other paths are returned unchanged."""
     parts = path.split("/")
-    names = ["" if part == _EMPTY else _ESCAPE.sub(lambda found: chr(int(found[1], 16)), part) for part in parts]
+    names = ["" if part == _EMPTY else unescape_controls(part) for part in parts]
     return "/".join(name if _escaped(name) == part else part for name, part in zip(names, parts, strict=True))
 
 
 def look_up(paths: Iterable[str]) -> Callable[[str], list[str]]:
-    """A function that finds recordings by what a table or a file of labels calls them.
+    """A function that finds recordings by the name that a table or a label file gives them.
 
-    A name fits the recordings that have it as file name, or else as file name without its suffix (label files are often
-    called so). Where that leaves several, folders before the name choose among them as far as they agree.
+    A name means the recordings with this file name or, if there are none, with this file name without its suffix (label
+    files often have such names). If these are several, the folders before the name decide, as far as they are given.
 
     Args:
         paths: stable names of all recordings.
 
     Returns:
-        From a name to the paths that fit, sorted: none, one, or several that cannot be told apart.
+        A function from a name to the sorted paths that it may mean: none, one, or several.
     """
-    whole = set(paths)
+    known = set(paths)
     by_name: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}
-    for path in sorted(whole):
+    for path in sorted(known):
         name = storage.name_of(path)
         by_name.setdefault(name, []).append(path)
         by_stem.setdefault(PurePosixPath(name).stem, []).append(path)
 
     def find(name: str) -> list[str]:
-        if name in whole:
+        if name in known:
             return [name]
         bare = storage.name_of(name)
-        ends = {path: path for path in by_name.get(bare, ())}
-        ends = ends or {path: str(PurePosixPath(path).with_suffix("")) for path in by_stem.get(bare, ())}
+        spellings = {path: path for path in by_name.get(bare, ())}
+        spellings = spellings or {path: str(PurePosixPath(path).with_suffix("")) for path in by_stem.get(bare, ())}
         agreeing = [
-            path for path, end in ends.items() if f"/{end}".endswith(f"/{name}") or f"/{name}".endswith(f"/{end}")
+            path
+            for path, spelling in spellings.items()
+            if f"/{spelling}".endswith(f"/{name}") or f"/{name}".endswith(f"/{spelling}")
         ]
-        return agreeing if len(agreeing) == 1 else list(ends)
+        return agreeing if len(agreeing) == 1 else list(spellings)
 
     return find
 
 
 def plain_name(name: str, *, longest: int = 80) -> str:
-    """A name of letters, digits, dots, dashes and underscores alone, for files that nobody reads back."""
+    """A file name of letters, digits, dots, dashes and underscores only; it cannot be read back."""
     return _NOT_PLAIN.sub("_", name).strip("._")[:longest] or "recording"
 
 
 def escape_controls(text: str) -> str:
-    """The text with control characters and percent signs as %XX, for a cell of a table."""
+    """The text with %XX for control characters and percent signs, for a cell of a table."""
     return re.sub(r"[%\x00-\x1f\x7f]", _escape, text)
 
 
 def unescape_controls(text: str) -> str:
-    """What `escape_controls` was given."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
-
-
-def below(folder: str, path: str) -> str:
-    """The location of a relative path below a folder, quoted where that is a URI."""
-    parts = path.split("/")
-    return storage.join(folder, *(urllib.parse.quote(part) if "://" in folder else part for part in parts))
+    """The text before `escape_controls`."""
+    return _ESCAPE.sub(lambda code: chr(int(code[1], 16)), text)
 
 
 def _escaped(part: str) -> str:
     return _UNSAFE.sub(_escape, part) or _EMPTY
 
 
-def _escape(found: re.Match[str]) -> str:
-    return f"%{ord(found[0]):02X}"
+def _escape(character: re.Match[str]) -> str:
+    return f"%{ord(character[0]):02X}"
 
 
 def _fitted(name: str, room: int) -> str:

@@ -1,0 +1,112 @@
+"""Every problem of a file in one error, and the rows of CSV tables. Row 1 of a table is its header."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from faithad import storage
+from faithad.errors import FaithadError
+from faithad.vocabulary import count
+
+
+class Problems(list[str]):
+    """The problems of a file, one line of text each."""
+
+    @contextlib.contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Keep the message of a `ValueError` that the block raises, with its place in the file."""
+        try:
+            yield
+        except ValueError as error:
+            self.append(f"{place}: {error}")
+
+    def refuse(self, location: str, noun: str, *, error: type[FaithadError]) -> None:
+        """Raise an error with all problems, if there are any; `noun` names what the location holds."""
+        if self:
+            lines = "\n  ".join(self)
+            raise error(f"{location}: {count(len(self), 'problem')} in the {noun}:\n  {lines}")
+
+
+def read_text(location: str, *, error: type[FaithadError]) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FaithadError: of the given class; the file is missing or unreadable.
+    """
+    try:
+        return storage.read_bytes(location).decode("utf-8-sig")
+    except FileNotFoundError as cause:
+        raise error(f"{location} does not exist. Check the path.") from cause
+    except (OSError, pa.ArrowException) as cause:
+        raise error(f"{location} cannot be read: {cause}. Check its permissions and the connection.") from cause
+    except UnicodeDecodeError as cause:
+        raise error(f"{location} is no text in UTF-8 ({cause}). Save it as UTF-8.") from cause
+
+
+def csv_rows(
+    text: str,
+    problems: Problems,
+    *,
+    noun: str,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    others_allowed: bool = True,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV table that are not blank: their numbers, from 1 for the header, and their cells by column.
+
+    Column names are compared without case, spaces and a hint in brackets. The columns may have any order.
+
+    Args:
+        text: of the file.
+        problems: gets a line for each missing, repeated or unknown column and for each row of another length. Without
+            its needed columns a table has no rows.
+        noun: names the table in messages.
+        needed: columns that the table must have.
+        optional: columns that it may have.
+        others_allowed: whether it may have more columns, which are ignored.
+    """
+    try:
+        lines = [
+            (number, cells)
+            for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), start=1)
+            if any(cell.strip() for cell in cells)
+        ]
+    except csv.Error as error:
+        problems.append(f"no CSV table: {error}. Save it as 'CSV UTF-8' in the spreadsheet")
+        return
+    top, header = lines[0] if lines else (1, [])
+    names = {_comparable(column): column for column in (*needed, *optional)}
+    columns = [names.get(_comparable(name), "") for name in header]
+    if missing := [shorten(column) for column in needed if column not in columns]:
+        hint = "; its columns seem separated by semicolons: use commas" if ";" in "".join(header) else ""
+        present = ", ".join(repr(" ".join(name.split())) for name in header) or "nothing"
+        problems.append(f"row {top}: the {noun} has no column {', '.join(map(repr, missing))}, found {present}{hint}")
+        return
+    repeated = [shorten(column) for column, times in Counter(columns).items() if column and times > 1]
+    problems += [f"row {top}: column {column!r} is there more than once; keep one" for column in repeated]
+    if not others_allowed:
+        allowed = ", ".join(map(shorten, names.values()))
+        unknown = [name for name, column in zip(header, columns, strict=True) if not column]
+        problems += [f"row {top}: unknown column {name!r}; allowed: {allowed}" for name in unknown]
+    for number, cells in lines[1:]:
+        if len(cells) == len(header):
+            yield number, dict(zip(columns, cells, strict=True))
+        else:
+            problems.append(
+                f"row {number}: {len(cells)} cells instead of {len(header)}; put cells with commas in quotes"
+            )
+
+
+def shorten(column: str) -> str:
+    """A column's name without the hint on how to write its cells."""
+    return column.split("[")[0].strip()
+
+
+def _comparable(column: str) -> str:
+    return " ".join(shorten(column).split()).casefold()
