@@ -16,6 +16,7 @@ SUMMARY = "summary"
 STUDY = "study.yaml"
 FEATURES = "features"
 FEATURES_LEDGER = "features/ledger"
+SEARCH = "search"
 TRIALS = "search/trials"
 BEST = "best.yaml"
 SEARCH_REPORT = "search.html"
@@ -30,6 +31,13 @@ MODEL = "model.json"
 # Folders of marks: of stages that began or ended, of what processes work on at the moment.
 STAGES = "stages"
 ATTEMPTS = "attempts"
+
+# In the folder of a training or of a trial: the last state, from which it goes on.
+STATE = "state.pt"
+# In a trial's folder: what came of it, its test clips' scores, and the note by which the scheduler stops it.
+TRIAL_RECORD = "record.json"
+TRIAL_SCORES = "scores.parquet"
+TRIAL_STOP = "stop"
 
 # In a model's folder, which may have been copied elsewhere.
 VALIDATION_SCORES = "validation_scores.parquet"
@@ -64,6 +72,11 @@ def validation_scores(name: str, seed: int) -> str:
 def training(name: str, seed: int) -> str:
     """The folder of a training's last state; it goes when the model is there."""
     return f"training/{name}-{seed}"
+
+
+def trial(name: str) -> str:
+    """The folder of one trial of a search."""
+    return f"{TRIALS}/{name}"
 
 
 def audit(name: str, seed: int) -> str:

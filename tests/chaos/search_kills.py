@@ -24,7 +24,8 @@ import yaml
 from faithad import storage
 from faithad.demo.mill import synthesize
 from faithad.pipelines.cluster.session import usable_cores
-from faithad.pipelines.search.plan import Trial, record_location, trial_folder
+from faithad.pipelines.search.plan import Trial, trial_location
+from faithad.runs import layout
 
 FAITHAD = Path(sys.executable).parent / "faithad"
 TRIALS = [Trial(ratio, 4, seed) for seed in (0, 1) for ratio in (0.3, 0.5)]
@@ -99,7 +100,7 @@ def search(
 
 
 def wait_for_state(root: Path, trial: Trial, process: subprocess.Popen[bytes]) -> None:
-    state = Path(trial_folder(str(root), trial), "state.pt")
+    state = Path(trial_location(str(root), trial, layout.STATE))
     deadline = time.monotonic() + 180
     while not state.exists():
         assert process.poll() is None, root.with_name("log").read_text()
@@ -109,7 +110,7 @@ def wait_for_state(root: Path, trial: Trial, process: subprocess.Popen[bytes]) -
 
 def records(root: Path) -> dict[Trial, int]:
     """When each record was written."""
-    places = {trial: Path(record_location(str(root), trial)) for trial in TRIALS}
+    places = {trial: Path(trial_location(str(root), trial, layout.TRIAL_RECORD)) for trial in TRIALS}
     return {trial: place.stat().st_mtime_ns for trial, place in places.items() if place.exists()}
 
 

@@ -21,8 +21,7 @@ from faithad import schemas, storage
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
-from faithad.pipelines.search.judge import scores_location
-from faithad.pipelines.search.plan import Trial
+from faithad.pipelines.search.plan import Trial, trial_location
 from faithad.pipelines.search.run import search_study
 from faithad.runs import layout
 
@@ -69,7 +68,7 @@ def test_the_table_has_a_row_for_each_trial_of_the_grid(grid: tuple[Study, str])
     assert (table["value"] == table["proxy_auc"]).all()
     labels = storage.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas().set_index("clip_id")["label"]
     for row, trial in zip(table.itertuples(), trials, strict=True):
-        scores = storage.read_table(scores_location(study.root, Trial(*trial))).to_pandas()
+        scores = storage.read_table(trial_location(study.root, Trial(*trial), layout.TRIAL_SCORES)).to_pandas()
         wanted = labels[scores["clip_id"]].astype(int)
         assert row.auc == pytest.approx(auc(scores["score"], wanted))
         assert row.pauc == pytest.approx(pauc(scores["score"], wanted))

@@ -18,14 +18,14 @@ from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import fit_normalization, load_features, write_features
-from faithad.pipelines.search.judge import scores_location
-from faithad.pipelines.search.plan import Record, Trial, cell_study, read_record, trial_folder
-from faithad.pipelines.search.trial import reporting, stop_location, train_trial
+from faithad.pipelines.search.plan import Record, Trial, read_record, trial_location
+from faithad.pipelines.search.task import SearchTask
+from faithad.pipelines.search.trial import Report, reporting, train_trial
+from faithad.pipelines.training.places import Places
+from faithad.pipelines.training.task import Worker
 from faithad.runs import layout
 
 TRIAL = Trial(0.3, 4, 0)
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class Killed(BaseException):
@@ -55,18 +55,18 @@ def searched(finished: Study, test_clips: Path, small_study: Callable[..., Study
     return make
 
 
-def run(study: Study, report: Report, trial: Trial = TRIAL, **arguments: Any) -> Record | None:
-    normalization = fit_normalization(study)
-    told = {
-        "study": cell_study(study, trial.mask_ratio, trial.patch).to_yaml(),
-        "trial": tuple(trial),
-        "mean": normalization.mean.tolist(),
-        "std": normalization.std.tolist(),
-        "threads": torch.get_num_threads(),
-        "is_tested": True,
-        **arguments,
-    }
-    train_trial(told, device=torch.device("cpu"), report=report)
+def run(study: Study, report: Report, trial: Trial = TRIAL, labels: dict[str, int] | None = None) -> Record | None:
+    places = Places(workers=1, each={"CPU": torch.get_num_threads()}, at_once=1)
+    search = SearchTask(
+        study,
+        fit_normalization(study),
+        clips=None,
+        is_tested=True,
+        labels=labels,
+        places=places,
+        ray_is_ours=True,
+    )
+    train_trial(search.task_of(trial), Worker(torch.device("cpu")), report)
     return read_record(study.root, trial)
 
 
@@ -81,9 +81,13 @@ def test_a_trial_is_the_training_of_the_study(finished: Study, searched: Callabl
     assert [(report["epoch"], report["value"]) for report in reports] == list(enumerate(record.values, start=1))
     # The test clips' scores are those of the study's audit.
     audited = storage.read_table(storage.join(finished.root, "audit", "mae-0", "scores")).to_pandas()
-    scores = storage.read_table(scores_location(study.root, TRIAL)).to_pandas().set_index("clip_id")["score"]
+    scores = (
+        storage.read_table(trial_location(study.root, TRIAL, layout.TRIAL_SCORES))
+        .to_pandas()
+        .set_index("clip_id")["score"]
+    )
     np.testing.assert_allclose(scores[audited["clip_id"]], audited["score"], rtol=1e-4)
-    assert sorted(path.name for path in Path(trial_folder(study.root, TRIAL)).iterdir()) == [
+    assert sorted(path.name for path in Path(trial_location(study.root, TRIAL)).iterdir()) == [
         "record.json",
         "scores.parquet",
     ]
@@ -122,7 +126,7 @@ def test_a_trial_that_was_cut_off_ends_as_if_it_had_not_been(searched: Callable[
         run(study, cut_off, trial)
     assert read_record(study.root, trial) is None
     # From the state and not from the start: what was reported before is taken from there, here a number of our own.
-    location = Path(trial_folder(study.root, trial), "state.pt")
+    location = Path(trial_location(study.root, trial, layout.STATE))
     state = torch.load(location, weights_only=True)
     assert len(state["training"]["history"]) == len(state["values"]) == 2
     torch.save(state | {"values": [0.125, *state["values"][1:]]}, location)
@@ -141,7 +145,7 @@ def test_a_trial_that_was_cut_off_ends_as_if_it_had_not_been(searched: Callable[
 
 def searched_again(study: Study, trial: Trial) -> Record:
     """The record of the same trial, run in one go."""
-    storage.delete(trial_folder(study.root, trial))
+    storage.delete(trial_location(study.root, trial))
     record = run(study, lambda report: None, trial)
     assert record is not None
     return record
@@ -152,13 +156,13 @@ def test_a_trial_that_is_given_up_ends_by_itself_and_says_so(searched: Callable[
 
     def give_up(report: dict[str, Any]) -> None:
         if report["epoch"] == 2:
-            storage.write_text(stop_location(study.root, TRIAL), "")
+            storage.write_text(trial_location(study.root, TRIAL, layout.TRIAL_STOP), "")
 
     record = run(study, give_up)
     assert record is not None
     assert (record.status, len(record.values)) == ("stopped", 2)
     assert record.value is not None
-    assert not storage.exists(stop_location(study.root, TRIAL))
+    assert not storage.exists(trial_location(study.root, TRIAL, layout.TRIAL_STOP))
 
 
 def test_a_trial_that_diverges_at_once_has_failed_and_says_why(searched: Callable[..., Study]) -> None:
@@ -168,7 +172,7 @@ def test_a_trial_that_diverges_at_once_has_failed_and_says_why(searched: Callabl
     assert (record.status, record.value, record.best_epoch) == ("failed", None, None)
     assert record.reason is not None
     assert "Lower train.learning_rate" in record.reason
-    text = Path(trial_folder(study.root, TRIAL), "record.json").read_text()
+    text = Path(trial_location(study.root, TRIAL, "record.json")).read_text()
     assert "NaN" not in text
     assert json.loads(text)["values"] == [None]
 
@@ -183,7 +187,11 @@ def test_other_objectives_are_what_their_names_say(searched: Callable[..., Study
     if objective == "validation_loss":
         assert record.value == record.validation_loss
     else:
-        scores = storage.read_table(scores_location(study.root, TRIAL)).to_pandas().set_index("clip_id")["score"]
+        scores = (
+            storage.read_table(trial_location(study.root, TRIAL, layout.TRIAL_SCORES))
+            .to_pandas()
+            .set_index("clip_id")["score"]
+        )
         assert record.value == pytest.approx(auc(scores[list(labels)], list(labels.values())))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,10 @@ import ray
 import torch
 
 from faithad import storage
-from faithad.config.study import Study, parse_study
+from faithad.config.study import Study
 from faithad.features import Normalization
 from faithad.pipelines.training.clips import share_clips, training_clips
+from faithad.pipelines.training.task import TrainingTask
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -24,17 +25,14 @@ def test_workers_read_one_copy_of_the_normalised_clips(small_study: Callable[...
     # 100 clips: Ray copies what is smaller than 100 kB.
     log_mels = {"train": _written(study, "train", 100), "validation": _written(study, "validation", 3)}
     normalization = Normalization(torch.linspace(-1, 1, 16), torch.linspace(1, 2, 16))
-    alone = {"model": "mae", "mean": normalization.mean.tolist(), "std": normalization.std.tolist()}
-    shared = {"model": "mae", "clips": share_clips(study, normalization)}
-    for split, expected in log_mels.items():
-        for arguments in (alone, shared):
-            found = training_clips(arguments, study, split)
-            assert torch.equal(found, normalization.apply(expected)[..., :100])
-    assert torch.equal(
-        training_clips({**shared, "model": "ae"}, study, "train"), normalization.apply(log_mels["train"])
-    )
+    alone = TrainingTask(study, "mae", 0, normalization, threads=1, state="", fingerprint="")
+    shared = replace(alone, clips=share_clips(study, normalization))
+    for split, log_mel in log_mels.items():
+        for task in (alone, shared):
+            assert torch.equal(training_clips(task, split), normalization.apply(log_mel)[..., :100])
+    assert torch.equal(training_clips(replace(shared, model="ae"), "train"), normalization.apply(log_mels["train"]))
 
-    workers = [ray.remote(_mapped).remote(shared, study.to_yaml()) for _ in range(2)]
+    workers = [ray.remote(_mapped).remote(shared) for _ in range(2)]
     mapped, others = ray.get(workers)
     assert mapped == others, "both map the same file, at the same place in it"
     assert mapped[0].startswith("/")
@@ -49,9 +47,9 @@ def _written(study: Study, split: str, n_clips: int) -> torch.Tensor:
     return torch.from_numpy(log_mels)
 
 
-def _mapped(arguments: dict[str, Any], study: str) -> tuple[str, int]:
+def _mapped(task: TrainingTask) -> tuple[str, int]:
     """The file that the training clips are mapped from, and where they start in it."""
-    clips = training_clips(arguments, parse_study(study, name="study"), "train")
+    clips = training_clips(task, "train")
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, offset, _, _, *name = line.split(maxsplit=5)
         start, end = (int(part, 16) for part in span.split("-"))

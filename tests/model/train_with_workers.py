@@ -33,8 +33,10 @@ def main() -> None:
     results = {kind: train(kind, rank, workers) for kind in kinds}
     if rank == 0:
         torch.save(results, out)
-    # The networks are gone by now: one that outlives its process group can stand still for ever in its destructor.
+    # The networks are gone by now: the destructor of a network that outlives its process group can hang.
     if workers > 1:
+        # gloo aborts a process whose peer closes the connection while the last operation still ends.
+        dist.barrier()
         dist.destroy_process_group()
 
 

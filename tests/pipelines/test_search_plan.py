@@ -20,11 +20,12 @@ from faithad.pipelines.search.plan import (
     check_search,
     grid_trials,
     read_record,
+    trial_location,
     write_record,
 )
 from faithad.pipelines.search.run import best_cell
-from faithad.pipelines.search.trial import stop_location
 from faithad.pipelines.search.tuning import GentleASHA, tree_parzen_search
+from faithad.runs import layout
 
 
 def study_of(root: str = "/nowhere", **search: Any) -> Study:
@@ -157,7 +158,7 @@ def test_asha_asks_a_trial_to_end_that_falls_behind_one_of_an_earlier_run(tmp_pa
         if epoch == 1:
             scheduler.on_trial_add(None, running)
         assert scheduler.on_trial_result(None, running, {"epoch": epoch, "value": value}) == "CONTINUE"
-        return storage.exists(stop_location(study.root, trial))
+        return storage.exists(trial_location(study.root, trial, layout.TRIAL_STOP))
 
     worse, better, other_seed = Trial(0.5, 4, 0), Trial(0.75, 4, 0), Trial(0.5, 4, 1)
     assert not report(worse, 1, 0.1)

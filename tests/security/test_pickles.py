@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from faithad.config.audit import is_study, load_audit_run
 from faithad.config.study import load_study
 from faithad.errors import AnnotationError, CheckpointError, ConfigError, FaithadError, RecordingError, StudyError
 from faithad.model.checkpoint import load_model, read_state
-from faithad.pipelines.training.task import can_go_on
 from faithad.report import render_audit_report, render_report, render_search_report
 from faithad.runs.tables import read_whole
 from tests.report.audit.conftest import build_audit
@@ -80,24 +78,6 @@ def test_the_state_of_a_training_or_a_trial(trap: Trap, tmp_path: Path, content:
     (tmp_path / "state.pt").write_bytes(getattr(trap, content))
     with pytest.raises(CheckpointError, match="is never run"):
         read_state(str(tmp_path / "state.pt"))
-
-
-@pytest.mark.parametrize("name", ["..", "../../elsewhere", "/etc", "checkpoint_1/../../..", "", None])
-def test_a_snapshot_of_ray_train_never_leads_out_of_its_run(name: str | None) -> None:
-    """Ray Train removes the folders of checkpoints that it keeps no longer."""
-
-    def snapshot(*names: str | None, key: str = "checkpoint_results") -> str:
-        state: dict[str, Any] = {"checkpoint_results": [], "pending_training_results": []}
-        state[key] = [{"checkpoint_dir_name": one, "metrics": {}} for one in names]
-        return json.dumps(state)
-
-    good = "checkpoint_2026-11-22_05-22-40.192276"
-    assert can_go_on(snapshot(good))
-    assert not can_go_on(snapshot(good, name))
-    assert not can_go_on(snapshot(name, key="pending_training_results"))
-    latest = {**json.loads(snapshot(good)), "latest_checkpoint_result": {"checkpoint_dir_name": name}}
-    assert not can_go_on(json.dumps(latest))
-    assert not can_go_on(snapshot(good)[:-9])
 
 
 def test_a_configuration(trap: Trap, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """What a search tries and what came of it: cells, trials, and the record that each finished trial leaves.
 
-A cell is one mask ratio with one patch size, a trial is one cell with one seed: one training of the MAE. Below the
-study's root each trial has a folder `search/trials/<name>`. While it runs this holds `state.pt`, from which it goes on
-after a kill, and, where the scheduler gave it up, the note `stop`; in the end `record.json` (and the scores of the
-test clips, `scores.parquet`). A trial with a record is never run again.
+A cell is a mask ratio with a patch size. A trial is a cell with a seed: one training of the MAE. Each trial has a
+folder `search/trials/<name>` below the study's root. While the trial runs, the folder holds `state.pt`, from which the
+trial goes on after a kill, and the note `stop` once the scheduler stops the trial early; in the end `record.json` and
+the scores of the test clips, `scores.parquet`. A trial with a record is never run again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from faithad.runs import layout
 MODEL = "mae"
 
 # How each objective is compared. `validation_loss` is the error at hidden cells: how many are hidden changes how hard
-# they are to tell, so losses of different mask ratios are not the same quantity, and the least ratio is favoured.
+# they are to predict, so losses of different mask ratios are not the same quantity, and the lowest ratio is favoured.
 MODES = {"proxy_auc": "max", "validation_loss": "min", "test_auc": "max"}
 
 _NAME = re.compile(r"r(?P<mask_ratio>[0-9.e-]+)-p(?P<patch>[0-9]+)-s(?P<seed>[0-9]+)")
@@ -39,25 +39,25 @@ class Trial(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> Trial | None:
-        """The trial of a name, None where it is no trial's."""
-        found = _NAME.fullmatch(name)
-        return cls(float(found["mask_ratio"]), int(found["patch"]), int(found["seed"])) if found else None
+        """The trial of a name, None if it is not a trial's."""
+        match = _NAME.fullmatch(name)
+        return cls(float(match["mask_ratio"]), int(match["patch"]), int(match["seed"])) if match else None
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a trial.
+    """What came of a trial.
 
     Attributes:
         mask_ratio: of the training.
         patch: of the training.
         seed: of the training.
-        status: done, stopped (given up early) or failed (it diverged before it had learned anything).
+        status: done, stopped (by the scheduler, early) or failed (it diverged in its first epoch).
         reason: why it failed.
-        values: the objective by the best weights so far, after each epoch; None before there were any.
+        values: the objective of the best weights so far, after each epoch; None before there were any.
         proxy_auc: of the best weights.
         validation_loss: of the best weights.
-        best_epoch: that the best weights come from, counted from 1.
+        best_epoch: the epoch of the best weights, counted from 1.
         diverged_epochs: how many epochs diverged; after the first the trial went back to its best one.
         duration_s: of all epochs.
     """
@@ -66,13 +66,13 @@ class Record:
     patch: int
     seed: int
     status: str
-    reason: str | None
-    values: tuple[float | None, ...]
-    proxy_auc: float | None
-    validation_loss: float | None
-    best_epoch: int | None
-    diverged_epochs: int
-    duration_s: float
+    reason: str | None = None
+    values: tuple[float | None, ...] = ()
+    proxy_auc: float | None = None
+    validation_loss: float | None = None
+    best_epoch: int | None = None
+    diverged_epochs: int = 0
+    duration_s: float = 0.0
 
     @property
     def trial(self) -> Trial:
@@ -103,19 +103,18 @@ def cell_study(study: Study, mask_ratio: float, patch: int) -> Study:
 
 
 def check_search(study: Study) -> None:
-    """Refuse a search that cannot be run as a whole, before anything of it starts.
+    """Refuse an impossible search as a whole, before any part of it starts.
 
     Raises:
-        ConfigError: cells are impossible, or settings of the search do not fit each other; all are told.
+        ConfigError: cells are impossible, or settings of the search do not fit each other; the error lists them all.
     """
-    search, problems = study.search, []
+    search, problems = study.search, list[str]()
     for ratio in search.mask_ratios:
         for patch in search.patches:
             try:
                 cell_study(study, ratio, patch)
             except ConfigError as error:
-                problems += [line.strip() for line in str(error).splitlines() if not line.startswith("  ")]
-                problems += [f"  {line.strip()}" for line in str(error).splitlines() if line.startswith("  ")]
+                problems += str(error).splitlines()
     if MODEL not in study.models:
         problems.append(f"models: the search is for the MAE, add {MODEL!r} to {list(study.models)}")
     if search.algorithm == "optuna" and len(search.mask_ratios) < 2:
@@ -137,33 +136,32 @@ def check_search(study: Study) -> None:
         raise ConfigError("\n".join(["The search is impossible:", *(f"  {line}" for line in problems)]))
 
 
-def trials_folder(root: str) -> str:
-    return storage.join(root, layout.TRIALS)
-
-
-def trial_folder(root: str, trial: Trial) -> str:
-    return storage.join(trials_folder(root), trial.name)
-
-
-def record_location(root: str, trial: Trial) -> str:
-    return storage.join(trial_folder(root, trial), "record.json")
+def trial_location(root: str, trial: Trial, *parts: str) -> str:
+    """The folder of a trial, or something in it."""
+    return storage.join(root, layout.trial(trial.name), *parts)
 
 
 def write_record(root: str, record: Record) -> None:
-    storage.write_text(record_location(root, record.trial), json.dumps(asdict(record), indent=1, allow_nan=False))
+    text = json.dumps(asdict(record), indent=1, allow_nan=False)
+    storage.write_text(trial_location(root, record.trial, layout.TRIAL_RECORD), text)
 
 
 def read_record(root: str, trial: Trial) -> Record | None:
-    """What became of a trial, None while that is open."""
-    location = record_location(root, trial)
+    """The record of a trial, None before it is finished."""
+    location = trial_location(root, trial, layout.TRIAL_RECORD)
     if not storage.exists(location):
         return None
     values = json.loads(storage.read_text(location))
     return Record(**values | {"values": tuple(values["values"])})
 
 
+def read_records(root: str) -> list[Record]:
+    """The records of all finished trials, in the order of `begun_trials`."""
+    return [record for trial in begun_trials(root) if (record := read_record(root, trial)) is not None]
+
+
 def begun_trials(root: str) -> list[Trial]:
-    """All trials that left anything, in the order of their values."""
-    files = storage.list_files(trials_folder(root), suffixes=[".pt", ".json"])
-    found = {Trial.named(relative.split("/")[0]) for relative, _ in files}
-    return sorted(trial for trial in found if trial is not None)
+    """All trials that left a file, ordered by mask ratio, patch and seed."""
+    files = storage.list_files(storage.join(root, layout.TRIALS), suffixes=[".pt", ".json"])
+    trials = {Trial.named(relative.split("/")[0]) for relative, _ in files}
+    return sorted(trial for trial in trials if trial is not None)

@@ -1,7 +1,7 @@
-"""The trials of a search on the cluster: Ray Tune starts them, side by side, and gives up those that fall behind.
+"""The trials of a search on the cluster: Ray Tune runs them side by side and stops those that fall behind.
 
-Nothing of Ray Tune's own state is kept, for that would be pickles: what a search needs to go on after a kill stands in
-the trials' records and states, and both the scheduler and the sampler are told of it again.
+Ray Tune's own state is not kept, because it consists of pickles: all that a killed search needs to go on stands in the
+trials' records and states, from which the scheduler and the sampler learn again what they knew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,65 +25,69 @@ from ray.tune.search.repeater import Repeater
 from faithad import storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.pipelines.cluster.session import ray_is_ours
-from faithad.pipelines.search.plan import MODES, Record, Trial, begun_trials, grid_trials, read_record
-from faithad.pipelines.search.trial import run_trial, stop_location, trial_of
+from faithad.pipelines.search.plan import (
+    MODES,
+    Record,
+    Trial,
+    begun_trials,
+    grid_trials,
+    read_record,
+    read_records,
+    trial_location,
+)
+from faithad.pipelines.search.task import SearchTask
+from faithad.pipelines.search.trial import run_trial, trial_of
 from faithad.pipelines.training.places import Places, find_places
-from faithad.pipelines.training.task import reason
+from faithad.pipelines.training.ray_train import last_line
 from faithad.progress import Ticker, console, progress
+from faithad.runs import layout
 
 # Random cells before the sampler begins to learn from them.
 _RANDOM_CELLS = 10
-# A trial that only waits for its workers must leave them every core. Ray Tune takes no empty request: this is one byte.
+# A trial that only waits for its workers must leave every core to them. Ray Tune refuses an empty request: one byte.
 _NEXT_TO_NOTHING = {"memory": 1}
 # No CSV, JSON and TensorBoard files that nobody reads, and neither tables nor tracebacks beside our own lines.
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # An interrupt ends the search: Tune's own handler would take one for the end of all trials.
+    # An interrupt ends the search: Tune's own handler would only end the trials.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
-def run_trials(study: Study, search: Mapping[str, Any]) -> dict[Trial, str]:
-    """Run all trials that left no record yet; Ray must be there.
-
-    Args:
-        study: the study.
-        search: for `run_trial`, without what follows from the cluster.
+def run_trials(search: SearchTask) -> list[Record]:
+    """Run all trials that have no record yet; Ray must be there.
 
     Returns:
-        For each trial that failed for good, the reason.
+        A record with the reason for each trial that failed with an error. These are not written: a trial that failed so
+        is tried again by the next run.
 
     Raises:
-        StudyError: the cluster can never hold one trial, or the user interrupted the search.
+        StudyError: the user interrupted the search.
     """
-    known = [record for trial in begun_trials(study.root) if (record := read_record(study.root, trial)) is not None]
-    places = find_trial_places(study)
+    study, places = search.study, search.places
+    known = read_records(study.root)
     options: dict[str, Any] = {"max_concurrent_trials": places.at_once, "reuse_actors": True}
     if study.search.scheduler == "asha":
         options["scheduler"] = GentleASHA(study, known)
     if study.search.algorithm == "grid":
         finished = {record.trial for record in known}
         todo = [tuple(trial) for trial in grid_trials(study) if trial not in finished]
-        space = {"trial": tune.grid_search(todo)}
-        n_trials = len(todo)
+        space, n_trials = {"trial": tune.grid_search(todo)}, len(todo)
     else:
         sampler, n_cells = tree_parzen_search(study, known, begun_trials(study.root))
         space, n_trials = {}, n_cells * len(study.seeds)
         options |= {"search_alg": sampler, "num_samples": n_trials}
     if not n_trials:
-        return {}
-    resources = places.each if study.train.workers == 1 else _NEXT_TO_NOTHING
-    told = {**search, "resources": places.each, "threads": places.threads, "ray_is_ours": ray_is_ours()}
-    trainable = tune.with_parameters(run_trial, search=told)
+        return []
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trainable = tune.with_parameters(run_trial, search=search)
     with tempfile.TemporaryDirectory() as folder, progress("search", n_trials) as ticker:
         results = tune.Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, places.each if places.workers == 1 else _NEXT_TO_NOTHING),
             param_space=space,
             tune_config=tune.TuneConfig(**options),
             run_config=tune.RunConfig(
@@ -91,28 +95,17 @@ def run_trials(study: Study, search: Mapping[str, Any]) -> dict[Trial, str]:
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=study.train.max_failures),
-                callbacks=[_Shown(ticker, study)],
+                callbacks=[_ShowProgress(ticker, study)],
             ),
         ).fit()
-    return _failures(study, results, n_trials)
-
-
-def _failures(study: Study, results: tune.ResultGrid, n_trials: int) -> dict[Trial, str]:
-    failed: dict[Trial, str] = {}
-    recorded: set[Trial] = set()
-    for result in results:
-        trial = trial_of(result.config, study)
-        if result.error is not None:
-            failed[trial] = reason(result.error)
-        elif read_record(study.root, trial) is not None:
-            recorded.add(trial)
-    # Ray Tune returns in peace where a user interrupts it.
-    n_over = sum(trial_of(result.config, study) in recorded | set(failed) for result in results)
-    if n_over < n_trials:
+    trials = [(trial_of(result.config, study), result.error) for result in results]
+    failures = [Record(*trial, status="failed", reason=last_line(error)) for trial, error in trials if error]
+    n_over = len(failures) + sum(not error and read_record(study.root, trial) is not None for trial, error in trials)
+    if n_over < n_trials:  # Ray Tune returns without an error when a user interrupts it
         raise StudyError(
             f"The search was interrupted: of {n_trials} trials, {n_over} are over. The same command goes on."
         )
-    return failed
+    return failures
 
 
 def find_trial_places(study: Study) -> Places:
@@ -140,66 +133,69 @@ def find_trial_places(study: Study) -> Places:
 class GentleASHA(FIFOScheduler):  # type: ignore[misc]
     """Asynchronous successive halving (Li et al. 2020), which asks trials to end instead of killing them.
 
-    Trials of one seed are compared with each other alone: seeds differ by more than cells do. What trials of an earlier
-    run of this search reported is known, and is what others have to reach.
+    Trials are compared with those of the same seed only: seeds differ by more than cells do. The records of an earlier
+    run of this search count as trials that reported the same values.
     """
 
     def __init__(self, study: Study, known: Sequence[Record]) -> None:
         super().__init__()
-        self._study, self._asked = study, set[str]()
-        self._halving = {seed: _halving(study) for seed in study.seeds}
+        self._study = study
+        self._asked_to_end = set[str]()
+        self._halving = {
+            seed: ASHAScheduler(
+                time_attr="epoch",
+                metric="value",
+                mode=MODES[study.search.objective],
+                max_t=study.train.epochs,
+                grace_period=study.search.grace_epochs,
+                reduction_factor=study.search.reduction_factor,
+            )
+            for seed in study.seeds
+        }
         for record in known:
-            finished = SimpleNamespace(trial_id=f"before/{record.trial.name}")
-            self._halving[record.seed].on_trial_add(None, finished)
+            halving, finished = self._halving[record.seed], SimpleNamespace(trial_id=f"before/{record.trial.name}")
+            halving.on_trial_add(None, finished)
             for epoch, value in enumerate(record.values, start=1):
-                told = {"epoch": epoch, "value": _number(value)}
-                self._halving[record.seed].on_trial_result(None, finished, told)
+                halving.on_trial_result(None, finished, {"epoch": epoch, "value": _or_nan(value)})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._halving[trial_of(trial.config, self._study).seed].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        name = trial_of(trial.config, self._study)
-        if trial.trial_id not in self._asked:
-            decision = self._halving[name.seed].on_trial_result(tune_controller, trial, result)
+        ours = trial_of(trial.config, self._study)
+        if trial.trial_id not in self._asked_to_end:
+            decision = self._halving[ours.seed].on_trial_result(tune_controller, trial, result)
             # At the last epoch everything stops.
             if decision == self.STOP and result["epoch"] < self._study.train.epochs:
-                self._asked.add(trial.trial_id)
-                storage.write_text(stop_location(self._study.root, name), "")
+                self._asked_to_end.add(trial.trial_id)
+                storage.write_text(trial_location(self._study.root, ours, layout.TRIAL_STOP), "")
         return str(self.CONTINUE)
-
-
-def _halving(study: Study) -> ASHAScheduler:
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="value",
-        mode=MODES[study.search.objective],
-        max_t=study.train.epochs,
-        grace_period=study.search.grace_epochs,
-        reduction_factor=study.search.reduction_factor,
-    )
 
 
 def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Trial]) -> tuple[Repeater, int]:
     """Optuna's tree-structured Parzen estimator over a continuous mask ratio, each cell with all seeds.
 
+    Args:
+        study: the study.
+        known: the records of finished trials, from which the sampler learns.
+        begun: all trials that began; their cells are suggested first, unless they are finished.
+
     Returns:
-        The sampler, told of the cells that are finished, and how many cells are left to run; those that were begun
-        come first.
+        The sampler, and how many cells are left to run.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     values: defaultdict[tuple[float, int], dict[int, float]] = defaultdict(dict)
     for record in known:
-        values[record.mask_ratio, record.patch][record.seed] = _number(record.value)
+        values[record.mask_ratio, record.patch][record.seed] = _or_nan(record.value)
     finished = [cell for cell, by_seed in values.items() if set(by_seed) >= set(study.seeds)]
-    opened = sorted({(trial.mask_ratio, trial.patch) for trial in begun} - set(finished))
+    unfinished = sorted({(trial.mask_ratio, trial.patch) for trial in begun} - set(finished))
     search = study.search
     space = {
         "mask_ratio": optuna.distributions.FloatDistribution(min(search.mask_ratios), max(search.mask_ratios)),
         "patch": optuna.distributions.CategoricalDistribution(search.patches),
     }
     sampler = optuna.samplers.TPESampler(
-        # Another stream when the search goes on: the same one would draw the cells that are done already.
+        # A search that goes on needs another stream: the same one would draw the finished cells again.
         seed=(search.seed + 7919 * len(finished)) % 2**32,
         n_startup_trials=min(_RANDOM_CELLS, math.ceil(search.trials / 2)),
     )
@@ -207,7 +203,7 @@ def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Tr
         space,
         metric="value",
         mode=MODES[search.objective],
-        points_to_evaluate=[{"mask_ratio": ratio, "patch": patch} for ratio, patch in opened],
+        points_to_evaluate=[{"mask_ratio": ratio, "patch": patch} for ratio, patch in unfinished],
         sampler=sampler,
     )
     for ratio, patch in finished:
@@ -217,15 +213,15 @@ def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Tr
     return Repeater(searcher, repeat=len(study.seeds)), max(0, search.trials - len(finished))
 
 
-class _Shown(tune.Callback):  # type: ignore[misc]
-    """Shows how many trials are over, which one spoke last, and which one was lost and goes on."""
+class _ShowProgress(tune.Callback):  # type: ignore[misc]
+    """Shows how many trials are over, the last report, and each trial that was lost and goes on."""
 
     def __init__(self, ticker: Ticker, study: Study) -> None:
-        self._ticker, self._study, self._over = ticker, study, 0
+        self._ticker, self._study, self._n_over = ticker, study, 0
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         note = f"{result['name']} epoch {result['epoch']}, {self._study.search.objective} {result['value']:.4g}"
-        self._ticker.update(self._over, note)
+        self._ticker.update(self._n_over, note)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         name, allowed = trial_of(trial.config, self._study).name, self._study.train.max_failures
@@ -233,12 +229,12 @@ class _Shown(tune.Callback):  # type: ignore[misc]
         console.print(f"search: {name} lost its process, or failed, and goes on from its last state; {times}")
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._over += 1
-        self._ticker.update(self._over)
+        self._n_over += 1
+        self._ticker.update(self._n_over)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_trial_complete(iteration, trials, trial)
 
 
-def _number(value: float | None) -> float:
+def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value

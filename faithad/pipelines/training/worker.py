@@ -1,77 +1,81 @@
-"""What one worker does: train epoch by epoch on the clips that all of a machine share, report and save."""
+"""What each process of a training does: it trains epoch by epoch, and the first one saves states, table and model."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping
+import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
 
 from faithad import schemas, storage
-from faithad.config.study import Study, parse_study
+from faithad.config.study import Study
+from faithad.errors import StudyError
 from faithad.model.checkpoint import read_state
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.features import TRAINING_SPLITS
 from faithad.pipelines.training.clips import placed, training_clips
+from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.trained import save_network
 from faithad.runs import layout
-from faithad.settings import TrainingSettings
-
-STATE_FILE = "state.pt"
 
 
-def train_worker(arguments: Mapping[str, Any]) -> None:
-    """Train on this worker's share of each batch until the training is finished, as one of Ray Train's workers.
+def train_network(task: TrainingTask, worker: Worker) -> None:
+    """Train to the end, from the last saved state if there is one.
 
-    Args:
-        arguments: as `open_training` takes them, and `root`, `fingerprint` and `checkpoint_every`.
+    The state is our own file, with Ray Train's workers too: one way for one worker and for several, and for every
+    storage that `faithad.storage` writes to.
     """
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    training = open_training(arguments, device=device, rank=rank, workers=workers)
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        training.restore(read_checkpoint(checkpoint))
-    while not training.finished:
-        epoch = training.run_epoch()
-        if rank == 0:
-            write_epochs(training, arguments)
-        if training.finished or epoch.epoch % arguments["checkpoint_every"] == 0:
-            _report(training, rank)
-    if rank == 0:
-        save_network(training, arguments, device=device)
+    training = open_training(task, worker, saved_state(task.state))
+    is_first = worker.rank == 0
+    if is_first and training.history:
+        _write_epochs(training, task)  # it may lack the last epoch: the state is written first
+    with StateWriter(task.state) as writer:
+        while not training.finished:
+            epoch = training.run_epoch()
+            if is_first:
+                if training.finished or epoch.epoch % task.study.train.checkpoint_every == 0:
+                    writer.write(training.state())
+                _write_epochs(training, task)
+    if is_first:
+        save_network(training, task, device=worker.device)
 
 
-def open_training(arguments: Mapping[str, Any], *, device: torch.device, rank: int = 0, workers: int = 1) -> Training:
-    """A training at its start, the clips in memory; needs neither Ray nor Ray Train where there is one worker.
+def open_training(task: TrainingTask, worker: Worker, state: dict[str, Any] | None) -> Training:
+    """A training with its clips in memory, at the state, or before its first epoch. With one worker it needs no Ray.
 
-    Args:
-        arguments: `study` (YAML), `model`, `seed`, `settings` (of `TrainingSettings`), `threads`, and what
-            `training_clips` reads.
-        device: where the network goes, and the clips where they fit.
-        rank: this worker, from 0.
-        workers: how many share the training.
+    Raises:
+        StudyError: the workers read different states. Ray Train then starts all of them again.
     """
-    study = parse_study(arguments["study"], name="study.yaml")
-    if device.type == "cpu":
-        torch.set_num_threads(arguments["threads"])
-    torch.manual_seed(arguments["seed"])
-    network = new_network(study, arguments["model"], device, workers=workers)
-    if workers > 1:
-        # What the wrapper would send around before each step, the buffers, is the same everywhere already.
+    if worker.device.type == "cpu":
+        torch.set_num_threads(task.threads)
+    torch.manual_seed(task.seed)
+    network = new_network(task.study, task.model, worker.device, workers=worker.n_workers)
+    if worker.n_workers > 1:
+        # The buffers, which the wrapper would broadcast before each step, are equal on all workers already.
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         network = ray.train.torch.prepare_model(network, parallel_strategy_kwargs=options)
-    train, validation = (placed(training_clips(arguments, study, split), device) for split in TRAINING_SPLITS)
-    settings = TrainingSettings(**arguments["settings"])
-    return Training(network, train, validation, settings, rank=rank, workers=workers)
+    train, validation = (placed(training_clips(task, split), worker.device) for split in TRAINING_SPLITS)
+    training = Training(network, train, validation, task.settings, rank=worker.rank, workers=worker.n_workers)
+    if state is not None:
+        training.restore(state)
+    if worker.n_workers > 1:
+        # A worker of a machine that was cut off may have finished its last write between two reads.
+        epochs = torch.tensor([len(training.history), -len(training.history)], device=worker.device)
+        dist.all_reduce(epochs, op=dist.ReduceOp.MAX)
+        if epochs.sum():
+            raise StudyError("Its workers read different states: another process still writes them.")
+    return training
+
+
+def saved_state(location: str) -> dict[str, Any] | None:
+    """What a `StateWriter` wrote last, None before the first time."""
+    return read_state(location) if storage.exists(location) else None
 
 
 def new_network(study: Study, model: str, device: torch.device, *, workers: int = 1) -> torch.nn.Module:
@@ -83,33 +87,43 @@ def new_network(study: Study, model: str, device: torch.device, *, workers: int 
     if workers > 1 or (device.type == "cpu" and study.train.compile == "none"):
         share_batch_norm(network)
     if study.train.compile != "none":
-        # In place: a wrapper around it would add to the names of the weights.
+        # In place: a wrapper would change the names of the weights.
         network.compile(mode=study.train.compile)
     return network
 
 
-def read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    """The state that a training saved; tensors and plain values only."""
-    with checkpoint.as_directory() as folder:
-        return read_state(os.path.join(folder, STATE_FILE))
+class StateWriter:
+    """Writes states while the next epoch runs: to an object store that takes longer than an epoch on a GPU.
+
+    Once `write` returns, the state before is in place; once the block ends, the last one is.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> StateWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self._wait()
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write tensors and plain values, ready for `read_state`."""
+        content = io.BytesIO()
+        torch.save(state, content)
+        self._wait()
+        self._writing = self._pool.submit(storage.write_bytes, self._location, content.getvalue())
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
 
-def _report(training: Training, rank: int) -> None:
-    last = training.history[-1]
-    metrics = {"epoch": last.epoch, "train_loss": last.train_loss, "validation_loss": last.validation_loss}
-    if dist.is_initialized():
-        dist.barrier()
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(training.state(), os.path.join(folder, STATE_FILE))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def write_epochs(training: Training, arguments: Mapping[str, Any]) -> None:
-    """The table of all epochs so far, for people and for the driver that shows them."""
-    root, model, seed = arguments["root"], arguments["model"], arguments["seed"]
-    rows = [{"model": model, "seed": seed, **vars(epoch)} for epoch in training.history]
-    table = pa.Table.from_pylist(rows, schema=schemas.EPOCHS)
-    storage.write_table(table, storage.join(root, layout.epochs(model, seed)), schema=schemas.EPOCHS)
+def _write_epochs(training: Training, task: TrainingTask) -> None:
+    """The table of all epochs so far, which the driver shows while the training runs."""
+    rows = [{"model": task.model, "seed": task.seed, **vars(epoch)} for epoch in training.history]
+    location = storage.join(task.study.root, layout.epochs(task.model, task.seed))
+    storage.write_table(pa.Table.from_pylist(rows, schema=schemas.EPOCHS), location, schema=schemas.EPOCHS)
