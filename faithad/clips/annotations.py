@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from faithad import storage
 from faithad.errors import AnnotationError, FaithadError
+from faithad.vocabulary import count
 
 RECORDING, CLIP, NUMBER, TIME_RANGE, ANOMALY_TYPE, TIMES, FRAMES = HEADER = (
     "Recording wav File",
@@ -103,9 +104,8 @@ def read_annotations(uri: str) -> list[Annotation]:
             read.append((row, annotation))
     problems += _table_problems(read)
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        listed = "\n  ".join(problems)
-        raise AnnotationError(f"{uri}: {count} in the annotation table (row 1 is the header):\n  {listed}")
+        what = f"{count(len(problems), 'problem')} in the annotation table (row 1 is the header)"
+        raise AnnotationError(f"{uri}: {what}:\n  " + "\n  ".join(problems))
     return [annotation for _, annotation in read]
 
 

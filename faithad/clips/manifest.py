@@ -29,6 +29,7 @@ from faithad.clips.labels.names import look_up
 from faithad.clips.recordings import AudioHeader, Remainder, cut_windows, recorded_at
 from faithad.errors import AnnotationError, RecordingError
 from faithad.schemas import LEDGER, MANIFEST, SPLITS
+from faithad.vocabulary import listed
 
 STAGE = "index"
 
@@ -157,7 +158,9 @@ def attach_annotations(
         for place in hits:
             touching.setdefault(place, []).append(annotation)
     if problems:
-        texts = [f"{kind}\n    {first_ten(list(dict.fromkeys(items)))}" for kind, items in problems.items()]
+        texts = [
+            f"{kind}\n    {listed(list(dict.fromkeys(items)), separator='; ')}" for kind, items in problems.items()
+        ]
         raise AnnotationError("The annotation table does not fit the recordings.\n  " + "\n  ".join(texts))
     return [_labelled(row, touching.get(place, [])) for place, row in enumerate(rows)]
 
@@ -178,10 +181,12 @@ def manifest_table(rows: Iterable[ClipRow]) -> pa.Table:
         if len(same) > 1
     ]
     if twice:
-        raise RecordingError(f"Clips that are there more than once, keep one of each: {first_ten(twice)}")
+        raise RecordingError(f"Clips that are there more than once, keep one of each: {listed(twice, separator='; ')}")
     unknown = sorted({row.recording for row in rows if row.split not in SPLITS})
     if unknown:
-        raise RecordingError(f"Recordings that are in none of the splits {', '.join(SPLITS)}: {first_ten(unknown)}")
+        raise RecordingError(
+            f"Recordings that are in none of the splits {', '.join(SPLITS)}: {listed(unknown, separator='; ')}"
+        )
     return pa.Table.from_pylist([_manifest_columns(row) for row in rows], schema=MANIFEST)
 
 
@@ -189,12 +194,6 @@ def ledger_table(rows: Iterable[LedgerRow]) -> pa.Table:
     """The ledger of this stage, sorted by recording and onset."""
     ordered = sorted(rows, key=lambda row: (row.recording, row.onset_s or 0.0))
     return pa.Table.from_pylist([asdict(row) for row in ordered], schema=LEDGER)
-
-
-def first_ten(items: Sequence[str]) -> str:
-    """The items in a message: at most ten of them, then how many more."""
-    more = f" and {len(items) - 10} more" if len(items) > 10 else ""
-    return "; ".join(items[:10]) + more
 
 
 _UNKNOWN = "Not among the clips (correct the recording's name or the time range, or remove the row):"

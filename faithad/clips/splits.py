@@ -20,6 +20,7 @@ from faithad.clips.manifest import ClipRow, LedgerRow, Recording
 from faithad.clips.recordings import recorded_at
 from faithad.errors import RecordingError
 from faithad.schemas import SPLITS
+from faithad.vocabulary import count
 
 COLUMNS = ("recording", "split")
 OPTIONAL_COLUMNS = ("label", "anomaly_type")
@@ -159,7 +160,7 @@ def hold_out_validation(
     n_moved = max(1, round(fraction * len(units)))
     if n_moved >= len(units):
         raise RecordingError(
-            f"{len(units)} train {unit}{'' if len(units) == 1 else 's'} found; with {n_moved} held out for validation "
+            f"{count(len(units), f'train {unit}')} found; with {n_moved} held out for validation "
             f"(fraction {fraction:g}) none would be left to train with. Add recordings to train or lower the fraction."
         )
     drawn = np.random.default_rng(seed).permutation(len(units))[:n_moved]
@@ -186,5 +187,5 @@ def _complaints(values: dict[str, str]) -> list[str]:
 
 def _refuse(table: str, problems: Sequence[str]) -> None:
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecordingError(f"{table}: {count} in the split table:\n  " + "\n  ".join(problems))
+        lines = "\n  ".join(problems)
+        raise RecordingError(f"{table}: {count(len(problems), 'problem')} in the split table:\n  {lines}")

@@ -14,6 +14,7 @@ from faithad.clips.labels.label import Label
 from faithad.clips.labels.names import below
 from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.errors import AnnotationError, StudyError
+from faithad.vocabulary import count, listed
 
 SUFFIXES = (".txt", ".csv", ".json")
 
@@ -116,9 +117,8 @@ def write_labels(texts: Mapping[str, str], folder: str) -> None:
         if path not in texts or storage.read_bytes(place) != texts[path].encode():
             foreign.append(path)
     if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise StudyError(
-            f"{folder} holds other labels already, which may be somebody's work: {', '.join(foreign[:3])}{more}. "
+            f"{folder} holds other labels already, which may be somebody's work: {listed(foreign, most=3)}. "
             "Give another folder, or move them away."
         )
     for path, text in texts.items():
@@ -127,11 +127,10 @@ def write_labels(texts: Mapping[str, str], folder: str) -> None:
 
 def refuse(location: str, problems: Iterable[str]) -> None:
     """Raise `AnnotationError` where there are problems, with all of them."""
-    listed = list(problems)
-    if listed:
-        count = "1 problem" if len(listed) == 1 else f"{len(listed)} problems"
-        lines = "\n  ".join(listed)
-        raise AnnotationError(f"{location}: {count} in the labels:\n  {lines}")
+    problems = list(problems)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise AnnotationError(f"{location}: {count(len(problems), 'problem')} in the labels:\n  {lines}")
 
 
 FORMATS: dict[str, Callable[..., dict[str, str]]] = {

@@ -28,6 +28,7 @@ from faithad.model.networks import build_network
 from faithad.model.training import Training
 from faithad.pipelines.training.clips import training_clips
 from faithad.runs import layout
+from faithad.vocabulary import POOLINGS
 
 
 def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
@@ -35,9 +36,10 @@ def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold
 
     A model that scores clips only has no worst seconds: its alarm speaks of the clip's score, whatever the study says.
     """
-    has_seconds = validation_scores["worst_second_score"].null_count == 0
-    pooling = study.alarm.pooling if has_seconds else "mean"
-    scores = validation_scores["score" if pooling == "mean" else "worst_second_score"].to_numpy()
+    pooling = study.alarm.pooling
+    if validation_scores[POOLINGS[pooling].column].null_count:
+        pooling = "mean"
+    scores = validation_scores[POOLINGS[pooling].column].to_numpy()
     values = study.alarm.model_dump() | {"pooling": pooling}
     return fit_alarm(scores, **values, clip_s=study.data.clip_s)
 
