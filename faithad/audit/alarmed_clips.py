@@ -1,12 +1,13 @@
 """The clips that raised an alarm, each with its place on a time axis.
 
-Clips that may belong together share an axis:
+Clips that may belong to one event share an axis:
 
 1. The clips of one recording, by their place in it.
-2. Recordings of one folder (one recorder) that follow on by the wall clock: the next one begins where the last clip of
-   the one before ends, or less than one clip later (a remainder that was dropped leaves such a hole), or up to a second
-   earlier (clocks drift). Folders that differ by a date alone (`2024-05-06`, `20240506`, `2024/05/06`) are those of one
-   recorder: an event may last over midnight. Recordings without a wall clock, and recorders side by side, stay apart.
+2. Recordings of one recorder that continue each other by the wall clock: the next one begins where the last clip of
+   the one before ends, or less than one clip later (a dropped remainder leaves such a gap), or up to a second earlier
+   (clocks drift). A recorder is a folder; folders that differ by a date alone (`2024-05-06`, `20240506`, `2024/05/06`)
+   belong to one recorder, because an event may last past midnight. Recordings without a wall clock, and those of
+   different recorders, have axes of their own.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.errors import StudyError
+from faithad.evaluation.clip_values import refuse_unknown_clips
 from faithad.model.alarm import AlarmThreshold
+from faithad.vocabulary import POOLINGS
 
-_SCORE_COLUMNS = {"mean": "score", "worst_second": "worst_second_score"}
 _CLOCK_TOLERANCE_S = 1.0
 _DAY = re.compile(r"(?<!\d)(?:19|20)\d\d([-_./]?)(?:0\d|1[0-2])\1(?:[0-2]\d|3[01])(?!\d)")
 
 
 @dataclass(frozen=True)
 class AlarmedClip:
-    """One alarmed clip. `axis` numbers the time axis on which it lies at `at_s`."""
+    """One alarmed clip. `axis` is the number of the time axis on which it begins at `at_s`."""
 
     axis: int
     at_s: float
@@ -54,44 +56,39 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
 
     Args:
         scores: schemas.SCORES of one model and seed.
-        manifest: schemas.MANIFEST with all clips, also those without alarm: they say which recordings follow on.
+        manifest: schemas.MANIFEST with all clips; those without an alarm, too, say which recordings continue others.
         alarm: which score alarms, and above what.
         clip_s: length of a clip.
 
     Raises:
-        StudyError: scores of clips that the manifest does not hold, rows given twice, or a model without the score
-            that the alarm pools.
-        ValueError: scores of more than one model or seed.
+        StudyError: the manifest does not hold an alarmed clip, a clip has several rows, or the model does not give the
+            score that the alarm needs.
+        ValueError: the scores are of more than one model or seed.
     """
     for key in ("model", "seed"):
-        if len(found := pc.unique(scores[key])) > 1:
-            raise ValueError(f"events are those of one model and seed; {key} has the values {found.to_pylist()}")
+        if len(values := pc.unique(scores[key])) > 1:
+            raise ValueError(f"events are those of one model and seed; {key} has the values {values.to_pylist()}")
     if pc.count_distinct(scores["clip_id"]).as_py() < scores.num_rows:
         raise StudyError(
             "The table of scores holds several rows for one clip. A shard was probably written twice: delete the "
             "audit's folder and run it again."
         )
-    pooled = _SCORE_COLUMNS[alarm.pooling]
-    if n_missing := scores[pooled].null_count:
+    column = POOLINGS[alarm.pooling].column
+    if n_missing := scores[column].null_count:
         raise StudyError(
-            f"{n_missing} of {scores.num_rows} scores have no {pooled}, which the alarm needs: this model gives one "
+            f"{n_missing} of {scores.num_rows} scores have no {column}, which the alarm needs: this model gives one "
             "score for a whole clip. Set alarm.pooling to mean."
         )
-    raised = scores.filter(pc.greater(scores[pooled], alarm.threshold))
-    place = pc.index_in(raised["clip_id"], value_set=manifest["clip_id"].combine_chunks())
-    if place.null_count:
-        stranger = raised["clip_id"].filter(pc.is_null(place))[0].as_py()
-        raise StudyError(
-            f"The scores hold clip {stranger}, which the manifest does not: they belong to another index. "
-            "Run the audit again."
-        )
+    raised = scores.filter(pc.greater(scores[column], alarm.threshold))
+    clip_ids = manifest["clip_id"].combine_chunks()
+    refuse_unknown_clips(raised["clip_id"], clip_ids)
     if not raised.num_rows:
         return []
+    place = pc.index_in(raised["clip_id"], value_set=clip_ids)
     axes, shifts_s, names = _time_axes(manifest, clip_s=clip_s)
-    columns = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]
-    clips = manifest.select(columns).take(place).to_pylist()
+    clips = manifest.select(["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]).take(place).to_pylist()
     numbers = pc.index_in(pc.take(manifest["recording"], place), value_set=names).to_pylist()
-    found = [
+    alarms = [
         AlarmedClip(
             axis=axes[number],
             at_s=shifts_s[number] + clip["onset_s"],
@@ -100,13 +97,13 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
             onset_s=clip["onset_s"],
             offset_s=round(clip["onset_s"] + clip["duration_s"], 6),
             begins_at=clip["recorded_at"],
-            score=score[pooled],
+            score=score[column],
             worst_onset_s=score["worst_onset_s"],
             worst_mel_band=score["worst_mel_band"],
         )
         for clip, number, score in zip(clips, numbers, raised.to_pylist(), strict=True)
     ]
-    return sorted(found, key=lambda one: (one.axis, one.at_s, one.until_s, one.clip_id))
+    return sorted(alarms, key=lambda alarm: (alarm.axis, alarm.at_s, alarm.until_s, alarm.clip_id))
 
 
 def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[float], pa.Array]:
@@ -131,8 +128,8 @@ def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[fl
     )
     axes, shifts_s = list(range(len(names))), [0.0] * len(names)
     for before, after in pairwise(order):
-        hole_s = start_s[after] + first_s[after] - start_s[before] - last_s[before]
-        if recorders[before] == recorders[after] and -_CLOCK_TOLERANCE_S <= hole_s < clip_s:
+        gap_s = start_s[after] + first_s[after] - start_s[before] - last_s[before]
+        if recorders[before] == recorders[after] and -_CLOCK_TOLERANCE_S <= gap_s < clip_s:
             axes[after] = axes[before]
             shifts_s[after] = float(shifts_s[before] + start_s[after] - start_s[before])
     return axes, shifts_s, encoded.dictionary

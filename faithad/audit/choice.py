@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.model.alarm import AlarmThreshold
+from faithad.vocabulary import POOLINGS
 
 _TOP = "top:"
 
@@ -18,7 +19,7 @@ def choose_clips(clips: pa.Table, scores: pa.Table, *, explain: str, alarm: Alar
         clips: rows of the manifest.
         scores: schemas.SCORES of one model; clips without a score cannot be explained.
         explain: `all`, `alarms`, `top:N` or `none`.
-        alarm: says by which score the highest are found; the clip's own where there is none.
+        alarm: its pooling says which score `top:N` ranks by; without an alarm, the mean over the clip.
     """
     if explain == "none":
         chosen = scores.slice(0, 0)
@@ -32,8 +33,8 @@ def choose_clips(clips: pa.Table, scores: pa.Table, *, explain: str, alarm: Alar
 
 
 def highest(scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
-    """The rows of the n highest scores, of equal ones those of the first clips by their ids."""
-    column = "score" if alarm is None or alarm.pooling == "mean" else "worst_second_score"
+    """The rows of the n highest scores; of equal scores, those of the first clips by their ids."""
+    column = POOLINGS["mean" if alarm is None else alarm.pooling].column
     order = np.lexsort((scores["clip_id"].to_numpy(zero_copy_only=False), -scores[column].to_numpy()))
     return scores.take(pa.array(order[:n]))
 
@@ -41,18 +42,18 @@ def highest(scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
 def keep_highest(clips: pa.Table, scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
     """The clips with a column `keep_maps`: all for n = -1, else those with the n highest scores."""
     if n < 0:
-        return _with(clips, pa.array([True] * clips.num_rows))
+        return _keep(clips, pa.array([True] * clips.num_rows))
     of_clips = scores.filter(pc.is_in(scores["clip_id"], value_set=clips["clip_id"]))
-    return _with(clips, pc.is_in(clips["clip_id"], value_set=highest(of_clips, n, alarm)["clip_id"]))
+    return _keep(clips, pc.is_in(clips["clip_id"], value_set=highest(of_clips, n, alarm)["clip_id"]))
 
 
 def keep_examples(clips: pa.Table, n: int) -> pa.Table:
     """The clips with a column `keep_maps`: all for n = -1, else n examples, each anomaly type in turn and normal ones.
 
-    Of a type the clips with intervals are taken, from the middle on: the first clip of a day is the least typical one.
+    Of each type, annotated clips are taken, from the middle on: the first clip of a day is the least typical one.
     """
     if n < 0:
-        return _with(clips, pa.array([True] * clips.num_rows))
+        return _keep(clips, pa.array([True] * clips.num_rows))
     groups: dict[str, list[int]] = {}
     for position, clip in enumerate(clips.select(["annotated", "label", "anomaly_type"]).to_pylist()):
         if clip["annotated"]:
@@ -65,8 +66,8 @@ def keep_examples(clips: pa.Table, n: int) -> pa.Table:
         for queue in queues:
             if queue and len(chosen) < n:
                 chosen.add(queue.pop(len(queue) // 2))
-    return _with(clips, pa.array([position in chosen for position in range(clips.num_rows)], pa.bool_()))
+    return _keep(clips, pa.array([position in chosen for position in range(clips.num_rows)], pa.bool_()))
 
 
-def _with(clips: pa.Table, kept: pa.Array) -> pa.Table:
+def _keep(clips: pa.Table, kept: pa.Array) -> pa.Table:
     return clips.append_column("keep_maps", kept)

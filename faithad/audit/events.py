@@ -1,7 +1,7 @@
 """From alarmed clips to events: when something happened, how strong it was, and which seconds and mel bands carry it.
 
-Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings that follow on by the wall
-clock (`alarmed_clips` says which do).
+Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings that continue each other by
+the wall clock (see `alarmed_clips`).
 
 Conventions
     Times are seconds from the start of a recording, half-open; clips may overlap.
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
+from faithad.evaluation.arrays import stacked
 from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import flagged_segments
@@ -33,7 +34,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.schemas import EVENTS
 from faithad.settings import FeatureSettings
 
-Row = dict[str, Any]
+EventRow = dict[str, Any]  # of schemas.EVENTS, or some columns of one
 Span = tuple[float, float]
 
 # Places are sums of decimal seconds; their rounding noise must not decide what merges.
@@ -43,7 +44,7 @@ _CURVES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class _Explanation:
-    """What an explanation says of one clip: the seconds that hold a peak, counted from its onset, and its profile."""
+    """What one clip's explanation points at: the seconds that hold a peak, from the clip's onset, and the bands."""
 
     seconds: list[int]
     profile: npt.NDArray[np.float32]
@@ -63,40 +64,38 @@ def find_events(
 ) -> pa.Table:
     """Merge alarmed clips into events and say what carries each of them.
 
-    The mel bands of an event are `carrying_bands` of the profiles of its explained clips, summed; its seconds are those
-    of its explained clips that hold a peak frame. Without any explanation they are the worst second and the worst band
-    of each alarmed clip; of a model that gives neither, no second and all bands.
+    The mel bands of an event are the `carrying_bands` of the summed profiles of its explained clips; its seconds are
+    those of its explained clips that hold a peak frame. An event without any explanation has the worst second and the
+    worst band of each alarmed clip, and where the model gives neither, no second and all bands.
 
     Args:
         scores: schemas.SCORES of one model and seed; rows in any order.
         manifest: schemas.MANIFEST with all clips, also those without alarm.
         alarm: which score alarms, and above what.
-        explanations: rows of schemas.attributions; those of other methods or of other clips are left out.
-        faithfulness: rows of schemas.FAITHFULNESS; those of other methods, modes, percentiles or clips are left out.
+        explanations: rows of schemas.attributions; of other methods and of clips without an alarm none is used.
+        faithfulness: rows of schemas.FAITHFULNESS; of other methods, modes, percentiles and clips none is used.
         merge_gap_s: alarms at most this far apart are one event.
-        method: of the explanation that tells seconds and bands.
-        percentile: of its peaks.
+        method: whose explanation gives the seconds and bands.
+        percentile: of that explanation's peaks.
         features: of the model.
 
     Returns:
         schemas.EVENTS by wall clock (events without one last), recording and onset.
 
     Raises:
-        StudyError: scores of clips that the manifest does not hold, rows given twice, or a model without the score
-            that the alarm pools.
-        ValueError: scores of more than one model or seed.
+        StudyError, ValueError: as `alarmed_clips`.
     """
     alarms = alarmed_clips(scores, manifest, alarm, clip_s=features.clip_s)
     if not alarms:
         return EVENTS.empty_table()
     explained = _explained(explanations, alarms, method=method, percentile=percentile, features=features)
     judged = _judged(faithfulness, method=method, percentile=percentile)
-    keys: Row = {"model": scores["model"][0].as_py(), "seed": scores["seed"][0].as_py()}
+    keys: EventRow = {"model": scores["model"][0].as_py(), "seed": scores["seed"][0].as_py()}
     keys |= {"pooling": alarm.pooling, "threshold": alarm.threshold}
-    rows: list[Row] = []
+    rows: list[EventRow] = []
     for members in _merged(alarms, merge_gap_s):
-        reasons = [explained[one.clip_id] for one in members if one.clip_id in explained]
-        values = [judged[one.clip_id] for one in members if one.clip_id in judged and reasons]
+        reasons = [explained[clip.clip_id] for clip in members if clip.clip_id in explained]
+        values = [judged[clip.clip_id] for clip in members if clip.clip_id in judged and reasons]
         rows.append(
             {
                 **keys,
@@ -129,41 +128,36 @@ def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[Alar
     """Alarms in order, in groups that lie further apart than the gap or on different axes."""
     groups: list[list[AlarmedClip]] = []
     reached_s = -math.inf
-    for one in alarms:
-        if groups and groups[-1][-1].axis == one.axis and one.at_s - reached_s <= merge_gap_s + _NOISE_S:
-            groups[-1].append(one)
-            reached_s = max(reached_s, one.until_s)
+    for clip in alarms:
+        if groups and groups[-1][-1].axis == clip.axis and clip.at_s - reached_s <= merge_gap_s + _NOISE_S:
+            groups[-1].append(clip)
+            reached_s = max(reached_s, clip.until_s)
         else:
-            groups.append([one])
-            reached_s = one.until_s
+            groups.append([clip])
+            reached_s = clip.until_s
     return groups
 
 
 def _explained(
     table: pa.Table | None, alarms: Sequence[AlarmedClip], *, method: str, percentile: float, features: FeatureSettings
 ) -> dict[str, _Explanation]:
-    """What a method's explanations say of the alarmed clips, by clip."""
+    """What a method's explanations of the alarmed clips point at, by clip."""
     if table is None:
         return {}
-    wanted = pc.is_in(table["clip_id"], value_set=pa.array([one.clip_id for one in alarms]))
+    wanted = pc.is_in(table["clip_id"], value_set=pa.array([clip.clip_id for clip in alarms]))
     of_method = pc.and_(pc.equal(table["method"], method), pc.invert(table["degenerate"]))
     table = table.select(["clip_id", "curve", "profile"]).filter(pc.and_(wanted, of_method))
-    found: dict[str, _Explanation] = {}
+    explained: dict[str, _Explanation] = {}
     for start in range(0, table.num_rows, _CURVES_AT_ONCE):
         part = table.slice(start, _CURVES_AT_ONCE)
-        peaks = peak_frames(_rows(part["curve"]), [percentile])[:, 0]
+        peaks = peak_frames(stacked(part["curve"]), [percentile])[:, 0]
         flagged = flagged_segments(peaks, features.frames_per_s)
-        for clip_id, seconds, profile in zip(part["clip_id"].to_pylist(), flagged, _rows(part["profile"]), strict=True):
+        for clip_id, seconds, profile in zip(
+            part["clip_id"].to_pylist(), flagged, stacked(part["profile"]), strict=True
+        ):
             if np.isfinite(profile).all() and profile.max() > 0:
-                found[clip_id] = _Explanation(np.flatnonzero(seconds).tolist(), profile)
-    return found
-
-
-def _rows(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """A column of lists of equal length as an array, one row each."""
-    lists = column.combine_chunks()
-    flat: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(lists), -1)
+                explained[clip_id] = _Explanation(np.flatnonzero(seconds).tolist(), profile)
+    return explained
 
 
 def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[str, float]:
@@ -176,63 +170,61 @@ def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[s
     return dict(zip(table["clip_id"].to_pylist(), table["faithfulness"].to_pylist(), strict=True))
 
 
-def _place(members: Sequence[AlarmedClip]) -> Row:
+def _place(members: Sequence[AlarmedClip]) -> EventRow:
     """Where and when: one part per recording, from its first alarm to the end of its last."""
     parts = [
         {
             "recording": recording,
-            "onset_s": min(one.onset_s for one in alarms),
-            "offset_s": max(one.offset_s for one in alarms),
+            "onset_s": min(clip.onset_s for clip in clips),
+            "offset_s": max(clip.offset_s for clip in clips),
         }
-        for recording, alarms in _by_recording(members)
+        for recording, clips in _by_recording(members)
     ]
-    ends = [one.begins_at and one.begins_at + timedelta(seconds=one.offset_s - one.onset_s) for one in members]
+    ends = [clip.begins_at and clip.begins_at + timedelta(seconds=clip.offset_s - clip.onset_s) for clip in members]
     known = [end for end in ends if end is not None]
     return {
         "recording": parts[0]["recording"],
         "onset_s": parts[0]["onset_s"],
-        "duration_s": round(max(one.until_s for one in members) - members[0].at_s, 6),
+        "duration_s": round(max(clip.until_s for clip in members) - members[0].at_s, 6),
         "started_at": members[0].begins_at,
         "ended_at": max(known) if len(known) == len(ends) else None,
         "parts": parts,
-        "clip_ids": [one.clip_id for one in members],
+        "clip_ids": [clip.clip_id for clip in members],
         "n_alarms": len(members),
     }
 
 
-def _strength(members: Sequence[AlarmedClip], threshold: float) -> Row:
-    score = max(one.score for one in members)
+def _strength(members: Sequence[AlarmedClip], threshold: float) -> EventRow:
+    score = max(clip.score for clip in members)
     # Scores that may be negative (a distance to a boundary) have no ratio.
     return {"score": score, "strength": score / threshold if threshold > 0 else math.nan}
 
 
-def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Explanation]) -> list[Row]:
+def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Explanation]) -> list[EventRow]:
     """The seconds that carry an event, recording by recording, neighbours as one."""
-    any_explained = any(one.clip_id in explained for one in members)
-    found: list[Row] = []
-    for recording, alarms in _by_recording(members):
+    any_explained = any(clip.clip_id in explained for clip in members)
+    stretches = []
+    for recording, clips in _by_recording(members):
         spans: list[Span] = []
-        for one in alarms:
-            seconds: Sequence[float] = [] if one.worst_onset_s is None else [one.worst_onset_s]
+        for clip in clips:
+            seconds: Sequence[float] = [] if clip.worst_onset_s is None else [clip.worst_onset_s]
             if any_explained:
-                seconds = explained[one.clip_id].seconds if one.clip_id in explained else []
-            spans += [(one.onset_s + second, min(one.onset_s + second + 1, one.offset_s)) for second in seconds]
-        # A clip that was filled with silence may have its peak where there is no recording any more.
+                seconds = explained[clip.clip_id].seconds if clip.clip_id in explained else []
+            spans += [(clip.onset_s + second, min(clip.onset_s + second + 1, clip.offset_s)) for second in seconds]
+        # A clip that was filled up with silence may have its peak after the end of the recording.
         inside = [(onset, offset) for onset, offset in spans if offset - onset > _NOISE_S]
-        found += [
+        stretches += [
             {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
             for onset, offset in merge_spans(inside)
         ]
-    return found
+    return stretches
 
 
-def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], features: FeatureSettings) -> Row:
-    profile = np.zeros(features.n_mels)
-    for reason in reasons:
-        profile += reason.profile
-    worst = [one.worst_mel_band for one in members if one.worst_mel_band is not None]
-    if not reasons:
-        profile += np.bincount(worst, minlength=features.n_mels)
+def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], features: FeatureSettings) -> EventRow:
+    worst = [clip.worst_mel_band for clip in members if clip.worst_mel_band is not None]
+    profile = np.bincount(worst, minlength=features.n_mels).astype(np.float64)
+    if reasons:
+        profile = np.sum([reason.profile for reason in reasons], axis=0, dtype=np.float64)
     low, high = carrying_bands(profile) if profile.max() > 0 else (0, features.n_mels - 1)
     lower_hz, upper_hz = mel_band_edges_hz(features.n_mels, features.sample_rate_hz)
     return {
@@ -245,13 +237,13 @@ def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], feat
 
 def _by_recording(members: Sequence[AlarmedClip]) -> list[tuple[str, list[AlarmedClip]]]:
     """The alarms of each recording; recordings in the order of the first alarm in each."""
-    found: dict[str, list[AlarmedClip]] = {}
-    for one in members:
-        found.setdefault(one.recording, []).append(one)
-    return list(found.items())
+    clips: dict[str, list[AlarmedClip]] = {}
+    for clip in members:
+        clips.setdefault(clip.recording, []).append(clip)
+    return list(clips.items())
 
 
-def _event_id(keys: Row, members: Sequence[AlarmedClip]) -> str:
+def _event_id(keys: EventRow, members: Sequence[AlarmedClip]) -> str:
     """16 hex digits: the same alarms of the same model are the same event, whatever else was audited."""
-    text = "\n".join([keys["model"], str(keys["seed"]), *sorted(one.clip_id for one in members)])
+    text = "\n".join([keys["model"], str(keys["seed"]), *sorted(clip.clip_id for clip in members)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """The events of an audit for other tools: labels to look at and correct, and sound to listen to.
 
-Both read `events.parquet` and `manifest.parquet` below the audit's `out`; neither needs Ray.
+Both are made of `events.parquet` and `manifest.parquet` in the audit's folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 
 from faithad import storage
+from faithad.audit.events import EventRow
 from faithad.audit.finished import require_finished
 from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
@@ -25,10 +26,9 @@ from faithad.clips.recordings import reasons
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
+from faithad.vocabulary import count
 
-Row = dict[str, Any]
-
-# One file of labels in these formats; in the others there is one per recording.
+# In these formats all labels lie in one file; in the others each recording has its own.
 _ONE_FILE = ("label-studio", "csv")
 _EVENT_COLUMNS = ("event_id", "model", "seed", "started_at", "ended_at", "score", "threshold", "strength", "n_alarms",
                   "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness")  # fmt: skip
@@ -61,7 +61,7 @@ def export_events(audit: str, to: str, *, format: str) -> str:
 
     Raises:
         ConfigError: an unknown format.
-        StudyError: there is no finished audit, or other labels lie in the folder, which may be somebody's work.
+        StudyError: there is no finished audit, or the folder holds other labels, which may be somebody's work.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; allowed: {', '.join(FORMATS)}.")
@@ -77,17 +77,17 @@ def export_events(audit: str, to: str, *, format: str) -> str:
     write_labels(texts, to)
     if not labels:
         return f"There is no event in {audit}, so there are no labels: {to}."
-    written = next(iter(texts)) if format in _ONE_FILE else _count(len(texts), "file")
-    recordings = _count(len({label.recording for label in labels}), "recording")
+    written = next(iter(texts)) if format in _ONE_FILE else count(len(texts), "file")
+    recordings = count(len({label.recording for label in labels}), "recording")
     kind = "a CSV table" if format == "csv" else f"labels for {format}"
-    return f"{_count(len(events), 'event')} in {recordings} as {kind}: {written} in {to}."
+    return f"{count(len(events), 'event')} in {recordings} as {kind}: {written} in {to}."
 
 
 def export_clips(audit: str, to: str, *, margin_s: float) -> str:
     """Cut a WAV around each event, one per part where an event runs over several recordings.
 
-    The recording's sample rate and channels stay, and its bits, if it is PCM. What cannot be read is named in the
-    line; the rest is written.
+    The WAV has the recording's sample rate and channels, and its bits if it is PCM. Recordings that cannot be read are
+    named in the returned line; all others are written.
 
     Args:
         audit: folder or URI that `faithad audit --out` wrote to.
@@ -100,7 +100,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
     Raises:
         ConfigError: a margin below 0.
         StudyError: there is no finished audit, or somebody works there.
-        RecordingError: there are events, and not one recording of theirs can be read.
+        RecordingError: there are events, and none of their recordings can be read.
     """
     if not margin_s >= 0:
         raise ConfigError(f"--margin is {margin_s}; it must be 0 s or more.")
@@ -116,20 +116,18 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
             n_written += 1
         except RecordingError as error:
             failures[cut.recording] = str(error)
-    listed = "\n".join(f"  {shown(recording)}: {reason}" for recording, reason in failures.items())
+    reasons_of = "\n".join(f"  {shown(recording)}: {reason}" for recording, reason in failures.items())
     if not n_written:
-        raise RecordingError(f"Not one of the recordings with events can be read:\n{listed}")
-    line = f"{_count(n_written, 'WAV file')} of {_count(len(events), 'event')} in {to}."
-    if not failures:
-        return line
-    named = "recording is" if len(failures) == 1 else "recordings are"
-    return f"{line} {len(failures)} {named} left out:\n{listed}"
+        raise RecordingError(f"Not one of the recordings with events can be read:\n{reasons_of}")
+    line = f"{count(n_written, 'WAV file')} of {count(len(events), 'event')} in {to}."
+    left_out = count(len(failures), "recording is", "recordings are")
+    return f"{line} {left_out} left out:\n{reasons_of}" if failures else line
 
 
-def _read_events(audit: str) -> list[Row]:
+def _read_events(audit: str) -> list[EventRow]:
     require_finished(audit)
-    require_nobody_in(audit)  # who begins it anew takes the tables away
-    return cast(list[Row], storage.read_table(storage.join(audit, layout.EVENTS)).to_pylist())
+    require_nobody_in(audit)  # an audit that begins anew removes its tables
+    return cast(list[EventRow], storage.read_table(storage.join(audit, layout.EVENTS)).to_pylist())
 
 
 def _places(audit: str) -> dict[str, str]:
@@ -138,13 +136,13 @@ def _places(audit: str) -> dict[str, str]:
     return dict(zip(manifest["recording"].to_pylist(), manifest["uri"].to_pylist(), strict=True))
 
 
-def _label(event: Row, part: Row) -> Label:
+def _label(event: EventRow, part: dict[str, Any]) -> Label:
     words = alarm_text(event["strength"], event["low_hz"], event["high_hz"])
     return Label(part["recording"], part["onset_s"], part["offset_s"], words, event["low_hz"], event["high_hz"])
 
 
-def _event_cells(parts: list[tuple[Row, Row]]) -> dict[str, list[str]]:
-    """What a table says of an event beside its label, one cell per part."""
+def _event_cells(parts: list[tuple[EventRow, dict[str, Any]]]) -> dict[str, list[str]]:
+    """The columns of a CSV table beside the label: what is known of the event, one cell per part."""
     cells = {name: [_cell(event[name]) for event, _ in parts] for name in _EVENT_COLUMNS}
     cells["seconds"] = [
         "; ".join(
@@ -161,8 +159,8 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _cuts(events: list[Row]) -> Iterator[_Cut]:
-    """The files of all events: numbered as the table of events is sorted, named after their recording."""
+def _cuts(events: list[EventRow]) -> Iterator[_Cut]:
+    """The files of all events: numbered in the order of the table of events and named after the recording."""
     for number, event in enumerate(events, start=1):
         for place, part in enumerate(event["parts"], start=1):
             stem = plain_name(storage.name_of(part["recording"]).rpartition(".")[0] or part["recording"])
@@ -223,7 +221,3 @@ def _copy(sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, e
         review.write(block if exact else np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0))
         n_copied += len(block)
     return n_copied
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,4 +1,4 @@
-"""Whether a folder holds the results of an audit that has ended, for those who only read them."""
+"""Whether a folder holds the results of an audit that has ended, for commands that only read them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from faithad.runs import layout
 
 
 def require_finished(audit: str) -> None:
-    """Refuse what is no finished audit.
+    """Raise where a folder holds no finished audit.
 
     Args:
         audit: folder or URI that `faithad audit --out` is said to have written to.
 
     Raises:
-        StudyError: there is no such folder, it is a study's or anything else, or the audit has not ended.
+        StudyError: there is no such folder, it is a study's root or anything else, or the audit has not ended.
     """
 
     def has(*names: str) -> bool:

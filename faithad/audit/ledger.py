@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,7 @@ from faithad import schemas, storage
 from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.errors import StudyError
 from faithad.runs import layout
-from faithad.runs.ledgers import Row, place
+from faithad.runs.ledgers import place
 from faithad.runs.tables import read_shards, shard_files
 
 _ROWS_AT_ONCE = 1024
@@ -27,7 +28,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Counts:
-    """What an audit's ledger comes to: clips, and (`parts`) recordings or parts of them that became no clip."""
+    """How many clips an audit's ledger has, and how many recordings or parts of them (`parts`) became no clip."""
 
     clips: int
     clips_done: int
@@ -57,7 +58,7 @@ def merge_ledger(out: str) -> None:
     wanted = storage.read_table(storage.join(out, layout.MANIFEST), columns=["clip_id"]).num_rows
     if n_clips != wanted:
         raise StudyError(
-            f"The ledgers in {out} speak of {n_clips} clips, the manifest of {wanted}: results were removed or added "
+            f"The ledgers in {out} hold {n_clips} clips, the manifest {wanted}: results were removed or added "
             "by hand. Remove the folder, or audit with --redo."
         )
 
@@ -77,19 +78,19 @@ def count_ledger(out: str) -> Counts:
 
 
 def remove_failed_shards(out: str, step: Step) -> None:
-    """Forget a step's shards in which a clip failed. Its stage must have begun: it would still be called done."""
+    """Delete a step's shards in which a clip failed. Its stage must have begun, or it would still count as done."""
     folder = storage.join(out, step.ledger)
     for location, table in zip(shard_files(folder), read_shards(folder, columns=["status"]), strict=True):
         if pc.any(pc.equal(table["status"], "failed")).as_py():
             storage.delete(location)
 
 
-def _rows(out: str, name: str) -> Iterator[Row]:
+def _rows(out: str, name: str) -> Iterator[dict[str, Any]]:
     for table in read_shards(storage.join(out, name)):
         yield from table.to_pylist()
 
 
-def _portions(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _portions(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     left = iter(rows)
     while portion := list(islice(left, _ROWS_AT_ONCE)):
         yield portion

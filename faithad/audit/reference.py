@@ -1,17 +1,16 @@
 """An audit against reference intervals: did it find what an expert hears, and do its explanations point there?
 
-Everything is taken from the audit's tables; no model runs. The reference speaks of all recordings that were audited: a
-clip without any interval is normal. Written are `summary/{detection,f_score,faithfulness}.parquet` below the audit's
-`out`, in the schemas of a study, under the protocol `audit`.
+Everything is computed from the audit's tables; no model runs. The reference covers all recordings that were audited: a
+clip without any interval is normal. The summary tables of a study (`evaluation.summary.SUMMARIES`) are written into
+the audit's folder, under the protocol `audit`.
 """
 
 from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,36 +26,42 @@ from faithad.clips.manifest import ClipRow, LedgerRow, attach_annotations, manif
 from faithad.config.audit import AuditRun, load_audit_run
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.peaks import peak_frames
-from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
+from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
 from faithad.evaluation.temporal import Intervals, localization
 from faithad.model.checkpoint import load_model
 from faithad.runs import layout
 from faithad.runs.lock import alone_in
+from faithad.runs.tables import read_shards, read_whole
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import count
+
+Stretch = tuple[str, Span]  # of a recording
 
 PROTOCOL = "audit"
-_SEED = 0  # of the bootstrap
-# What two spans share by rounding alone is shorter.
+# Spans that share less than this overlap by rounding alone.
 _SHORTEST_S = 0.001
 _OWN_EVENTS = (
     "Warning: the reference is this audit's own events, interval for interval, so these figures compare the audit with "
     "itself. Correct the labels first: delete false alarms, add what was missed, move onsets and offsets."
 )
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class _EventCounts:
-    """How many events are right, and how many stretches of the reference some event overlaps.
+    """How events and reference agree.
 
-    `whole` are the windows among the latter in which the expert heard something but not where; `own`: the reference is
-    nothing but the events.
+    Attributes:
+        right: events that overlap the reference.
+        events: all events.
+        recalled: stretches of the reference that some event overlaps.
+        stretches: all stretches of the reference.
+        whole: stretches that are whole windows, because the expert marked no interval in them.
+        own: the reference is the audit's own events and nothing else.
     """
 
     right: int
     events: int
-    found: int
+    recalled: int
     stretches: int
     whole: int
     own: bool
@@ -70,14 +75,14 @@ def evaluate_audit(audit: str, annotations: str) -> str:
         annotations: a file or folder of labels, see `read_reference`.
 
     Returns:
-        A line for the user: the reference, the clips' AUC, the events' precision and recall, the seconds' F-score;
-        and a second one, a warning, where the reference is the audit's own events.
+        A line for the user: the reference, the clips' AUC, the events' precision and recall, the seconds' F-score.
+        A second line warns where the reference is the audit's own events.
 
     Raises:
-        AnnotationError: the reference cannot be read, or speaks of recordings or times that were not audited.
-        StudyError: there is no finished audit, it scored nothing, or somebody works there.
+        AnnotationError: the reference cannot be read, or names recordings or times that were not audited.
+        StudyError: there is no finished audit, it scored nothing, or a command is working in its folder.
     """
-    require_finished(audit)  # before a mark of ours is left in any folder
+    require_finished(audit)  # before a lock is put into a folder that may be no audit
     with alone_in(audit):
         return _evaluate(audit, annotations)
 
@@ -85,35 +90,35 @@ def evaluate_audit(audit: str, annotations: str) -> str:
 def _evaluate(audit: str, annotations: str) -> str:
     run = load_audit_run(storage.join(audit, layout.AUDIT))
     reference = read_reference(annotations)
-    scores = storage.read_table(storage.join(audit, "scores")).cast(schemas.SCORES)
+    scores = read_whole(storage.join(audit, layout.SCORES), schemas.SCORES)
     manifest = _labelled_manifest(audit, reference, source=annotations)
     scored = manifest.filter(pc.is_in(manifest["clip_id"], value_set=scores["clip_id"].combine_chunks()))
     if not scored.num_rows:
         raise StudyError(f"{audit} holds no scores: not one clip was audited. See its ledger.")
-    detection = summarize_detection(scores, scored, protocol=PROTOCOL, seed=_SEED)
     frames_per_s = _features(audit, run).frames_per_s
     localized, n_frames = _localized(audit, scored, run.audit.percentiles, frames_per_s)
-    f_score = summarize_f_score(
-        localized, scored, protocol=PROTOCOL, n_frames=n_frames, frames_per_s=frames_per_s, seed=_SEED
-    )
-    faithfulness = summarize_faithfulness(_faithfulness(audit), manifest, protocol=PROTOCOL, seed=_SEED)
-    for name, table in (("detection", detection), ("f_score", f_score), ("faithfulness", faithfulness)):
-        storage.write_table(table, storage.join(audit, layout.summary(name)), schema=table.schema)
-    known = storage.read_table(storage.join(audit, layout.LEDGER), columns=["recording"])["recording"].to_pylist()
-    counts = _event_counts(storage.read_table(storage.join(audit, layout.EVENTS)), reference, scored, known)
+    experiment = Experiment(scored, protocol=PROTOCOL, n_frames=n_frames, frames_per_s=frames_per_s)
+    tables = {}
+    for name, summary in SUMMARIES.items():
+        source = localized
+        if summary.source != "localization":
+            source = read_whole(storage.join(audit, summary.source), summary.source_schema)
+        tables[name] = summarize(name, source, experiment)
+        storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
+    counts = _event_counts(audit, reference, scored)
     line = " ".join(
         [
-            _detection_words(detection, scored),
+            _detection_words(tables["detection"], scored),
             _event_words(counts),
-            _f_score_words(f_score, run),
-            f"Tables: {storage.join(audit, 'summary')}.",
+            _f_score_words(tables["f_score"], run),
+            f"Tables: {storage.join(audit, layout.SUMMARY)}.",
         ]
     )
     return f"{line}\n{_OWN_EVENTS}" if counts.own else line
 
 
 def _features(audit: str, run: AuditRun) -> FeatureSettings:
-    """What the model hears, as it was when the audit was made: it may have moved since. Early audits do not say it."""
+    """The model's features as the audit wrote them down: the model may have moved since. Early audits did not."""
     location = storage.join(audit, layout.MODEL)
     if not storage.exists(location):
         return load_model(run.model).features
@@ -138,100 +143,92 @@ def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: s
         raise AnnotationError(f"{source} against {audit}: {error}") from error
 
 
-def _faithfulness(audit: str) -> pa.Table:
-    folder = storage.join(audit, "faithfulness")
-    if not storage.list_files(folder, suffixes=[".parquet"]):  # nothing was explained
-        return schemas.FAITHFULNESS.empty_table()
-    return storage.read_table(folder).cast(schemas.FAITHFULNESS)
-
-
 def _localized(
     audit: str, manifest: pa.Table, percentiles: Sequence[float], frames_per_s: float
-) -> tuple[pa.Table, int]:
-    """schemas.LOCALIZATION of the annotated clips that were explained, from their stored curves; and T of these."""
-    chosen = manifest.filter(manifest["annotated"])
+) -> tuple[pa.Table, dict[str, int]]:
+    """schemas.LOCALIZATION of the annotated clips that were explained, from their curves; and T of these by model."""
+    annotated = manifest.filter(manifest["annotated"])
     intervals: dict[str, Intervals] = {
         clip["clip_id"]: [(interval["onset_s"], interval["offset_s"]) for interval in clip["intervals"]]
-        for clip in chosen.select(["clip_id", "intervals"]).to_pylist()
+        for clip in annotated.select(["clip_id", "intervals"]).to_pylist()
     }
-    found: list[pa.Table] = [schemas.LOCALIZATION.empty_table()]
-    n_frames = 1
-    # Shard by shard and without the maps: curves of days of recordings would fill the memory.
-    for _, shard in storage.list_files(storage.join(audit, "attributions"), suffixes=[".parquet"]):
-        table = storage.read_table(shard, columns=["clip_id", "model", "seed", "method", "curve"])
-        table = table.filter(pc.is_in(table["clip_id"], value_set=chosen["clip_id"].combine_chunks()))
-        if table.num_rows:
-            rows = list(_localization_rows(table, intervals, percentiles, frames_per_s))
-            found.append(pa.Table.from_pylist(rows, schema=schemas.LOCALIZATION))
-            n_frames = len(table["curve"][0])
-    return pa.concat_tables(found), n_frames
+    parts, n_frames = [schemas.LOCALIZATION.empty_table()], {}
+    columns = ["clip_id", "model", "seed", "method", "curve"]
+    wanted = pc.field("clip_id").isin(annotated["clip_id"].combine_chunks())
+    # Shard by shard and without the maps: those of days of recordings would fill the memory.
+    for shard in read_shards(storage.join(audit, "attributions"), columns=columns, condition=wanted):
+        rows = []
+        for explained in shard.to_pylist():
+            curve = np.asarray(explained.pop("curve"), dtype=np.float32)
+            n_frames[explained["model"]] = len(curve)
+            result = localization(
+                peak_frames(curve, percentiles), intervals[explained["clip_id"]], frames_per_s=frames_per_s
+            )
+            for place, percentile in enumerate(percentiles):
+                values = {name: getattr(result, name)[place].item() for name in schemas.LOCALIZATION.names[5:]}
+                rows.append({**explained, "percentile": percentile, **values})
+        parts.append(pa.Table.from_pylist(rows, schema=schemas.LOCALIZATION))
+    return pa.concat_tables(parts), n_frames
 
 
-def _localization_rows(
-    table: pa.Table, intervals: dict[str, Intervals], percentiles: Sequence[float], frames_per_s: float
-) -> Iterator[Row]:
-    for row in table.to_pylist():
-        peaks = peak_frames(np.asarray(row.pop("curve"), dtype=np.float32), percentiles)
-        found = localization(peaks, intervals[row["clip_id"]], frames_per_s=frames_per_s)
-        for place, percentile in enumerate(percentiles):
-            values = {name: getattr(found, name)[place].item() for name in schemas.LOCALIZATION.names[5:]}
-            yield {**row, "percentile": percentile, **values}
-
-
-def _event_counts(
-    events: pa.Table, reference: Iterable[Annotation], scored: pa.Table, known: Iterable[str]
-) -> _EventCounts:
+def _event_counts(audit: str, reference: Iterable[Annotation], scored: pa.Table) -> _EventCounts:
     """Events against the stretches of the reference that lie, at least in part, in clips that were scored.
 
-    A window in which the expert heard something but not where counts as one stretch. Stretches that overlap are one.
+    A window without an interval counts as one stretch. Stretches that overlap are one.
     """
-    audited = _spans(
+    audited = _by_recording(
         (clip["recording"], (clip["onset_s"], clip["onset_s"] + clip["duration_s"]))
         for clip in scored.select(["recording", "onset_s", "duration_s"]).to_pylist()
     )
-    find = look_up(known)  # also those of which nothing was scored: another recording may be called the same
-    marked: list[tuple[str, Span]] = []
-    whole: list[tuple[str, Span]] = []
-    for one in reference:
-        window, spans = (one.onset_s, one.offset_s), [(one.onset_s + a, one.onset_s + b) for a, b in one.intervals]
-        for recording in find(one.recording):
+    # Of the ledger, because a recording that gave no score may be called the same as another one.
+    names = storage.read_table(storage.join(audit, layout.LEDGER), columns=["recording"])["recording"].to_pylist()
+    recordings_of = look_up(names)
+    marked: list[Stretch] = []
+    whole: list[Stretch] = []
+    for annotation in reference:
+        window = (annotation.onset_s, annotation.offset_s)
+        spans = [(annotation.onset_s + onset, annotation.onset_s + offset) for onset, offset in annotation.intervals]
+        for recording in recordings_of(annotation.recording):
             marked += [(recording, span) for span in spans or [window]]
             whole += [] if spans else [(recording, window)]
     stretches = [
         (recording, span)
-        for recording, spans in _spans(marked).items()
+        for recording, spans in _by_recording(marked).items()
         for span in spans
         if _overlaps(span, audited.get(recording, []))
     ]
-    of_recording = _spans(stretches)
-    parts = [[(part["recording"], (part["onset_s"], part["offset_s"])) for part in parts]
-             for parts in events["parts"].to_pylist()]  # fmt: skip
-    alarmed = _spans(part for event in parts for part in event)
+    heard = _by_recording(stretches)
+    events: list[list[Stretch]] = [
+        [(part["recording"], (part["onset_s"], part["offset_s"])) for part in parts]
+        for parts in storage.read_table(storage.join(audit, layout.EVENTS), columns=["parts"])["parts"].to_pylist()
+    ]
+    all_parts = [part for event in events for part in event]
+    alarmed = _by_recording(all_parts)
     return _EventCounts(
-        right=sum(any(_overlaps(span, of_recording.get(name, [])) for name, span in event) for event in parts),
-        events=len(parts),
-        found=sum(_overlaps(span, alarmed.get(name, [])) for name, span in stretches),
+        right=sum(any(_overlaps(span, heard.get(name, [])) for name, span in event) for event in events),
+        events=len(events),
+        recalled=sum(_overlaps(span, alarmed.get(name, [])) for name, span in stretches),
         stretches=len(stretches),
         whole=sum(_overlaps(span, audited.get(name, [])) for name, span in whole),
-        own=bool(parts) and _hundredths(marked) == _hundredths(part for event in parts for part in event),
+        own=bool(events) and _hundredths(marked) == _hundredths(all_parts),
     )
 
 
-def _hundredths(places: Iterable[tuple[str, Span]]) -> set[tuple[str, int, int]]:
-    """Spans as label files give them back: these hold fewer digits than a table."""
-    return {(recording, round(100 * onset), round(100 * offset)) for recording, (onset, offset) in places}
+def _hundredths(stretches: Iterable[Stretch]) -> set[tuple[str, int, int]]:
+    """Stretches in hundredths of a second: label files hold fewer digits than tables."""
+    return {(recording, round(100 * onset), round(100 * offset)) for recording, (onset, offset) in stretches}
 
 
-def _spans(places: Iterable[tuple[str, Span]]) -> dict[str, list[Span]]:
+def _by_recording(stretches: Iterable[Stretch]) -> dict[str, list[Span]]:
     """Spans by recording, in order, those that overlap or touch as one."""
-    found: dict[str, list[Span]] = {}
-    for recording, span in places:
-        found.setdefault(recording, []).append(span)
-    return {recording: merge_spans(spans) for recording, spans in found.items()}
+    spans: dict[str, list[Span]] = {}
+    for recording, span in stretches:
+        spans.setdefault(recording, []).append(span)
+    return {recording: merge_spans(of_recording) for recording, of_recording in spans.items()}
 
 
 def _overlaps(span: Span, others: Sequence[Span]) -> bool:
-    """Whether a span shares some time with one of the others, which are in order and apart."""
+    """Whether a span shares some time with one of the others, which are sorted and do not overlap."""
     place = bisect.bisect_right(others, span[0] + _SHORTEST_S, key=lambda other: other[1])
     return place < len(others) and others[place][0] + _SHORTEST_S < span[1]
 
@@ -254,17 +251,17 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
 
 def _event_words(counts: _EventCounts) -> str:
     precision = f" (precision {counts.right / counts.events:.3f})" if counts.events else ""
-    recall = f" (recall {counts.found / counts.stretches:.3f})" if counts.stretches else ""
-    noun, verb = ("window", "counts") if counts.whole == 1 else ("windows", "count")
-    whole = f"; {counts.whole} {noun} without an interval {verb} whole" if counts.whole else ""
+    recall = f" (recall {counts.recalled / counts.stretches:.3f})" if counts.stretches else ""
+    windows = count(counts.whole, "window without an interval counts", "windows without an interval count")
+    whole = f"; {windows} whole" if counts.whole else ""
     return (
-        f"Events: {counts.right} of {counts.events} right{precision}, {counts.found} of {counts.stretches} reference "
-        f"intervals found{recall}{whole}."
+        f"Events: {counts.right} of {counts.events} right{precision}, {counts.recalled} of {counts.stretches} "
+        f"reference intervals found{recall}{whole}."
     )
 
 
 def _f_score_words(f_score: pa.Table, run: AuditRun) -> str:
-    """The F-score of the explanation that the events are told by; all others are in the table."""
+    """The F-score of the explanation that gives the events their seconds; all others are in the table."""
     for row in f_score.to_pylist():
         if (row["method"], row["percentile"], row["anomaly_type"]) == (run.events.method, run.events.percentile, "all"):
             return (

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from faithad.errors import ConfigError, StudyError
+from faithad.vocabulary import count
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str, ...]
@@ -165,8 +166,9 @@ def validated(
             _remove(values, key, placeholders)
         removed |= fresh
     if lines:
-        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise ConfigError("\n".join([f"{name} has {count}:", *(f"  {line}" for line in dict.fromkeys(lines))]))
+        raise ConfigError(
+            "\n".join([f"{name} has {count(len(lines), 'problem')}:", *(f"  {line}" for line in dict.fromkeys(lines))])
+        )
     return made
 
 

@@ -7,6 +7,7 @@ under the key concerned, together with all other problems of the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,13 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from faithad import locations
 from faithad.attribution.methods import METHODS, PAPER_METHODS
 from faithad.config.file import Problems
+from faithad.evaluation.alarms import RULES
 from faithad.settings import AttributionSettings, Compile, Precision
-
-
-def _method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"allowed: {', '.join(METHODS)}")
-    return name
+from faithad.vocabulary import POOLINGS
 
 
 def _explain(choice: str) -> str:
@@ -29,7 +26,18 @@ def _explain(choice: str) -> str:
     return choice
 
 
-MethodName = Annotated[str, AfterValidator(_method)]
+def _one_of(names: Collection[str]) -> AfterValidator:
+    """A string must be one of these names, which are looked up when it is checked."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"allowed: {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+MethodName = Annotated[str, _one_of(METHODS)]
 Explain = Annotated[str, AfterValidator(_explain)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
@@ -236,15 +244,16 @@ def compiled_without_gpu(attribution: Attribution, audit: Audit) -> Found:
 
 
 class Alarm(Section):
-    """When a clip raises an alarm: its score is above a threshold that is fitted on validation normals alone.
+    """When a clip raises an alarm: its score is above a threshold that is fitted to normal validation clips alone.
 
-    `rule`: `quantile` (empirical), `gamma` (of a gamma distribution fitted to the scores, as in DCASE) or `conformal`
-    (the guarantee of split conformal prediction). `pooling`: which score alarms, the clip's mean error or that of its
-    worst second. `false_alarm_rate`: the share of normal clips that may alarm.
+    `rule`: how it is fitted, a row of `evaluation.alarms.RULES`: `quantile` (empirical), `gamma` (of a gamma
+    distribution fitted to the scores, as in DCASE) or `conformal` (the guarantee of split conformal prediction).
+    `pooling`: which score alarms, a row of `vocabulary.POOLINGS`: the clip's mean error or that of its worst second.
+    `false_alarm_rate`: the share of normal clips that may alarm.
     """
 
-    rule: Literal["quantile", "gamma", "conformal"] = "quantile"
-    pooling: Literal["mean", "worst_second"] = "mean"
+    rule: Annotated[str, _one_of(RULES)] = "quantile"
+    pooling: Annotated[str, _one_of(POOLINGS)] = "mean"
     false_alarm_rate: Fraction = 0.05
 
 

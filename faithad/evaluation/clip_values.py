@@ -1,6 +1,6 @@
 """The tables of an audit as arrays: the test clips of a manifest, and one value per (seed, clip, column).
 
-Reading stays in Arrow and numpy throughout: a study of the paper's size has millions of rows.
+Everything stays in Arrow and NumPy: a study of the paper's size has millions of rows.
 
 Shape letters: S seeds, N clips, C columns (one curve point each: model, method, percentile …).
 """
@@ -18,21 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.errors import StudyError
-from faithad.evaluation.peaks import Bools
+from faithad.evaluation.arrays import Bools, Integers, Reals
+from faithad.evaluation.statistics import refuse_not_finite
 from faithad.evaluation.temporal import Intervals
-
-Values = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """The test clips of a manifest, sorted by `clip_id`, as columns (N,)."""
+    """The test clips of a manifest, sorted by `clip_id`, as columns (N,); `all_ids` are those of all its clips."""
 
     all_ids: pa.Array[Any]
     ids: list[str]
-    recording: Codes
-    label: Values
+    recording: Integers
+    label: Reals
     annotated: Bools
     anomaly_type: npt.NDArray[np.object_]
     intervals: list[Intervals]
@@ -42,7 +40,7 @@ class Clips:
 class Cube:
     """One value per (seed, clip, column), NaN where a clip was not measured."""
 
-    values: Values
+    values: Reals
     columns: list[tuple[Any, ...]]
 
     def of_clips(self, chosen: Bools) -> Cube:
@@ -53,11 +51,11 @@ def read_test_clips(manifest: pa.Table) -> Clips:
     """The rows of schemas.MANIFEST whose split is `test`."""
     manifest = manifest.sort_by("clip_id")
     test = manifest.filter(pc.equal(manifest["split"], pa.scalar("test")))
-    names = np.array(test["recording"].to_pylist(), dtype=object)
+    recordings = np.array(test["recording"].to_pylist(), dtype=object)
     return Clips(
         all_ids=manifest["clip_id"].combine_chunks(),
         ids=[str(clip_id) for clip_id in test["clip_id"].to_pylist()],
-        recording=np.unique(names, return_inverse=True)[1].astype(np.int64),
+        recording=np.unique(recordings, return_inverse=True)[1].astype(np.int64),
         label=np.array([math.nan if label is None else label for label in test["label"].to_pylist()], dtype=np.float64),
         annotated=np.array(test["annotated"].to_pylist(), dtype=np.bool_),
         anomaly_type=np.array(test["anomaly_type"].to_pylist(), dtype=object),
@@ -68,26 +66,30 @@ def read_test_clips(manifest: pa.Table) -> Clips:
     )
 
 
+def refuse_unknown_clips(clip_ids: pa.ChunkedArray[Any], known: pa.Array[Any]) -> None:
+    """Raise `StudyError` where a table of an audit holds clips that its manifest does not."""
+    unknown = clip_ids.filter(pc.invert(pc.is_in(clip_ids, value_set=known)))
+    if len(unknown):
+        raise StudyError(
+            f"The audit's tables hold clip {unknown[0].as_py()}, which the manifest does not: they belong to another "
+            "index. Run the audit again."
+        )
+
+
 def read_cube(table: pa.Table, value: str, keys: Sequence[str], clips: Clips) -> Cube:
-    """One value column of an audit's table, by seed, test clip and the key columns; rows of other clips are left out.
+    """One value column of an audit's table, by seed, test clip and the key columns; other clips' rows are left out.
 
     Raises:
-        StudyError: rows of clips that the manifest does not hold, rows given twice, or values that are not finite.
+        StudyError: the manifest does not hold a clip of the table, a row occurs twice, or a value is not finite.
     """
-    known = pc.is_in(table["clip_id"], value_set=clips.all_ids)
-    if not pc.all(known).as_py() and table.num_rows:
-        stranger = table["clip_id"].filter(pc.invert(known))[0].as_py()
-        raise StudyError(
-            f"The audit's tables hold clip {stranger}, which the manifest does not: they belong to another index. "
-            "Run the audit again."
-        )
+    refuse_unknown_clips(table["clip_id"], clips.all_ids)
     clip = pc.index_in(table["clip_id"], value_set=pa.array(clips.ids, pa.string()))
     table = table.filter(pc.is_valid(clip))
     clip_codes = pc.drop_null(clip).to_numpy().astype(np.int64)
     seed_codes, seeds = _codes(table["seed"])
     columns, column_codes = _combinations([_codes(table[key]) for key in keys])
     values = table[value].to_numpy()
-    _refuse_not_finite(values, value)
+    refuse_not_finite(values, f"values of {value}")
     shape = (len(seeds), len(clips.ids), len(columns))
     cells = np.ravel_multi_index((seed_codes, clip_codes, column_codes), shape) if len(values) else clip_codes
     if len(cells) and np.bincount(cells).max() > 1:
@@ -100,18 +102,18 @@ def read_cube(table: pa.Table, value: str, keys: Sequence[str], clips: Clips) ->
     return Cube(values=cube, columns=columns)
 
 
-def _codes(column: pa.ChunkedArray[Any]) -> tuple[Codes, list[Any]]:
-    """The distinct values, sorted, and for each row the number of its value."""
+def _codes(column: pa.ChunkedArray[Any]) -> tuple[Integers, list[Any]]:
+    """For each row the position of its value among the distinct values, and these, sorted."""
     encoded = column.combine_chunks().dictionary_encode()
-    found: list[Any] = encoded.dictionary.to_pylist()
-    order = sorted(range(len(found)), key=lambda index: found[index])
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[order] = np.arange(len(found))
-    return rank[encoded.indices.to_numpy()], [found[index] for index in order]
+    values: list[Any] = encoded.dictionary.to_pylist()
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    rank = np.empty(len(values), dtype=np.int64)
+    rank[order] = np.arange(len(values))
+    return rank[encoded.indices.to_numpy()], sorted(values)
 
 
-def _combinations(keys: Sequence[tuple[Codes, list[Any]]]) -> tuple[list[tuple[Any, ...]], Codes]:
-    """The combinations of keys that occur, in order, and for each row the number of its combination."""
+def _combinations(keys: Sequence[tuple[Integers, list[Any]]]) -> tuple[list[tuple[Any, ...]], Integers]:
+    """The combinations of keys that occur, in order, and for each row the position of its combination."""
     if not len(keys[0][0]):
         return [], keys[0][0]
     sizes = tuple(len(values) for _, values in keys)
@@ -119,12 +121,3 @@ def _combinations(keys: Sequence[tuple[Codes, list[Any]]]) -> tuple[list[tuple[A
     parts = np.unravel_index(flat, sizes)
     names = [[values[index] for index in part] for (_, values), part in zip(keys, parts, strict=True)]
     return list(zip(*names, strict=True)), codes
-
-
-def _refuse_not_finite(values: Values, name: str) -> None:
-    n_bad = int((~np.isfinite(values)).sum())
-    if n_bad:
-        raise StudyError(
-            f"{n_bad} of {len(values)} values of {name} are NaN or infinite. The model behind them has probably "
-            "diverged: look at its validation loss."
-        )

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from faithad.evaluation.arrays import Reals
 from faithad.evaluation.peaks import peak_frames
-from faithad.evaluation.temporal import Intervals, Rates, localization
+from faithad.evaluation.temporal import Intervals, localization
 
 
 def every_second_f_score(intervals: Intervals, n_frames: int, frames_per_s: float) -> float:
@@ -30,7 +31,7 @@ def random_curve_f_score(
     clip_id: str,
     seed: int,
     n_draws: int = 100,
-) -> Rates:
+) -> Reals:
     """Mean F-score of one clip over curves of independent noise, one value per percentile.
 
     The noise is keyed by (seed, clip), so a clip's control does not depend on the other clips. Only the order of the
@@ -42,7 +43,7 @@ def random_curve_f_score(
     key = hashlib.blake2b(f"random curve/{seed}/{clip_id}".encode(), digest_size=16).digest()
     curves = np.random.default_rng(int.from_bytes(key, "big")).random((n_draws, n_frames))
     scores = localization(peak_frames(curves, percentiles), intervals, frames_per_s=frames_per_s).f_score
-    mean: Rates = scores.mean(axis=0)
+    mean: Reals = scores.mean(axis=0)
     return mean
 
 
@@ -54,7 +55,7 @@ def control_f_scores(
     *,
     seed: int,
     n_draws: int = 100,
-) -> tuple[Rates, Rates]:
+) -> tuple[Reals, Reals]:
     """Both controls of many clips, `clip_id` to intervals.
 
     Returns:

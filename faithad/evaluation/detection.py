@@ -17,10 +17,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from faithad.errors import StudyError
+from faithad.evaluation.arrays import Integers, Reals
 from faithad.evaluation.peaks import as_array
+from faithad.evaluation.statistics import refuse_not_finite
 from faithad.evaluation.temporal import segment_starts
-
-Values = npt.NDArray[np.float64]
 
 
 class WorstSecond(NamedTuple):
@@ -54,7 +54,7 @@ def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> 
     return _area_under_roc(scores, labels, max_fpr=max_fpr)
 
 
-def _area_under_roc(scores: Values, labels: npt.NDArray[np.int64], *, max_fpr: float | None) -> float:
+def _area_under_roc(scores: Reals, labels: Integers, *, max_fpr: float | None) -> float:
     # Imported here: it takes a second of each process that only scores clips.
     from sklearn import metrics
 
@@ -82,10 +82,10 @@ def bootstrap_areas(
     scores: npt.ArrayLike,
     labels: npt.ArrayLike,
     groups: npt.ArrayLike,
-    drawn: npt.NDArray[np.int64],
+    drawn: Integers,
     *,
     max_fprs: Sequence[float],
-) -> Values:
+) -> Reals:
     """AUC (max_fpr 1) and standardised partial AUCs of resampled recordings.
 
     Between two anomalous clips in the ranking the ROC curve is straight whatever the resample, so it is drawn by its K
@@ -120,7 +120,7 @@ def bootstrap_areas(
     return np.stack([_area(rates[0], rates[1], max_fpr) for max_fpr in max_fprs], axis=1)
 
 
-def _straight_stretches(scores: Values, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _straight_stretches(scores: Reals, labels: Integers) -> Integers:
     """The number of the ROC curve's stretch that each clip lies in, counted from the highest score, (N,)."""
     _, rank = np.unique(-scores, return_inverse=True)
     anomalous = np.bincount(rank, weights=labels)
@@ -128,17 +128,17 @@ def _straight_stretches(scores: Values, labels: npt.NDArray[np.int64]) -> npt.ND
     share = anomalous / np.bincount(rank)
     begins = np.ones(len(share), dtype=np.int64)
     begins[1:] = (share[1:] != share[:-1]) | ((share[1:] > 0) & (share[1:] < 1))
-    stretch: npt.NDArray[np.int64] = (np.cumsum(begins) - 1)[rank]
+    stretch: Integers = (np.cumsum(begins) - 1)[rank]
     return stretch
 
 
-def _area(fpr: Values, tpr: Values, max_fpr: float) -> Values:
+def _area(fpr: Reals, tpr: Reals, max_fpr: float) -> Reals:
     """Area under each row's ROC curve, (R, K) without its origin, up to `max_fpr`, standardised if that is below 1."""
     fpr, tpr = (np.pad(rate, ((0, 0), (1, 0))) for rate in (fpr, tpr))
     width, rise = np.diff(fpr, axis=1), np.diff(tpr, axis=1)
     kept = np.clip(max_fpr - fpr[:, :-1], 0.0, width)
     slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
-    area: Values = (kept * (tpr[:, :-1] + 0.5 * slope * kept)).sum(axis=1)
+    area: Reals = (kept * (tpr[:, :-1] + 0.5 * slope * kept)).sum(axis=1)
     # A row that lacks a class is NaN in one rate only.
     area[np.isnan(fpr[:, -1]) | np.isnan(tpr[:, -1])] = np.nan
     if max_fpr >= 1.0:
@@ -147,7 +147,7 @@ def _area(fpr: Values, tpr: Values, max_fpr: float) -> Values:
     return 0.5 * (1.0 + (area - chance) / (max_fpr - chance))
 
 
-def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, npt.NDArray[np.int64]]:
+def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Reals, Integers]:
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     refuse_not_finite(scores, "anomaly scores")
     n_normal, n_anomalous = int((labels == 0).sum()), int((labels == 1).sum())
@@ -162,13 +162,3 @@ def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, npt.
             "anomalous ones. Check the labels of the test split."
         )
     return scores, labels.astype(np.int64)
-
-
-def refuse_not_finite(scores: Values, what: str) -> None:
-    """Raise `StudyError` where some scores are NaN or infinite; `what` names them."""
-    n_bad = int((~np.isfinite(scores)).sum())
-    if n_bad:
-        raise StudyError(
-            f"{n_bad} of {scores.size} {what} are NaN or infinite. The model that gave them has probably diverged: "
-            "look at its validation loss."
-        )

@@ -31,11 +31,12 @@ import numpy as np
 import numpy.typing as npt
 
 from faithad.errors import StudyError
-from faithad.evaluation.detection import auc, refuse_not_finite
+from faithad.evaluation.arrays import Integers, Reals
+from faithad.evaluation.detection import auc
+from faithad.evaluation.statistics import refuse_not_finite
 from faithad.settings import FeatureSettings
 
 Floats = npt.NDArray[np.float32]
-Pattern = npt.NDArray[np.float64]
 
 # More disturbed clips than this hardly sharpen the AUC: beyond, each clip gets fewer kinds.
 _DISTURBED_CLIPS = 200
@@ -53,7 +54,7 @@ class DisturbedClips(NamedTuple):
     """
 
     log_mels: Floats
-    sources: npt.NDArray[np.int64]
+    sources: Integers
     kinds: list[str]
 
 
@@ -86,9 +87,7 @@ def disturbed_clips(
     return DisturbedClips(made, np.array([n for n, _ in chosen]), [kind for _, kind in chosen])
 
 
-def disturb(
-    log_mel: npt.ArrayLike, kind: str, *, settings: FeatureSettings, seed: int, clip_id: str
-) -> npt.NDArray[np.float32]:
+def disturb(log_mel: npt.ArrayLike, kind: str, *, settings: FeatureSettings, seed: int, clip_id: str) -> Floats:
     """One clip with a disturbance of one kind in it.
 
     Args:
@@ -132,14 +131,14 @@ def proxy_auc(normal: npt.ArrayLike, disturbed: npt.ArrayLike) -> float:
     return auc(scores, np.repeat([0, 1], [np.size(normal), np.size(disturbed)]))
 
 
-def _impact(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Pattern:
+def _impact(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
     """One blow: at once there, 20 dB less after 0.05 to 0.3 s, brighter or duller than the clip."""
     tilt = np.linspace(-0.5, 0.5, n_mels) * rng.uniform(-12.0, 12.0)
     onset = int(rng.integers(n_frames))
     return _blow(n_frames, onset, rng.uniform(0.05, 0.3) * frames_per_s) + tilt[:, None]
 
 
-def _rattle(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Pattern:
+def _rattle(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
     first, last = _span(rng, n_frames, frames_per_s, 1.0, 3.0)
     # Slower than the frames follow each other, or it would be a steady noise.
     period = max(2.0, frames_per_s / rng.uniform(5.0, 12.0))
@@ -151,7 +150,7 @@ def _rattle(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: 
     return pattern
 
 
-def _tone(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Pattern:
+def _tone(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
     first, last = _span(rng, n_frames, frames_per_s, 1.0, 4.0)
     centre = int(rng.integers(n_mels))
     pattern = np.full((n_mels, n_frames), -np.inf)
@@ -160,7 +159,7 @@ def _tone(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: fl
     return pattern
 
 
-def _band_noise(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Pattern:
+def _band_noise(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
     """The power of noise in one cell of a spectrogram is exponentially distributed around its mean."""
     first, last = _span(rng, n_frames, frames_per_s, 0.5, 2.0)
     width = int(rng.integers(max(1, n_mels // 10), n_mels // 4 + 1))
@@ -171,7 +170,7 @@ def _band_noise(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per
     return pattern
 
 
-def _level_drop(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Pattern:
+def _level_drop(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
     """Where the level falls: 1, elsewhere 0."""
     first, last = _span(rng, n_frames, frames_per_s, 0.5, 2.0)
     pattern = np.zeros((n_mels, n_frames))
@@ -183,7 +182,7 @@ _BITS_PER_DB = math.log2(10.0) / 10.0
 
 # For each kind its pattern (F, T), in dB relative to the disturbance's level, and the range of that level above the
 # clip's own, in level spreads: what fills fewer cells must stand out further to be noticed at all.
-_KINDS: dict[str, Callable[[np.random.Generator, int, int, float], Pattern]] = {
+_KINDS: dict[str, Callable[[np.random.Generator, int, int, float], Reals]] = {
     "impact": _impact,
     "rattle": _rattle,
     "tone": _tone,
@@ -209,7 +208,7 @@ def _span(
     return first, first + length
 
 
-def _blow(n_frames: int, onset: int, decay_frames: float) -> Pattern:
+def _blow(n_frames: int, onset: int, decay_frames: float) -> Reals:
     """(T,): nothing before the onset, 0 dB there, then 20 dB less with each `decay_frames`."""
     after = np.arange(n_frames) - onset
     return np.where(after < 0, -np.inf, -20.0 * after / decay_frames)

@@ -23,12 +23,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from faithad.evaluation.peaks import Bools
+from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.temporal import Intervals, flagged_segments, interval_frames, segment_starts
 from faithad.model.micro_batches import MicroBatches
 
 Network = Callable[[Tensor], Tensor]
-Errors = npt.NDArray[np.float64]
 
 
 def segment_masks(peaks: Bools, intervals: Intervals, frames_per_s: float) -> Bools:
@@ -49,7 +48,7 @@ def errors_after_replacement(
     *,
     error_before: npt.ArrayLike | Tensor,
     micro_batch: int,
-) -> Errors:
+) -> Reals:
     """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames.
 
     A module is run in eval mode, whatever its mode, and left as it was. The values do not depend on `micro_batch` nor
@@ -80,7 +79,7 @@ def errors_after_replacement(
             f"{len(x)} clips of shape {tuple(x.shape)} need reconstructions of that shape and one error_before each, "
             f"got {tuple(reconstruction.shape)} and {before.shape}"
         )
-    errors: Errors = before[clips]
+    errors: Reals = before[clips]
     needed = np.flatnonzero(masks.any(axis=1))
     if not needed.size:
         return errors
@@ -99,25 +98,25 @@ def errors_after_replacement(
     return errors
 
 
-def faithfulness_score(error_before: npt.ArrayLike, error_after: npt.ArrayLike) -> Errors:
+def faithfulness_score(error_before: npt.ArrayLike, error_after: npt.ArrayLike) -> Reals:
     """FF = max(0, 1 - after / before), elementwise; 0 where the clip had no error to explain.
 
     NaN stays NaN: a score that could not be computed is not a score of 0.
     """
     before, after = np.broadcast_arrays(_to_float64(error_before), _to_float64(error_after))
     nothing_to_explain = before == 0
-    score: Errors = np.maximum(0.0, 1.0 - after / np.where(nothing_to_explain, 1.0, before))
+    score: Reals = np.maximum(0.0, 1.0 - after / np.where(nothing_to_explain, 1.0, before))
     return np.where(nothing_to_explain, 0.0, score)
 
 
-def _errors(network: Network, x: Tensor, reconstruction: Tensor, masks: Bools, clips: npt.NDArray[np.int64]) -> Tensor:
+def _errors(network: Network, x: Tensor, reconstruction: Tensor, masks: Bools, clips: Integers) -> Tensor:
     index = torch.from_numpy(clips).to(x.device)
     mask = torch.from_numpy(masks).to(x.device)[:, None, :]
     replaced = torch.where(mask, reconstruction[index], x[index])
     return (network(replaced) - replaced).square().mean(dim=(1, 2))
 
 
-def _clip_of_each_mask(x: Tensor, masks: Bools, clip_index: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
+def _clip_of_each_mask(x: Tensor, masks: Bools, clip_index: npt.NDArray[np.integer] | None) -> Integers:
     if masks.ndim != 2 or masks.dtype != np.bool_ or masks.shape[1] != x.shape[-1]:
         raise ValueError(f"masks must be bool (M, {x.shape[-1]}), got {masks.dtype} {masks.shape}")
     if clip_index is None and len(x) != 1:
@@ -128,7 +127,7 @@ def _clip_of_each_mask(x: Tensor, masks: Bools, clip_index: npt.NDArray[np.integ
     return clips
 
 
-def _distinct(clips: npt.NDArray[np.int64], masks: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _distinct(clips: Integers, masks: Bools) -> tuple[Integers, Integers]:
     """The first row of every distinct (clip, mask) pair, and for each row the pair that it is."""
     # One opaque value per row: sorting those is far quicker than sorting rows column by column.
     rows = np.concatenate([clips[:, None].view(np.uint8), np.packbits(masks, axis=1)], axis=1)
@@ -137,7 +136,7 @@ def _distinct(clips: npt.NDArray[np.int64], masks: Bools) -> tuple[npt.NDArray[n
     return first, inverse
 
 
-def _to_float64(values: npt.ArrayLike | Tensor) -> Errors:
+def _to_float64(values: npt.ArrayLike | Tensor) -> Reals:
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     return np.array(values, dtype=np.float64)

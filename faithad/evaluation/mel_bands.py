@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Values = npt.NDArray[np.float64]
+from faithad.evaluation.arrays import Reals
 
 # HTK's mel scale, which the features use: mel = 2595 log10(1 + f / 700).
 _MEL_FACTOR, _MEL_CORNER_HZ = 2595.0, 700.0
 
 
-def mel_band_edges_hz(n_mels: int, sample_rate_hz: int) -> tuple[Values, Values]:
+def mel_band_edges_hz(n_mels: int, sample_rate_hz: int) -> tuple[Reals, Reals]:
     """Lower and upper edge of every mel filter, (F,) each, in Hz.
 
     Filters are triangles over F + 2 points that are equally far apart on HTK's mel scale from 0 to half the sample rate

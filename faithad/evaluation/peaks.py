@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faithad.evaluation.arrays import Bools
+
 Floats = npt.NDArray[np.floating]
-Bools = npt.NDArray[np.bool_]
 
 
 def as_array(values: npt.ArrayLike | Tensor) -> Floats:

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-Values = npt.NDArray[np.float64]
+from faithad.errors import StudyError
+from faithad.evaluation.arrays import Integers, Reals
 
 
-def std_over_seeds(values: Sequence[float] | Values) -> float | None:
+def std_over_seeds(values: Sequence[float] | Reals) -> float | None:
     """Sample standard deviation (n - 1 in the denominator) over seeds; None for fewer than two."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def resample_counts(n_groups: int, *, seed: int, n_resamples: int = 2000) -> npt.NDArray[np.int64]:
+def resample_counts(n_groups: int, *, seed: int, n_resamples: int = 2000) -> Integers:
     """How often each group is drawn in each resample, (R, G); every row sums to G."""
     if n_groups == 0:
         return np.zeros((n_resamples, 0), dtype=np.int64)
@@ -30,7 +31,7 @@ def resample_counts(n_groups: int, *, seed: int, n_resamples: int = 2000) -> npt
     return generator.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=n_resamples)
 
 
-def percentile_interval(resampled: Values, *, level: float = 0.95) -> tuple[Values, Values]:
+def percentile_interval(resampled: Reals, *, level: float = 0.95) -> tuple[Reals, Reals]:
     """The central interval of each column of (R, C) that holds the share `level` of its finite values.
 
     Returns:
@@ -45,8 +46,8 @@ def percentile_interval(resampled: Values, *, level: float = 0.95) -> tuple[Valu
 
 
 def bootstrap_intervals(
-    values: Values, groups: npt.ArrayLike, *, seed: int, n_resamples: int = 2000, level: float = 0.95
-) -> tuple[Values, Values]:
+    values: Reals, groups: npt.ArrayLike, *, seed: int, n_resamples: int = 2000, level: float = 0.95
+) -> tuple[Reals, Reals]:
     """Intervals for the column means of values (N, C), all columns over the same resamples.
 
     Args:
@@ -72,10 +73,11 @@ def bootstrap_intervals(
     return percentile_interval(means, level=level)
 
 
-def bootstrap_interval(
-    values: npt.ArrayLike, groups: npt.ArrayLike, *, seed: int, n_resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """`bootstrap_intervals` for one statistic: values (N,) in, two numbers out."""
-    column = np.asarray(values, dtype=np.float64)[:, None]
-    low, high = bootstrap_intervals(column, groups, seed=seed, n_resamples=n_resamples, level=level)
-    return float(low[0]), float(high[0])
+def refuse_not_finite(values: Reals, what: str) -> None:
+    """Raise `StudyError` where some values are NaN or infinite; `what` names them in the message."""
+    n_bad = int((~np.isfinite(values)).sum())
+    if n_bad:
+        raise StudyError(
+            f"{n_bad} of {values.size} {what} are NaN or infinite. The model that gave them has probably diverged: "
+            "look at its validation loss."
+        )

@@ -2,9 +2,11 @@
 
 Every statistic is taken per seed over the clips (macro mean), then mean and standard deviation over seeds. Intervals
 are 95 % bootstraps over recordings of the per-clip values averaged over seeds, all columns over the same resamples.
-Arrow tables in, the concatenation over all models and seeds; Arrow tables out, in the schemas of `faithad.schemas`.
-Only test clips count. The order of rows in the input changes nothing. Detection is summarised for every model; F-score
-and faithfulness have rows of explained models only.
+Only test clips count, and the order of the rows changes nothing. Detection is summarised for every model; F-score and
+faithfulness have rows of explained models only.
+
+A new summary is a function like those below, which may have a file of its own, a schema, and a row of `SUMMARIES`: a
+study and an audit with a reference then write its table.
 
 Shape letters: S seeds, N clips, C columns (one curve point each: model, method, percentile …).
 """
@@ -12,8 +14,10 @@ Shape letters: S seeds, N clips, C columns (one curve point each: model, method,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,128 +25,128 @@ import pyarrow.compute as pc
 
 from faithad import schemas
 from faithad.evaluation import controls, detection
-from faithad.evaluation.clip_values import Clips, Codes, Cube, Values, read_cube, read_test_clips
-from faithad.evaluation.peaks import Bools
+from faithad.evaluation.arrays import Bools, Integers, Reals
+from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
 from faithad.evaluation.statistics import bootstrap_intervals, percentile_interval, resample_counts, std_over_seeds
+from faithad.vocabulary import POOLINGS
 
-Row = dict[str, Any]
+SummaryRow = dict[str, Any]
 
-_POOLINGS = {"mean": "score", "worst_second": "worst_second_score"}
-_METRICS: dict[str, tuple[Callable[..., float], float]] = {"auc": (detection.auc, 1.0), "pauc": (detection.pauc, 0.1)}
+_AREAS: dict[str, tuple[Callable[..., float], float]] = {"auc": (detection.auc, 1.0), "pauc": (detection.pauc, 0.1)}
 
 
-def summarize_detection(scores: pa.Table, manifest: pa.Table, *, protocol: str, seed: int = 0) -> pa.Table:
-    """AUC and partial AUC per model, of the clip's score and of its worst second.
+@dataclass(frozen=True)
+class Experiment:
+    """What all summaries of an experiment are made with.
 
-    Args:
-        scores: schemas.SCORES, all models and seeds. A model without scores of seconds has no rows of that pooling.
+    Attributes:
         manifest: schemas.MANIFEST.
         protocol: written into every row.
-        seed: of the bootstrap.
-
-    Returns:
-        schemas.DETECTION_SUMMARY; no rows where the manifest has no labelled test clips of both classes.
-
-    Raises:
-        StudyError: scores of clips that the manifest does not hold, rows given twice, scores that are not finite, or
-            a seed whose scored clips lack a class.
-    """
-    clips = read_test_clips(manifest)
-    labelled = ~np.isnan(clips.label)
-    if not {0.0, 1.0} <= set(clips.label[labelled]):
-        return pa.Table.from_pylist([], schema=schemas.DETECTION_SUMMARY)
-    rows: list[Row] = []
-    for pooling, name in _POOLINGS.items():
-        # A classical detector leaves its scores of seconds null.
-        cube = read_cube(scores.filter(pc.is_valid(scores[name])), name, ["model"], clips)
-        for column, (model,) in enumerate(cube.columns):
-            estimates = _area_estimates(
-                cube.values[:, labelled, column], clips.label[labelled], clips.recording[labelled], seed=seed
-            )
-            for metric, estimate in estimates.items():
-                key = {"model": model, "metric": metric, "pooling": pooling}
-                rows.append({**key, "protocol": protocol, **estimate})
-    rows.sort(key=lambda row: (row["model"], row["pooling"], row["metric"]))
-    return pa.Table.from_pylist(rows, schema=schemas.DETECTION_SUMMARY)
-
-
-def summarize_f_score(
-    localization: pa.Table,
-    manifest: pa.Table,
-    *,
-    protocol: str,
-    n_frames: int | Mapping[str, int],
-    frames_per_s: float,
-    seed: int = 0,
-    n_draws: int = 100,
-) -> pa.Table:
-    """Macro F-score over the annotated clips, all of them and by anomaly type, beside its two controls.
-
-    Args:
-        localization: schemas.LOCALIZATION, all models and seeds.
-        manifest: schemas.MANIFEST.
-        protocol: written into every row.
-        n_frames: T of the curves, one number or one per model: the controls are drawn on the same grid.
-        frames_per_s: frames in one second.
+        n_frames: T of each model's curves: the controls of the F-score are drawn on the same grid.
+        frames_per_s: of the curves.
         seed: of the bootstrap and of the random curves.
         n_draws: random curves per clip.
+    """
 
-    Returns:
-        schemas.F_SCORE_SUMMARY; no rows where no annotated test clip was measured.
+    manifest: pa.Table
+    protocol: str
+    n_frames: Mapping[str, int]
+    frames_per_s: float
+    seed: int = 0
+    n_draws: int = 100
+
+    @cached_property
+    def clips(self) -> Clips:
+        return read_test_clips(self.manifest)
+
+
+class Summary(NamedTuple):
+    """A table of summaries.
+
+    Attributes:
+        source: the audit's table that it summarises, all models and seeds.
+        source_schema: of that table.
+        schema: of the summary; its column `protocol` is filled in by `summarize`.
+        rows: makes the rows of the summary.
+    """
+
+    source: str
+    source_schema: pa.Schema
+    schema: pa.Schema
+    rows: Callable[[pa.Table, Experiment], Iterable[SummaryRow]]
+
+
+def summarize(name: str, source: pa.Table, experiment: Experiment) -> pa.Table:
+    """Make the summary table `name`, one of `SUMMARIES`, of the audit's table that it summarises.
 
     Raises:
-        StudyError: rows of clips that the manifest does not hold, rows given twice, or values that are not finite.
+        StudyError: the manifest does not hold a clip of the table, a row occurs twice, a value is not finite, or (for
+            detection) the scored clips of a seed lack a class.
     """
-    clips = read_test_clips(manifest)
+    summary = SUMMARIES[name]
+    rows = [{**row, "protocol": experiment.protocol} for row in summary.rows(source, experiment)]
+    return pa.Table.from_pylist(rows, schema=summary.schema)
+
+
+def detection_rows(scores: pa.Table, experiment: Experiment) -> list[SummaryRow]:
+    """AUC and partial AUC per model and pooling; nothing where the labelled test clips are not of both classes."""
+    clips = experiment.clips
+    labelled = ~np.isnan(clips.label)
+    if not {0.0, 1.0} <= set(clips.label[labelled]):
+        return []
+    rows = []
+    for pooling, (column, *_) in POOLINGS.items():
+        # A classical detector leaves its scores of seconds null.
+        cube = read_cube(scores.filter(pc.is_valid(scores[column])), column, ["model"], clips)
+        for position, (model,) in enumerate(cube.columns):
+            values = cube.values[:, labelled, position]
+            areas = _areas(values, clips.label[labelled], clips.recording[labelled], seed=experiment.seed)
+            rows += [{"model": model, "metric": metric, "pooling": pooling, **area} for metric, area in areas.items()]
+    return sorted(rows, key=lambda row: (row["model"], row["pooling"], row["metric"]))
+
+
+def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
+    """Mean F-score over the annotated clips, all of them and by anomaly type, beside its two controls."""
+    clips = experiment.clips
     cube = read_cube(localization, "f_score", ["model", "method", "percentile"], clips)
-    percentiles = sorted({key[2] for key in cube.columns})
-    grids = {model: n_frames if isinstance(n_frames, int) else n_frames[model] for model, *_ in cube.columns}
-    by_grid = {
-        grid: _controls(clips, grid, frames_per_s, percentiles, seed=seed, n_draws=n_draws)
-        for grid in sorted(set(grids.values()))
-    }
-    rows: list[Row] = []
+    percentiles = sorted({percentile for *_, percentile in cube.columns})
+    grids = {experiment.n_frames[model] for model, *_ in cube.columns}
+    controls_of = {n_frames: _controls(experiment, n_frames, percentiles) for n_frames in grids}
     for anomaly_type, chosen in _by_type(clips):
         part = cube.of_clips(chosen)
-        for column, estimate in _estimates(part, clips.recording[chosen], seed=seed):
+        for column, estimate in _estimates(part, clips.recording[chosen], seed=experiment.seed):
             model, method, percentile = part.columns[column]
             measured = np.flatnonzero(chosen)[np.isfinite(part.values[:, :, column]).any(axis=0)]
-            random, every_second = by_grid[grids[model]]
-            key = {"model": model, "method": method, "percentile": percentile, "anomaly_type": anomaly_type}
-            beside = {
+            random, every_second = controls_of[experiment.n_frames[model]]
+            yield {
+                "model": model,
+                "method": method,
+                "percentile": percentile,
+                "anomaly_type": anomaly_type,
+                **estimate,
                 "control_random": float(random[measured, percentiles.index(percentile)].mean()),
                 "control_every_second": float(every_second[measured].mean()),
             }
-            rows.append({**key, "protocol": protocol, **estimate, **beside})
-    return pa.Table.from_pylist(rows, schema=schemas.F_SCORE_SUMMARY)
 
 
-def summarize_faithfulness(faithfulness: pa.Table, manifest: pa.Table, *, protocol: str, seed: int = 0) -> pa.Table:
-    """Mean faithfulness over the annotated clips and, for the frame mode, over all test clips.
-
-    Args:
-        faithfulness: schemas.FAITHFULNESS, all models and seeds.
-        manifest: schemas.MANIFEST.
-        protocol: written into every row.
-        seed: of the bootstrap.
-
-    Returns:
-        schemas.FAITHFULNESS_SUMMARY; no rows of a scope in which no clip was measured.
-
-    Raises:
-        StudyError: rows of clips that the manifest does not hold, rows given twice, or values that are not finite.
-    """
-    clips = read_test_clips(manifest)
+def faithfulness_rows(faithfulness: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
+    """Mean faithfulness over the annotated clips and, in frame mode, over all test clips."""
+    clips = experiment.clips
     keys = ["model", "method", "mode", "percentile"]
     cube = read_cube(faithfulness, "faithfulness", keys, clips)
-    rows: list[Row] = []
     for scope, chosen in (("annotated", clips.annotated), ("all", np.ones(len(clips.ids), dtype=np.bool_))):
         part = cube.of_clips(chosen)
-        for column, estimate in _estimates(part, clips.recording[chosen], seed=seed):
+        for column, estimate in _estimates(part, clips.recording[chosen], seed=experiment.seed):
             key = dict(zip(keys, part.columns[column], strict=True))
             if scope == "annotated" or key["mode"] == "frame":
-                rows.append({**key, "scope": scope, "protocol": protocol, **estimate})
-    return pa.Table.from_pylist(rows, schema=schemas.FAITHFULNESS_SUMMARY)
+                yield {**key, "scope": scope, **estimate}
+
+
+SUMMARIES = {
+    "detection": Summary("scores", schemas.SCORES, schemas.DETECTION_SUMMARY, detection_rows),
+    "f_score": Summary("localization", schemas.LOCALIZATION, schemas.F_SCORE_SUMMARY, f_score_rows),
+    "faithfulness": Summary("faithfulness", schemas.FAITHFULNESS, schemas.FAITHFULNESS_SUMMARY, faithfulness_rows),
+}
 
 
 def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
@@ -152,25 +156,24 @@ def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
         yield anomaly_type, clips.annotated & (clips.anomaly_type == anomaly_type)
 
 
-def _controls(
-    clips: Clips, n_frames: int, frames_per_s: float, percentiles: Sequence[float], *, seed: int, n_draws: int
-) -> tuple[Values, Values]:
-    """Random curve (N, P) and every second flagged (N,); NaN for clips without annotation."""
+def _controls(experiment: Experiment, n_frames: int, percentiles: Sequence[float]) -> tuple[Reals, Reals]:
+    """F-scores of random curves (N, P) and of every second flagged (N,); NaN for clips without annotation."""
+    clips = experiment.clips
     random, every_second = np.full((len(clips.ids), len(percentiles)), np.nan), np.full(len(clips.ids), np.nan)
     chosen = np.flatnonzero(clips.annotated)
     random[chosen], every_second[chosen] = controls.control_f_scores(
         {clips.ids[clip]: clips.intervals[clip] for clip in chosen},
         n_frames,
-        frames_per_s,
+        experiment.frames_per_s,
         percentiles,
-        seed=seed,
-        n_draws=n_draws,
+        seed=experiment.seed,
+        n_draws=experiment.n_draws,
     )
     return random, every_second
 
 
-def _estimates(cube: Cube, recordings: Codes, *, seed: int) -> Iterator[tuple[int, Row]]:
-    """Number and estimate of every column in which some clip was measured."""
+def _estimates(cube: Cube, recordings: Integers, *, seed: int) -> Iterator[tuple[int, SummaryRow]]:
+    """Position and estimate of every column in which some clip was measured."""
     per_seed = _mean(cube.values, axis=1)
     per_clip = _mean(cube.values, axis=0)
     low, high = bootstrap_intervals(per_clip, recordings, seed=seed)
@@ -180,16 +183,16 @@ def _estimates(cube: Cube, recordings: Codes, *, seed: int) -> Iterator[tuple[in
         yield column, {**estimate, "n_clips": int(n_clips[column])}
 
 
-def _area_estimates(values: Values, labels: Values, recordings: Codes, *, seed: int) -> dict[str, Row]:
+def _areas(values: Reals, labels: Reals, recordings: Integers, *, seed: int) -> dict[str, SummaryRow]:
     """AUC and pAUC of one model's scores (S, N); all seeds share their resamples."""
     measured = np.isfinite(values)
     groups = np.unique(recordings, return_inverse=True)[1]
     drawn = resample_counts(int(groups.max()) + 1, seed=seed)
+    max_fprs = [max_fpr for _, max_fpr in _AREAS.values()]
     points, resampled = [], []
     for scores, known in zip(values, measured, strict=True):
         if known.any():
-            points.append([area(scores[known], labels[known]) for area, _ in _METRICS.values()])
-            max_fprs = [max_fpr for _, max_fpr in _METRICS.values()]
+            points.append([area(scores[known], labels[known]) for area, _ in _AREAS.values()])
             resampled.append(
                 detection.bootstrap_areas(scores[known], labels[known], groups[known], drawn, max_fprs=max_fprs)
             )
@@ -200,11 +203,11 @@ def _area_estimates(values: Values, labels: Values, recordings: Codes, *, seed: 
     counts = {"n_normal": int((of_any_seed == 0).sum()), "n_anomalous": int((of_any_seed == 1).sum())}
     return {
         metric: {**_estimate(np.array(points)[:, column], low[column], high[column]), **counts}
-        for column, metric in enumerate(_METRICS)
+        for column, metric in enumerate(_AREAS)
     }
 
 
-def _estimate(per_seed: Values, low: float, high: float) -> Row:
+def _estimate(per_seed: Reals, low: float, high: float) -> SummaryRow:
     known = per_seed[np.isfinite(per_seed)]
     return {
         "mean": float(known.mean()),
@@ -215,10 +218,10 @@ def _estimate(per_seed: Values, low: float, high: float) -> Row:
     }
 
 
-def _mean(values: Values, *, axis: int) -> Values:
+def _mean(values: Reals, *, axis: int) -> Reals:
     """Mean of the known values, NaN where there is none."""
     known = np.isfinite(values)
     count = known.sum(axis=axis)
     total = np.where(known, values, 0.0).sum(axis=axis)
-    mean: Values = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean: Reals = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return mean

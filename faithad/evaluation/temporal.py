@@ -24,11 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from faithad.evaluation.peaks import Bools
+from faithad.evaluation.arrays import Bools, Integers, Reals
 
 Intervals = Sequence[tuple[float, float]]
 Counts = npt.NDArray[np.int32]
-Rates = npt.NDArray[np.float64]
 
 # Subtracting a clip's onset from a time leaves rounding noise; it must not push an interval into the next second.
 _TOLERANCE_S = 1e-6
@@ -41,12 +40,12 @@ class Localization:
     tp: Counts
     fp: Counts
     fn: Counts
-    precision: Rates
-    recall: Rates
-    f_score: Rates
+    precision: Reals
+    recall: Reals
+    f_score: Reals
 
 
-def segment_starts(n_frames: int, frames_per_s: float) -> npt.NDArray[np.int64]:
+def segment_starts(n_frames: int, frames_per_s: float) -> Integers:
     """The first frame of each second, (S,); the last second runs to the last frame.
 
     Raises:
@@ -110,12 +109,12 @@ def localization(peaks: Bools, intervals: Intervals, *, frames_per_s: float) -> 
     )
 
 
-def _first_frame(onset_s: Rates, frames_per_s: float) -> npt.NDArray[np.int64]:
-    frames: npt.NDArray[np.int64] = np.ceil(onset_s * frames_per_s - _TOLERANCE_S * frames_per_s).astype(np.int64)
+def _first_frame(onset_s: Reals, frames_per_s: float) -> Integers:
+    frames: Integers = np.ceil(onset_s * frames_per_s - _TOLERANCE_S * frames_per_s).astype(np.int64)
     return frames
 
 
-def _ratio(part: Counts, whole: Counts) -> Rates:
+def _ratio(part: Counts, whole: Counts) -> Reals:
     # The parts are 0 wherever the whole is.
-    ratio: Rates = part / np.maximum(whole, 1)
+    ratio: Reals = part / np.maximum(whole, 1)
     return ratio

@@ -29,6 +29,7 @@ from faithad.model.classical import ClassicalDetector
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.table import MODELS, build_network
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import listed
 
 FILE_NAME = "model.safetensors"
 _FORMAT = 3
@@ -252,8 +253,8 @@ def _check_fit(location: str, weights: Mapping[str, Tensor], network: nn.Module)
         if key in weights and (weights[key].shape, weights[key].dtype) != (tensor.shape, tensor.dtype)
     ]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"The tensors of {location} do not fit the network that its header describes: {shown}.")
+        text = listed(problems, most=5, separator="; ")
+        raise CheckpointError(f"The tensors of {location} do not fit the network that its header describes: {text}.")
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,12 +1,10 @@
 """Audit tables → summary tables, and one ledger of everything that went in.
 
-`summary/{detection,f_score,faithfulness}.parquet` hold the study's answers, `summary/ledger.parquet` one row for each
-clip and each part of a recording that never became a clip: done, skipped or failed, with the stage and the reason.
+A table for each row of `evaluation.summary.SUMMARIES` holds the study's answers, `summary/ledger.parquet` one row for
+each clip and each part of a recording that never became a clip: done, skipped or failed, with stage and reason.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +13,7 @@ from faithad import schemas, storage
 from faithad.audit.steps import EXPLAIN, SCORE
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.evaluation.summary import summarize_detection, summarize_f_score, summarize_faithfulness
+from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
 from faithad.runs import layout
 from faithad.runs.ledgers import Row, ledger_row, ledger_table
 from faithad.runs.stages import Stage
@@ -26,8 +24,8 @@ def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_di
     settings = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
     settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
     settings["index ledger"] = ledger_digest
-    outputs = tuple(f"summary/{name}.parquet" for name in ("detection", "f_score", "faithfulness", "ledger"))
-    return Stage(study.root, "evaluate", settings, outputs, result="summary/ledger.parquet")
+    outputs = tuple(layout.summary(name) for name in (*SUMMARIES, "ledger"))
+    return Stage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"))
 
 
 def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
@@ -39,33 +37,21 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     if not stage.begin(redo=redo):
         return
     storage.write_text(storage.join(study.root, layout.STUDY), study.to_yaml())
-    scores, localization, faithfulness = (
-        _read_audits(study, table, schema)
-        for table, schema in (
-            ("scores", schemas.SCORES),
-            ("localization", schemas.LOCALIZATION),
-            ("faithfulness", schemas.FAITHFULNESS),
-        )
-    )
+    schema_of = {summary.source: summary.source_schema for summary in SUMMARIES.values()}
+    sources = {table: _read_audits(study, table, schema) for table, schema in schema_of.items()}
     ledger = merge_ledgers(study, manifest)
-    if not scores.num_rows:
+    if not sources["scores"].num_rows:
         failed = [f"  {row['recording']}: {row['reason']}" for row in ledger.to_pylist() if row["status"] == "failed"]
         raise StudyError("Not one test clip could be scored. The first reasons:\n" + "\n".join(failed[:5]))
-    options: dict[str, Any] = {"protocol": study.protocol, "seed": study.evaluation.seed}
-    n_frames: dict[str, int] = {model: study.n_frames(model) for model in study.models}
-    summaries = {
-        "detection": summarize_detection(scores, manifest, **options),
-        "f_score": summarize_f_score(
-            localization,
-            manifest,
-            n_frames=n_frames,
-            frames_per_s=study.feature_settings.frames_per_s,
-            **options,
-        ),
-        "faithfulness": summarize_faithfulness(faithfulness, manifest, **options),
-        "ledger": ledger,
-    }
-    for name, table in summaries.items():
+    experiment = Experiment(
+        manifest=manifest,
+        protocol=study.protocol,
+        n_frames={model: study.n_frames(model) for model in study.models},
+        frames_per_s=study.feature_settings.frames_per_s,
+        seed=study.evaluation.seed,
+    )
+    tables = {name: summarize(name, sources[row.source], experiment) for name, row in SUMMARIES.items()}
+    for name, table in {**tables, "ledger": ledger}.items():
         storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()
 

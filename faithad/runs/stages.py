@@ -21,6 +21,7 @@ from faithad import storage
 from faithad.errors import StudyError
 from faithad.progress import console
 from faithad.runs.fingerprints import UNREADABLE
+from faithad.vocabulary import listed
 
 Settings = Mapping[str, Any]
 
@@ -197,6 +198,5 @@ def _differences(before: Settings, now: Settings) -> str:
         else:
             lines.append(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now")
     for kind, names in files.items():
-        more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
-        lines += [f"  files that {kind}: {', '.join(names[:_NAMED_FILES])}{more}"] if names else []
+        lines += [f"  files that {kind}: {listed(names, most=_NAMED_FILES)}"] if names else []
     return "\n".join(lines)

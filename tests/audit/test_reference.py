@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from faithad import storage
+from faithad import schemas, storage
 from faithad.audit import reference
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
@@ -18,6 +20,7 @@ from faithad.clips.labels.reference import read_reference
 from faithad.config.audit import load_audit_run
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.detection import auc
+from faithad.evaluation.summary import SUMMARIES, Experiment, Summary
 from faithad.model.checkpoint import describe, load_model
 
 FIRST, SECOND = "MPD_24-05-06_0700_00001.wav", "MPD_24-05-06_0701_00002.wav"
@@ -161,3 +164,17 @@ def test_an_audit_that_scored_nothing(audit: Any, tmp_path: Path) -> None:
     storage.write_table(table.slice(0, 0), location, schema=table.schema)
     with pytest.raises(StudyError, match="not one clip was audited"):
         evaluate_audit(audit.out, reference)
+
+
+def test_a_new_summary_is_a_row(audit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = pa.schema([pa.field("protocol", pa.string()), pa.field("n_curves", pa.int64())])
+
+    def n_curves(faithfulness: pa.Table, experiment: Experiment) -> list[dict[str, Any]]:
+        return [{"n_curves": pc.count_distinct(faithfulness["clip_id"]).as_py()}]
+
+    explained = storage.read_table(storage.join(audit.out, "faithfulness"))
+    monkeypatch.setitem(SUMMARIES, "curves", Summary("faithfulness", schemas.FAITHFULNESS, schema, n_curves))
+    evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 broken\n"))
+    expected = len(set(explained["clip_id"].to_pylist()))
+    assert expected > 0
+    assert summary(audit, "curves") == [{"protocol": "audit", "n_curves": expected}]

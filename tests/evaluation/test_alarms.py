@@ -3,13 +3,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from faithad import schemas
+from faithad.audit.choice import highest
+from faithad.config.sections import Alarm
 from faithad.errors import ConfigError, StudyError
+from faithad.evaluation import alarms
 from faithad.evaluation.alarms import fit_alarm
 from faithad.model.alarm import AlarmThreshold
+from faithad.vocabulary import POOLINGS, Pooling
 
 repeatable = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -86,3 +93,24 @@ def test_an_unknown_rule_is_refused() -> None:
 def test_gamma_says_what_it_cannot_fit(scores: list[float]) -> None:
     with pytest.raises(StudyError, match="above 0 and differ"):
         fitted(scores, rule="gamma")
+
+
+def test_a_new_rule_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="allowed: quantile, gamma, conformal"):
+        Alarm(rule="highest")
+    monkeypatch.setitem(alarms.RULES, "highest", alarms.Rule("the highest score", lambda scores, rate: scores.max()))
+    assert fitted([1.0, 7.0, 3.0], rule=Alarm(rule="highest").rule).threshold == 7.0
+
+
+def test_a_new_pooling_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="allowed: mean, worst_second"):
+        Alarm(pooling="loudest")
+    monkeypatch.setitem(POOLINGS, "loudest", Pooling("worst_second_score", "loudest part", "the loudest part"))
+    alarm = AlarmThreshold("quantile", Alarm(pooling="loudest").pooling, 0.05, 2.0, 18.0, 9)
+    rows = [
+        {"clip_id": name, "model": "ae", "seed": 0, "score": score, "worst_second_score": worst}
+        for name, score, worst in (("a", 3.0, 1.0), ("b", 1.0, 3.0), ("c", 2.0, 2.0))
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.SCORES)
+    assert highest(table, 2, alarm)["clip_id"].to_pylist() == ["b", "c"]
+    assert highest(table, 2, None)["clip_id"].to_pylist() == ["a", "c"]

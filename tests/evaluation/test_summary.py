@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from faithad import schemas
 from faithad.errors import StudyError
 from faithad.evaluation import controls, summary
 from faithad.evaluation.detection import auc, pauc
-from faithad.evaluation.statistics import bootstrap_interval
+from faithad.evaluation.statistics import bootstrap_intervals
 
 PERCENTILES = [90.0, 98.0]
 TYPES = ["board_stuck", "broken_board", None]
@@ -99,21 +100,16 @@ FAITHFULNESS = method_rows(
 )
 
 
-def detection_summary(rows: list[Row], manifest: pa.Table = MANIFEST) -> pa.Table:
-    scores = pa.Table.from_pylist(rows, schema=schemas.SCORES)
-    return summary.summarize_detection(scores, manifest, protocol="paper")
+def summarized(name: str, rows: list[Row], manifest: pa.Table = MANIFEST, n_frames: Any = 400) -> pa.Table:
+    grids = n_frames if isinstance(n_frames, dict) else {"ae": n_frames, "mae": n_frames}
+    experiment = summary.Experiment(manifest, protocol="paper", n_frames=grids, frames_per_s=40.0, n_draws=5)
+    source = pa.Table.from_pylist(rows, schema=summary.SUMMARIES[name].source_schema)
+    return summary.summarize(name, source, experiment)
 
 
-def f_score_summary(rows: list[Row], manifest: pa.Table = MANIFEST, n_frames: Any = 400) -> pa.Table:
-    localization = pa.Table.from_pylist(rows, schema=schemas.LOCALIZATION)
-    return summary.summarize_f_score(
-        localization, manifest, protocol="paper", n_frames=n_frames, frames_per_s=40.0, n_draws=5
-    )
-
-
-def faithfulness_summary(rows: list[Row], manifest: pa.Table = MANIFEST) -> pa.Table:
-    faithfulness = pa.Table.from_pylist(rows, schema=schemas.FAITHFULNESS)
-    return summary.summarize_faithfulness(faithfulness, manifest, protocol="paper")
+detection_summary, f_score_summary, faithfulness_summary = (
+    partial(summarized, name) for name in ("detection", "f_score", "faithfulness")
+)
 
 
 def expected_means(rows: list[Row], clips: list[Row], value: str, key: Row) -> Row:
@@ -132,7 +128,7 @@ def expected_means(rows: list[Row], clips: list[Row], value: str, key: Row) -> R
     # The recordings of all clips in scope are drawn, also those without a value.
     padded = per_clip + [math.nan] * (len(clips) - len(names))
     groups = [recording[name] for name in names] + [c["recording"] for c in clips if c["clip_id"] not in names]
-    low, high = bootstrap_interval(padded, groups, seed=0)
+    (low,), (high,) = bootstrap_intervals(np.array(padded)[:, None], groups, seed=0)
     spread = (sum((x - mean) ** 2 for x in per_seed) / (len(per_seed) - 1)) ** 0.5 if len(per_seed) > 1 else None
     return {
         "mean": mean,

@@ -28,9 +28,9 @@ from faithad.clips.manifest import (
 from faithad.config.audit import AuditRun
 from faithad.pipelines.headers import read_headers
 from faithad.progress import console, progress
-from faithad.report.findings import count
 from faithad.runs import layout
 from faithad.runs.fingerprints import INPUTS, Fingerprint
+from faithad.vocabulary import count
 
 # Rows that are plain objects at a time: all of them would be many times as large as the table.
 _ROWS_AT_ONCE = 1024

@@ -44,12 +44,12 @@ from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.index import digest
 from faithad.progress import console
 from faithad.report.audit_page import render_audit_report
-from faithad.report.findings import count
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint, contents, fingerprints
 from faithad.runs.lock import alone_in
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.runs.tables import read_whole
+from faithad.vocabulary import POOLINGS, count, listed
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
 _FEW_ABOVE = 5
@@ -157,8 +157,8 @@ def _retried(opened: _Opened) -> _Opened:
     if not found:
         remove_failed_shards(run.out, SCORE)
         return opened
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    console.print(f"retry: {shown(found[0])}{more} can be opened now: shards are cut anew, all clips audited again")
+    names = listed([shown(name) for name in found], most=1)
+    console.print(f"retry: {names} can be opened now: shards are cut anew, all clips audited again")
     opened.score.reset()
     score = _score_stage(run, opened.trained.alarm, opened.inputs)
     score.begin(redo=False)
@@ -189,8 +189,7 @@ def _alarm(run: AuditRun, trained: TrainedModel) -> AlarmThreshold:
                 f"The section alarm asks for another threshold than the model's own, and {location}, which it is "
                 "fitted to, is missing. Copy it there from where the model was trained, or leave the section out."
             )
-        pooled = "score" if run.alarm.pooling == "mean" else "worst_second_score"
-        scores = storage.read_table(location)[pooled]
+        scores = storage.read_table(location)[POOLINGS[run.alarm.pooling].column]
         if scores.null_count:
             raise StudyError(
                 f"alarm.pooling is {run.alarm.pooling!r}, but the model {trained.name!r} gives one score for a whole "
@@ -199,12 +198,12 @@ def _alarm(run: AuditRun, trained: TrainedModel) -> AlarmThreshold:
         alarm = fit_alarm(scores.to_numpy(), **run.alarm.model_dump(), clip_s=trained.features.clip_s)
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
-    pooled = "the clip's mean error" if alarm.pooling == "mean" else "the clip's worst second"
     # Of so few clips, one more or less above the threshold makes another rate.
     roughly = ", very roughly" if alarm.n_validation * alarm.false_alarm_rate < _FEW_ABOVE else ""
     console.print(
-        f"alarm: above {alarm.threshold:.4g} ({pooled}), by rule {alarm.rule!r} on {alarm.n_validation} normal clips; "
-        f"{alarm.false_alarms_per_hour:.3g} false alarms per hour are to be expected{roughly}"
+        f"alarm: above {alarm.threshold:.4g} ({POOLINGS[alarm.pooling].phrase}), by rule {alarm.rule!r} on "
+        f"{alarm.n_validation} normal clips; {alarm.false_alarms_per_hour:.3g} false alarms per hour are to be expected"
+        f"{roughly}"
     )
     return alarm
 

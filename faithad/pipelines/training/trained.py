@@ -38,8 +38,9 @@ def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold
 
     A model that scores whole clips only has no worst seconds: its pooling is `mean`, whatever the study says.
     """
-    has_seconds = validation_scores["worst_second_score"].null_count == 0
-    pooling = study.alarm.pooling if has_seconds else "mean"
+    pooling = study.alarm.pooling
+    if validation_scores[POOLINGS[pooling].column].null_count:
+        pooling = "mean"
     scores = validation_scores[POOLINGS[pooling].column].to_numpy()
     return fit_alarm(scores, **study.alarm.model_dump() | {"pooling": pooling}, clip_s=study.data.clip_s)
 
