@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,9 +17,9 @@ import pyarrow.parquet as pq
 
 from faithad import schemas, storage
 from faithad.audit.steps import EXPLAIN, SCORE, Step
+from faithad.clips.ledger import LedgerRow, ledger_order
 from faithad.errors import StudyError
 from faithad.runs import layout
-from faithad.runs.ledgers import place
 from faithad.runs.tables import read_shards, shard_files
 
 _ROWS_AT_ONCE = 1024
@@ -46,7 +45,7 @@ def merge_ledger(out: str) -> None:
     not_explained = {row["clip_id"]: row for row in _rows(out, EXPLAIN.ledger) if row["status"] == "failed"}
     scored = (not_explained.get(row["clip_id"], row) for row in _rows(out, SCORE.ledger))
     left_over = storage.read_table(storage.join(out, layout.INDEX_LEDGER)).to_pylist()
-    merged = heapq.merge(scored, sorted(left_over, key=place), key=place)
+    merged = heapq.merge(scored, sorted(left_over, key=ledger_order), key=ledger_order)
     n_clips = 0
     with (
         storage.open_output(storage.join(out, layout.LEDGER)) as file,
@@ -85,12 +84,12 @@ def remove_failed_shards(out: str, step: Step) -> None:
             storage.delete(location)
 
 
-def _rows(out: str, name: str) -> Iterator[dict[str, Any]]:
+def _rows(out: str, name: str) -> Iterator[LedgerRow]:
     for table in read_shards(storage.join(out, name)):
         yield from table.to_pylist()
 
 
-def _portions(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _portions(rows: Iterable[LedgerRow]) -> Iterator[list[LedgerRow]]:
     left = iter(rows)
     while portion := list(islice(left, _ROWS_AT_ONCE)):
         yield portion

@@ -1,7 +1,7 @@
 """Audit tables → summary tables, and one ledger of everything that went in.
 
-A table for each row of `evaluation.summary.SUMMARIES` holds the study's answers, `summary/ledger.parquet` one row for
-each clip and each part of a recording that never became a clip: done, skipped or failed, with stage and reason.
+The study's answers are one table per row of `evaluation.summary.SUMMARIES`. `summary/ledger.parquet` has one row for
+each clip and for each part of a recording that became none: done, skipped or failed, with the stage and the reason.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.audit.steps import EXPLAIN, SCORE
+from faithad.clips.ledger import LedgerRow, clip_ledger_row, ledger_table
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
 from faithad.runs import layout
-from faithad.runs.ledgers import Row, ledger_row, ledger_table
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_whole
+from faithad.vocabulary import listed
 
 
 def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_digest: str) -> Stage:
@@ -42,7 +43,8 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     ledger = merge_ledgers(study, manifest)
     if not sources["scores"].num_rows:
         failed = [f"  {row['recording']}: {row['reason']}" for row in ledger.to_pylist() if row["status"] == "failed"]
-        raise StudyError("Not one test clip could be scored. The first reasons:\n" + "\n".join(failed[:5]))
+        reasons = listed(failed, most=5, separator="\n")
+        raise StudyError(f"Not one test clip could be scored. The first reasons:\n{reasons}")
     experiment = Experiment(
         manifest=manifest,
         protocol=study.protocol,
@@ -62,7 +64,7 @@ def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
     A clip has failed where any stage failed on it, and is done where all that use it are done.
 
     Raises:
-        StudyError: a clip is in the manifest and in no ledger: something was lost without a word.
+        StudyError: a clip of the manifest is in no ledger.
     """
     index = storage.read_table(storage.join(study.root, layout.INDEX_LEDGER)).to_pylist()
     failed = {row["clip_id"]: row for row in _failures(storage.join(study.root, layout.FEATURES_LEDGER))}
@@ -75,7 +77,7 @@ def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
                 failed.setdefault(row["clip_id"], row)
         for row in _failures(storage.join(folder, EXPLAIN.ledger)):
             failed.setdefault(row["clip_id"], row)
-    rows: list[Row] = []
+    rows: list[LedgerRow] = []
     lost: list[str] = []
     for clip in manifest.select(["clip_id", "recording", "onset_s", "duration_s", "split"]).to_pylist():
         if clip["clip_id"] in failed:
@@ -84,13 +86,13 @@ def merge_ledgers(study: Study, manifest: pa.Table) -> pa.Table:
         is_test = clip["split"] == "test"
         if is_test and audited.get(clip["clip_id"], 0) != len(study.runs):
             lost.append(f"{clip['recording']} at {clip['onset_s']:g} s")
-        rows.append(ledger_row(clip, status="done", stage="audit" if is_test else "features"))
+        rows.append(clip_ledger_row(clip, "done", stage="audit" if is_test else "features"))
     if lost:
         raise StudyError(
-            f"{len(lost)} clips are in no ledger, because not every model audited them; the first: "
-            f"{', '.join(lost[:3])}. Run the audit again."
+            f"{len(lost)} clips are in no ledger, because not every model audited them: {listed(lost, most=3)}. "
+            "Run the audit again."
         )
-    return ledger_table([*rows, *index]).sort_by([("recording", "ascending"), ("onset_s", "ascending")])
+    return ledger_table([*rows, *index])
 
 
 def count_ledger(root: str) -> dict[str, int]:
@@ -100,11 +102,11 @@ def count_ledger(root: str) -> dict[str, int]:
     return {status: counts.get(status, 0) for status in schemas.STATUSES}
 
 
-def _failures(folder: str) -> list[Row]:
+def _failures(folder: str) -> list[LedgerRow]:
     return list(read_whole(folder, schemas.LEDGER, condition=pc.field("status") == "failed").to_pylist())
 
 
 def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:
     """One table of all audits, without rows where no audit wrote any: localization needs annotations."""
-    folders = [storage.join(storage.join(study.root, layout.audit(model, seed)), table) for model, seed in study.runs]
+    folders = [storage.join(study.root, layout.audit(model, seed), table) for model, seed in study.runs]
     return pa.concat_tables([read_whole(folder, schema) for folder in folders])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from faithad.clips.annotations import read_annotations
-from faithad.clips.inputs import find_recordings, find_spectrograms
+from faithad.clips.inputs import find_recordings
+from faithad.clips.layouts.planer import find_spectrograms
 from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording
 from faithad.clips.spectrograms import read_spectrogram
@@ -110,7 +111,7 @@ def test_real_sounds_from_files_to_the_manifest(shared_data: Path) -> None:
         ("test", 0): 1,
         ("test", 1): 3,
     }
-    assert [row.duration_s for row in ledger] == [5.0, 5.0]
+    assert [row["duration_s"] for row in ledger] == [5.0, 5.0]
 
 
 # --- the published layout ---------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_chosen_training_folders(planer: Path) -> None:
     rows, ledger = find_spectrograms(str(planer), training_folders=["2x6"])
     assert sum(row.split == "train" for row in rows) == 2
     (row,) = ledger
-    assert (row.status, row.recording) == ("skipped", "training/machine_start_stop/MPD_19-11-29_0701_00002_6.pt")
+    assert (row["status"], row["recording"]) == ("skipped", "training/machine_start_stop/MPD_19-11-29_0701_00002_6.pt")
 
 
 def test_files_out_of_place_are_in_the_ledger(planer: Path) -> None:
@@ -178,14 +179,14 @@ def test_files_out_of_place_are_in_the_ledger(planer: Path) -> None:
     )
     rows, ledger = find_spectrograms(str(planer))
     assert len(rows) == 6
-    assert [(row.recording, row.status) for row in ledger] == [
+    assert [(row["recording"], row["status"]) for row in ledger] == [
         ("checkpoints/model_1.pt", "skipped"),
         ("evaluation/anomalies/MPD_19-12-04_0848_00006_2.pt", "failed"),
         ("evaluation/normal/MPD_19-12-04_0848_00006.pt", "failed"),
         ("evaluation/normal/MPD_19-12-04_0848_00006_0.pt", "failed"),
         ("evaluation/normal/noise.pt", "failed"),
     ]
-    assert all(row.reason and row.stage == "index" for row in ledger)
+    assert all(row["reason"] and row["stage"] == "index" for row in ledger)
 
 
 def test_a_clip_in_train_and_test_is_refused(planer: Path) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from faithad import storage
+from faithad.audit.shard import TableRow
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config.study import Study
 from faithad.pipelines import headers
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import Outcome, run_audit
-from faithad.pipelines.shards.stream import Row
 from tests.deadly_clips import AuditingKills, reading_kills
 from tests.integration.audits import make_run, table
 
@@ -86,6 +86,6 @@ def test_what_kills_is_left_out_and_harms_no_other(
     assert [calm.get(row["clip_id"], row) for row in found] == found
 
 
-def scores_in(out: Path) -> list[Row]:
-    found: list[Row] = storage.read_table(str(out / "scores")).to_pylist()
+def scores_in(out: Path) -> list[TableRow]:
+    found: list[TableRow] = storage.read_table(str(out / "scores")).to_pylist()
     return found

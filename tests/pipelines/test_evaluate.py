@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from faithad.runs.ledgers import ledger_row
+from faithad.runs.ledgers import ledger_table as clip_ledger
 
 from faithad import schemas, storage
 from faithad.audit.steps import SCORE
@@ -16,8 +18,6 @@ from faithad.config.study import Study, parse_study
 from faithad.evaluation.summary import SUMMARIES, Experiment, Summary
 from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.runs import layout
-from faithad.runs.ledgers import ledger_row
-from faithad.runs.ledgers import ledger_table as clip_ledger
 from faithad.runs.stages import Stage
 
 CLIPS = [

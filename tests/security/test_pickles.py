@@ -20,8 +20,8 @@ import yaml
 
 from faithad import schemas, storage
 from faithad.audit.exports import export_clips, export_events
-from faithad.clips.inputs import find_spectrograms
 from faithad.clips.labels.reference import read_reference
+from faithad.clips.layouts.planer import find_spectrograms
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.clips.splits import read_split_csv
 from faithad.config.audit import is_study, load_audit_run
