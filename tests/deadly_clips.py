@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from faithad.audit.shard import TableRow
+from faithad.clips.manifest import Recording
+from faithad.clips.recordings import AudioHeader
+from faithad.pipelines import headers
 from faithad.pipelines.audit.worker import Auditor, read_shard
 from faithad.pipelines.shards import log_mels
 from faithad.pipelines.shards.stream import ShardRow
@@ -26,6 +29,26 @@ def is_at(clip: TableRow, places: Sequence[Place]) -> bool:
 def _die_at(clip: TableRow, places: Sequence[Place]) -> None:
     if is_at(clip, places):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+# What the name of a file ends in whose header kills the process that reads it.
+DEADLY_TO_OPEN = "deadly.wav"
+_read_some = headers._read_some
+
+
+def opening_kills(recordings: Sequence[Recording], mark: str, run: str) -> list[AudioHeader | str]:
+    """The task that reads headers, in a process that some files kill."""
+
+    def probe(uri: str) -> AudioHeader:
+        if uri.endswith(DEADLY_TO_OPEN):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(uri)
+
+    original, headers.probe_recording = headers.probe_recording, probe
+    try:
+        return _read_some(recordings, mark, run)
+    finally:
+        headers.probe_recording = original
 
 
 def reading_kills(*places: Place) -> Callable[..., ShardRow]:

@@ -108,7 +108,7 @@ def test_every_second_is_accounted_for(n_samples: int, clip_s: float, remainder:
         remainder=remainder,  # type: ignore[arg-type]
     )
     spans = [(row.onset_s, row.offset_s) for row in rows]
-    spans += [(row.onset_s or 0.0, (row.onset_s or 0.0) + (row.duration_s or 0.0)) for row in ledger]
+    spans += [(row["onset_s"] or 0.0, (row["onset_s"] or 0.0) + (row["duration_s"] or 0.0)) for row in ledger]
     covered_until = 0.0
     for onset_s, offset_s in sorted(spans):
         assert onset_s <= covered_until + 1e-6
@@ -265,6 +265,9 @@ def test_manifest_table() -> None:
         "anomaly_type": "board_stuck",
         "intervals": [{"onset_s": 1.0, "offset_s": 2.5}],
         "annotated": True,
+        "machine": None,
+        "section": None,
+        "domain": None,
     }
     assert table["recorded_at"].to_pylist()[-1] is None
     assert table["intervals"].to_pylist()[0] == []

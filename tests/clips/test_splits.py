@@ -117,7 +117,7 @@ def test_a_path_tells_twins_apart() -> None:
     found = [recording("a/x.wav"), recording("b/x.wav")]
     listed, ledger = split_by_csv(found, [SplitEntry(2, "b/x.wav", "test")], source="split.csv")
     assert [(r.path, r.split) for r in listed] == [("b/x.wav", "test")]
-    assert [row.recording for row in ledger] == ["a/x.wav"]
+    assert [row["recording"] for row in ledger] == ["a/x.wav"]
 
 
 # --- by time ----------------------------------------------------------------------------------------------------------
