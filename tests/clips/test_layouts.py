@@ -27,8 +27,9 @@ OTHERS = {
 }
 
 
-def folders(root: Path) -> DataFolders:
-    return DataFolders(str(root), (), None)
+def find_flat(folders: DataFolders) -> LayoutFiles:
+    """A layout of these tests: everything below the root is for training."""
+    return LayoutFiles(find_recordings([("train", folders.root)]), [], [])
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -39,7 +40,7 @@ def touch(root: Path, *paths: str) -> None:
 
 def test_the_names_of_dcase_files_are_understood(tmp_path: Path) -> None:
     touch(tmp_path, *FILES, *OTHERS)
-    recordings, clips, ledger = LAYOUTS["dcase"].find(folders(tmp_path))
+    recordings, clips, ledger = LAYOUTS["dcase"].find(DataFolders(str(tmp_path)))
     assert clips == []
     assert {
         recording.path.removeprefix(f"{tmp_path.name}/"): (
@@ -57,27 +58,24 @@ def test_the_names_of_dcase_files_are_understood(tmp_path: Path) -> None:
 
 def test_the_folder_of_one_machine_may_be_the_root(tmp_path: Path) -> None:
     touch(tmp_path / "fan", *(name.removeprefix("fan/") for name in FILES if name.startswith("fan/")))
-    recordings, _, ledger = LAYOUTS["dcase"].find(folders(tmp_path / "fan"))
+    recordings, _, ledger = LAYOUTS["dcase"].find(DataFolders(str(tmp_path / "fan")))
     assert [recording.machine for recording in recordings] == ["fan"] * 3
     assert ledger == []
 
 
 def test_a_dcase_root_without_recordings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="does not exist"):
-        LAYOUTS["dcase"].find(folders(tmp_path / "nowhere"))
+        LAYOUTS["dcase"].find(DataFolders(str(tmp_path / "nowhere")))
     with pytest.raises(RecordingError, match="holds no recordings"):
-        LAYOUTS["dcase"].find(folders(tmp_path))
+        LAYOUTS["dcase"].find(DataFolders(str(tmp_path)))
 
 
 def test_a_new_layout_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(folders: DataFolders) -> LayoutFiles:
-        return LayoutFiles(find_recordings([("train", folders.root)]), [], [])
-
     touch(tmp_path, "a.wav")
     study = {"name": "x", "root": "x", "data": {"root": str(tmp_path), "layout": "flat"}}
     with pytest.raises(ConfigError, match=r"data\.layout: must be 'audio', 'planer' or 'dcase', found 'flat'"):
         parse_study(yaml.safe_dump(study), name="x.yaml")
-    monkeypatch.setitem(LAYOUTS, "flat", Layout((".wav",), find, contents="WAV files", clip_s=5.0))
+    monkeypatch.setitem(LAYOUTS, "flat", Layout(f"{__name__}:find_flat", contents="WAV files", clip_s=5.0))
     study["data"] |= {"clip_s": 5.0}  # type: ignore[operator]
     data = parse_study(yaml.safe_dump(study), name="x.yaml").data
     (recording,) = LAYOUTS[data.layout].find(data.folders).recordings

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from faithad.clips.layouts.layout import DataFolders, Layout, LayoutFiles
-
-if TYPE_CHECKING:
-    from faithad.clips.ledger import LedgerRow
-    from faithad.clips.manifest import Recording
+from faithad.clips.inputs import find_left_out, find_recordings
+from faithad.clips.layouts import DataFolders, LayoutFiles
+from faithad.clips.ledger import ledger_row
+from faithad.clips.manifest import Recording
 
 _PATH = re.compile(
     r"(?:.*/)?(?P<machine>[^/]+)/(?P<split>train|test)/section_(?P<section>\d+)_(?P<domain>source|target)_(?P=split)"
@@ -35,11 +33,8 @@ def find_dcase(folders: DataFolders) -> LayoutFiles:
     Raises:
         RecordingError: the root does not exist, or holds no recordings.
     """
-    from faithad.clips.inputs import find_left_out, find_recordings
-    from faithad.clips.ledger import ledger_row
-
     recordings: list[Recording] = []
-    ledger: list[LedgerRow] = find_left_out([folders.root])
+    ledger = find_left_out([folders.root])
     for recording in find_recordings([(None, folders.root)]):
         match = _PATH.fullmatch(recording.path)
         if match is None:
@@ -58,6 +53,3 @@ def find_dcase(folders: DataFolders) -> LayoutFiles:
                 )
             )
     return LayoutFiles(recordings, [], ledger)
-
-
-DCASE = Layout(suffixes=(".wav",), find=find_dcase, contents="<machine>/train/ and <machine>/test/")

@@ -11,16 +11,14 @@ recording is called by its bare name (`MPD_19-12-04_0848_00006.wav`), because it
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import TYPE_CHECKING
 
-from faithad.clips.layouts.layout import DataFolders, Layout, LayoutFiles
+from faithad import storage
+from faithad.clips.inputs import absolute
+from faithad.clips.layouts import DataFolders, LayoutFiles
+from faithad.clips.ledger import LedgerRow, ledger_row
+from faithad.clips.manifest import ClipRow
 from faithad.errors import RecordingError
 from faithad.vocabulary import SPECTROGRAM_SUFFIX
-
-if TYPE_CHECKING:
-    from faithad.clips.ledger import LedgerRow
-    from faithad.clips.manifest import ClipRow
 
 _TRAINING, _NORMAL, _ANOMALIES = _FOLDERS = "training/", "evaluation/normal/", "evaluation/anomalies/"
 # A window's number has no leading zeros; the recording's own number, at the end of a recording's name, has.
@@ -28,26 +26,13 @@ _CLIP_NAME = re.compile(r"(?P<stem>.+)_(?P<window>[1-9]\d{0,3})\.pt", re.IGNOREC
 _WINDOW_S = 10.0
 
 
-def find_spectrograms(
-    root: str, *, training_folders: Collection[str] | None = None
-) -> tuple[list[ClipRow], list[LedgerRow]]:
-    """The clips of a data set in this layout.
-
-    Args:
-        root: the folder that holds `training` and `evaluation`, local or remote.
-        training_folders: which folders of `training` to take, all by default; files in others are skipped.
-
-    Returns:
-        The clips, and a ledger row for each file that is none: its name cannot be understood, or it lies elsewhere.
+def find_planer(folders: DataFolders) -> LayoutFiles:
+    """The clips below the root, from all folders of `training` or from `training_folders` alone.
 
     Raises:
         RecordingError: one of the three folders is missing or empty.
     """
-    from faithad import storage
-    from faithad.clips.inputs import absolute
-    from faithad.clips.ledger import ledger_row
-    from faithad.clips.manifest import ClipRow
-
+    root, chosen = folders.root, folders.training_folders
     try:
         files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX])
     except OSError as error:
@@ -67,8 +52,8 @@ def find_spectrograms(
         anomaly_type = below[1] if path.startswith(_ANOMALIES) and len(below) > 1 else None
         if not path.startswith(_FOLDERS):
             ledger.append(ledger_row(path, "skipped", f"lies in none of {', '.join(_FOLDERS)}"))
-        elif split == "train" and training_folders is not None and not set(below[:1]) & set(training_folders):
-            allowed = ", ".join(sorted(training_folders))
+        elif split == "train" and chosen is not None and not set(below[:1]) & set(chosen):
+            allowed = ", ".join(sorted(chosen))
             ledger.append(ledger_row(path, "skipped", f"lies in none of the chosen training folders {allowed}"))
         elif path.startswith(_ANOMALIES) and anomaly_type is None:
             ledger.append(ledger_row(path, "failed", f"lies in {_ANOMALIES} itself: its folder must name the anomaly"))
@@ -79,18 +64,4 @@ def find_spectrograms(
             recording, onset_s = f"{name['stem']}.wav", (int(name["window"]) - 1) * _WINDOW_S
             label = int(anomaly_type is not None)
             clips.append(ClipRow(recording, uri, onset_s, _WINDOW_S, split, label, anomaly_type))
-    return clips, ledger
-
-
-def _find(folders: DataFolders) -> LayoutFiles:
-    clips, ledger = find_spectrograms(folders.root, training_folders=folders.training_folders)
     return LayoutFiles([], clips, ledger)
-
-
-PLANER = Layout(
-    suffixes=(SPECTROGRAM_SUFFIX,),
-    find=_find,
-    keys=frozenset({"training_folders"}),
-    contents="training/ and evaluation/",
-    clip_s=_WINDOW_S,
-)
