@@ -60,7 +60,7 @@ def events_table(out: str, trained: TrainedModel, events: Events) -> pa.Table:
 
 def audit_outcome(out: str) -> Outcome:
     """What the ledger and the events of a finished audit come to."""
-    counts = count_ledger(out)
+    counts = count_ledger(storage.join(out, layout.LEDGER))
     parts = [f"{counts.clips_done:,} of {count(counts.clips, 'clip')} audited"]
     parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
     parts += [f"{count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []

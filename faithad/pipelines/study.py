@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from faithad import schemas, storage
+from faithad.audit.ledger import count_ledger
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.audit.models import audit_models, audit_stage
 from faithad.pipelines.cluster.session import ray_session
-from faithad.pipelines.evaluate import count_ledger, evaluate, evaluate_stage
+from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
 from faithad.pipelines.index import build_index, check_index, index_stage, require_study_visible
 from faithad.pipelines.training.run import train_models, train_stage
@@ -119,13 +120,13 @@ def run_study(study: Study, *, redo: bool = False) -> str:
 
 def closing_line(study: Study) -> str:
     """What became of the study's clips, and where to look."""
-    counts = count_ledger(study.root)
-    skipped, failed = counts["skipped"], counts["failed"]
-    losses = ", ".join(f"{n} {status}" for n, status in ((skipped, "skipped"), (failed, "failed")) if n)
-    if losses:
-        losses = f", {losses} (see {storage.join(study.root, layout.summary('ledger'))})"
+    ledger = storage.join(study.root, layout.summary("ledger"))
+    counts = count_ledger(ledger)
+    losses = {"skipped": counts.parts_skipped, "failed": counts.parts_failed + counts.clips_failed}
+    parts = [f"{counts.clips_done} clips done", *(f"{n} {status}" for status, n in losses.items() if n)]
+    see = f" (see {ledger})" if len(parts) > 1 else ""
     report = storage.join(study.root, layout.REPORT)
-    return f"{counts['done']} clips done{losses}. Tables: {study.root}  Report: {report}"
+    return f"{', '.join(parts)}{see}. Tables: {study.root}  Report: {report}"
 
 
 def _finished(study: Study) -> bool:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from faithad import schemas, storage
 from faithad.audit.choice import choose_clips, keep_highest
 from faithad.audit.inputs import relocated
-from faithad.audit.ledger import merge_ledger, remove_failed_shards
+from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.steps import EXPLAIN, SCORE, Step
@@ -234,7 +234,8 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT)
     if stage.begin(redo=True, again=again):
         _describe(audit)
-        merge_ledger(run.out)
+        ledger = merge_ledgers(run.out, read_manifest(run.out), [run.out])
+        storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
         events = events_table(run.out, audit.trained, run.events)
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
         render_audit_report(run.out)

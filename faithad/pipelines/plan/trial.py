@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import storage
-from faithad.audit.ledger import merge_ledger
+from faithad.audit.ledger import merge_ledgers
 from faithad.config.audit import AuditRun
 from faithad.config.data import Data
 from faithad.config.study import Study
@@ -162,7 +162,7 @@ def _conclude(trial: TrialRun) -> None:
     if isinstance(trial.of, Study):
         evaluate(trial.of, trial.manifest, Stage(trial.root, "gathered", {}, (), result="-"), redo=True)
     else:
-        merge_ledger(trial.root)
+        merge_ledgers(trial.root, trial.manifest, [trial.root])
         render_audit_report(trial.root)
 
 
