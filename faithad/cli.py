@@ -75,11 +75,12 @@ def synth(
 ) -> None:
     """Make recordings of a demo planer mill, with annotated disturbances in the test part, ready for a study."""
     from faithad import storage
+    from faithad.demo.making import make_local_mill
     from faithad.demo.mill import recordings_in
-    from faithad.pipelines.index import synthesize_mill
+    from faithad.pipelines.cluster.session import usable_cores
 
     n_train, n_test = recordings_in(hours)
-    mill = synthesize_mill(out, train_recordings=n_train, test_recordings=n_test, seed=seed)
+    mill = make_local_mill(out, train_recordings=n_train, test_recordings=n_test, seed=seed, workers=usable_cores())
     folder = mill.annotations.parent
     command = f"faithad study --config {shlex.quote(storage.join(out, 'study.yaml'))}"
     if not (folder / "study.yaml").exists():  # it may have been changed since

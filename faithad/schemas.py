@@ -5,7 +5,7 @@ key. Units are in the names (`_s` seconds). Where a column holds a whole (F, T) 
 band by mel band) and the shape stands in the schema's metadata under `shape`.
 
 Contents
-    MANIFEST, EPOCHS, VALIDATION_SCORES                      one file each
+    MANIFEST, INPUTS, EPOCHS, VALIDATION_SCORES              one file each
     SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, their list sizes follow from the model's shape
     EVENTS, SEARCH_SUMMARY
@@ -23,6 +23,7 @@ INTERVALS = pa.list_(pa.struct([pa.field("onset_s", pa.float64()), pa.field("off
 
 # One row per clip. `intervals` are half-open and count from the clip's own onset; `onset_s` counts from the start of
 # the recording; `recorded_at` is the wall clock at the clip's onset.
+# `machine`, `section` and `domain` (source, target) are null where the data set knows no such thing.
 MANIFEST = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
@@ -36,6 +37,18 @@ MANIFEST = pa.schema(
         pa.field("anomaly_type", pa.string()),
         pa.field("intervals", INTERVALS),
         pa.field("annotated", pa.bool_(), nullable=False),
+        pa.field("machine", pa.string()),
+        pa.field("section", pa.string()),
+        pa.field("domain", pa.string()),
+    ]
+)
+
+# Which files an audit of recordings read. `bytes` is null where a file could not be read.
+INPUTS = pa.schema(
+    [
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("fingerprint", pa.string(), nullable=False),
     ]
 )
 

@@ -26,6 +26,11 @@ POOLINGS = {
 }
 
 
+# Files that are recordings, and files that are one clip's spectrogram; compared without case.
+AUDIO_SUFFIXES = (".wav", ".flac")
+SPECTROGRAM_SUFFIX = ".pt"
+
+
 def count(n: int, singular: str, plural: str | None = None) -> str:
     """`1 clip`, `2,000 clips`."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"

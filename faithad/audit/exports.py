@@ -26,6 +26,7 @@ from faithad.clips.recordings import reasons
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
+from faithad.runs.tables import read_manifest
 from faithad.vocabulary import count
 
 # In these formats all labels lie in one file; in the others each recording has its own.
@@ -132,7 +133,7 @@ def _read_events(audit: str) -> list[EventRow]:
 
 def _places(audit: str) -> dict[str, str]:
     """Where each recording lies, by name."""
-    manifest = storage.read_table(storage.join(audit, layout.MANIFEST), columns=["recording", "uri"])
+    manifest = read_manifest(audit)
     return dict(zip(manifest["recording"].to_pylist(), manifest["uri"].to_pylist(), strict=True))
 
 

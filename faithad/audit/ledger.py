@@ -1,34 +1,27 @@
-"""One ledger of a whole audit: every second of every recording is done, skipped with a reason or failed with one.
-
-The shards of the audit's own ledgers follow the manifest, so all is merged by reading each once, in order.
-"""
+"""One ledger of a whole audit or study: every second of every recording is done, skipped or failed, with the reason."""
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from faithad import schemas, storage
+from faithad import storage
 from faithad.audit.steps import EXPLAIN, SCORE, Step
+from faithad.clips.ledger import LedgerRow
 from faithad.errors import StudyError
 from faithad.runs import layout
-from faithad.runs.ledgers import place
-from faithad.runs.tables import read_shards, shard_files
-
-_ROWS_AT_ONCE = 1024
+from faithad.runs.tables import read_shards, read_whole, shard_files
+from faithad.schemas import LEDGER
+from faithad.vocabulary import listed
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many clips an audit's ledger has, and how many recordings or parts of them (`parts`) became no clip."""
+class LedgerCounts:
+    """How many clips a ledger has, and how many recordings or parts of them (`parts`) became no clip."""
 
     clips: int
     clips_done: int
@@ -37,38 +30,61 @@ class Counts:
     parts_skipped: int
 
 
-def merge_ledger(out: str) -> None:
-    """Write the whole ledger.
+def merge_ledgers(root: str, manifest: pa.Table, audits: Sequence[str], *, others: Sequence[str] = ()) -> pa.Table:
+    """The ledger of a whole root: one row for each clip, and for each part of a recording that became none.
+
+    A clip has failed if any stage failed on it, and is done if no stage did.
+
+    Args:
+        root: of a study, or the folder of an audit of recordings.
+        manifest: all clips below the root.
+        audits: folders of the audits of its test clips.
+        others: folders of further ledgers, which may hold failures.
 
     Raises:
-        StudyError: a clip of the manifest is in no ledger, or in one twice.
+        StudyError: an audit's ledger does not hold each test clip once.
     """
-    not_explained = {row["clip_id"]: row for row in _rows(out, EXPLAIN.ledger) if row["status"] == "failed"}
-    scored = (not_explained.get(row["clip_id"], row) for row in _rows(out, SCORE.ledger))
-    left_over = storage.read_table(storage.join(out, layout.INDEX_LEDGER)).to_pylist()
-    merged = heapq.merge(scored, sorted(left_over, key=place), key=place)
-    n_clips = 0
-    with (
-        storage.open_output(storage.join(out, layout.LEDGER)) as file,
-        pq.ParquetWriter(file, schemas.LEDGER, compression="zstd") as writer,
-    ):
-        for rows in _portions(merged):
-            n_clips += sum(row["clip_id"] is not None for row in rows)
-            writer.write_table(pa.Table.from_pylist(rows, schema=schemas.LEDGER))
-    wanted = storage.read_table(storage.join(out, layout.MANIFEST), columns=["clip_id"]).num_rows
-    if n_clips != wanted:
+    ledgers = [read_whole(folder, LEDGER) for folder in others]
+    tests = manifest.filter(pc.equal(manifest["split"], "test"))
+    for folder in audits:
+        scored = read_whole(storage.join(folder, SCORE.ledger), LEDGER)
+        _require_each_once(tests, scored, folder)
+        ledgers += [scored, read_whole(storage.join(folder, EXPLAIN.ledger), LEDGER)]
+    failed: dict[str, LedgerRow] = {}
+    for ledger in ledgers:
+        for row in ledger.filter(pc.equal(ledger["status"], "failed")).to_pylist():
+            failed.setdefault(row["clip_id"], row)
+    done = manifest.filter(pc.invert(pc.is_in(manifest["clip_id"], value_set=pa.array(failed, pa.string()))))
+    columns = {name: done[name] for name in ("clip_id", "recording", "onset_s", "duration_s")}
+    columns["status"] = pa.repeat("done", done.num_rows)
+    columns["stage"] = pc.if_else(pc.equal(done["split"], "test"), "audit", "features")
+    columns["reason"] = pa.nulls(done.num_rows, pa.string())
+    index = storage.read_table(storage.join(root, layout.INDEX_LEDGER))
+    merged = pa.concat_tables(
+        [pa.table(columns, schema=LEDGER), pa.Table.from_pylist([*failed.values()], schema=LEDGER), index.cast(LEDGER)]
+    )
+    # The row of a whole recording, which has no onset, comes first.
+    keys = pa.table({"recording": merged["recording"], "onset_s": pc.fill_null(merged["onset_s"], -1.0)})
+    return merged.take(pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names]))
+
+
+def _require_each_once(tests: pa.Table, scored: pa.Table, folder: str) -> None:
+    lost = tests.filter(pc.invert(pc.is_in(tests["clip_id"], value_set=scored["clip_id"].combine_chunks())))
+    if lost.num_rows or scored.num_rows != tests.num_rows:
+        names = [f"{clip['recording']} at {clip['onset_s']:g} s" for clip in lost.to_pylist()]
+        missing = f" (without {listed(names, most=3)})" if names else ""
         raise StudyError(
-            f"The ledgers in {out} hold {n_clips} clips, the manifest {wanted}: results were removed or added "
-            "by hand. Remove the folder, or audit with --redo."
+            f"The ledgers in {folder} hold {scored.num_rows} clips{missing}, the manifest {tests.num_rows}: results "
+            "were removed or added by hand. Remove that folder, or audit with --redo."
         )
 
 
-def count_ledger(out: str) -> Counts:
-    """Count what the merged ledger says."""
-    table = storage.read_table(storage.join(out, layout.LEDGER), columns=["clip_id", "status"])
+def count_ledger(location: str) -> LedgerCounts:
+    """Count the rows of a merged ledger."""
+    table = storage.read_table(location, columns=["clip_id", "status"])
     clips = Counter(table.filter(pc.is_valid(table["clip_id"]))["status"].to_pylist())
     parts = Counter(table.filter(pc.is_null(table["clip_id"]))["status"].to_pylist())
-    return Counts(
+    return LedgerCounts(
         clips=clips.total(),
         clips_done=clips["done"],
         clips_failed=clips["failed"],
@@ -83,14 +99,3 @@ def remove_failed_shards(out: str, step: Step) -> None:
     for location, table in zip(shard_files(folder), read_shards(folder, columns=["status"]), strict=True):
         if pc.any(pc.equal(table["status"], "failed")).as_py():
             storage.delete(location)
-
-
-def _rows(out: str, name: str) -> Iterator[dict[str, Any]]:
-    for table in read_shards(storage.join(out, name)):
-        yield from table.to_pylist()
-
-
-def _portions(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    left = iter(rows)
-    while portion := list(islice(left, _ROWS_AT_ONCE)):
-        yield portion

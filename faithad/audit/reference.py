@@ -22,7 +22,7 @@ from faithad.audit.finished import require_finished
 from faithad.clips.annotations import Annotation
 from faithad.clips.labels.names import look_up
 from faithad.clips.labels.reference import read_reference
-from faithad.clips.manifest import ClipRow, LedgerRow, attach_annotations, manifest_table
+from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
 from faithad.config.audit import AuditRun, load_audit_run
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.peaks import peak_frames
@@ -31,7 +31,7 @@ from faithad.evaluation.temporal import Intervals, localization
 from faithad.model.checkpoint import load_model
 from faithad.runs import layout
 from faithad.runs.lock import alone_in
-from faithad.runs.tables import read_shards, read_whole
+from faithad.runs.tables import read_manifest, read_shards, read_whole
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import count
 
@@ -131,12 +131,11 @@ def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: s
     Raises:
         AnnotationError: the reference does not fit the recordings.
     """
-    manifest = storage.read_table(storage.join(audit, layout.MANIFEST)).cast(schemas.MANIFEST)
     columns = ["recording", "uri", "onset_s", "duration_s"]
-    rows = [ClipRow(**clip, split="test") for clip in manifest.select(columns).to_pylist()]
+    rows = [ClipRow(**clip, split="test") for clip in read_manifest(audit).select(columns).to_pylist()]
     ledger = storage.read_table(storage.join(audit, layout.LEDGER)).cast(schemas.LEDGER)
     # Clips that failed are among the rows; what never became clips is only in the ledger.
-    unused = [LedgerRow(**row) for row in ledger.filter(pc.is_null(ledger["clip_id"])).to_pylist()]
+    unused = ledger.filter(pc.is_null(ledger["clip_id"])).to_pylist()
     try:
         return manifest_table(attach_annotations(rows, reference, ledger=unused))
     except AnnotationError as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from faithad import schemas
 from faithad.attribution.gradient_stream import attribute_batch
+from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
@@ -27,7 +28,9 @@ from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_networ
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.runs import layout
-from faithad.runs.ledgers import Row, failed_row, ledger_row
+
+# A row of the manifest, or of one of the tables that are written.
+TableRow = dict[str, Any]
 
 TABLES = (layout.SCORES, *layout.EXPLANATIONS, "ledger")
 
@@ -89,13 +92,15 @@ class AuditModel:
 class _Clip:
     """What is known of one clip on its way through the audit."""
 
-    row: Row
-    keys: Row
+    row: TableRow
+    keys: TableRow
     intervals: list[tuple[float, float]]
     masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, T)
 
 
-def audit_clips(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, *, explain: bool) -> dict[str, list[Row]]:
+def audit_clips(
+    model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, *, explain: bool
+) -> dict[str, list[TableRow]]:
     """Score the clips of one shard, and explain and judge them where that is asked for.
 
     Args:
@@ -114,8 +119,8 @@ def audit_clips(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, *, ex
         return _audit(model, clips, log_mels, explain)
 
 
-def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: bool) -> dict[str, list[Row]]:
-    rows: dict[str, list[Row]] = {table: [] for table in TABLES}
+def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, explain: bool) -> dict[str, list[TableRow]]:
+    rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     trained = model.trained
     x = trained.prepare(log_mels).to(model.device)
     outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
@@ -131,7 +136,7 @@ def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: b
     for number, row in enumerate(clips):
         if not np.isfinite(scores[number]):
             reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
-            rows["ledger"].append(failed_row(row, stage="audit", reason=reason))
+            rows["ledger"].append(clip_ledger_row(row, "failed", stage="audit", reason=reason))
             continue
         clip = _open_clip(trained, row)
         error = None if errors is None else errors[number]
@@ -142,14 +147,14 @@ def _audit(model: AuditModel, clips: Sequence[Row], log_mels: Tensor, explain: b
             # Back in the unit of the features: what a person knows from other spectrograms.
             inputs, rebuilt = (trained.normalization.invert(part[number].cpu()).flatten() for part in (x, outputs))
             rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": rebuilt.numpy()})
-        rows["ledger"].append(ledger_row(row, status="done", stage="audit"))
+        rows["ledger"].append(clip_ledger_row(row, "done", stage="audit"))
         good.append((number, clip))
     if explain:
         rows["faithfulness"] = _judge(model, good, x, outputs, scores)
     return rows
 
 
-def _open_clip(trained: TrainedModel, row: Row) -> _Clip:
+def _open_clip(trained: TrainedModel, row: TableRow) -> _Clip:
     intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
     return _Clip(row, {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}, intervals)
 
@@ -188,7 +193,7 @@ def _attribute(model: AuditModel, x: Tensor, clip_ids: list[str], reconstruction
     return {method: torch.stack([maps[method] for maps in one_by_one]) for method in attribution.methods}
 
 
-def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score: float) -> Row:
+def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score: float) -> TableRow:
     """`squared` is the error of each cell (F, T), None of a model that gives a score only."""
     worst = None if squared is None else worst_second(squared, trained.features.frames_per_s)
     worst_score = None if worst is None else worst.score
@@ -206,7 +211,9 @@ def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score
     }
 
 
-def _explain(clip: _Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[Row]]) -> None:
+def _explain(
+    clip: _Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[TableRow]]
+) -> None:
     """The rows of one method's map, and the masks by which its faithfulness will be judged."""
     keys = {**clip.keys, "method": method}
     frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
@@ -227,7 +234,7 @@ def _explain(clip: _Clip, method: str, attribution_map: Tensor, model: AuditMode
         rows["localization"].append({**keys, "percentile": percentile, **values})
 
 
-def _kept_map(attribution_map: Tensor, keep: bool) -> Row:
+def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:
     if not keep:
         return {"map": None, "map_scale": None}
     scale = float(attribution_map.abs().max())
@@ -237,7 +244,7 @@ def _kept_map(attribution_map: Tensor, keep: bool) -> Row:
 
 def _judge(
     model: AuditModel, clips: list[tuple[int, _Clip]], x: Tensor, reconstruction: Tensor, scores: np.ndarray
-) -> list[Row]:
+) -> list[TableRow]:
     """Faithfulness of every (clip, method, mode, percentile): all distinct masks of the shard in one stream."""
     if not clips:
         return []
@@ -252,7 +259,7 @@ def _judge(
     )
     before = scores[owners]
     values, replaced = faithfulness_score(before, after), masks.mean(axis=1)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for _, clip in clips:
         for method, mode, _ in clip.masks:
             for percentile in model.audit.percentiles:
@@ -272,7 +279,7 @@ def _judge(
     return rows
 
 
-def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+def to_table(rows: list[TableRow], schema: pa.Schema) -> pa.Table:
     """Rows whose lists may be numpy arrays as an Arrow table of the schema."""
     columns: dict[str, Any] = {
         column.name: pa.array([row[column.name] for row in rows], type=column.type) for column in schema

@@ -1,24 +1,17 @@
-"""Which files there are to work on: recordings in folders, or the published spectrograms of the wood planer."""
+"""Which recordings lie in some folders, and which other sounds lie there that nobody will hear."""
 
 from __future__ import annotations
 
 import os
 import posixpath
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from faithad import storage
-from faithad.clips.annotations import PUBLISHED_WINDOW_S
-from faithad.clips.manifest import ClipRow, LedgerRow, Recording
-from faithad.clips.recordings import AUDIO_SUFFIXES
-from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX
+from faithad.clips.ledger import LedgerRow, ledger_row
+from faithad.clips.manifest import Recording
 from faithad.errors import RecordingError
-
-# The published layout: where its clips lie, and what they are called. A window number has no leading zeros; the
-# recording's own number, at the end of a recording's name, has.
-TRAINING, NORMAL, ANOMALIES = "training/", "evaluation/normal/", "evaluation/anomalies/"
-_CLIP_NAME = re.compile(r"(?P<stem>.+)_(?P<window>[1-9]\d{0,3})\.pt", re.IGNORECASE)
+from faithad.vocabulary import AUDIO_SUFFIXES
 
 # Formats in which sound may lie among the recordings, and which nobody should believe to have been audited.
 _OTHER_SOUNDS = (
@@ -99,66 +92,11 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
                 continue
             if ending in _OTHER_SOUNDS and not entry.is_hidden:
                 reason = f"is no {' or '.join(suffixes)} file: convert it to have it audited"
-                rows.append(LedgerRow(f"{name}/{entry.path}", "skipped", reason))
+                rows.append(ledger_row(f"{name}/{entry.path}", "skipped", reason))
             elif ending in suffixes and entry.is_hidden:
                 reason = "is hidden: its name, or that of a folder above it, begins with a dot"
-                rows.append(LedgerRow(f"{name}/{entry.path}", "skipped", reason))
+                rows.append(ledger_row(f"{name}/{entry.path}", "skipped", reason))
     return rows
-
-
-def find_spectrograms(
-    root: str, *, training_folders: Collection[str] | None = None
-) -> tuple[list[ClipRow], list[LedgerRow]]:
-    """The clips of a data set in the published planer layout (Deschênes et al., arXiv 2501.04819).
-
-    Each `.pt` file is one 10 s clip of a recording: `training/<board>/` is train, `evaluation/normal/` normal test,
-    `evaluation/anomalies/<type>/` anomalous test. A file's name gives its recording and its window. The recording is
-    called by its bare name (`MPD_..._00006.wav`), because its clips may lie in several folders.
-
-    Args:
-        root: The folder that holds `training` and `evaluation`, local or remote.
-        training_folders: Which folders of `training` to take, all by default; files in others are skipped.
-
-    Returns:
-        The clips, and a ledger row for each file that is none: its name cannot be understood, or it lies elsewhere.
-
-    Raises:
-        RecordingError: one of the three folders is missing or empty.
-    """
-    try:
-        files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX])
-    except OSError as error:
-        wrong = str(error).rstrip(".")
-        raise RecordingError(f"{root} cannot be listed: {wrong}. Give the data set's top folder.") from error
-    wanted = (TRAINING, NORMAL, ANOMALIES)
-    missing = [folder for folder in wanted if not any(path.startswith(folder) for path, _ in files)]
-    if missing:
-        raise RecordingError(
-            f"{root} has no {SPECTROGRAM_SUFFIX} files in {', '.join(missing)}: the published layout has all of "
-            f"{', '.join(wanted)}. Is this the data set's top folder, and was all of it downloaded?"
-        )
-    rows: list[ClipRow] = []
-    ledger: list[LedgerRow] = []
-    for path, uri in files:
-        name = _CLIP_NAME.fullmatch(storage.name_of(path))
-        below = path.split("/")[1:-1]  # ["2x6"], ["normal"] or ["anomalies", "board_stuck"], as published
-        split = "train" if path.startswith(TRAINING) else "test"
-        anomaly_type = below[1] if path.startswith(ANOMALIES) and len(below) > 1 else None
-        if not path.startswith(wanted):
-            ledger.append(LedgerRow(path, "skipped", f"lies in none of {', '.join(wanted)}"))
-        elif split == "train" and training_folders is not None and not set(below[:1]) & set(training_folders):
-            allowed = ", ".join(sorted(training_folders))
-            ledger.append(LedgerRow(path, "skipped", f"lies in none of the chosen training folders {allowed}"))
-        elif path.startswith(ANOMALIES) and anomaly_type is None:
-            ledger.append(LedgerRow(path, "failed", f"lies in {ANOMALIES} itself: its folder must name the anomaly"))
-        elif name is None:
-            reason = "its name does not end in the number of its window, such as _1.pt for the recording's first 10 s"
-            ledger.append(LedgerRow(path, "failed", reason))
-        else:
-            recording, onset_s = f"{name['stem']}.wav", (int(name["window"]) - 1) * PUBLISHED_WINDOW_S
-            label = int(anomaly_type is not None)
-            rows.append(ClipRow(recording, uri, onset_s, PUBLISHED_WINDOW_S, split, label, anomaly_type))
-    return rows, ledger
 
 
 def absolute(location: str) -> str:

@@ -2,9 +2,8 @@
 
 The way from files to the table; what is in brackets is optional:
 
-    inputs.find_recordings -> [splits.split_by_csv or split_by_time] -> cut_recording, one at a time
-    inputs.find_spectrograms, in place of all these, for the published data
-        -> [attach_annotations] -> splits.hold_out_validation -> manifest_table, ledger_table
+    a data layout's find (see `layouts`) -> [splits.split_by_csv or split_by_time] -> cut_recording, one at a time
+        -> [attach_annotations] -> splits.hold_out_validation -> manifest_table, ledger.ledger_table
 
 Conventions
     `recording` is a stable name, not a place: the folder's name and the path below it, with slashes. The data may move
@@ -26,23 +25,25 @@ import pyarrow as pa
 from faithad import storage
 from faithad.clips.annotations import Annotation, Interval
 from faithad.clips.labels.names import look_up
+from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.recordings import AudioHeader, Remainder, cut_windows, recorded_at
 from faithad.errors import AnnotationError, RecordingError
-from faithad.schemas import LEDGER, MANIFEST, SPLITS
+from faithad.schemas import MANIFEST, SPLITS
 from faithad.vocabulary import listed
-
-STAGE = "index"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One audio file. `path` is its stable name; `label` is None unless a split table gives it."""
+    """One audio file. `path` is its stable name; what its folders, its name or a split table do not say is None."""
 
     path: str
     uri: str
     split: str | None
     label: int | None = None
     anomaly_type: str | None = None
+    machine: str | None = None
+    section: str | None = None
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class ClipRow:
     anomaly_type: str | None = None
     intervals: tuple[Interval, ...] = ()
     annotated: bool = False
+    machine: str | None = None
+    section: str | None = None
+    domain: str | None = None
 
     @property
     def clip_id(self) -> str:
@@ -66,19 +70,6 @@ class ClipRow:
     @property
     def offset_s(self) -> float:
         return self.onset_s + self.duration_s
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """What became of a clip, or (no `clip_id`) of a recording or the part of one that gave no clips."""
-
-    recording: str
-    status: str
-    reason: str | None
-    clip_id: str | None = None
-    onset_s: float | None = None
-    duration_s: float | None = None
-    stage: str = STAGE
 
 
 def clip_id(recording: str, onset_s: float) -> str:
@@ -97,7 +88,18 @@ def cut_recording(
     windows, dropped_s = cut_windows(header.duration_s, clip_s=clip_s, remainder=remainder)
     label = 0 if recording.split in ("train", "validation") else recording.label
     rows = [
-        ClipRow(recording.path, recording.uri, onset_s, duration_s, recording.split, label, recording.anomaly_type)
+        ClipRow(
+            recording.path,
+            recording.uri,
+            onset_s,
+            duration_s,
+            recording.split,
+            label,
+            recording.anomaly_type,
+            machine=recording.machine,
+            section=recording.section,
+            domain=recording.domain,
+        )
         for onset_s, duration_s in windows
     ]
     if dropped_s == 0:
@@ -105,7 +107,7 @@ def cut_recording(
     part = f"the last {dropped_s:g} s are" if rows else f"the recording, {dropped_s:g} s, is"
     reason = f"{part} shorter than a clip of {clip_s:g} s (remainder: drop)"
     onset_s = header.duration_s - dropped_s
-    return rows, [LedgerRow(recording.path, "skipped", reason, onset_s=onset_s, duration_s=dropped_s)]
+    return rows, [ledger_row(recording.path, "skipped", reason, onset_s=onset_s, duration_s=dropped_s)]
 
 
 def attach_annotations(
@@ -136,7 +138,7 @@ def attach_annotations(
             train or validation clips, or in clips labelled as normal; all such problems at once.
     """
     rows, ledger = list(rows), list(ledger)
-    find = look_up([row.recording for row in rows] + [row.recording for row in ledger])
+    find = look_up([row.recording for row in rows] + [row["recording"] for row in ledger])
     places: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(row.recording, []).append(place)
@@ -182,15 +184,10 @@ def manifest_table(rows: Iterable[ClipRow]) -> pa.Table:
         raise RecordingError(f"Clips that are there more than once, keep one of each: {listed(twice, separator='; ')}")
     unknown = sorted({row.recording for row in rows if row.split not in SPLITS})
     if unknown:
-        names = listed(unknown, separator="; ")
-        raise RecordingError(f"Recordings that are in none of the splits {', '.join(SPLITS)}: {names}")
+        raise RecordingError(
+            f"Recordings that are in none of the splits {', '.join(SPLITS)}: {listed(unknown, separator='; ')}"
+        )
     return pa.Table.from_pylist([_manifest_columns(row) for row in rows], schema=MANIFEST)
-
-
-def ledger_table(rows: Iterable[LedgerRow]) -> pa.Table:
-    """The ledger of this stage, sorted by recording and onset."""
-    ordered = sorted(rows, key=lambda row: (row.recording, row.onset_s or 0.0))
-    return pa.Table.from_pylist([asdict(row) for row in ordered], schema=LEDGER)
 
 
 _UNKNOWN = "Not among the clips (correct the recording's name or the time range, or remove the row):"
@@ -206,10 +203,10 @@ def _shared_s(row: ClipRow, annotation: Annotation) -> float:
 
 
 def _accounts_for(row: LedgerRow, candidates: Sequence[str], annotation: Annotation) -> bool:
-    if row.recording not in candidates:
+    if row["recording"] not in candidates:
         return False
-    onset_s = row.onset_s or 0.0
-    offset_s = math.inf if row.duration_s is None else onset_s + row.duration_s
+    onset_s = row["onset_s"] or 0.0
+    offset_s = math.inf if row["duration_s"] is None else onset_s + row["duration_s"]
     return onset_s < annotation.offset_s and annotation.onset_s < offset_s
 
 

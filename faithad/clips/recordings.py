@@ -37,8 +37,6 @@ from faithad.clips import audio_headers
 from faithad.clips.access import AccessError, for_decoder
 from faithad.errors import RecordingError, shown
 
-AUDIO_SUFFIXES = (".wav", ".flac")
-
 Remainder = Literal["drop", "pad", "overlap"]
 
 # Clip ids resolve onsets to a millisecond, so the end of a recording after its last full clip must be longer than that

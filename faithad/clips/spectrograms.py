@@ -19,8 +19,6 @@ from faithad import storage
 from faithad.clips.recordings import count_bad, reasons
 from faithad.errors import RecordingError
 
-SPECTROGRAM_SUFFIX = ".pt"
-
 _HOW_TO_SAVE = "Write it with torch.save(tensor, path), tensor being float32 of shape (mel bands, frames)."
 
 

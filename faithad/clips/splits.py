@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from faithad.clips.labels.names import look_up
-from faithad.clips.manifest import ClipRow, LedgerRow, Recording
+from faithad.clips.ledger import LedgerRow, ledger_row
+from faithad.clips.manifest import ClipRow, Recording
 from faithad.clips.problems import Problems, csv_rows, read_text
 from faithad.clips.recordings import recorded_at
 from faithad.errors import RecordingError
@@ -96,7 +97,7 @@ def split_by_csv(
             row = chosen[recording.path]
             listed.append(replace(recording, split=row.split, label=row.label, anomaly_type=row.anomaly_type))
         else:
-            ledger.append(LedgerRow(recording.path, "skipped", f"not listed in {source}"))
+            ledger.append(ledger_row(recording.path, "skipped", f"not listed in {source}"))
     return listed, ledger
 
 
@@ -115,7 +116,7 @@ def split_by_time(recordings: Iterable[Recording], *, train_until: datetime) -> 
                 "its name holds no time such as MPD_19-12-04_0848_00006.wav or 20191204_084800.wav, which the split by "
                 "time needs"
             )
-            ledger.append(LedgerRow(recording.path, "failed", reason))
+            ledger.append(ledger_row(recording.path, "failed", reason))
         else:
             timed.append(replace(recording, split="train" if start < train_until else "test"))
     return timed, ledger

@@ -14,23 +14,20 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from faithad import locations
+from faithad.config.data import Data
 from faithad.config.file import change, read_text, read_values, validated
 from faithad.config.sections import (
     Alarm,
     Attribution,
     Audit,
     Evaluation,
-    Events,
     Features,
     Found,
-    Fraction,
     Search,
     Section,
     Seed,
@@ -54,112 +51,6 @@ def _model(name: str) -> str:
 
 
 ModelName = Annotated[str, AfterValidator(_model)]
-
-
-def _wall_clock(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            value = None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if not isinstance(value, datetime):
-        raise ValueError("must be a date and a time such as 2019-12-01T06:00")
-    if value.tzinfo is not None:
-        raise ValueError("has a time zone; the times in the names of recordings have none: write it without")
-    return value
-
-
-WallClock = Annotated[datetime, BeforeValidator(_wall_clock)]
-
-
-class Synthetic(Section):
-    """The demo mill, made at `data.root` before the study where it does not exist yet."""
-
-    train_recordings: int = Field(24, ge=2)
-    test_recordings: int = Field(12, ge=2)
-    seed: Seed = 0
-
-
-class Split(Section):
-    """Who trains and who tests. `folder`: as `data.train` and `data.test` say. `csv`: a table with the columns
-    recording and split. `time`: recordings that start before `train_until` train, later ones test.
-    """
-
-    by: Literal["folder", "csv", "time"] = "folder"
-    csv: str | None = None
-    train_until: WallClock | None = None
-    validation_fraction: Fraction = 0.1
-    validation_unit: Literal["clip", "recording"] = "clip"
-    seed: Seed = 0
-
-
-class Data(Section):
-    """Where the clips come from. `layout: planer` is the published data set of `.pt` spectrograms, found below `root`;
-    of its training folders only `training_folders` are taken, where given.
-    """
-
-    layout: Literal["audio", "planer"] = "audio"
-    root: str = "."
-    synthetic: Synthetic | None = None
-    train: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    recordings: tuple[str, ...] = ()
-    training_folders: tuple[str, ...] | None = None
-    annotations: str | None = None
-    clip_s: float = Field(10.0, gt=0, le=600)
-    remainder: Literal["drop", "pad", "overlap"] = "drop"
-    split: Split = Split()
-
-    def locate(self, path: str) -> str:
-        """A path of this section, starting from `root` on unless it is absolute or a URI."""
-        path = path if "://" in path else os.path.expanduser(path)
-        return path if "://" in path or path.startswith("/") else locations.join(self.root, path)
-
-    @model_validator(mode="after")
-    def _sources_fit_the_split(self) -> Data:
-        found = self._planer_problems() if self.layout == "planer" else self._audio_problems()
-        for key, by in (("csv", "csv"), ("train_until", "time")):
-            if (self.split.by == by) != (getattr(self.split, key) is not None):
-                found.append(((f"split.{key}", "split.by"), f"is needed with split.by '{by}', and only there"))
-        return refuse(self, found)
-
-    def _planer_problems(self) -> Found:
-        found: Found = []
-        given = [key for key in ("train", "test", "recordings") if getattr(self, key)]
-        given += ["split.by"] if self.split.by != "folder" else []
-        if given:
-            reason = (
-                "layout 'planer' finds training/ and evaluation/ below data.root by itself: "
-                "leave train, test, recordings and split.by out"
-            )
-            found.append(((*given, "layout"), reason))
-        if self.clip_s != 10.0:
-            found.append((("clip_s", "layout"), "layout 'planer' holds clips of 10 s: leave clip_s out"))
-        if self.synthetic is not None:
-            found.append((("synthetic", "layout"), "the demo mill is made of recordings: leave layout 'planer' out"))
-        return found
-
-    def _audio_problems(self) -> Found:
-        found: Found = []
-        by_folder = self.split.by == "folder"
-        misplaced = [key for key in ("train", "test") if bool(getattr(self, key)) != by_folder]
-        misplaced += ["recordings"] if bool(self.recordings) == by_folder else []
-        if misplaced:
-            needed = "train and in test, and no recordings" if by_folder else "recordings, and neither train nor test"
-            keys = (*misplaced, "train", "test", "recordings", "layout", "split.by")
-            found.append((keys, f"split.by '{self.split.by}' needs the folders in {needed}"))
-        if self.training_folders is not None:
-            reason = "training_folders belongs to layout 'planer'; name the folders in train instead"
-            found.append((("training_folders", "layout"), reason))
-        if self.remainder == "overlap" and self.split.validation_unit == "clip":
-            reason = (
-                "'overlap' lets clips of one recording share sound, so that a model would be validated with what it "
-                "was trained on: set data.split.validation_unit to recording"
-            )
-            found.append((("remainder", "split.validation_unit", "layout"), reason))
-        return found
 
 
 def _name(name: str) -> str:
@@ -187,7 +78,6 @@ class Study(Section):
     attribution: Attribution = Attribution()
     audit: Audit = Audit()
     alarm: Alarm = Alarm()
-    events: Events = Events()
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
 

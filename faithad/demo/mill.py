@@ -31,14 +31,16 @@ import soundfile
 
 from faithad import storage
 from faithad.clips.annotations import Annotation, write_annotations
-from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.demo.mark import refuse_foreign_folder, write_mark
 from faithad.demo.motion import SAMPLE_RATE_HZ
 from faithad.demo.sounds import planer_sound
 from faithad.demo.timeline import BROKEN, STUCK, UNEVEN, Timeline, disturb, stream, timeline
 from faithad.errors import ConfigError, StudyError
+from faithad.vocabulary import AUDIO_SUFFIXES
 
 CLIP_S = 10.0
+# When the published recordings begin; a demo mill of another time would do as well.
+DEMO_START = datetime(2019, 12, 2, 7, 0)
 
 # Part of every file's fingerprint: raise it when the same settings shall sound different.
 _SOUND_VERSION = 1
@@ -90,7 +92,7 @@ def synthesize(
     train_recordings: int,
     test_recordings: int,
     seed: int,
-    start: datetime,
+    start: datetime = DEMO_START,
     recording_s: float = 60.0,
     disturbed_fraction: float = 0.4,
     workers: int = 1,
@@ -155,7 +157,7 @@ def plan_recordings(
     train_recordings: int,
     test_recordings: int,
     seed: int,
-    start: datetime,
+    start: datetime = DEMO_START,
     recording_s: float = 60.0,
     disturbed_fraction: float = 0.4,
 ) -> list[PlannedRecording]:

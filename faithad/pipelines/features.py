@@ -1,7 +1,7 @@
-"""Clips → log-mel features of the training and validation splits, computed once for all trainings by Ray Data.
+"""Clips → log-mel features of the training and validation splits, computed by Ray Data once for all trainings.
 
-Written to `features/<split>` in the study's root, one file a shard, the clips that could not be read to
-`features/ledger`. A run that was killed goes on with the shards whose ledger is missing: it is written last.
+Each shard writes one file to `features/<split>` in the study's root, and then one to `features/ledger` with the clips
+that could not be read. A run after a kill goes on with the shards that have no ledger.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from faithad import schemas, storage
+from faithad.clips.ledger import ledger_table
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.features import Normalization
@@ -22,17 +23,16 @@ from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
-from faithad.pipelines.shards.stream import Row, Tally, consume, dataset, from_bytes, shard_size, shards, to_bytes
+from faithad.pipelines.shards.stream import ShardRow, Tally, consume, dataset, from_bytes, shard_size, shards, to_bytes
 from faithad.progress import progress
 from faithad.runs import layout
-from faithad.runs.ledgers import ledger_table
 from faithad.runs.stages import Stage, flatten
+from faithad.runs.tables import shard_files
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import listed
 
 TRAINING_SPLITS = ("train", "validation")
 CLIPS_PER_SHARD = 64
-# Marks of what the readers are at, see `attempts`.
-_ATTEMPTS = "features/attempts"
 
 
 def features_stage(study: Study, clips_digest: str) -> Stage:
@@ -61,7 +61,7 @@ def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, 
     Raises:
         StudyError: as `compute_features`.
     """
-    todo: list[Row] = []
+    todo: list[ShardRow] = []
     n_clips = 0
     for split in splits:
         clips = manifest.filter(pc.equal(manifest["split"], split)).sort_by("clip_id")
@@ -75,7 +75,7 @@ def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, 
         with ray_session(), progress("features", n_clips) as ticker:
             written = dataset(todo).map(_write_shard, fn_kwargs=options, num_cpus=1)
             consume(written, title="features", tally=Tally(ticker))
-        storage.delete(storage.join(root, _ATTEMPTS))
+        storage.delete(storage.join(root, layout.FEATURE_ATTEMPTS))
     for split in splits:
         _check(root, split, pc.sum(pc.equal(manifest["split"], split)).as_py())
 
@@ -93,11 +93,11 @@ def fit_normalization(study: Study) -> Normalization:
     return Normalization.fit([load_features(study.root, "train", study.feature_settings)])
 
 
-def _write_shard(row: Row, *, root: str, settings: FeatureSettings, run: str) -> Row:
+def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: str) -> ShardRow:
     keep_freed_memory()
     torch.set_num_threads(1)
     split, number = row["split"], row["shard"]
-    mark = storage.join(root, _ATTEMPTS, f"{split}-{number:05d}.json")
+    mark = storage.join(root, layout.FEATURE_ATTEMPTS, f"{split}-{number:05d}.json")
     clips, failed = add_log_mels(from_bytes(row["clips"]), settings, mark=mark, run=run)
     if clips.num_rows:
         table = clips.select(["clip_id", "log_mel"])
@@ -113,27 +113,27 @@ def _ledger_location(root: str, split: str, number: int) -> str:
 
 
 def _is_done(ledger: str) -> bool:
-    """Whether a shard was written and every clip of it could be read: what failed is tried again by the next run."""
+    """Whether a shard was written and all its clips could be read. The next run reads a shard with failures again."""
     return storage.exists(ledger) and storage.read_table(ledger).num_rows == 0
 
 
 def _check(root: str, split: str, n_clips: int) -> None:
-    """Each clip of a split must be found here, as features or in the ledger."""
-    folder, ledgers = storage.join(root, layout.features(split)), storage.join(root, layout.FEATURES_LEDGER)
-    written = 0
-    if storage.list_files(folder, suffixes=[".parquet"]):
-        written = storage.read_table(folder, columns=["clip_id"]).num_rows
+    """Refuse features that do not account for every clip of a split, or that hold none of them."""
+    n_written = sum(
+        storage.read_table(file, columns=["clip_id"]).num_rows
+        for file in shard_files(storage.join(root, layout.features(split)))
+    )
     failed = [
         reason
-        for name, location in storage.list_files(ledgers, suffixes=[".parquet"])
-        if name.startswith(f"{split}-")
-        for reason in storage.read_table(location, columns=["reason"])["reason"].to_pylist()
+        for file in shard_files(storage.join(root, layout.FEATURES_LEDGER))
+        if storage.name_of(file).startswith(f"{split}-")
+        for reason in storage.read_table(file, columns=["reason"])["reason"].to_pylist()
     ]
-    if written + len(failed) != n_clips:
+    if n_written + len(failed) != n_clips:
         raise StudyError(
-            f"Of {n_clips} {split} clips, {written + len(failed)} can be found in {root}. If the cluster has several "
+            f"Of {n_clips} {split} clips, {n_written + len(failed)} can be found in {root}. If the cluster has several "
             "machines, the root must be a folder that all of them share, or a URI such as s3://bucket/folder."
         )
-    if not written:
-        first = "\n".join(f"  {reason}" for reason in failed[:5])
-        raise StudyError(f"No {split} clip could be read ({len(failed)} failed). The first reasons:\n{first}")
+    if not n_written:
+        reasons = listed([f"  {reason}" for reason in failed], most=5, separator="\n")
+        raise StudyError(f"No {split} clip could be read ({len(failed)} failed). The first reasons:\n{reasons}")

@@ -1,7 +1,7 @@
 """The headers of many recordings, read by Ray tasks that spread over the cluster.
 
-A file can crash the decoder, and that ends the process which reads it. So no header is read in the driver, and the
-tasks leave a mark before they open files (see `attempts`): a recording that ends its process is left out with a reason.
+A file can crash its decoder, which ends the process that reads it. So no driver reads a header, and each task leaves a
+mark before it opens files (see `attempts`): a recording that ends its process twice is left out with a reason.
 """
 
 from __future__ import annotations
@@ -17,46 +17,49 @@ from faithad import storage
 from faithad.clips.access import read_or_reason
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader, probe_recording
-from faithad.pipelines.cluster.session import cluster_total
+from faithad.pipelines.cluster.session import cluster_total, ray_session
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
 from faithad.runs.attempts import attempt
 from faithad.runs.lookahead import side_by_side
 
-# Of one task: a local header is read in half a millisecond, a remote one in a tenth of a second.
+# Recordings of one task: a local header is read in half a millisecond, a remote one in a tenth of a second.
 _MOST_PER_TASK = 256
 _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 32, 2
 
 
 def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[AudioHeader | str]:
-    """The header of each recording in turn, or the reason why there is none; Ray must have been joined.
+    """The header of each recording in turn, or the reason why it has none.
 
     Args:
         recordings: whose headers are read.
-        marks: folder for the marks of what is at work. It is removed at the end.
+        marks: folder for the tasks' marks, and for nothing else. It is removed at the end.
 
     Raises:
-        WorkersLost: Ray could not make up for what was lost, or the recordings are out of reach.
+        WorkersLost: Ray could not make up for processes that were lost, or the recordings are out of reach.
     """
+    if not recordings:
+        return
     run = uuid.uuid4().hex
     size = shard_size(len(recordings), largest=_MOST_PER_TASK)
-    # A task that ends its process is tried until the file is found that does it.
-    read = ray.remote(_read_some).options(max_retries=-1, scheduling_strategy="SPREAD", name="read headers")
-    at_once = 2 * max(1, int(cluster_total("CPU")))
-    ahead: deque[ray.ObjectRef] = deque()
-    try:
-        for number, start in enumerate(range(0, len(recordings), size)):
-            mark = storage.join(marks, f"headers-{number:05d}.json")
-            ahead.append(read.remote(recordings[start : start + size], mark, run))
-            if len(ahead) >= at_once:
+    with ray_session():
+        # A task that ends its process is tried again until `attempts` has found the file.
+        read = ray.remote(_read_some).options(max_retries=-1, scheduling_strategy="SPREAD", name="read headers")
+        at_once = 2 * max(1, int(cluster_total("CPU")))
+        ahead: deque[ray.ObjectRef] = deque()
+        try:
+            for number, start in enumerate(range(0, len(recordings), size)):
+                mark = storage.join(marks, f"headers-{number:05d}.json")
+                ahead.append(read.remote(recordings[start : start + size], mark, run))
+                if len(ahead) >= at_once:
+                    yield from ray.get(ahead.popleft())
+            while ahead:
                 yield from ray.get(ahead.popleft())
-        while ahead:
-            yield from ray.get(ahead.popleft())
-    except RayError as error:
-        raise WorkersLost(f"The headers of the recordings could not be read: {first_cause(error)}") from error
-    finally:
-        # Python may clean up after an interrupt when Ray, and all tasks with it, is gone.
-        for task in ahead if ray.is_initialized() else ():
-            ray.cancel(task)
+        except RayError as error:
+            raise WorkersLost(f"The headers of the recordings could not be read: {first_cause(error)}") from error
+        finally:
+            # After an interrupt, Python may get here when Ray, and all tasks with it, is gone.
+            for task in ahead if ray.is_initialized() else ():
+                ray.cancel(task)
     storage.delete(marks)
 
 
@@ -64,8 +67,8 @@ def _read_some(recordings: Sequence[Recording], mark: str, run: str) -> list[Aud
     at_once = _REMOTE_AT_ONCE if storage.is_remote(recordings[0].uri) else _LOCAL_AT_ONCE
 
     def together(positions: list[int]) -> dict[int, AudioHeader | str]:
-        found = side_by_side(_header, [recordings[position] for position in positions], at_once=at_once)
-        return dict(zip(positions, found, strict=True))
+        headers = side_by_side(read_header, [recordings[position] for position in positions], at_once=at_once)
+        return dict(zip(positions, headers, strict=True))
 
     attempted = attempt(
         mark,
@@ -73,11 +76,16 @@ def _read_some(recordings: Sequence[Recording], mark: str, run: str) -> list[Aud
         run=run,
         what="Opening this recording",
         together=together,
-        alone=lambda position: _header(recordings[position]),
+        alone=lambda position: read_header(recordings[position]),
     )
-    found = attempted.left_out | (attempted.result or {})
-    return [found[position] for position in range(len(recordings))]
+    headers = attempted.left_out | (attempted.result or {})
+    return [headers[position] for position in range(len(recordings))]
 
 
-def _header(recording: Recording) -> AudioHeader | str:
+def read_header(recording: Recording) -> AudioHeader | str:
+    """The header of one recording, or the reason why it has none.
+
+    Raises:
+        StorageError: the folder of the recordings cannot be reached.
+    """
     return read_or_reason(recording.path, recording.uri, lambda: probe_recording(recording.uri))

@@ -1,6 +1,6 @@
-"""The whole study: each stage in its turn, from where the last run left off.
+"""The whole study: each stage in turn, from where the last run left off.
 
-A stage asks for the marks of the stages that it builds upon; that they are there and fit is all it knows of them.
+A stage needs the marks of the stages that it builds upon, with settings that fit, and knows nothing else about them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from faithad import storage
+from faithad import schemas, storage
+from faithad.audit.ledger import count_ledger
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.audit.models import audit_models, audit_stage
 from faithad.pipelines.cluster.session import ray_session
-from faithad.pipelines.evaluate import count_ledger, evaluate, evaluate_stage
+from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
-from faithad.pipelines.index import build_index, check_index, clips_digest, digest, index_stage, require_study_visible
+from faithad.pipelines.index import build_index, check_index, index_stage, require_study_visible
 from faithad.pipelines.training.run import train_models, train_stage
 from faithad.progress import console
 from faithad.report.render import render_report
 from faithad.runs import layout
+from faithad.runs.fingerprints import clips_digest, table_digest
 from faithad.runs.lock import alone_in
 from faithad.runs.stages import Stage
+from faithad.runs.tables import read_manifest
+
+# What audits depend on. Other columns may come with new releases, whose studies go on with audits of older ones.
+_JUDGED = tuple(name for name in schemas.MANIFEST.names if name not in ("uri", "machine", "section", "domain"))
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The marks of all stages after the index, which follow from the manifest's digest."""
+    """The marks of all stages after the index."""
 
     features: Stage
     train: dict[tuple[str, int], Stage]
@@ -66,7 +72,7 @@ def evaluate_study(study: Study, *, redo: bool = False) -> None:
 
 
 def report(study: Study, *, redo: bool = False) -> None:
-    """All tables → `report.html`. A report is cheap and nothing follows from it: an old one is simply replaced."""
+    """All tables → `report.html`. An old report is always replaced: it costs little and nothing builds upon it."""
     stages, _ = open_study(study)
     _need([stages.evaluate], before="evaluate")
     if stages.report.begin(redo=True):
@@ -75,7 +81,7 @@ def report(study: Study, *, redo: bool = False) -> None:
 
 
 def _alone(stage: Callable[..., None]) -> Callable[..., None]:
-    """The stage, while no other driver works in the study's root."""
+    """The same stage, which refuses to run while another driver works in the study's root."""
 
     @functools.wraps(stage)
     def run(study: Study, *, redo: bool = False) -> None:
@@ -113,19 +119,18 @@ def run_study(study: Study, *, redo: bool = False) -> str:
 
 
 def closing_line(study: Study) -> str:
-    """What the study came to: clips accounted for, and where to look."""
-    counts = count_ledger(study.root)
-    skipped, failed = counts["skipped"], counts["failed"]
-    trouble = ", ".join(f"{n} {status}" for n, status in ((skipped, "skipped"), (failed, "failed")) if n)
-    if trouble:
-        trouble = f", {trouble} (see {storage.join(study.root, layout.summary('ledger'))})"
-    return (
-        f"{counts['done']} clips done{trouble}. Tables: {study.root}  Report: {storage.join(study.root, layout.REPORT)}"
-    )
+    """What became of the study's clips, and where to look."""
+    ledger = storage.join(study.root, layout.summary("ledger"))
+    counts = count_ledger(ledger)
+    losses = {"skipped": counts.parts_skipped, "failed": counts.parts_failed + counts.clips_failed}
+    parts = [f"{counts.clips_done} clips done", *(f"{n} {status}" for status, n in losses.items() if n)]
+    see = f" (see {ledger})" if len(parts) > 1 else ""
+    report = storage.join(study.root, layout.REPORT)
+    return f"{', '.join(parts)}{see}. Tables: {study.root}  Report: {report}"
 
 
 def _finished(study: Study) -> bool:
-    """Whether nothing is left to do, told by the marks alone, so that a finished study answers at once."""
+    """Whether all stages are done. Only marks are read, so that a finished study answers at once."""
     if not index_stage(study).is_done():
         return False
     stages, _ = open_study(study)
@@ -134,28 +139,27 @@ def _finished(study: Study) -> bool:
 
 
 def open_study(study: Study) -> tuple[Stages, pa.Table]:
-    """The marks of the stages after the index, and the manifest that they rest on."""
-    location = storage.join(study.root, layout.MANIFEST)
-    if not storage.exists(location):
+    """The marks of the stages after the index, and the manifest."""
+    if not storage.exists(storage.join(study.root, layout.MANIFEST)):
         raise StudyError(f"{study.root} has no manifest yet. Run `faithad index` with the same configuration first.")
     check_index(study)
-    manifest = storage.read_table(location)
+    manifest = read_manifest(study.root)
     ledger = storage.read_table(storage.join(study.root, layout.INDEX_LEDGER))
     learned = clips_digest(manifest, ("train", "validation"), ("clip_id", "duration_s", "split"))
-    judged = clips_digest(manifest, ("test",), [name for name in manifest.column_names if name != "uri"])
+    judged = clips_digest(manifest, ("test",), _JUDGED)
     features = features_stage(study, learned)
     trainings = {run: train_stage(study, *run, features) for run in study.runs}
     audits = {run: audit_stage(study, *run, trainings[run], judged) for run in study.runs}
-    evaluation = evaluate_stage(study, list(audits.values()), features, digest(ledger))
+    evaluation = evaluate_stage(study, list(audits.values()), features, table_digest(ledger))
     settings = {"evaluate": evaluation.fingerprint, "search": _search_digest(study.root)}
-    page = Stage(study.root, "report", settings, ("report.html",), result="report.html")
+    page = Stage(study.root, "report", settings, (layout.REPORT,), result=layout.REPORT)
     return Stages(features, trainings, audits, evaluation, page), manifest
 
 
 def _search_digest(root: str) -> str | None:
-    """Of the table of a search in the same root, which the report shows."""
+    """The digest of the table of a search in the same root, which the report shows."""
     location = storage.join(root, layout.summary("search"))
-    return digest(storage.read_table(location)) if storage.exists(location) else None
+    return table_digest(storage.read_table(location)) if storage.exists(location) else None
 
 
 def _need(stages: Iterable[Stage], *, before: str) -> None:

@@ -17,6 +17,7 @@ from faithad.errors import StudyError
 from faithad.report.settings import look_up, read_settings
 from faithad.report.shards import Example, clip_ids, columns_of, each, examples
 from faithad.runs import layout
+from faithad.runs.tables import read_manifest
 
 MAX_EXAMPLES = 4
 
@@ -60,7 +61,9 @@ def read_study(root: str) -> StudyTables:
         StudyError: a stage has not run yet (its name is in the text), or `study.yaml` is no YAML mapping.
     """
     text, settings = _read_settings(root)
-    manifest = _read(root, layout.MANIFEST, schemas.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
+    if not storage.exists(storage.join(root, layout.MANIFEST)):
+        raise _not_run_yet(root, "index")
+    manifest = read_manifest(root).select(_MANIFEST_COLUMNS).to_pandas()
     epoch_files, shards = _epoch_files(root), _audit_shards(root)
     runs = sorted({run for run, table in shards if table == "scores"}, key=_run_order)
     if not runs:

@@ -1,33 +1,27 @@
-"""What a file holds, told by little of it: enough to notice that a recording is not the one that was there before.
+"""Short hashes of files and of tables, by which a stage notices that what it was made of has changed.
 
-A fingerprint hashes a file's size and 64 KiB at its start, in its middle and at its end, so it costs a few small
-reads, on an object store as well, whatever the file's length. It does not change when the file moves. It does when
-the file is exported again with another gain, filter or recording behind the same name and size; a cut inside a long
-file that leaves its size, its start, middle and end as they were is not seen.
+The fingerprint of a recording hashes its size and 64 KiB at its start, in its middle and at its end: a few small reads,
+on an object store as well, whatever the file's length. It stays when the file moves. It changes when another export,
+gain, filter or recording takes the place of the file under the same name and size. A change inside a long file that
+leaves its size, start, middle and end as they were is not seen.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad import storage
 from faithad.clips.access import require_reach
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.runs.lookahead import side_by_side
 
-INPUTS = pa.schema(
-    [
-        pa.field("recording", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64()),
-        pa.field("fingerprint", pa.string(), nullable=False),
-    ]
-)
-
-# In place of a digest. It says nothing of what the file holds: see `stages.Stage.settled`.
+# In place of a digest. It says nothing about what the file holds: see `stages.Stage.with_known_files`.
 UNREADABLE = "unreadable"
 _PART_BYTES = 1 << 16
 _AT_ONCE = 32
@@ -43,7 +37,7 @@ class Fingerprint(NamedTuple):
 def fingerprint(location: str) -> Fingerprint:
     """The fingerprint of one file."""
     try:
-        if not storage.is_remote(location) and not storage.is_file(location):  # a pipe would be waited for, for ever
+        if not storage.is_remote(location) and not storage.is_file(location):  # opening a pipe would block for ever
             return Fingerprint(None, UNREADABLE)
         with storage.open_input(location) as file:
             size = int(file.size())
@@ -58,41 +52,41 @@ def fingerprint(location: str) -> Fingerprint:
 
 
 def fingerprints(files: Sequence[tuple[str, str]]) -> list[Fingerprint]:
-    """Of many files: most of the work is waiting for a disk or an object store, so it is done side by side.
+    """The fingerprints of many files, read by threads: most of the work is waiting for a disk or an object store.
 
     Args:
-        files: the name and the location of each; the name begins with that of the folder in which all were found.
+        files: the name and the location of each. A name begins with that of the folder in which all files lie.
 
     Raises:
-        StorageError: it is not some files that cannot be read, but their folder.
+        StorageError: the folder of the files cannot be reached, rather than some of them.
     """
 
-    def one(file: tuple[str, str]) -> Fingerprint:
+    def of_file(file: tuple[str, str]) -> Fingerprint:
         name, location = file
-        found = fingerprint(location)
-        if found.digest == UNREADABLE:
+        result = fingerprint(location)
+        if result.digest == UNREADABLE:
             require_reach(name, location)
-        return found
+        return result
 
-    return list(side_by_side(one, files, at_once=_AT_ONCE))
+    return list(side_by_side(of_file, files, at_once=_AT_ONCE))
 
 
 def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> dict[str, str]:
-    """The fingerprint of each file below some folders, by the folder's name and the path below it.
+    """The digest of each file below some folders, by the folder's name and the path below it.
 
-    A location that is a single file has its own name. Nothing is found where there is nothing.
+    A location that is a single file is called by its own name. A folder that does not exist has no files.
     """
     files = [
         (relative if relative == storage.name_of(folder) else f"{storage.name_of(folder)}/{relative}", location)
         for folder in folders
         for relative, location in storage.list_files(folder, suffixes=suffixes)
     ]
-    found = fingerprints(files)
-    return {name: print_.digest for (name, _), print_ in zip(files, found, strict=True)}
+    digests = [result.digest for result in fingerprints(files)]
+    return dict(zip((name for name, _ in files), digests, strict=True))
 
 
 def contents(location: str) -> dict[str, str]:
-    """A hash of the whole of a small file, or of each label file below a folder: of tables that people edit."""
+    """A hash of the whole of a small file that people edit, or of each label file below a folder, by its name."""
 
     def digest(place: str) -> str:
         try:
@@ -102,3 +96,13 @@ def contents(location: str) -> dict[str, str]:
 
     suffixes = [""] if storage.is_file(location) else LABEL_SUFFIXES  # recordings may lie beside their labels
     return {name: digest(place) for name, place in storage.list_files(location, suffixes=suffixes)}
+
+
+def table_digest(table: pa.Table) -> str:
+    """Twelve hex digits that change with any value of a table."""
+    return hashlib.sha256(json.dumps(table.to_pylist(), default=str).encode()).hexdigest()[:12]
+
+
+def clips_digest(manifest: pa.Table, splits: Sequence[str], columns: Sequence[str]) -> str:
+    """Twelve hex digits that change with what some columns say about the clips of some splits."""
+    return table_digest(manifest.filter(pc.is_in(manifest["split"], pa.array(splits))).select(columns))

@@ -31,6 +31,8 @@ MODEL = "model.json"
 # Folders of marks: of stages that began or ended, of what processes work on at the moment.
 STAGES = "stages"
 ATTEMPTS = "attempts"
+HEADER_ATTEMPTS = "header_attempts"
+FEATURE_ATTEMPTS = "features/attempts"
 
 # In the folder of a training or of a trial: the last state, from which it goes on.
 STATE = "state.pt"

@@ -1,4 +1,4 @@
-"""Waiting for many files at a time, in order, without holding more results than are waited for."""
+"""Wait for many files at a time, and get their results in order, a few at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def side_by_side(do: Callable[[Item], Result], items: Iterable[Item], *, at_once: int) -> Iterator[Result]:
-    """What `do` gives for each item, in their order; threads work at most `at_once` items ahead of the caller."""
+    """The result of `do` for each item, in order. Threads work at most `at_once` items ahead of the caller."""
     with ThreadPoolExecutor(at_once) as pool:
         ahead: deque[Future[Result]] = deque()
         try:

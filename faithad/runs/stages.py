@@ -1,12 +1,12 @@
-"""Which stages of a study are done, and with which settings.
+"""Which stages of a study or an audit are done, and with which settings.
 
-A finished stage leaves `stages/<stage>.json` in the study's root: the settings that its result depends on, as flat
-keys, its own inputs' fingerprints among them. A stage whose file says the same settings is not run again. One that says
-others is never mixed with: the study stops and names each setting that differs, until the user allows `--redo`. Where
-the results are gone, the stage runs again whatever its file says.
+A finished stage leaves a mark, `stages/<stage>.json` below the root: the settings that its results depend on, as flat
+keys. A stage whose mark has the same settings is not run again. Results of other settings are never mixed with new
+ones: the run stops and names each setting that differs, until the user gives `--redo`. Where the results are gone, the
+stage runs again whatever its mark says.
 
-What a stage reads stands among its settings as well, one key `files.<name>` for each file, so that a file that came,
-went or changed is named. That a file cannot be read at this moment is no such change, see `Stage.settled`.
+The settings include the files that a stage reads, one key `files.<name>` for each, so that a message can name a file
+that came, went or changed. A file that cannot be read at the moment has not changed, see `Stage.with_known_files`.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from typing import Any
 from faithad import storage
 from faithad.errors import StudyError
 from faithad.progress import console
+from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
 from faithad.vocabulary import listed
 
 Settings = Mapping[str, Any]
 
-# Begins the key of a setting that stands for a file which the stage reads; its value tells the file's contents.
+# The keys of files that a stage reads begin with it; their values are fingerprints.
 FILE_KEY = "files."
-_NAMED_FILES = 10
 
 # The stages of an audit of recordings, whose root is its `--out`; all others belong to a study.
 _OF_AN_AUDIT = ("score", "explain", "events")
 
-# In place of settings: a removal has begun, and nothing that is still there may be used.
+# In a mark, in place of settings: results are being removed, and those that are still there must not be used.
 _REMOVING = {"removing": True}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one study.
+    """One stage of a study or of an audit of recordings.
 
     Attributes:
-        root: the study's root.
+        root: of the study, or the folder that the audit writes to.
         name: such as `index` or `train-mae-0`.
-        settings: everything that its result depends on, flat and ready for JSON.
+        settings: everything that its results depend on, flat and ready for JSON.
         outputs: what it writes, relative to the root; `redo` removes them.
         result: the last of what it writes, relative to the root; without it the stage is not done.
     """
@@ -61,22 +61,17 @@ class Stage:
 
     @property
     def _location(self) -> str:
-        return storage.join(self.root, "stages", f"{self.name}.json")
+        return storage.join(self.root, layout.STAGES, f"{self.name}.json")
 
     @property
     def _begun_location(self) -> str:
-        return storage.join(self.root, "stages", f"{self.name}.begun.json")
+        return storage.join(self.root, layout.STAGES, f"{self.name}.begun.json")
 
-    @property
-    def _elsewhere(self) -> str:
-        """How the user says that the results are to go somewhere else."""
-        return "another folder (--out)" if self.name in _OF_AN_AUDIT else "another root (--set root=...)"
+    def with_known_files(self, *, afresh: bool = False) -> Stage:
+        """The stage, with the fingerprint in its mark for each file that cannot be read now.
 
-    def settled(self, *, afresh: bool = False) -> Stage:
-        """The stage without the differences to its mark that come from files which could not be read for a moment.
-
-        A disk or a network that is away changes no file, so one that cannot be read now is taken for what the mark says
-        of it. One that could not be read when the mark was made was left out then, and stays so.
+        A disk or a network that is away changes no file. A file that could not be read when the mark was made was left
+        out then; it keeps the mark's fingerprint too, although it can be read now.
 
         Args:
             afresh: whether a file of the second kind counts as changed after all.
@@ -84,9 +79,9 @@ class Stage:
         before = self._read(self._begun_location) or self._read(self._location) or {}
         known = {
             key: before[key]
-            for key, found in self.settings.items()
+            for key, value in self.settings.items()
             if key.startswith(FILE_KEY) and key in before
-            if found == UNREADABLE or (before[key] == UNREADABLE and not afresh)
+            if value == UNREADABLE or (before[key] == UNREADABLE and not afresh)
         }
         return replace(self, settings={**self.settings, **known})
 
@@ -96,7 +91,7 @@ class Stage:
         return is_marked and storage.exists(storage.join(self.root, self.result))
 
     def begin(self, *, redo: bool, again: bool = False) -> bool:
-        """Whether the stage has to run. What an interrupted run of the same settings left is kept for it to go on from.
+        """Whether the stage has to run. It goes on from what an interrupted run of the same settings has left.
 
         Args:
             redo: remove results of other settings.
@@ -122,10 +117,11 @@ class Stage:
 
     def _refusal(self, before: Settings) -> StudyError:
         now = self._comparable
+        elsewhere = "another folder (--out)" if self.name in _OF_AN_AUDIT else "another root (--set root=...)"
         return StudyError(
-            f"{self.root} holds results of stage {self.name!r} that were made {_how(before, now)}:\n"
+            f"{self.root} holds results of stage {self.name!r} that were made {_differ_in(before, now)}:\n"
             f"{_differences(before, now)}\n"
-            f"{_back(before, now)}Give {self._elsewhere}, or --redo to remove those results and run the stage again."
+            f"{_put_back(before, now)}Give {elsewhere}, or --redo to remove those results and run the stage again."
         )
 
     def finish(self) -> None:
@@ -133,7 +129,7 @@ class Stage:
         storage.delete(self._begun_location)
 
     def reset(self) -> None:
-        """Remove what the stage wrote. Killed in between, the next run removes the rest before anything else."""
+        """Remove what the stage wrote. If this is killed in between, the next run first removes the rest."""
         storage.write_text(self._begun_location, json.dumps(_REMOVING))
         storage.delete(self._location)
         for output in self.outputs:
@@ -145,7 +141,7 @@ class Stage:
 
     @property
     def _comparable(self) -> dict[str, Any]:
-        """The settings as they come back from a file."""
+        """The settings as they come back from a mark."""
         settings: dict[str, Any] = json.loads(json.dumps(self.settings))
         return settings
 
@@ -172,13 +168,13 @@ def flatten(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _how(before: Settings, now: Settings) -> str:
+def _differ_in(before: Settings, now: Settings) -> str:
     differ = {key for key in set(before) | set(now) if before.get(key) != now.get(key)}
     return "of other files" if all(key.startswith(FILE_KEY) for key in differ) else "with other settings"
 
 
-def _back(before: Settings, now: Settings) -> str:
-    """What to do where nothing but files went, which is to ask for nothing else."""
+def _put_back(before: Settings, now: Settings) -> str:
+    """The advice for the case that files are missing and nothing else differs."""
     went = {key for key in before if key not in now}
     rest = {key for key in now if before.get(key) != now[key]}
     alone = went and not rest and all(key.startswith(FILE_KEY) for key in went)
@@ -186,7 +182,7 @@ def _back(before: Settings, now: Settings) -> str:
 
 
 def _differences(before: Settings, now: Settings) -> str:
-    """A line for each setting that differs, and one for each thing that happened to files."""
+    """A line for each setting that differs, and one each for files that came, went and changed."""
     lines: list[str] = []
     files: dict[str, list[str]] = {"came": [], "went": [], "changed": []}
     for key in sorted(set(before) | set(now)):
@@ -197,6 +193,5 @@ def _differences(before: Settings, now: Settings) -> str:
             files[kind].append(key.removeprefix(FILE_KEY))
         else:
             lines.append(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now")
-    for kind, names in files.items():
-        lines += [f"  files that {kind}: {listed(names, most=_NAMED_FILES)}"] if names else []
+    lines += [f"  files that {kind}: {listed(names)}" for kind, names in files.items() if names]
     return "\n".join(lines)

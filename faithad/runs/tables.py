@@ -1,4 +1,4 @@
-"""Tables that lie in many small files, one a shard, read side by side: a remote file takes its time to answer."""
+"""Read the tables below a root. One that is written shard by shard is many small files, which are read side by side."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ from collections.abc import Collection, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import schemas, storage
+from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
 
 _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 16, 2
+
+
+def read_manifest(root: str) -> pa.Table:
+    """The manifest below a root, as schemas.MANIFEST; columns that an older release did not write are null.
+
+    Raises:
+        StudyError: there is none.
+    """
+    manifest = storage.read_table(storage.join(root, layout.MANIFEST))
+    for field in schemas.MANIFEST:
+        if field.name not in manifest.column_names and field.nullable:
+            manifest = manifest.append_column(field, pa.nulls(manifest.num_rows, field.type))
+    return manifest.select(schemas.MANIFEST.names).cast(schemas.MANIFEST)
 
 
 def shard_files(folder: str) -> list[str]:
@@ -26,7 +40,7 @@ def read_shards(
     Args:
         folder: of the table.
         columns: what to read, all by default.
-        condition: which rows.
+        condition: which rows to read, all by default.
     """
 
     def read(location: str) -> pa.Table:

@@ -14,7 +14,8 @@ import torch
 
 from faithad import schemas, storage
 from faithad.audit.events import find_events
-from faithad.clips.manifest import ClipRow, LedgerRow, ledger_table, manifest_table
+from faithad.clips.ledger import clip_ledger_row, ledger_row, ledger_table
+from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.config.audit import AuditRun
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
@@ -76,10 +77,14 @@ def audit(tmp_path: Path, model: str) -> Audit:
     failed = next(row for row in rows if (row.recording, row.onset_s) == (SECOND, 40.0))
     # As if the audit had been given an annotation table: another reference takes its place.
     rows = [replace(row, label=1, intervals=((0.0, 10.0),), annotated=True) for row in rows]
-    ledger = [LedgerRow(row.recording, "done", None, row.clip_id, row.onset_s, 10.0, "audit") for row in rows]
-    ledger = [replace(row, status="failed", reason="x") if row.clip_id == failed.clip_id else row for row in ledger]
-    ledger += [LedgerRow(SECOND, "skipped", "dropped", None, 60.0, 4.0)]
     manifest = manifest_table(rows)
+    ledger = [
+        clip_ledger_row(clip, "failed", stage="audit", reason="x")
+        if clip["clip_id"] == failed.clip_id
+        else clip_ledger_row(clip, "done", stage="audit")
+        for clip in manifest.to_pylist()
+    ]
+    ledger.append(ledger_row(SECOND, "skipped", "dropped", onset_s=60.0, duration_s=4.0))
     _write_tables(out, manifest, [row for row in rows if row.clip_id != failed.clip_id])
     storage.write_table(manifest, storage.join(out, "manifest.parquet"), schema=schemas.MANIFEST)
     storage.write_table(ledger_table(ledger), storage.join(out, "ledger.parquet"), schema=schemas.LEDGER)

@@ -29,7 +29,6 @@ from typing import Any
 import yaml
 
 from faithad.demo.mill import synthesize
-from faithad.pipelines.index import DEMO_START
 from faithad.pipelines.plan.estimate import estimate, total_s, written
 from faithad.pipelines.plan.run import plan_case
 
@@ -71,7 +70,7 @@ def prepare(case: str, folder: Path) -> tuple[str, Path]:
     config = folder / f"{case}.yaml"
     if case == "small":
         mill = folder / "small-mill"
-        synthesize(mill, train_recordings=4, test_recordings=4, seed=3, start=DEMO_START, recording_s=20.0)
+        synthesize(mill, train_recordings=4, test_recordings=4, seed=3, recording_s=20.0)
         data = {"root": str(mill), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"}
         config.write_text(yaml.safe_dump(SMALL | {"root": str(folder / "-"), "data": data}))
         return "study", config
@@ -81,7 +80,7 @@ def prepare(case: str, folder: Path) -> tuple[str, Path]:
         config.write_text(yaml.safe_dump(values))
         return "study", config
     sounds, model = folder / "hours", folder / "model"
-    synthesize(sounds, train_recordings=0, test_recordings=120, seed=1, start=DEMO_START, workers=4)
+    synthesize(sounds, train_recordings=0, test_recordings=120, seed=1, workers=4)
     (folder / "train.yaml").write_text(yaml.safe_dump(values | {"root": str(model), "models": ["mae"]}))
     subprocess.run([FAITHAD, "train", "--config", folder / "train.yaml"], check=True)
     config.write_text(

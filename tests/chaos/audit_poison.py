@@ -15,10 +15,10 @@ import ray
 import yaml
 
 from faithad import storage
+from faithad.audit.shard import TableRow
 from faithad.config.audit import load_audit_run
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import run_audit
-from faithad.pipelines.shards.stream import Row
 from tests.chaos.audits import CLIPS, audit_values, differences
 from tests.deadly_clips import AuditingKills, is_at, reading_kills
 
@@ -63,10 +63,10 @@ def test_clips_that_kill_among_others(
     assert not (problems := differences(wild, calm)), "\n".join(problems)
 
 
-def rows(out: Path, name: str) -> list[Row]:
+def rows(out: Path, name: str) -> list[TableRow]:
     """Without the maps: which clips' are kept depends on which are there."""
     columns = {"attributions": ["clip_id", "method", "curve", "profile"]}.get(name)
-    found: list[Row] = storage.read_table(str(out / name), columns=columns).to_pylist()
+    found: list[TableRow] = storage.read_table(str(out / name), columns=columns).to_pylist()
     return found
 
 

@@ -117,7 +117,7 @@ def test_recordings_whose_store_goes_away_and_comes_back(mill_and_model: tuple[P
     assert audit.returncode == 1
     (last,) = [line for line in complaint.splitlines() if line.startswith("StudyError: ")]
     assert f"Location '{uri}' cannot be reached" in last
-    assert "continues where it stopped" in last
+    assert "it continues where it stopped" in last
     assert "Traceback" not in complaint
     before = done()
     assert 4 <= len(before) < len(list((calm / "ledger").iterdir()))

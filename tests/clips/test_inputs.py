@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from faithad.clips.annotations import read_annotations
-from faithad.clips.inputs import find_recordings, find_spectrograms
+from faithad.clips.inputs import find_recordings
+from faithad.clips.layouts import DataFolders
+from faithad.clips.layouts.planer import find_planer
 from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording
 from faithad.clips.spectrograms import read_spectrogram
@@ -110,7 +112,7 @@ def test_real_sounds_from_files_to_the_manifest(shared_data: Path) -> None:
         ("test", 0): 1,
         ("test", 1): 3,
     }
-    assert [row.duration_s for row in ledger] == [5.0, 5.0]
+    assert [row["duration_s"] for row in ledger] == [5.0, 5.0]
 
 
 # --- the published layout ---------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def planer(tmp_path: Path) -> Path:
 
 
 def test_published_layout(planer: Path) -> None:
-    rows, ledger = find_spectrograms(str(planer))
+    _, rows, ledger = find_planer(DataFolders(str(planer)))
     assert ledger == []
     assert sorted((r.recording, r.onset_s, r.duration_s, r.split, r.label, r.anomaly_type) for r in rows) == [
         ("MPD_19-11-29_0700_00001.wav", 0.0, 10.0, "train", 0, None),
@@ -151,7 +153,7 @@ def test_published_annotations_meet_published_clips(planer: Path, shared_data: P
     for annotation in annotations:
         name = f"{annotation.recording.removesuffix('.wav')}_{annotation.window}.pt"
         touch(planer, f"evaluation/anomalies/{annotation.anomaly_type}/{name}")
-    rows, _ = find_spectrograms(str(planer))
+    _, rows, _ = find_planer(DataFolders(str(planer)))
     table = manifest_table(attach_annotations(rows, annotations))
     assert table.num_rows == 105 + 4
     assert sum(table["annotated"].to_pylist()) == 46
@@ -160,10 +162,10 @@ def test_published_annotations_meet_published_clips(planer: Path, shared_data: P
 
 
 def test_chosen_training_folders(planer: Path) -> None:
-    rows, ledger = find_spectrograms(str(planer), training_folders=["2x6"])
+    _, rows, ledger = find_planer(DataFolders(str(planer), training_folders=("2x6",)))
     assert sum(row.split == "train" for row in rows) == 2
     (row,) = ledger
-    assert (row.status, row.recording) == ("skipped", "training/machine_start_stop/MPD_19-11-29_0701_00002_6.pt")
+    assert (row["status"], row["recording"]) == ("skipped", "training/machine_start_stop/MPD_19-11-29_0701_00002_6.pt")
 
 
 def test_files_out_of_place_are_in_the_ledger(planer: Path) -> None:
@@ -176,21 +178,21 @@ def test_files_out_of_place_are_in_the_ledger(planer: Path) -> None:
         "checkpoints/model_1.pt",
         "readme.txt",
     )
-    rows, ledger = find_spectrograms(str(planer))
+    _, rows, ledger = find_planer(DataFolders(str(planer)))
     assert len(rows) == 6
-    assert [(row.recording, row.status) for row in ledger] == [
+    assert [(row["recording"], row["status"]) for row in ledger] == [
         ("checkpoints/model_1.pt", "skipped"),
         ("evaluation/anomalies/MPD_19-12-04_0848_00006_2.pt", "failed"),
         ("evaluation/normal/MPD_19-12-04_0848_00006.pt", "failed"),
         ("evaluation/normal/MPD_19-12-04_0848_00006_0.pt", "failed"),
         ("evaluation/normal/noise.pt", "failed"),
     ]
-    assert all(row.reason and row.stage == "index" for row in ledger)
+    assert all(row["reason"] and row["stage"] == "index" for row in ledger)
 
 
 def test_a_clip_in_train_and_test_is_refused(planer: Path) -> None:
     touch(planer, "training/2x6/MPD_19-12-04_0848_00006_3.pt")
-    rows, _ = find_spectrograms(str(planer))
+    _, rows, _ = find_planer(DataFolders(str(planer)))
     with pytest.raises(RecordingError, match=r"MPD_19-12-04_0848_00006\.wav at 20 s"):
         manifest_table(rows)
 
@@ -199,12 +201,12 @@ def test_missing_folders_are_named(planer: Path) -> None:
     (planer / "training").rename(planer / "Training")
     (planer / "evaluation/normal/MPD_19-12-04_0848_00006_3.pt").unlink()
     with pytest.raises(RecordingError, match=r"no \.pt files in training/, evaluation/normal/:"):
-        find_spectrograms(str(planer))
+        find_planer(DataFolders(str(planer)))
     with pytest.raises(RecordingError, match="training/, evaluation/normal/, evaluation/anomalies/"):
-        find_spectrograms(str(planer / "nowhere"))
+        find_planer(DataFolders(str(planer / "nowhere")))
     touch(planer, "file.pt")
     with pytest.raises(RecordingError, match=r"file\.pt has no \.pt files in training/"):
-        find_spectrograms(str(planer / "file.pt"))
+        find_planer(DataFolders(str(planer / "file.pt")))
 
 
 # --- an object store --------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def outcome(recording: Recording) -> tuple[str, str, list[np.ndarray]]:
         ]
     except RecordingError as error:
         return "failed", str(error), []
-    return ("audited" if clips else "skipped"), "".join(row.reason or "" for row in ledger), clips
+    return ("audited" if clips else "skipped"), "".join(row["reason"] or "" for row in ledger), clips
 
 
 def test_the_corpus_is_large_and_its_names_differ() -> None:
@@ -54,15 +54,15 @@ def test_the_corpus_is_large_and_its_names_differ() -> None:
 
 
 def test_every_file_is_listed_once(corpus: Path, found: dict[str, Recording]) -> None:
-    left_out = {row.recording.removeprefix("odd/"): row for row in find_left_out([str(corpus)])}
+    left_out = {row["recording"].removeprefix("odd/"): row for row in find_left_out([str(corpus)])}
     expected = {entry.listed for entry in ENTRIES if entry.outcome != "absent"}
     expected -= {UNREADABLE} if os.geteuid() == 0 else set()
     assert set(found) | set(left_out) == expected
     assert not set(found) & set(left_out)
     for name, row in left_out.items():
         (entry,) = (entry for entry in ENTRIES if entry.listed == name)
-        assert (row.status, entry.outcome) == ("skipped", "skipped")
-        assert re.search(entry.reason, row.reason or "")
+        assert (row["status"], entry.outcome) == ("skipped", "skipped")
+        assert re.search(entry.reason, row["reason"] or "")
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: ascii(entry.listed)[:40])

@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faithad.clips.annotations import Annotation
+from faithad.clips.ledger import ledger_row, ledger_table
 from faithad.clips.manifest import (
     ClipRow,
-    LedgerRow,
     Recording,
     attach_annotations,
     clip_id,
     cut_recording,
-    ledger_table,
     manifest_table,
 )
 from faithad.clips.recordings import AudioHeader
@@ -80,12 +79,12 @@ def test_a_dropped_remainder_is_in_the_ledger() -> None:
     rows, ledger = cut_recording(recording, header(25.3), clip_s=10.0, remainder="drop")
     assert [row.label for row in rows] == [None, None]
     (row,) = ledger
-    assert (row.recording, row.status, row.stage, row.clip_id) == ("test/a.wav", "skipped", "index", None)
-    assert row.reason == "the last 5.3 s are shorter than a clip of 10 s (remainder: drop)"
-    assert (row.onset_s, row.duration_s) == pytest.approx((20.0, 5.3))
+    assert (row["recording"], row["status"], row["stage"], row["clip_id"]) == ("test/a.wav", "skipped", "index", None)
+    assert row["reason"] == "the last 5.3 s are shorter than a clip of 10 s (remainder: drop)"
+    assert (row["onset_s"], row["duration_s"]) == pytest.approx((20.0, 5.3))
     rows, ledger = cut_recording(recording, header(4.0), clip_s=10.0, remainder="drop")
     assert rows == []
-    assert ledger[0].reason == "the recording, 4 s, is shorter than a clip of 10 s (remainder: drop)"
+    assert ledger[0]["reason"] == "the recording, 4 s, is shorter than a clip of 10 s (remainder: drop)"
 
 
 def test_a_label_of_the_split_table_reaches_the_clips() -> None:
@@ -109,7 +108,7 @@ def test_every_second_is_accounted_for(n_samples: int, clip_s: float, remainder:
         remainder=remainder,  # type: ignore[arg-type]
     )
     spans = [(row.onset_s, row.offset_s) for row in rows]
-    spans += [(row.onset_s or 0.0, (row.onset_s or 0.0) + (row.duration_s or 0.0)) for row in ledger]
+    spans += [(row["onset_s"] or 0.0, (row["onset_s"] or 0.0) + (row["duration_s"] or 0.0)) for row in ledger]
     covered_until = 0.0
     for onset_s, offset_s in sorted(spans):
         assert onset_s <= covered_until + 1e-6
@@ -198,7 +197,7 @@ def test_labels_from_folders_stay() -> None:
 def test_annotations_of_what_did_not_become_clips() -> None:
     """A recording that cannot be read, and a remainder that was dropped, are known: their annotations do no harm."""
     rows, ledger = cut_recording(Recording(f"test/{NAME}", "/x", "test"), header(45.0), clip_s=10.0, remainder="drop")
-    ledger.append(LedgerRow("test/broken.wav", "failed", "is empty"))
+    ledger.append(ledger_row("test/broken.wav", "failed", "is empty"))
     annotations = [annotation(40.0, (41, 42)), annotation(10.0, name="broken.wav")]
     assert {row.label for row in attach_annotations(rows, annotations, ledger=ledger)} == {0}
     with pytest.raises(AnnotationError, match="Not among the clips"):
@@ -266,6 +265,9 @@ def test_manifest_table() -> None:
         "anomaly_type": "board_stuck",
         "intervals": [{"onset_s": 1.0, "offset_s": 2.5}],
         "annotated": True,
+        "machine": None,
+        "section": None,
+        "domain": None,
     }
     assert table["recorded_at"].to_pylist()[-1] is None
     assert table["intervals"].to_pylist()[0] == []
@@ -289,9 +291,9 @@ def test_manifest_refuses_a_clip_without_a_split() -> None:
 
 def test_ledger_table() -> None:
     rows = [
-        LedgerRow("b.wav", "skipped", "too short", onset_s=40.0, duration_s=5.0),
-        LedgerRow("b.wav", "done", None, clip_id="0" * 16, onset_s=0.0, duration_s=10.0),
-        LedgerRow("a.wav", "failed", "is empty"),
+        ledger_row("b.wav", "skipped", "too short", onset_s=40.0, duration_s=5.0),
+        ledger_row("b.wav", "done", None, clip_id="0" * 16, onset_s=0.0, duration_s=10.0),
+        ledger_row("a.wav", "failed", "is empty"),
     ]
     table = ledger_table(rows)
     assert table.schema.equals(LEDGER)

@@ -51,7 +51,7 @@ def test_split_table(tmp_path: Path) -> None:
         ("day/d.wav", "test", 1, "broken"),
         ("day/e.wav", "validation", None, None),
     ]
-    assert [(row.recording, row.status, row.reason) for row in ledger] == [
+    assert [(row["recording"], row["status"], row["reason"]) for row in ledger] == [
         ("day/f.wav", "skipped", "not listed in split.csv"),
         ("day/g.wav", "skipped", "not listed in split.csv"),
     ]
@@ -117,7 +117,7 @@ def test_a_path_tells_twins_apart() -> None:
     found = [recording("a/x.wav"), recording("b/x.wav")]
     listed, ledger = split_by_csv(found, [SplitEntry(2, "b/x.wav", "test")], source="split.csv")
     assert [(r.path, r.split) for r in listed] == [("b/x.wav", "test")]
-    assert [row.recording for row in ledger] == ["a/x.wav"]
+    assert [row["recording"] for row in ledger] == ["a/x.wav"]
 
 
 # --- by time ----------------------------------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def test_split_by_time() -> None:
     )
     assert [r.split for r in timed] == ["train", "test", "test"]
     (row,) = ledger
-    assert (row.recording, row.status) == ("mill/x.wav", "failed")
-    assert "holds no time" in (row.reason or "")
+    assert (row["recording"], row["status"]) == ("mill/x.wav", "failed")
+    assert "holds no time" in (row["reason"] or "")
 
 
 # --- validation -------------------------------------------------------------------------------------------------------

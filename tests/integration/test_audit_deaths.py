@@ -5,45 +5,25 @@ Killed drivers are in test_storage_s3.py and in tests/chaos.
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 
 from faithad import storage
-from faithad.clips.manifest import Recording
-from faithad.clips.recordings import AudioHeader
+from faithad.audit.shard import TableRow
 from faithad.config.study import Study
 from faithad.pipelines import headers
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import Outcome, run_audit
-from faithad.pipelines.shards.stream import Row
-from tests.deadly_clips import AuditingKills, reading_kills
+from tests.deadly_clips import DEADLY_TO_OPEN, AuditingKills, opening_kills, reading_kills
 from tests.integration.audits import make_run, table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 # Twelve clips, each a shard of its own. For deadly clips among others see tests/chaos/audit_poison.py.
 SOME = ("MPD*.wav", "noise.flac", "short.wav", "broken.wav")
-DEADLY_TO_OPEN, DEADLY_TO_READ, DEADLY_TO_AUDIT = "deadly.wav", ("short.wav", 0.0), ("noise.flac", 10.0)
-read_some = headers._read_some
-
-
-def opening_kills(recordings: list[Recording], mark: str, run: str) -> list[AudioHeader | str]:
-    """A task that reads headers, in a process that one file kills, as a crash in a decoder would."""
-
-    def probe(uri: str) -> AudioHeader:
-        if uri.endswith(DEADLY_TO_OPEN):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(uri)
-
-    original, headers.probe_recording = headers.probe_recording, probe
-    try:
-        return read_some(recordings, mark, run)
-    finally:
-        headers.probe_recording = original
+DEADLY_TO_READ, DEADLY_TO_AUDIT = ("short.wav", 0.0), ("noise.flac", 10.0)
 
 
 class Auditing(AuditingKills):
@@ -86,6 +66,6 @@ def test_what_kills_is_left_out_and_harms_no_other(
     assert [calm.get(row["clip_id"], row) for row in found] == found
 
 
-def scores_in(out: Path) -> list[Row]:
-    found: list[Row] = storage.read_table(str(out / "scores")).to_pylist()
+def scores_in(out: Path) -> list[TableRow]:
+    found: list[TableRow] = storage.read_table(str(out / "scores")).to_pylist()
     return found

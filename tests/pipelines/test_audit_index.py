@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from faithad.audit.raised_alarm import raised_alarm
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config.audit import AuditRun
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
-from faithad.pipelines.audit import index
-from faithad.pipelines.audit import run as run_module
+from faithad.pipelines import index
 from faithad.settings import FeatureSettings
 
 
@@ -51,5 +51,5 @@ def test_a_false_alarm_rate_of_few_clips_is_called_rough(
     alarm = AlarmThreshold("quantile", "mean", 0.05, 1.0, 18.0, n_validation)
     run = AuditRun(model="model", recordings=("week",), out="out")
     trained = TrainedModel(nn.Identity(), Normalization.identity(4), FeatureSettings(), "ae", 0, alarm, 1, "hash")
-    assert run_module._alarm(run, trained) is alarm
+    assert raised_alarm(run, trained) is alarm
     assert capsys.readouterr().out.endswith(f"18 false alarms per hour are {ending}")

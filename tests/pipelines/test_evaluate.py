@@ -11,13 +11,12 @@ import pytest
 
 from faithad import schemas, storage
 from faithad.audit.steps import SCORE
-from faithad.clips.manifest import ClipRow, ledger_table, manifest_table
+from faithad.clips.ledger import clip_ledger_row, ledger_table
+from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.config.study import Study, parse_study
 from faithad.evaluation.summary import SUMMARIES, Experiment, Summary
 from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.runs import layout
-from faithad.runs.ledgers import ledger_row
-from faithad.runs.ledgers import ledger_table as clip_ledger
 from faithad.runs.stages import Stage
 
 CLIPS = [
@@ -52,7 +51,7 @@ def study(tmp_path: Path) -> Study:
         {"clip_id": row["clip_id"], "model": "one_class_svm", "seed": 0, "score": score, "alarm": score > 2.5}
         for row, score in zip(rows, SCORES, strict=True)
     ]
-    done = clip_ledger([ledger_row(row, status="done", stage="audit") for row in rows])
+    done = ledger_table([clip_ledger_row(row, "done", stage="audit") for row in rows])
     audit = storage.join(study.root, layout.audit("one_class_svm", 0))
     tables = {
         layout.INDEX_LEDGER: ledger_table([]),

@@ -14,8 +14,10 @@ from faithad import schemas, storage
 from faithad.clips.manifest import manifest_table
 from faithad.config.audit import AuditRun
 from faithad.config.study import Study, load_study, parse_study
+from faithad.demo.making import make_mill
 from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.pipelines.index import find_clips, synthesize_demo
+from faithad.pipelines import headers, index
+from faithad.pipelines.index import find_clips
 from faithad.pipelines.plan.changes import with_workers
 from faithad.pipelines.plan.clips import Clips, clips_of_study
 from faithad.pipelines.plan.estimate import Case, estimate, total_s, written
@@ -370,17 +372,19 @@ def test_clips_may_be_stated_where_the_recordings_are_not_at_hand(tmp_path: Path
         plan_case(config, rates=rates)
 
 
-def test_the_demo_mill_is_counted_before_it_is_made(tmp_path: Path) -> None:
+def test_the_demo_mill_is_counted_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"root={tmp_path}/study", f"data.root={tmp_path}/mill", "data.synthetic.train_recordings=3",
                  "data.synthetic.test_recordings=4"]  # fmt: skip
     study = load_study(str(CONFIGS / "demo.yaml"), overrides=overrides)
     before = clips_of_study(study)
     assert (before.to_make, before.sample.num_rows) == (7, 0)
-    synthesize_demo(study.data)
+    assert study.data.synthetic is not None
+    make_mill(study.data.root, **study.data.synthetic.model_dump(), workers=2)
+    monkeypatch.setattr(index, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
     after = clips_of_study(study)
     assert after.to_make == 0
     assert after.sample.num_rows
-    found = manifest_table(find_clips(study.data)[0])
+    found = manifest_table(find_clips(study.data, marks="")[0])
     storage.write_table(found, str(tmp_path / "manifest.parquet"), schema=schemas.MANIFEST)
     for clips in (before, after):
         assert clips.train == found["split"].to_pylist().count("train")

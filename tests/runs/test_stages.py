@@ -146,19 +146,19 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_no_change(tmp_path: Path, fi
         first.finish()
     # Now a is away, b is back, and c has been replaced.
     now = stage(tmp_path, **{"files.a.wav": UNREADABLE, "files.b.wav": "2", "files.c.wav": "3"})
-    assert now.settled() == first
-    assert now.settled().is_done() is finished
-    assert now.settled(afresh=True).settings["files.b.wav"] == "2"
+    assert now.with_known_files() == first
+    assert now.with_known_files().is_done() is finished
+    assert now.with_known_files(afresh=True).settings["files.b.wav"] == "2"
     with pytest.raises(StudyError, match=r"files that changed: b\.wav\n"):
-        now.settled(afresh=True).begin(redo=False)
+        now.with_known_files(afresh=True).begin(redo=False)
     other = stage(tmp_path, **{"files.a.wav": UNREADABLE, "files.b.wav": UNREADABLE, "files.c.wav": "4"})
     with pytest.raises(StudyError, match=r"files that changed: c\.wav\n"):
-        other.settled().begin(redo=False)
+        other.with_known_files().begin(redo=False)
 
 
 def test_where_no_mark_is_a_file_that_cannot_be_read_is_just_that(tmp_path: Path) -> None:
     new = stage(tmp_path, **{"files.a.wav": UNREADABLE})
-    assert new.settled() == new
+    assert new.with_known_files() == new
 
 
 def test_a_finished_stage_may_be_gone_on_with(tmp_path: Path) -> None:

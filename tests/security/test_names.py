@@ -256,7 +256,7 @@ def test_keys_of_an_object_store_stay_below_their_folder(monkeypatch: pytest.Mon
     for key in (*(f"week/{name}" for name in names), "other/a.wav", "other/b.wav"):
         client.put_object(Bucket="mill", Key=key, Body=b"")
     found = find_recordings([("test", "s3://mill/week")])
-    left_out = [row.recording for row in find_left_out(["s3://mill/week"])]
+    left_out = [row["recording"] for row in find_left_out(["s3://mill/week"])]
     server.stop()
     assert {recording.path for recording in found} == {f"week/{name}" for name in names if ".." not in name}
     assert sorted(left_out) == ["week/../../c.wav", "week/../other/b.wav"]

@@ -20,8 +20,9 @@ import yaml
 
 from faithad import schemas, storage
 from faithad.audit.exports import export_clips, export_events
-from faithad.clips.inputs import find_spectrograms
 from faithad.clips.labels.reference import read_reference
+from faithad.clips.layouts import DataFolders
+from faithad.clips.layouts.planer import find_planer
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.clips.splits import read_split_csv
 from faithad.config.audit import is_study, load_audit_run
@@ -58,7 +59,7 @@ def test_a_published_clip(trap: Trap, tmp_path: Path, content: str) -> None:
     for folder in ("training/2x6", "evaluation/normal", "evaluation/anomalies/board_stuck"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "MPD_19-12-02_0700_00001_1.pt").write_bytes(getattr(trap, content))
-    rows, _ = find_spectrograms(str(tmp_path))
+    _, rows, _ = find_planer(DataFolders(str(tmp_path)))
     assert len(rows) == 3
     for row in rows:
         with pytest.raises(RecordingError, match=r"would run code|cannot load it"):

@@ -12,9 +12,8 @@ from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
 from faithad.clips.problems import Problems
-from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.errors import AnnotationError, StudyError
-from faithad.vocabulary import listed
+from faithad.vocabulary import AUDIO_SUFFIXES, listed
 
 SUFFIXES = (".txt", ".csv", ".json")
 

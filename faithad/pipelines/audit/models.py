@@ -1,8 +1,8 @@
 """The study's audit: test clips x models → `audit/<model>-<seed>/`.
 
-Models that are explained score and explain every clip in one pass, where all are to be explained; else all clips are
-scored first and the chosen ones are explained in a second pass. Baselines are scored. The passes are those of
-`faithad audit --model`, see `audit.passes`.
+Where all clips are to be explained, explained models score and explain them in one pass; else all clips are scored
+first, and the chosen ones explained in a second pass. Baselines are only scored. The passes are those of
+`faithad audit --model`, see `passes`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import storage
 from faithad.audit.choice import choose_clips, keep_examples
+from faithad.audit.outcome import read_scores
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.table import MODELS
-from faithad.pipelines.audit.passes import Plan, run_plans, wait_for_room
+from faithad.pipelines.audit.passes import Pass, run_passes, wait_for_room
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten
-from faithad.runs.tables import read_whole
 
 # Settings that say how an audit is spread, not what it writes.
 SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
@@ -39,10 +39,7 @@ def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest:
     if MODELS[model].explained:
         settings |= flatten("attribution", study.attribution.model_dump(mode="json"))
     settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
-    settings |= {
-        "train": train.fingerprint,
-        "clips": clips_digest,
-    }
+    settings |= {"train": train.fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
     return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
 
@@ -69,35 +66,27 @@ def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int],
         wait_for_room(study.audit)
         require_study_visible(study)
         with_maps = keep_examples(clips, maps)
-        _run(
-            study,
-            [
-                Plan(audits[run], SCORE_AND_EXPLAIN, with_maps) if run in at_once else Plan(audits[run], SCORE, clips)
-                for run in todo
-            ],
-            title="audit",
-        )
+        first = [
+            Pass(audits[run], SCORE_AND_EXPLAIN, with_maps) if run in at_once else Pass(audits[run], SCORE, clips)
+            for run in todo
+        ]
+        _run(study, first, title="audit")
         second = []
         for run in explained:
             if run not in at_once:
                 chosen = choose_clips(clips, read_scores(audits[run].out), explain=explain, alarm=audits[run].alarm)
-                second.append(Plan(audits[run], EXPLAIN, keep_examples(chosen, maps)))
+                second.append(Pass(audits[run], EXPLAIN, keep_examples(chosen, maps)))
         _run(study, second, title="explain")
     for run in todo:
         stages[run].finish()
 
 
-def read_scores(folder: str) -> pa.Table:
-    """All scores of one audit; none where no clip could be scored."""
-    return read_whole(storage.join(folder, "scores"), schemas.SCORES)
-
-
-def _run(study: Study, plans: Sequence[Plan], *, title: str) -> None:
-    run_plans(plans, attribution=study.attribution, audit=study.audit, features=study.feature_settings, title=title)
+def _run(study: Study, passes: Sequence[Pass], *, title: str) -> None:
+    run_passes(passes, attribution=study.attribution, audit=study.audit, features=study.feature_settings, title=title)
 
 
 def _model_audit(study: Study, model: str, seed: int) -> ModelAudit:
-    """The alarm is fitted anew: it may have changed since the training, which it does not concern."""
+    """The audit of one model. The alarm is fitted anew: its settings may have changed since the training."""
     expect = {
         "name": model,
         "seed": seed,

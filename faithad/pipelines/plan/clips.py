@@ -20,10 +20,11 @@ from faithad.clips.recordings import AudioHeader
 from faithad.clips.splits import hold_out_validation
 from faithad.config.audit import AuditRun
 from faithad.config.study import Study
-from faithad.demo.mill import PlannedRecording, annotate, plan_recordings
+from faithad.demo.mill import DEMO_START, PlannedRecording, annotate, plan_recordings
 from faithad.errors import FaithadError
-from faithad.pipelines.index import DEMO_START, check_index, cut_recordings, find_clips
+from faithad.pipelines.index import check_index, cut_recordings, find_clips
 from faithad.runs import layout
+from faithad.runs.tables import read_manifest
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,14 @@ def clips_of_study(study: Study) -> Clips:
         RecordingError: there are no recordings, or none that could train or test.
         AnnotationError: the annotation table cannot be understood or does not fit the recordings.
     """
-    location = storage.join(study.root, layout.MANIFEST)
-    if storage.exists(location) and _is_current(study):
-        return count_manifest(storage.read_table(location), source="the study's manifest")
+    if storage.exists(storage.join(study.root, layout.MANIFEST)) and _is_current(study):
+        return count_manifest(read_manifest(study.root), source="the study's manifest")
     if study.data.synthetic is not None:
         planned = _planned_mill(study)
         missing = [recording for recording in planned if not recording.path.is_file()]
         source = f"the demo mill's plan ({len(missing)} of {len(planned)} recordings have yet to be made)"
         return count_manifest(_mill_clips(study, planned), source=source, absent={str(one.path) for one in missing})
-    rows, _ = find_clips(study.data)
+    rows, _ = find_clips(study.data, marks=storage.join(study.root, layout.HEADER_ATTEMPTS))
     return count_manifest(manifest_table(rows), source="the names and headers of the recordings")
 
 
@@ -81,10 +81,11 @@ def clips_of_audit(run: AuditRun, *, clip_s: float) -> Clips:
         RecordingError: there are no recordings.
     """
     recordings = find_recordings([("test", location) for location in run.recordings])
-    location = storage.join(run.out, layout.MANIFEST)
-    if storage.exists(location) and _speaks_of(manifest := storage.read_table(location), recordings):
+    is_there = storage.exists(storage.join(run.out, layout.MANIFEST))
+    if is_there and _speaks_of(manifest := read_manifest(run.out), recordings):
         return count_manifest(manifest, source="the audit's manifest")
-    found = cut_recordings(recordings, clip_s=clip_s, remainder=run.remainder)
+    marks = storage.join(run.out, layout.HEADER_ATTEMPTS)
+    found = cut_recordings(recordings, clip_s=clip_s, remainder=run.remainder, marks=marks)
     rows = [row for clips, _ in found for row in clips]
     return count_manifest(manifest_table(rows), source="the recordings' headers")
 

@@ -18,12 +18,12 @@ from faithad.config.sections import Audit
 from faithad.config.study import Study
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Spread, spread, stream
-from faithad.pipelines.audit.worker import ModelAudit, Work
+from faithad.pipelines.audit.worker import ModelAudit, ShardedPass
 from faithad.pipelines.plan.idle import Idle, pass_on, task_seconds
 from faithad.pipelines.plan.machines import Machines
 from faithad.pipelines.plan.rates import Scheduling, Seconds
 from faithad.pipelines.plan.worker import Times, Trial, stand, time_audit, time_training
-from faithad.pipelines.shards.stream import Row
+from faithad.pipelines.shards.stream import ShardRow
 from faithad.pipelines.training.places import divide
 from faithad.settings import FeatureSettings
 
@@ -117,7 +117,7 @@ def time_audits(
     )
 
 
-def _works(models: Mapping[str, str], sample: pa.Table, folder: Path) -> dict[str, Work]:
+def _works(models: Mapping[str, str], sample: pa.Table, folder: Path) -> dict[str, ShardedPass]:
     """Every try with the first model, or the first that is explained; of the others a score tells enough."""
     first = next((model for model in models if MODELS[model].explained), next(iter(models)))
     wanted = {**(_EXPLAINING if MODELS[first].explained else {}), **_SCORING}
@@ -126,7 +126,7 @@ def _works(models: Mapping[str, str], sample: pa.Table, folder: Path) -> dict[st
     return works | {f"few {model}": _work(models[model], sample, _SCORING["few"], folder / model) for model in others}
 
 
-def _work(model: str, sample: pa.Table, each: _Try, folder: Path) -> Work:
+def _work(model: str, sample: pa.Table, each: _Try, folder: Path) -> ShardedPass:
     rows = sample.to_pylist()
     marked: dict[str, Any] = {"annotated": False, "intervals": []}
     if each.annotated:
@@ -135,7 +135,7 @@ def _work(model: str, sample: pa.Table, each: _Try, folder: Path) -> Work:
     chosen = [{**rows[k % len(rows)], **marked, "clip_id": f"{k:016x}"} for k in range(each.clips)]
     clips = pa.Table.from_pylist(chosen, schema=sample.schema)
     clips = clips.append_column("keep_maps", pa.array([each.with_maps] * each.clips))
-    return Work(ModelAudit(model, str(folder), None), each.step, ray.put(clips), each.clips, each.clips)
+    return ShardedPass(ModelAudit(model, str(folder), None), each.step, ray.put(clips), each.clips)
 
 
 def _speed(found: Sequence[Times], models: list[str]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def time_scheduling(audit: Audit, here: Machines) -> Scheduling:
 
 def idle_pass(n_shards: int, actor: type[Idle], *, spread: Spread, gpus_per_actor: float = 0.0) -> IdlePass:
     """Send shards through readers that read nothing and through actors that do as good as nothing."""
-    rows: list[Row] = [{"work": 0, "shard": number} for number in range(n_shards)]
+    rows: list[ShardRow] = [{"pass": 0, "shard": number} for number in range(n_shards)]
     before_s, started = time.process_time(), time.monotonic()
     came = list(stream(rows, pass_on, {}, actor, {}, spread=spread, gpus_per_actor=gpus_per_actor).iter_rows())
     return IdlePass(

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import storage
-from faithad.audit.ledger import merge_ledger
+from faithad.audit.ledger import merge_ledgers
 from faithad.config.audit import AuditRun
-from faithad.config.study import Data, Study
-from faithad.demo.mill import CLIP_S, synthesize
+from faithad.config.data import Data
+from faithad.config.study import Study
+from faithad.demo.mill import CLIP_S, DEMO_START, synthesize
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.evaluate import evaluate
-from faithad.pipelines.index import DEMO_START
 from faithad.pipelines.plan.clips import count_manifest
 from faithad.pipelines.plan.estimate import Case, estimate
 from faithad.pipelines.plan.machines import Machines
@@ -25,7 +25,7 @@ from faithad.pipelines.study import STAGES
 from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.stages import Stage
-from faithad.runs.tables import read_shards, shard_files
+from faithad.runs.tables import read_manifest, read_shards, shard_files
 
 # Of each split; the shortest from which a validation clip can be held out, with room for disturbances.
 _RECORDINGS, _CLIPS_EACH = 2, 2
@@ -57,7 +57,7 @@ class TrialRun:
 
     @property
     def manifest(self) -> pa.Table:
-        return storage.read_table(storage.join(self.root, layout.MANIFEST))
+        return read_manifest(self.root)
 
 
 def try_study(study: Study, folder: Path) -> TrialRun:
@@ -162,7 +162,7 @@ def _conclude(trial: TrialRun) -> None:
     if isinstance(trial.of, Study):
         evaluate(trial.of, trial.manifest, Stage(trial.root, "gathered", {}, (), result="-"), redo=True)
     else:
-        merge_ledger(trial.root)
+        merge_ledgers(trial.root, trial.manifest, [trial.root])
         render_audit_report(trial.root)
 
 

@@ -15,7 +15,7 @@ from faithad.config.sections import Attribution, Audit
 from faithad.config.study import parse_study
 from faithad.model.table import MODELS
 from faithad.model.training import Training
-from faithad.pipelines.audit.worker import Auditor, Work, read_shard
+from faithad.pipelines.audit.worker import Auditor, ShardedPass, read_shard
 from faithad.pipelines.training.worker import new_network
 from faithad.settings import FeatureSettings, TrainingSettings
 
@@ -36,7 +36,7 @@ class Trial:
         features: and of the features.
     """
 
-    works: Mapping[str, Work]
+    works: Mapping[str, ShardedPass]
     attribution: Attribution
     audit: Audit
     features: FeatureSettings
@@ -59,12 +59,12 @@ def stand() -> None:
 def time_audit(trial: Trial) -> Times:
     """Read and audit every work of a trial on one thread, and tell how long it took."""
     works = list(trial.works.values())
-    shared: dict[str, Any] = {"works": works, "features": trial.features, "run": "plan"}
+    shared: dict[str, Any] = {"passes": works, "features": trial.features, "run": "plan"}
     auditor = Auditor(attribution=trial.attribution, audit=trial.audit, threads=1, **shared)
     read_s, audit_s = {}, {}
     for number, (name, _) in enumerate(trial.works.items()):
-        row = read_shard({"work": number, "shard": 0}, **shared)
-        read_s[name] = _seconds(lambda number=number: read_shard({"work": number, "shard": 0}, **shared))  # type: ignore[misc]
+        row = read_shard({"pass": number, "shard": 0}, **shared)
+        read_s[name] = _seconds(lambda number=number: read_shard({"pass": number, "shard": 0}, **shared))  # type: ignore[misc]
         audit_s[name] = _seconds(lambda row=row: auditor(row))  # type: ignore[misc]
     memory_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return Times(read_s, audit_s, memory_gib)

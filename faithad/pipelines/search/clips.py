@@ -14,8 +14,8 @@ import torch
 from faithad import storage
 from faithad.config.study import Study
 from faithad.pipelines.features import features_stage, load_features, write_features
-from faithad.pipelines.index import clips_digest
 from faithad.runs import layout
+from faithad.runs.fingerprints import clips_digest
 from faithad.runs.stages import Stage
 
 

@@ -22,7 +22,7 @@ from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import compute_features, fit_normalization
-from faithad.pipelines.index import digest, require_study_visible
+from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labelled_clips
 from faithad.pipelines.search.plan import MODEL, MODES, Record, cell_study, check_search, read_records, trial_location
 from faithad.pipelines.search.task import SearchTask
@@ -33,6 +33,7 @@ from faithad.pipelines.training.run import train_stage
 from faithad.progress import console
 from faithad.report.search_page import render_search_report
 from faithad.runs import layout
+from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import alone_in
 from faithad.runs.stages import Stage, flatten
 from faithad.vocabulary import count
@@ -146,7 +147,7 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     settings |= flatten("search", study.search.model_dump(mode="json", exclude=_SPREAD))
     settings |= {"seeds": list(study.seeds), "test clips": clips.fingerprint}
     if study.search.objective == "test_auc":
-        settings["test labels"] = digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
+        settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
     outputs = (layout.TRIALS, layout.summary("search"), layout.BEST, layout.SEARCH_REPORT)
     return Stage(study.root, "search", settings, outputs, result=layout.TRIALS)
 

@@ -1,4 +1,4 @@
-"""Read the clips of a shard: from their sound or their published spectrograms to log-mel features."""
+"""The log-mel features of the clips of a shard, from their sound or from published spectrograms."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch
 
 from faithad import storage
 from faithad.clips.access import read_or_reason
+from faithad.clips.ledger import LedgerRow, clip_ledger_row
 from faithad.clips.recordings import read_clip
-from faithad.clips.spectrograms import SPECTROGRAM_SUFFIX, read_spectrogram
+from faithad.clips.spectrograms import read_spectrogram
 from faithad.features import log_mel
 from faithad.runs.attempts import attempt
-from faithad.runs.ledgers import Row, failed_row
 from faithad.runs.lookahead import side_by_side
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import SPECTROGRAM_SUFFIX
 
 STAGE = "features"
-# An object store answers late, but many questions at a time.
+# An object store answers late, but many requests at a time.
 _REMOTE_AT_ONCE = 8
 
 
@@ -43,13 +44,15 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
     return features
 
 
-def add_log_mels(clips: pa.Table, settings: FeatureSettings, *, mark: str, run: str) -> tuple[pa.Table, list[Row]]:
+def add_log_mels(
+    clips: pa.Table, settings: FeatureSettings, *, mark: str, run: str
+) -> tuple[pa.Table, list[LedgerRow]]:
     """Read the features of a shard.
 
     Args:
         clips: rows of the manifest.
         settings: of the features.
-        mark: of this shard, see `attempts`: a file may kill its reader.
+        mark: of this shard, because a file may kill the process that reads it, see `attempts`.
         run: see `attempts`.
 
     Returns:
@@ -70,7 +73,10 @@ def add_log_mels(clips: pa.Table, settings: FeatureSettings, *, mark: str, run: 
     )
     log_mels, unread = attempted.result or _read(rows, [], settings)
     reasons = attempted.left_out | unread
-    failed = [failed_row(rows[position], stage=STAGE, reason=reason) for position, reason in sorted(reasons.items())]
+    failed = [
+        clip_ledger_row(rows[position], "failed", stage=STAGE, reason=reason)
+        for position, reason in sorted(reasons.items())
+    ]
     kept = clips.take(pa.array([position for position in range(len(rows)) if position not in reasons], pa.int64()))
     cells = settings.n_mels * settings.n_frames
     column = pa.FixedSizeListArray.from_arrays(pa.array(log_mels.reshape(-1)), cells)
@@ -87,24 +93,25 @@ def log_mels_of(table: pa.Table, settings: FeatureSettings) -> np.ndarray:
 
 
 def _read(
-    rows: Sequence[Row], positions: Sequence[int], settings: FeatureSettings
+    clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """The features (n, F, T) of those clips that can be read, in their order, and by position why the others cannot."""
+    """The features (n, F, T) of those clips at `positions` that can be read, and for each other the reason."""
     log_mels = np.empty((len(positions), settings.n_mels, settings.n_frames), dtype=np.float32)
 
-    def one(place: int) -> str | None:
-        row = rows[positions[place]]
-        found = read_or_reason(row["recording"], row["uri"], lambda: read_log_mel(row, settings))
-        if isinstance(found, str):
-            return found
-        log_mels[place] = found
+    def read_into(place: int) -> str | None:
+        """Fill one place of the array, or return why it stays empty."""
+        clip = clips[positions[place]]
+        result = read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
+        if isinstance(result, str):
+            return result
+        log_mels[place] = result
         return None
 
     places = range(len(positions))
-    if any(storage.is_remote(rows[position]["uri"]) for position in positions):
-        reasons = list(side_by_side(one, places, at_once=_REMOTE_AT_ONCE))
+    if any(storage.is_remote(clips[position]["uri"]) for position in positions):
+        reasons = list(side_by_side(read_into, places, at_once=_REMOTE_AT_ONCE))
     else:
-        reasons = [one(place) for place in places]
+        reasons = [read_into(place) for place in places]
     is_read = [reason is None for reason in reasons]
     unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason is not None}
     return (log_mels if all(is_read) else log_mels[is_read]), unread

@@ -1,11 +1,10 @@
-"""The unit in which clips travel through Ray Data: a shard, some clips of the manifest in one row.
+"""Clips travel through Ray Data in shards: one row of a data set holds some clips of the manifest.
 
-A row names its shard, or holds its clips as a small Arrow table. So a stage sees whole shards whatever Ray's blocks
-are, each shard can be written to one file of a fixed name, and a manifest that arrives as one block still feeds all
-workers.
+A row names its shard, or holds its clips as a small Arrow table. So a stage gets whole shards whatever blocks Ray
+makes, writes each one to a file of a fixed name, and keeps all workers busy even if the manifest is a single block.
 
-A process that dies takes only its own work along: Ray starts another and gives it the shard again, as often as it
-takes. That this ends is up to `attempts`, which finds the clip that kills its process every time.
+When a process dies, Ray starts another one and gives it the same shard again, without a limit. `attempts` sees to it
+that this ends, by finding the clip that kills its process.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ from ray.exceptions import RayError, UserCodeException
 from faithad.errors import StudyError
 from faithad.progress import Ticker
 
-Row = dict[str, Any]
+# A row of a data set that names a shard or holds one.
+ShardRow = dict[str, Any]
 
-# A manifest that holds as many clips gives at least this many shards: enough for some dozen workers to be busy until
+# A manifest of so many clips or more has at least this many shards: enough to keep some dozen workers busy until
 # shortly before the end.
 _FEWEST_SHARDS = 64
 
@@ -36,37 +36,37 @@ class WorkersLost(StudyError):
 
 
 def shard_size(n_clips: int, *, largest: int) -> int:
-    """Clips in a shard: `largest`, or fewer where workers would be left without one.
+    """Clips in a shard: `largest`, or fewer if some workers would get no shard.
 
-    It follows from the clips alone, not from the cluster: a run may go on on another one.
+    It depends on the clips alone, not on the cluster: another run may go on on another cluster.
     """
     return max(1, min(largest, math.ceil(n_clips / _FEWEST_SHARDS)))
 
 
 def shards(clips: pa.Table, *, size: int) -> list[pa.Table]:
-    """Cut a table of clips in slices of at most `size` clips, in its order."""
+    """Cut a table of clips into slices of at most `size` clips, in its order."""
     return [clips.slice(start, size) for start in range(0, clips.num_rows, size)]
 
 
-def dataset(rows: Sequence[Row]) -> ray.data.Dataset:
-    """A Ray data set with one block for each row, quiet and with a bound on silent waiting."""
+def dataset(rows: Sequence[ShardRow]) -> ray.data.Dataset:
+    """A Ray data set with one block per row, without messages, that gives up after ten minutes without progress."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 600
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # from_arrow would start a task for each of the blocks, only to look at it.
+    # from_arrow would start one task per block only to look at it.
     return ray.data.from_items(list(rows), override_num_blocks=len(rows))
 
 
 class Tally:
-    """Counts clips as shards come in, and shows them."""
+    """Counts clips as shards come in, and shows the counts."""
 
     def __init__(self, ticker: Ticker) -> None:
         self._ticker = ticker
         self._done = self._failed = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ShardRow) -> None:
         """Count a shard's `n_done` and `n_failed`."""
         self._done += row["n_done"]
         self._failed += row["n_failed"]
@@ -74,10 +74,10 @@ class Tally:
 
 
 def consume(results: ray.data.Dataset, *, title: str, tally: Tally) -> None:
-    """Run a chain whose rows say `n_done` and `n_failed`, one row a shard.
+    """Run a chain that gives one row with `n_done` and `n_failed` per shard.
 
     Raises:
-        StudyError: a shard could not be processed; the text is the cause's own.
+        StudyError: a shard could not be processed; the text is that of the cause.
         WorkersLost: it was not the shard's fault.
     """
     try:
@@ -89,18 +89,15 @@ def consume(results: ray.data.Dataset, *, title: str, tally: Tally) -> None:
         raise WorkersLost(f"The stage {title!r} stopped: {first_cause(error)}") from error
 
 
-# The line of a traceback that names an exception, of ours or any. Ray carries the traceback of a worker as text only.
+# The line of a traceback that names an exception, of ours or any. Ray passes the traceback of a worker on as text.
 _OURS = re.compile(r"^faithad\.errors\.(\w+: .*)$", re.MULTILINE)
 _EXCEPTION = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)(?:: .*)?)$", re.MULTILINE)
 
 
 def first_cause(error: BaseException) -> str:
-    """What went wrong first, out of the errors that Ray wraps around it: a chained traceback begins with it.
-
-    An error of ours says more than one of a library that it was made of.
-    """
-    found = _OURS.search(str(error)) or _EXCEPTION.search(str(error))
-    return found.group(1) if found else f"{type(error).__name__}: {error}"
+    """The first exception in the chained traceback of an error of Ray; one of ours, if there is any."""
+    match = _OURS.search(str(error)) or _EXCEPTION.search(str(error))
+    return match.group(1) if match else f"{type(error).__name__}: {error}"
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -112,5 +109,6 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def from_bytes(payload: bytes) -> pa.Table:
+    """The table that `to_bytes` was given."""
     with pa.ipc.open_stream(payload) as reader:
         return reader.read_all()

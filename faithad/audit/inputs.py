@@ -1,0 +1,41 @@
+"""Which files an audit of recordings read (`inputs.parquet`), and where they lie now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad import schemas, storage
+from faithad.clips.manifest import Recording
+from faithad.runs import layout
+from faithad.runs.fingerprints import Fingerprint
+from faithad.runs.tables import read_manifest
+
+
+def inputs_table(inputs: Mapping[str, Fingerprint]) -> pa.Table:
+    """The fingerprints of recordings, by name, as schemas.INPUTS."""
+    columns: dict[str, list[Any]] = {
+        "recording": list(inputs),
+        "bytes": [fingerprint.bytes for fingerprint in inputs.values()],
+        "fingerprint": [fingerprint.digest for fingerprint in inputs.values()],
+    }
+    return pa.table(columns, schema=schemas.INPUTS)
+
+
+def is_indexed(out: str) -> bool:
+    """Whether the manifest of an audit is whole."""
+    return storage.exists(storage.join(out, layout.INPUTS))
+
+
+def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
+    """The manifest, corrected where the recordings have moved: that changes neither their names nor their clips."""
+    manifest = read_manifest(out)
+    names, uris = (pa.array([getattr(one, key) for one in recordings], pa.string()) for key in ("path", "uri"))
+    now = pc.take(uris, pc.index_in(manifest["recording"], value_set=names))
+    if not manifest["uri"].equals(now):
+        manifest = manifest.set_column(manifest.schema.get_field_index("uri"), schemas.MANIFEST.field("uri"), now)
+        storage.write_table(manifest, storage.join(out, layout.MANIFEST), schema=schemas.MANIFEST)
+    return manifest

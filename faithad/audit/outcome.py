@@ -1,0 +1,77 @@
+"""What an audit of recordings came to: its scores, its events, and the last line for the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from faithad import schemas, storage
+from faithad.audit.events import find_events
+from faithad.audit.ledger import count_ledger
+from faithad.config.sections import Events
+from faithad.model.checkpoint import TrainedModel
+from faithad.runs import layout
+from faithad.runs.tables import read_manifest, read_whole
+from faithad.vocabulary import count
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an audit came to. `line` says it to a person; failed and skipped count recordings without clips as well."""
+
+    line: str
+    n_done: int
+    n_failed: int
+    n_skipped: int
+
+
+def read_scores(folder: str) -> pa.Table:
+    """All scores of one audit; none where no clip could be scored."""
+    return read_whole(storage.join(folder, layout.SCORES), schemas.SCORES)
+
+
+def events_table(out: str, trained: TrainedModel, events: Events) -> pa.Table:
+    """The events of a finished audit, as schemas.EVENTS, from its other tables.
+
+    Args:
+        out: the audit's folder.
+        trained: the model, with the alarm that was raised.
+        events: which alarms become one event, and which explanation says where it is.
+    """
+    assert trained.alarm is not None
+    scores = read_scores(out)
+    alarmed = scores.filter(pc.fill_null(scores["alarm"], False))["clip_id"].combine_chunks()
+    of_alarms = pc.field("clip_id").isin(alarmed) & (pc.field("method") == events.method)
+    judged = of_alarms & (pc.field("mode") == "frame") & (pc.field("percentile") == events.percentile)
+    attributions = schemas.attributions(trained.n_mels, trained.n_frames)
+    columns = [name for name in attributions.names if name not in ("map", "map_scale")]  # maps would fill the memory
+    return find_events(
+        scores,
+        read_manifest(out),
+        alarm=trained.alarm,
+        explanations=read_whole(storage.join(out, "attributions"), attributions, columns=columns, condition=of_alarms),
+        faithfulness=read_whole(storage.join(out, "faithfulness"), schemas.FAITHFULNESS, condition=judged),
+        features=trained.features,
+        **events.model_dump(),
+    )
+
+
+def audit_outcome(out: str) -> Outcome:
+    """What the ledger and the events of a finished audit come to."""
+    counts = count_ledger(storage.join(out, layout.LEDGER))
+    parts = [f"{counts.clips_done:,} of {count(counts.clips, 'clip')} audited"]
+    parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
+    parts += [f"{count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []
+    parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
+    see = f" (see {storage.join(out, layout.LEDGER)})" if len(parts) > 1 else ""
+    events = storage.join(out, layout.EVENTS)
+    n_events = storage.read_table(events, columns=["event_id"]).num_rows
+    return Outcome(
+        line=f"{', '.join(parts)}{see}. {count(n_events, 'event')}: {events}  "
+        f"Report: {storage.join(out, layout.REPORT)}",
+        n_done=counts.clips_done,
+        n_failed=counts.clips_failed + counts.parts_failed,
+        n_skipped=counts.parts_skipped,
+    )

@@ -1,0 +1,54 @@
+"""The ledger: what became of each clip, and of each part of a recording that is in no clip.
+
+A row is a dict with the columns of `schemas.LEDGER`, so rows of a table and rows that are yet to be written are alike.
+A row without `clip_id` is about a recording, or about the part of it that `onset_s` and `duration_s` give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from faithad.schemas import LEDGER
+
+LedgerRow = dict[str, Any]
+
+
+def ledger_row(
+    recording: str,
+    status: str,
+    reason: str | None,
+    *,
+    stage: str = "index",
+    clip_id: str | None = None,
+    onset_s: float | None = None,
+    duration_s: float | None = None,
+) -> LedgerRow:
+    """The row of a recording or of a part of it. `status` is one of `schemas.STATUSES`."""
+    return {
+        "clip_id": clip_id,
+        "recording": recording,
+        "onset_s": onset_s,
+        "duration_s": duration_s,
+        "status": status,
+        "stage": stage,
+        "reason": reason,
+    }
+
+
+def clip_ledger_row(clip: Mapping[str, Any], status: str, *, stage: str, reason: str | None = None) -> LedgerRow:
+    """The row of one clip, which is a row of the manifest."""
+    keys = {key: clip[key] for key in ("clip_id", "onset_s", "duration_s")}
+    return ledger_row(clip["recording"], status, reason, stage=stage, **keys)
+
+
+def ledger_order(row: Mapping[str, Any]) -> tuple[str, float]:
+    """The sorting key of a ledger: recording, then onset. The row of a whole recording comes first."""
+    return row["recording"], row["onset_s"] or 0.0
+
+
+def ledger_table(rows: Iterable[LedgerRow]) -> pa.Table:
+    """The rows as a table of `schemas.LEDGER`, in order."""
+    return pa.Table.from_pylist(sorted(rows, key=ledger_order), schema=LEDGER)

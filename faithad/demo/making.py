@@ -1,0 +1,58 @@
+"""Make a demo mill where a study or a person wants it: in a local folder, or on an object store."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+
+from faithad import storage
+from faithad.demo.mark import MARK
+from faithad.demo.mill import SyntheticMill, synthesize
+from faithad.errors import ConfigError, StudyError
+from faithad.progress import progress
+from faithad.vocabulary import AUDIO_SUFFIXES
+
+
+def make_mill(root: str, *, train_recordings: int, test_recordings: int, seed: int, workers: int) -> None:
+    """Make a mill at a local path or a URI, as far as it is not there yet.
+
+    Raises:
+        StudyError: something else is there.
+    """
+    settings = {"train_recordings": train_recordings, "test_recordings": test_recordings, "seed": seed}
+    if not storage.is_remote(root):
+        make_local_mill(root, **settings, workers=workers)
+        return
+    mark = storage.join(root, MARK)  # copied last
+    if storage.exists(mark) and json.loads(storage.read_text(mark)).items() >= settings.items():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make_local_mill(folder, **settings, workers=workers)
+        files = dict(storage.list_files(folder, suffixes=[""]))
+        there = [name for name, _ in storage.list_files(root, suffixes=AUDIO_SUFFIXES)]
+        if strangers := sorted(set(there) - set(files)):
+            raise StudyError(
+                f"{root} holds {strangers[0]}, which is not part of this demo mill. Give data.root another folder."
+            )
+        for name in sorted(files, key=lambda name: name == MARK):
+            storage.write_bytes(storage.join(root, name), storage.read_bytes(files[name]))
+
+
+def make_local_mill(out: str, *, train_recordings: int, test_recordings: int, seed: int, workers: int) -> SyntheticMill:
+    """Make a mill in a local folder, `workers` recordings at a time, with a progress bar.
+
+    Raises:
+        ConfigError: the folder is not a local one.
+        StudyError: the folder holds something else.
+    """
+    if storage.is_remote(out):
+        raise ConfigError(f"The demo mill is made on this machine's disk, not at {out!r}: give a local folder.")
+    with progress("synth", train_recordings + test_recordings) as ticker:
+        return synthesize(
+            out,
+            train_recordings=train_recordings,
+            test_recordings=test_recordings,
+            seed=seed,
+            workers=workers,
+            progress=lambda done, _: ticker.update(done),
+        )
