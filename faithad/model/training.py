@@ -38,7 +38,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from faithad.errors import ConfigError
+from faithad.errors import ConfigError, StudyError
 from faithad.model.fast_network import arithmetic
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
 from faithad.model.micro_batches import sent
@@ -186,6 +186,19 @@ class Training:
         self._best_weights = state["best_weights"]
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.history = [Epoch(**epoch) for epoch in state["history"]]
+
+    def require_same_epoch(self) -> None:
+        """Check that all workers go on from the same epoch: from different ones they would train nonsense.
+
+        Raises:
+            StudyError: they do not; raised on every worker.
+        """
+        if self._workers > 1:
+            n_epochs = len(self.history)
+            bounds = torch.tensor([n_epochs, -n_epochs], device=self._device)
+            dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+            if bounds.sum():
+                raise StudyError(f"The workers of a training read different states; this one's has {n_epochs} epochs.")
 
     def _train_epoch(self, number: int) -> float:
         self.network.train()

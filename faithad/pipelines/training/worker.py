@@ -11,11 +11,9 @@ from typing import Any
 import pyarrow as pa
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from faithad import schemas, storage
 from faithad.config.study import Study
-from faithad.errors import StudyError
 from faithad.model.checkpoint import read_state
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.table import build_network
@@ -66,12 +64,8 @@ def open_training(task: TrainingTask, worker: Worker, state: dict[str, Any] | No
     training = Training(network, train, validation, task.settings, rank=worker.rank, workers=worker.n_workers)
     if state is not None:
         training.restore(state)
-    if worker.n_workers > 1:
-        # A worker of a machine that was cut off may have finished its last write between two reads.
-        epochs = torch.tensor([len(training.history), -len(training.history)], device=worker.device)
-        dist.all_reduce(epochs, op=dist.ReduceOp.MAX)
-        if epochs.sum():
-            raise StudyError("Its workers read different states: another process still writes them.")
+    # A process on a machine that was cut off may still have written a state, between the reads of two workers.
+    training.require_same_epoch()
     return training
 
 
