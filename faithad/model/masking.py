@@ -1,4 +1,4 @@
-"""Patches, masks and losses: what makes an MAE of the autoencoder.
+"""Patches, masks and losses, which turn the autoencoder into a masked autoencoder (MAE).
 
 A mask is a boolean (B, F, T), true where a cell is hidden from the network. It is made of square patches of `patch`
 bands by `patch` frames (He et al. 2022; Deschênes et al. 2026, section 2).
@@ -18,13 +18,13 @@ def patch_masks(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio:
     """Random masks, each hiding exactly floor(ratio * n) of the n patches.
 
     Args:
-        clips: (B,) int64, the clips' numbers. A clip's mask depends on its number and the key alone: neither on the
-            other clips nor on the device.
+        clips: (B,) int64, the clips' numbers. A clip's mask depends on its number and on the key, neither on the other
+            clips nor on the device.
         n_mels: F.
         n_frames: T.
         patch: edge of a patch, in bands and in frames; divides F and T.
         ratio: share of the patches to hide, between 0 and 1.
-        key: any number of 64 bits; other keys, other masks.
+        key: any number of 64 bits; each key gives other masks.
 
     Returns:
         (B, F, T) bool, true where hidden; on the device of `clips`.
@@ -36,7 +36,7 @@ def patch_masks(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio:
 
 
 def hidden_patches(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, ratio: float, key: int) -> Tensor:
-    """As `patch_masks`, a cell for each patch: (B, F / patch, T / patch) bool."""
+    """The masks of `patch_masks` with one cell for each patch: (B, F / patch, T / patch) bool."""
     if patch < 1 or n_mels % patch or n_frames % patch:
         raise ConfigError(
             f"patch is {patch}; it must divide the spectrogram's {n_mels} mel bands and {n_frames} frames."
@@ -45,12 +45,13 @@ def hidden_patches(clips: Tensor, n_mels: int, n_frames: int, *, patch: int, rat
     n_hidden = n_hidden_patches(rows * columns, ratio)
     numbers = torch.arange(rows * columns, device=clips.device)
     drawn = random_bits(clips[:, None] * len(numbers) + numbers, key)
-    # The patches that drew the n_hidden smallest numbers: every set of so many is equally likely. No two are equal.
+    # The patches with the n_hidden smallest numbers are hidden: all sets of that size are equally likely, and no two
+    # numbers are equal.
     return (drawn <= drawn.kthvalue(n_hidden, dim=1, keepdim=True).values).view(-1, rows, columns)
 
 
 def cells_of(hidden: Tensor, patch: int) -> Tensor:
-    """Patches (B, F / patch, T / patch) as cells (B, F, T)."""
+    """The cells (B, F, T) of patches (B, F / patch, T / patch)."""
     b, rows, columns = hidden.shape
     spread = hidden[:, :, None, :, None].expand(b, rows, patch, columns, patch)
     return spread.reshape(b, rows * patch, columns * patch)
@@ -64,8 +65,8 @@ def apply_mask(x: Tensor, mask: Tensor) -> Tensor:
 def masked_mse(y: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the hidden cells of each clip, (B,).
 
-    Where all clips hide equally many cells, as `patch_masks` does, the mean of these is the mean over all hidden cells
-    of the batch: the MAE's loss.
+    If equally many cells are hidden in all clips, as `patch_masks` does it, the mean of these errors is the mean over
+    all hidden cells of the batch: the MAE's loss.
 
     Args:
         y: (B, F, T), reconstruction of the masked input.

@@ -1,4 +1,4 @@
-"""How a training steps: its settings, the learning rate of each epoch, the optimiser, the arithmetic.
+"""How a training takes its steps: the learning rate of each epoch, the optimiser, the precision.
 
 Source: Deschênes et al. 2026 (arXiv 2601.12660), section 3, for `warm_restarts`, `float32` and `adamw`.
 """
@@ -21,14 +21,15 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
-    """The rate of one epoch, counted from 1. It follows from the epoch alone, so there is no state to keep of it.
+    """The learning rate of one epoch, counted from 1. It follows from the epoch alone, so checkpoints need not hold it.
 
-    `warm_restarts`: a cosine from `learning_rate` towards `minimum_learning_rate`, anew every `restart_period` epochs
-    (Loshchilov and Hutter 2017, equation 5). `warmup_cosine`: a straight line over `warmup_epochs`, up to
-    `learning_rate` in the epoch after them, then one cosine that reaches `minimum_learning_rate` in the last epoch.
+    `warm_restarts`: a cosine from `learning_rate` towards `minimum_learning_rate`, which starts again every
+    `restart_period` epochs (Loshchilov and Hutter 2017, equation 5). `warmup_cosine`: a straight line over
+    `warmup_epochs` that reaches `learning_rate` in the epoch after them, then one cosine that reaches
+    `minimum_learning_rate` in the last epoch.
 
     Raises:
-        ConfigError: there is no such schedule, or its warm-up leaves no epoch.
+        ConfigError: the schedule is unknown, or its warm-up leaves no epoch.
     """
     if settings.schedule == "warm_restarts":
         return _cosine(settings, (epoch - 1) % settings.restart_period / settings.restart_period)
@@ -46,15 +47,15 @@ def learning_rate(settings: TrainingSettings, epoch: int) -> float:
 
 
 def new_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW, with nothing remembered; `fused_adamw` is the same in one kernel.
+    """A new AdamW, without moments; `fused_adamw` computes the same in one kernel.
 
     Raises:
-        ConfigError: there is no such optimiser, or it does not work on the network's device.
+        ConfigError: the optimiser is unknown, or does not work on the network's device.
     """
     if settings.optimizer not in OPTIMIZERS:
         raise ConfigError(f"There is no optimizer {settings.optimizer!r}; allowed: {', '.join(OPTIMIZERS)}.")
     fused, device = settings.optimizer == "fused_adamw", next(network.parameters()).device
-    # PyTorch itself would say so in the first step.
+    # PyTorch itself would fail only in the first step.
     if fused and device.type not in _FUSED_DEVICES:
         raise ConfigError(
             f"optimizer 'fused_adamw' works on {' and '.join(_FUSED_DEVICES)}, and the network is on {device.type!r}. "
@@ -66,10 +67,10 @@ def new_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim
 
 
 def refuse_precision(network: nn.Module, precision: Precision) -> None:
-    """Refuse what would be ignored, or computed in a slow imitation.
+    """Refuse a precision that would be ignored, or that the device could only emulate slowly.
 
     Raises:
-        ConfigError: there is no such precision, the network is not of float32, or its GPU has no bfloat16.
+        ConfigError: the precision is unknown, the network is not of float32, or its GPU has no bfloat16.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"There is no precision {precision!r}; allowed: {', '.join(get_args(Precision))}.")
@@ -84,10 +85,10 @@ def refuse_precision(network: nn.Module, precision: Precision) -> None:
 
 
 def low_precision(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """For the forward pass: `bfloat16` does products and convolutions in bfloat16.
+    """The context for the forward pass: with `bfloat16`, matrix products and convolutions are computed in bfloat16.
 
-    Weights, their gradients, the loss and the statistics of batch normalisation stay in float32. `tf32` is no matter of
-    the forward pass alone: see `fast_network.arithmetic`.
+    Weights, their gradients, the loss and the statistics of batch normalisation stay in float32. `tf32` concerns the
+    backward pass, too: see `fast_network.arithmetic`.
     """
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
 

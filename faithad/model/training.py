@@ -5,22 +5,23 @@ changes once an epoch, early stopping on the validation loss; the best epoch's w
 
 Shape letters: n clips of a split, B clips of a batch, F mel bands, T frames, p the edge of a patch.
 
-What an epoch draws (its order of clips, its dropout) is keyed by (seed, epoch), and masks by (seed, epoch, clip), so a
-run that was killed and goes on from a saved state ends where it would have ended. Order and masks do not depend on the
-number of workers, each batch is shared among them, and batch normalisation sums over all of them; dropout alone is
-drawn by each worker. Every worker needs every clip: a fixed share for each would change what a batch is made of with
-the number of workers, and the clips of the paper's data set take half a GB.
+The random numbers of an epoch are keyed: the order of the clips and the dropout by (seed, epoch), the masks by (seed,
+epoch, clip). So a training that was killed and goes on from a saved state ends as it would have ended. Order and masks
+do not depend on the number of workers; the workers share each batch, and batch normalisation sums over all of them.
+Only dropout is drawn by each worker. Every worker needs every clip: if each had a fixed share of the clips, the batches
+would change with the number of workers. The clips of the paper's data set take half a GB.
 
-A training diverges where the validation loss is no number, or exceeds `divergence_factor` times the best one. The first
-time, it goes back to the best epoch's weights. The epochs count on, so that order, masks and schedule are not those
-that led there; the learning rate is halved from there on; AdamW begins with nothing remembered. Its memory of the best
-epoch would double each checkpoint, and the steps that it remembers are those that led away. The second time, or with
-nothing to go back to, the training ends, with the best weights.
+A training diverges if the validation loss is not a finite number, or exceeds `divergence_factor` times the best one.
+The first time, it goes back to the weights of the best epoch. The count of epochs goes on, so that order, masks and
+schedule are not those that led to the divergence. The learning rate is halved from then on, and AdamW starts with empty
+moments: those of the best epoch would double the size of each checkpoint, and the current ones led to the divergence.
+The second time, or without a best epoch, the training ends with the best weights.
 
 Departures from the published experiment:
-1. Its loader re-seeds the mask from 5,000 values for each item, so that about a hundred masks ever occur; here each
-   clip has a fresh mask in each epoch. Validation masks are fixed, one per clip.
-2. A last batch of less than half the size joins the one before: no batch is too small for statistics.
+1. Its loader re-seeds the mask from 5,000 values for each item, so that only about a hundred masks ever occur; here
+   each clip has a new mask in each epoch. Validation masks are fixed, one per clip.
+2. A last batch of less than half the size joins the one before it, so that no batch is too small for batch
+   normalisation.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from faithad.errors import ConfigError
+from faithad.errors import ConfigError, StudyError
 from faithad.model.fast_network import arithmetic
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
 from faithad.model.micro_batches import sent
@@ -45,16 +46,16 @@ from faithad.model.optimization import learning_rate, low_precision, new_optimiz
 from faithad.settings import Precision, TrainingSettings
 
 _RATE_AFTER_DIVERGENCE = 0.5
-# Drawing the patches of so many clips at once takes some 50 MB at 2,000 patches each.
+# Drawing the hidden patches of so many clips at once takes about 50 MB at 2,000 patches each.
 _CLIPS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to.
+    """The results of one epoch.
 
-    `epoch` counts from 1; `best`: the validation loss is the lowest so far, by the minimum improvement; `diverged`: it
-    was none to go on from.
+    `epoch` counts from 1. `best`: the validation loss is the lowest so far, by at least the minimum improvement.
+    `diverged`: the epoch's weights were given up.
     """
 
     epoch: int
@@ -71,8 +72,8 @@ class Training:
 
     Args:
         network: (B, F, T) → (B, F, T); wrapped for gradient exchange where there are several workers.
-        train: (n, F, T), normalised; on the network's device, or on the host, from where each batch is copied.
-        validation: the same, for the loss that stops the training.
+        train: (n, F, T), normalised; on the network's device, or on the host, from which each batch is copied.
+        validation: the clips whose loss stops the training; shape and place as for `train`.
         settings: the constants.
         rank: this worker, from 0.
         workers: how many share the training; more than one needs an initialised process group.
@@ -116,19 +117,19 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, patience has run out since the best epoch, or the training diverged for good."""
+        """Whether all epochs are done, patience ran out after the best epoch, or the training diverged for good."""
         if not self.history:
             return False
         best, diverged = self.best, [epoch.epoch for epoch in self.history if epoch.diverged]
         if diverged and (len(diverged) > 1 or best is None):
             return True
-        # Where the training went back to the best epoch, it has not waited since.
+        # Patience starts anew where the training went back to the best epoch.
         since = max([0 if best is None else best.epoch, *diverged])
         last = self.history[-1].epoch
         return last >= self._settings.epochs or last - since >= self._settings.patience
 
     def run_epoch(self) -> Epoch:
-        """Train one more epoch and validate; go back to the best epoch's weights where that diverged."""
+        """Train one more epoch and validate; if that diverged, go back to the best epoch's weights."""
         started = time.monotonic()
         number = len(self.history) + 1
         rate = learning_rate(self._settings, number)
@@ -140,7 +141,7 @@ class Training:
         validation_loss = self.validate()
         lowest = self.best.validation_loss if self.best else math.inf
         improved = validation_loss < lowest - self._settings.minimum_improvement
-        # The limit is no number where the factor is infinite and the lowest 0: nothing is above it then.
+        # With an infinite factor and a lowest loss of 0 the limit is NaN, and no loss is above it.
         diverged = not math.isfinite(validation_loss) or validation_loss > self._settings.divergence_factor * lowest
         if improved:
             self._best_weights = {name: value.detach().cpu().clone() for name, value in _weights(self.network).items()}
@@ -157,21 +158,21 @@ class Training:
         was_training = self.network.training
         self.network.eval()
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        # With fewer clips than workers, some have none.
+        # With fewer clips than workers, some workers have none.
         batches = self._validated.split(self._settings.batch_size) if len(self._validated) else ()
         with torch.inference_mode(), arithmetic("float32"):
             for x, mask in self._inputs(self._validation, batches, self._validation_patches):
-                # Unwrapped: the wrapper for gradient exchange would want every worker to call equally often.
+                # Unwrapped: the wrapper for gradient exchange needs equally many calls on every worker.
                 total += _loss_per_clip(_unwrapped(self.network), x, mask).double().sum()
         self.network.train(was_training)
         return float(self._summed(total)) / len(self._validation)
 
     def best_weights(self) -> dict[str, Tensor]:
-        """The weights of the best epoch, on the CPU; empty before one."""
+        """The weights of the best epoch, on the CPU; empty before there is one."""
         return self._best_weights
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on: plain tensors, numbers and lists, fit for `torch.load(weights_only=True)`."""
+        """All that `restore` needs: tensors, numbers and lists, which `torch.load(weights_only=True)` reads."""
         return {
             "network": _weights(self.network),
             "best_weights": self._best_weights,
@@ -180,11 +181,24 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         _unwrapped(self.network).load_state_dict(state["network"])
         self._best_weights = state["best_weights"]
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.history = [Epoch(**epoch) for epoch in state["history"]]
+
+    def require_same_epoch(self) -> None:
+        """Check that all workers go on from the same epoch: from different ones they would train nonsense.
+
+        Raises:
+            StudyError: they do not; raised on every worker.
+        """
+        if self._workers > 1:
+            n_epochs = len(self.history)
+            bounds = torch.tensor([n_epochs, -n_epochs], device=self._device)
+            dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+            if bounds.sum():
+                raise StudyError(f"The workers of a training read different states; this one's has {n_epochs} epochs.")
 
     def _train_epoch(self, number: int) -> float:
         self.network.train()
@@ -199,9 +213,9 @@ class Training:
         return float(self._summed(total)) / len(self._train)
 
     def _learn(self, x: Tensor, mask: Tensor | None, *, batch_size: int) -> Tensor:
-        """One step on this worker's share of a batch; the losses of its clips."""
+        """Do one step on this worker's share of a batch, and return the losses of its clips."""
         losses = _loss_per_clip(self.network, x, mask, self._settings.precision)
-        # The gradients of all workers are averaged: weighted so, the average is that of the whole batch.
+        # The gradients of all workers are averaged; with this weight the average is that of the whole batch.
         loss = losses.sum() * (self._workers / batch_size)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -209,7 +223,7 @@ class Training:
         return losses.detach()
 
     def _batches(self, number: int) -> list[Tensor]:
-        """The clips of each batch, of all workers."""
+        """The numbers of the clips in each batch, for all workers together."""
         generator = torch.Generator().manual_seed(_key(self._settings.seed, "order", number))
         batches = list(torch.randperm(len(self._train), generator=generator).split(self._settings.batch_size))
         if len(batches) > 1 and len(batches[-1]) < math.ceil(self._settings.batch_size / 2):
@@ -223,8 +237,8 @@ class Training:
 
         Args:
             split: (n, F, T).
-            batches: the numbers of the clips of each.
-            patches: the hidden patches of all these clips, in this order.
+            batches: the numbers of the clips in each batch.
+            patches: the hidden patches of all these clips, in the same order.
         """
         if not batches:
             return
@@ -232,12 +246,12 @@ class Training:
         numbers = sent(torch.cat(list(batches)), split.device).split(sizes)
         hidden = [None] * len(sizes) if patches is None else patches.split(sizes)
         for clips, parts in zip(numbers, hidden, strict=True):
-            # Where the clips lie on the host, the copy runs beside the step before.
+            # If the clips are on the host, they are copied while the step before is computed.
             x = split[clips] if split.device == self._device else sent(split[clips], self._device)
             yield x, None if parts is None else cells_of(parts, self._settings.patch)
 
     def _hidden_patches(self, clips: Tensor, purpose: str, number: int = 0) -> Tensor | None:
-        """(B, F/p, T/p) bool on the network's device; of all clips of an epoch at once, which on a GPU costs little."""
+        """(B, F/p, T/p) bool on the network's device, for all clips of an epoch at once, which is fast on a GPU."""
         if self._settings.mask_ratio is None:
             return None
         n_mels, n_frames = self._train.shape[1:]
@@ -255,7 +269,7 @@ class Training:
 
 
 def _loss_per_clip(network: nn.Module, x: Tensor, mask: Tensor | None, precision: Precision = "float32") -> Tensor:
-    """(B,): the mean squared error of all cells, or of the hidden ones, in the precision of x."""
+    """(B,): the mean squared error over all cells, or over the hidden cells, in the precision of x."""
     with low_precision(precision, x.device):
         y = network(x if mask is None else apply_mask(x, mask))
     y = y.to(x.dtype)
@@ -273,6 +287,6 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _key(seed: int, purpose: str, number: int, rank: int = 0) -> int:
-    """63 bits that depend on all four."""
+    """A seed of 63 bits that depends on all four arguments."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{number}/{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -31,7 +31,7 @@ from faithad.pipelines.search.plan import Trial, read_record, write_record
 from faithad.pipelines.search.task import SearchTask, TrialTask
 from faithad.pipelines.training.ray_train import run_on_workers
 from faithad.pipelines.training.task import Worker
-from faithad.pipelines.training.worker import StateWriter, open_training, saved_state
+from faithad.pipelines.training.worker import open_training, saved_state, state_writer
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -42,6 +42,11 @@ def trial_of(config: Mapping[str, Any], study: Study) -> Trial:
         return Trial(*config["trial"])
     # Rounded, so that the trial's name holds all digits.
     return Trial(round(config["mask_ratio"], 4), config["patch"], study.seeds[config[TRIAL_INDEX]])
+
+
+def metrics_of(trial: Trial, epoch: int, value: float | None) -> dict[str, Any]:
+    """What a trial reports to Ray Tune after an epoch, for the scheduler and for the progress."""
+    return {"name": trial.name, "epoch": epoch, "value": math.nan if value is None else value}
 
 
 def run_trial(config: Mapping[str, Any], *, search: SearchTask) -> None:
@@ -76,7 +81,7 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
     study = task.training.study
     if (record := read_record(study.root, task.trial)) is not None:  # e.g. a worker was lost after the trial's end
         if worker.rank == 0:
-            report(_metrics(task.trial, len(record.values), record.value))
+            report(metrics_of(task.trial, len(record.values), record.value))
         return
     state = saved_state(task.training.state)
     training = open_training(task.training, worker, state and state["training"])
@@ -84,18 +89,18 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
     judge = Judge(task, worker.device) if worker.rank == 0 else None
     if judge is not None and study.search.scheduler == "asha":
         for number, value in enumerate(values, start=1):  # the scheduler of a killed driver knew them
-            report(_metrics(task.trial, number, value))
+            report(metrics_of(task.trial, number, value))
     # A trial that was killed before its first state has nothing to record yet, even if there is a note.
     is_stopped = bool(training.history) and _is_stopped(task, worker)
-    with StateWriter(task.training.state) as writer:
+    with state_writer(task.training.state) as write_state:
         while not (training.finished or is_stopped):
             epoch = training.run_epoch()
             if judge is not None:
                 # The objective changes only with the best weights.
                 values.append(judge.objective(training) if epoch.best or not values else values[-1])
                 if epoch.epoch % study.train.checkpoint_every == 0:
-                    writer.write({"training": training.state(), "values": values})
-                report(_metrics(task.trial, epoch.epoch, values[-1]))
+                    write_state({"training": training.state(), "values": values})
+                report(metrics_of(task.trial, epoch.epoch, values[-1]))
             is_stopped = _is_stopped(task, worker)
     if judge is not None:
         write_record(study.root, judge.record(training, values))
@@ -132,7 +137,3 @@ def _is_stopped(task: TrialTask, worker: Worker) -> bool:
     if worker.n_workers > 1:
         dist.broadcast(noted, src=0)
     return bool(noted)
-
-
-def _metrics(trial: Trial, epoch: int, value: float | None) -> dict[str, Any]:
-    return {"name": trial.name, "epoch": epoch, "value": math.nan if value is None else value}

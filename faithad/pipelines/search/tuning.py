@@ -36,7 +36,7 @@ from faithad.pipelines.search.plan import (
     trial_location,
 )
 from faithad.pipelines.search.task import SearchTask
-from faithad.pipelines.search.trial import run_trial, trial_of
+from faithad.pipelines.search.trial import metrics_of, run_trial, trial_of
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line
 from faithad.progress import Ticker, console, progress
@@ -156,7 +156,7 @@ class GentleASHA(FIFOScheduler):  # type: ignore[misc]
             halving, finished = self._halving[record.seed], SimpleNamespace(trial_id=f"before/{record.trial.name}")
             halving.on_trial_add(None, finished)
             for epoch, value in enumerate(record.values, start=1):
-                halving.on_trial_result(None, finished, {"epoch": epoch, "value": _or_nan(value)})
+                halving.on_trial_result(None, finished, metrics_of(record.trial, epoch, value))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._halving[trial_of(trial.config, self._study).seed].on_trial_add(tune_controller, trial)
@@ -184,9 +184,9 @@ def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Tr
         The sampler, and how many cells are left to run.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    values: defaultdict[tuple[float, int], dict[int, float]] = defaultdict(dict)
+    values: defaultdict[tuple[float, int], dict[int, float | None]] = defaultdict(dict)
     for record in known:
-        values[record.mask_ratio, record.patch][record.seed] = _or_nan(record.value)
+        values[record.mask_ratio, record.patch][record.seed] = record.value
     finished = [cell for cell, by_seed in values.items() if set(by_seed) >= set(study.seeds)]
     unfinished = sorted({(trial.mask_ratio, trial.patch) for trial in begun} - set(finished))
     search = study.search
@@ -207,7 +207,7 @@ def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Tr
         sampler=sampler,
     )
     for ratio, patch in finished:
-        by_seed = [value for value in values[ratio, patch].values() if math.isfinite(value)]
+        by_seed = [value for value in values[ratio, patch].values() if value is not None]
         point = {"mask_ratio": ratio, "patch": patch}
         searcher.add_evaluated_point(point, statistics.fmean(by_seed) if by_seed else math.nan, error=not by_seed)
     return Repeater(searcher, repeat=len(study.seeds)), max(0, search.trials - len(finished))
@@ -234,7 +234,3 @@ class _ShowProgress(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_trial_complete(iteration, trials, trial)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -31,10 +31,6 @@ class Places:
         """Of one worker."""
         return max(1, int(self.each["CPU"]))
 
-    def can_still_be_met(self) -> bool:
-        """Whether the machines that are alive can hold one training."""
-        return held(alive_nodes(), self.each) >= self.workers
-
 
 def find_places(train: Train, n_trainings: int, *, queue: bool = False) -> Places:
     """Divide the cluster that this process has joined (see `divide`) once it can hold one training.

@@ -25,7 +25,7 @@ from faithad import storage
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.model.table import MODELS
-from faithad.pipelines.cluster.machines import wait_s
+from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.index import require_study_visible
@@ -220,7 +220,7 @@ def _run(trainings: list[_Training], places: Places) -> list[str]:
                         )
                 for training in running.values():
                     training.look()
-                if places.can_still_be_met():
+                if held(alive_nodes(), places.each) >= places.workers:
                     had_room_at = time.monotonic()
                 elif time.monotonic() - had_room_at > wait_s():
                     waiting.extend(running.values())

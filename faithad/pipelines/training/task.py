@@ -11,6 +11,7 @@ import torch
 
 from faithad.config.study import Study
 from faithad.features import Normalization
+from faithad.model.table import MODELS
 from faithad.settings import TrainingSettings
 
 
@@ -41,7 +42,7 @@ class TrainingTask:
     @property
     def settings(self) -> TrainingSettings:
         values = self.study.train.model_dump(include={field.name for field in fields(TrainingSettings)})
-        if self.model != "mae":
+        if not MODELS[self.model].masked:
             values["mask_ratio"] = None
         return TrainingSettings(**values, seed=self.seed)
 

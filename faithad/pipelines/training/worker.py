@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from faithad import schemas, storage
 from faithad.config.study import Study
-from faithad.errors import StudyError
 from faithad.model.checkpoint import read_state
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.table import build_network
@@ -35,12 +35,12 @@ def train_network(task: TrainingTask, worker: Worker) -> None:
     is_first = worker.rank == 0
     if is_first and training.history:
         _write_epochs(training, task)  # it may lack the last epoch: the state is written first
-    with StateWriter(task.state) as writer:
+    with state_writer(task.state) as write_state:
         while not training.finished:
             epoch = training.run_epoch()
             if is_first:
                 if training.finished or epoch.epoch % task.study.train.checkpoint_every == 0:
-                    writer.write(training.state())
+                    write_state(training.state())
                 _write_epochs(training, task)
     if is_first:
         save_network(training, task, device=worker.device)
@@ -64,17 +64,13 @@ def open_training(task: TrainingTask, worker: Worker, state: dict[str, Any] | No
     training = Training(network, train, validation, task.settings, rank=worker.rank, workers=worker.n_workers)
     if state is not None:
         training.restore(state)
-    if worker.n_workers > 1:
-        # A worker of a machine that was cut off may have finished its last write between two reads.
-        epochs = torch.tensor([len(training.history), -len(training.history)], device=worker.device)
-        dist.all_reduce(epochs, op=dist.ReduceOp.MAX)
-        if epochs.sum():
-            raise StudyError("Its workers read different states: another process still writes them.")
+    # A process on a machine that was cut off may still have written a state, between the reads of two workers.
+    training.require_same_epoch()
     return training
 
 
 def saved_state(location: str) -> dict[str, Any] | None:
-    """What a `StateWriter` wrote last, None before the first time."""
+    """What a `state_writer` wrote last, None before the first time."""
     return read_state(location) if storage.exists(location) else None
 
 
@@ -92,34 +88,26 @@ def new_network(study: Study, model: str, device: torch.device, *, workers: int 
     return network
 
 
-class StateWriter:
-    """Writes states while the next epoch runs: to an object store that takes longer than an epoch on a GPU.
+@contextlib.contextmanager
+def state_writer(location: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes states while the next epoch runs: to an object store that takes longer than an epoch.
 
-    Once `write` returns, the state before is in place; once the block ends, the last one is.
+    The states consist of tensors and plain values, ready for `saved_state`. Once the function returns, the state before
+    is in place; once the block ends, the last one is.
     """
+    writing = Future[None]()
+    writing.set_result(None)
 
-    def __init__(self, location: str) -> None:
-        self._location = location
-        self._pool = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-
-    def __enter__(self) -> StateWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        self._wait()
-
-    def write(self, state: dict[str, Any]) -> None:
-        """Write tensors and plain values, ready for `read_state`."""
+    def write(state: dict[str, Any]) -> None:
+        nonlocal writing
         content = io.BytesIO()
         torch.save(state, content)
-        self._wait()
-        self._writing = self._pool.submit(storage.write_bytes, self._location, content.getvalue())
+        writing.result()
+        writing = pool.submit(storage.write_bytes, location, content.getvalue())
 
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+    with ThreadPoolExecutor(1) as pool:
+        yield write
+    writing.result()
 
 
 def _write_epochs(training: Training, task: TrainingTask) -> None:
