@@ -11,7 +11,7 @@ from faithad import storage
 from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 from faithad.clips.recordings import AUDIO_SUFFIXES
 from faithad.errors import AnnotationError, StudyError
 from faithad.vocabulary import listed
@@ -49,7 +49,7 @@ def label_texts(location: str) -> dict[str, str]:
             f"{location} holds no labels: no file whose name ends in {' or '.join(SUFFIXES)}. {_KNOWN}"
         )
     texts: dict[str, str] = {}
-    problems = Problems()
+    problems = ProblemList()
     for path, content in contents.items():
         try:
             texts[path] = content.decode("utf-8-sig")
@@ -59,7 +59,7 @@ def label_texts(location: str) -> dict[str, str]:
     return texts
 
 
-def parse_labels(text: str, path: str, problems: Problems) -> list[Label]:
+def parse_labels(text: str, path: str, problems: ProblemList) -> list[Label]:
     """The labels of a file, whose content shows its format. An empty file has no labels."""
     first_line = _first_line(text)
     if first_line.startswith(("[", "{")):
