@@ -5,10 +5,6 @@ sample, the last one on its end, so 10 s with hops of 25 ms have 401 frames.
 
 Two settings are used: decibels at 20 kHz (the planer data, "Planing It by Ear", Deschênes et al. 2025, section 3) and
 log10 at 16 kHz (the DCASE 2022 Task 2 variant). Both use the mel power spectrogram with HTK's mel scale.
-
-Contents
-    log_mel           from waveforms to spectrograms
-    Normalization     mean and standard deviation of each band, fitted on training clips
 """
 
 from __future__ import annotations

@@ -70,10 +70,6 @@ class Annotation:
     offset_s: float
     intervals: tuple[Interval, ...] = ()
 
-    @property
-    def annotated(self) -> bool:
-        return bool(self.intervals)
-
 
 def read_annotations(uri: str) -> list[Annotation]:
     """Read an annotation table in the published layout. The columns may have any order; other columns are ignored.

@@ -4,11 +4,6 @@ Each cutter head repeats the sound of one turn at its present speed: blade-pass 
 in the wood, and side bands if the strokes of the knives are unequal.
 
 Shape letters: H cutter heads, P points in time (250 samples apart), N samples at 20 kHz.
-
-Contents
-    Machine, machine_of(seed)       constant for one seed
-    Drift, drift_at(seed, hours)    changes over the hours
-    tones(...)                      all rotating parts, and the strokes that modulate the cutting noise
 """
 
 from __future__ import annotations

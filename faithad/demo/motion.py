@@ -3,10 +3,6 @@
 Disturbances act here: each one changes a few curves, from which `sounds` makes the sound.
 
 Shape letters: H cutter heads, P points in time, 250 samples apart at 20 kHz.
-
-Contents
-    Motion            the curves
-    motion(timeline)  ordinary operation, then each disturbance's effect on it
 """
 
 from __future__ import annotations
@@ -47,7 +43,7 @@ class Motion:
 
 
 def motion(timeline: Timeline) -> Motion:
-    """The curves of a recording, with a point at each end."""
+    """The curves of a recording, with a point at each end: ordinary operation, then the effects of disturbances."""
     n_points = int(np.ceil(timeline.duration_s * POINTS_PER_S)) + 1
     time_s = np.arange(n_points) / POINTS_PER_S
     grain = _grain(stream(timeline.seed, timeline.index, _GRAIN), n_points)

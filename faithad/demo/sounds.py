@@ -5,10 +5,6 @@ which follow the temperature; hall; bearings; and the cutting, which the strokes
 hit rolls and tables, forklifts drive over the sill, valves blow. Disturbances add cracks and chatter, or a squeal.
 
 Shape letters: P points in time (250 samples apart), K frequency bins 40 Hz apart, N samples at 20 kHz.
-
-Contents
-    planer_sound(timeline)                  (N,) float32, full scale 1
-    add_crack(...), add_squeal(...)         what a broken and a stuck board add
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ _GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 4096) for i in range(4096
 
 
 def planer_sound(timeline: Timeline) -> Signal:
-    """The samples (N,) of a recording, at 20 kHz, within full scale."""
+    """The samples of a recording: (N,) float32 at 20 kHz, within full scale 1."""
     machine = machine_of(timeline.seed)
     drift = drift_at(timeline.seed, timeline.hours)
     moved = motion(timeline)
@@ -52,9 +48,6 @@ def planer_sound(timeline: Timeline) -> Signal:
             add_squeal(dry, disturbance, rng)
     n_samples = round(timeline.duration_s * SAMPLE_RATE_HZ)
     return _limit(_in_room(dry, machine.room)[:n_samples] * np.float32(_GAIN * drift.gain))
-
-
-# Noise ---------------------------------------------------------------------------------------------------------------
 
 
 def _hump(centre_hz: float, octaves: float) -> Curve:
@@ -120,9 +113,6 @@ def _noise(rng: np.random.Generator, sources: list[tuple[Curve, Curve]]) -> Sign
     return np.asarray((pieces[:-1, POINT_SAMPLES:] + pieces[1:, :POINT_SAMPLES]).reshape(-1), dtype=np.float32)
 
 
-# Knocks, cracks, squeal ----------------------------------------------------------------------------------------------
-
-
 def _add(signal: Signal, onset_s: float, piece: Curve) -> None:
     """Add the part of a piece that lies inside the signal."""
     start = round(onset_s * SAMPLE_RATE_HZ)
@@ -181,9 +171,6 @@ def add_squeal(dry: Signal, disturbance: Disturbance, rng: np.random.Generator) 
     edge = np.clip(np.minimum(time_s, time_s[::-1]) / 0.15, 0.0, 1.0)
     tone = np.sin(angle) + 0.45 * np.sin(2 * angle + 0.7) + 0.2 * np.sin(3 * angle + 1.9)
     _add(dry, disturbance.onset_s, 0.035 * disturbance.strength**1.5 * level * slip * edge * tone)
-
-
-# Room and microphone -------------------------------------------------------------------------------------------------
 
 
 def _in_room(dry: Signal, room: Signal) -> Signal:

@@ -2,11 +2,6 @@
 
 A recording is a function of (seed, index): every random draw comes from a stream that is keyed by both and by what is
 drawn, so recordings can be made in any order. Times are seconds from the start of the recording.
-
-Contents
-    Disturbance, Board, Timeline    the parts of a recording
-    disturb(...)                    the disturbances of one disturbed recording
-    timeline(...)                   boards and everything harmless around given disturbances
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def test_what_is_wrong_with_files_costs_their_clips_alone(store: FaultyStore, tm
 
 def test_a_store_that_cannot_be_reached_fails_no_clip(store: FaultyStore, tmp_path: Path) -> None:
     store.fails = lambda _: 403 if len(store.asked) > 20 else None
-    with pytest.raises(StorageError, match=r"Location 's3://mill/week' cannot be reached .* it continues where it stopped"):
+    with pytest.raises(
+        StorageError, match=r"Location 's3://mill/week' cannot be reached .* it continues where it stopped"
+    ):
         read(tmp_path / "mark.json")
     assert not (tmp_path / "mark.json").exists(), "no death is to be counted"
     assert len(store.asked) < 60, "all others are not waited for"
