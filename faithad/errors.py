@@ -1,10 +1,10 @@
-"""What a user can act on, and how text that comes from elsewhere is put into a message.
+"""Errors that a user can act on, and safe text for their messages.
 
-Every error that a person at the keyboard may cause derives from `FaithadError` and its text names the thing, the
-value found, what is allowed and what to do. Anything else that escapes is a defect of ours and keeps its traceback.
+Every error that a user may cause derives from `FaithadError`. Its text names the thing, the value, what is allowed and
+what to do. Any other exception is a defect of faithad and keeps its traceback.
 
-Names of files and locations are data: whoever made them may have put the codes of a terminal into them, or a password.
-So the text of every such error went through `masked` and `shown`, wherever it ends: terminal, log, table, report.
+File names and locations are data and may contain codes of a terminal or a password. Therefore `masked` and `shown`
+clean the text of every `FaithadError` before it reaches a terminal, a log, a table or the report.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
-# Who signs in: a name with a password, and before a bucket of S3 a name alone too. In other stores an account or a
-# container stands there, which is no secret. A password that holds a slash looks like a port that is no number.
+# Credentials: a name with a password or, before a bucket of S3, a name alone. With other stores, a name alone is an
+# account or a container and no secret. A password that contains a slash looks like a port that is no number.
 _SIGN_IN = re.compile(
     r"\A([^:]+://)(?:(?<=s3://)[^/?]*|[^/?@]*:[^/?]*|[^/?:]*:(?!\d*(?:[/?]|\Z)).*)@",
     re.IGNORECASE,
@@ -37,46 +37,41 @@ class ConfigError(FaithadError):
 
 
 class RecordingError(FaithadError):
-    """A recording, or one clip of it, cannot be used: unreadable, truncated, empty, NaN, of another shape."""
+    """A recording or a clip cannot be used: it is unreadable, truncated or empty, or has NaN or the wrong shape."""
 
 
 class AnnotationError(FaithadError):
-    """An annotation table, or rows of it, cannot be understood."""
+    """Annotations or labels cannot be understood."""
 
 
 class CheckpointError(FaithadError):
-    """A saved model is missing, damaged, or does not fit the study that asks for it."""
+    """A saved model is missing or damaged, or does not fit the study."""
 
 
 class StudyError(FaithadError):
-    """A stage cannot run or did not end well: nothing to work on, an earlier stage missing, a run that failed."""
+    """A stage cannot run or has failed: for example, there is no data, or an earlier stage is missing."""
 
 
 class StorageError(StudyError, OSError):
-    """A store does not answer, or refuses us. It is an `OSError` as well, as for a disk that cannot be read."""
+    """A store does not answer or denies access. It is also an `OSError`, like the error of a disk."""
 
 
 def shown(text: str, *, keep: str = "") -> str:
-    """The text with what cannot be printed as an escape: no line break or code of a terminal in a name takes effect.
-
-    Args:
-        text: of one line, or of as many as it has.
-        keep: characters that stay as they are.
-    """
-    return "".join(sign if sign.isprintable() or sign in keep else repr(sign)[1:-1] for sign in text)
+    """The text with escapes for all characters that cannot be printed, such as line breaks, except those in `keep`."""
+    return "".join(letter if letter.isprintable() or letter in keep else repr(letter)[1:-1] for letter in text)
 
 
 def masked(text: str) -> str:
-    """The text with the secrets of all URIs in it left out: user names with passwords, and options such as a key."""
-    return _URI.sub(lambda found: without_secrets(found[0]), text)
+    """The text without the secrets of its URIs: user names with passwords, and options such as a key."""
+    return _URI.sub(lambda uri: without_secrets(uri[0]), text)
 
 
 def holds_secrets(location: str) -> bool:
-    """Whether a location says who signs in, rather than where something is."""
+    """Whether a location contains credentials."""
     return "://" in location and without_secrets(location) != location
 
 
 def without_secrets(uri: str) -> str:
-    """The URI with its secrets left out. Unlike `masked` it knows where the URI ends, whatever signs a password has."""
+    """The URI without its secrets. Unlike `masked`, it knows where the URI ends, even if a password has spaces."""
     place, mark, options = _SIGN_IN.sub(rf"\g<1>{_HIDDEN}@", uri).partition("?")
     return place + _OPTION.sub(rf"\g<1>{_HIDDEN}", mark + options)

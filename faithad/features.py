@@ -1,15 +1,10 @@
-"""Clips to log-mel spectrograms, the only thing that the models ever see.
+"""From clips to log-mel spectrograms, the only input of the models.
 
-Shape letters: B clips, F mel bands, T frames. Frames are centred: the first is around the clip's first sample, the
-last around its end, so 10 s in hops of 25 ms are 401 frames.
+Shape letters: B clips, F mel bands, T frames. Frames are centred: the first frame is centred on the clip's first
+sample, the last one on its end, so 10 s with hops of 25 ms have 401 frames.
 
-Two settings are in use: decibels at 20 kHz (the planer data, "Planing It by Ear", Deschênes et al. 2025, section 3)
-and log10 at 16 kHz (the DCASE 2022 Task 2 variant). Both rest on the mel power spectrogram with HTK's mel scale.
-
-Contents
-    FeatureSettings     what a spectrogram is: sample rate, window, hop, bands, scale, clip length
-    log_mel             waveforms to spectrograms
-    Normalization       per-band mean and standard deviation, fitted on training clips
+Two settings are used: decibels at 20 kHz (the planer data, "Planing It by Ear", Deschênes et al. 2025, section 3) and
+log10 at 16 kHz (the DCASE 2022 Task 2 variant). Both use the mel power spectrogram with HTK's mel scale.
 """
 
 from __future__ import annotations
@@ -28,9 +23,9 @@ from faithad.settings import FeatureSettings
 
 # Added to the mel power before the logarithm: digital silence becomes -100 dB, not minus infinity.
 POWER_FLOOR = 1e-10
-# A band that never changes in training (silence, a dead microphone band) must not be blown up to noise.
+# A band that is constant in training (silence, a dead microphone) must not be amplified to noise.
 MIN_STD = 1e-3
-# A band sees few bins: a product of all bands with all bins would be nearly all of zeros.
+# A band covers few bins, so most products of all bands with all bins would be zero.
 _BANDS_AT_ONCE = 10
 
 
@@ -39,13 +34,13 @@ def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
 
     Args:
         waveform: (B, samples), full scale at 1.
-        settings: what a spectrogram is.
+        settings: of the spectrogram.
 
     Returns:
         (B, F, T) float32, T = 1 + samples // hop: decibels relative to a mel power of 1, or log10 of the mel power.
 
     Raises:
-        RecordingError: the shape is another one, or there are too few samples for one window.
+        RecordingError: the shape is wrong, or there are too few samples for one window.
     """
     if waveform.ndim != 2 or waveform.shape[-1] <= settings.n_fft // 2:
         raise RecordingError(
@@ -54,13 +49,13 @@ def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
         )
     window, filters = _window_and_filters(settings, waveform.device)
     waveform, half = waveform.to(torch.float32), settings.n_fft // 2
-    # Mirrored at both ends, so that frames are centred; `torch.stft` would take longer for that than for the spectra.
+    # Mirrored at both ends, so that frames are centred; `torch.stft` takes longer for this than for the spectra.
     mirrored = [waveform[:, 1 : half + 1].flip(-1), waveform, waveform[:, -half - 1 : -1].flip(-1)]
     spectra = torch.stft(
         torch.cat(mirrored, dim=-1), settings.n_fft, settings.hop_samples, window=window, center=False,
         return_complex=True,
     )  # fmt: skip
-    # The absolute value would take a root, only to be squared again.
+    # Without the root that an absolute value would compute before it is squared.
     power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
     mel_power = torch.cat([weights @ power[:, bins] for bins, weights in filters], dim=1)
     level = mel_power.add_(POWER_FLOOR).log10_()
@@ -70,21 +65,21 @@ def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
 # Built once per process and device.
 @lru_cache(maxsize=16)
 def _window_and_filters(settings: FeatureSettings, device: torch.device) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
-    """Hann's window (n_fft,), and the mel filters of some neighbouring bands each, for the bins that these see."""
+    """Hann's window (n_fft,), and the mel filters of groups of neighbouring bands with the bins that they cover."""
     all_filters = torchaudio.functional.melscale_fbanks(
         settings.n_fft // 2 + 1, 0.0, settings.sample_rate_hz / 2, settings.n_mels, settings.sample_rate_hz
     )
     filters = []
     for weights in all_filters.T.split(_BANDS_AT_ONCE):
-        seen = weights.any(dim=0).nonzero().flatten().tolist() or [0]  # with many bands the lowest may see none
-        bins = slice(seen[0], seen[-1] + 1)
+        covered = weights.any(dim=0).nonzero().flatten().tolist() or [0]  # if bands are many, the lowest cover no bin
+        bins = slice(covered[0], covered[-1] + 1)
         filters.append((bins, weights[:, bins].contiguous().to(device)))
     return torch.hann_window(settings.n_fft, device=device), filters
 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """Per-band statistics that take spectrograms to zero mean and unit variance.
+    """Statistics of each band that give spectrograms zero mean and unit variance.
 
     Attributes:
         mean: (F,) float32, in the unit of the features.
@@ -96,7 +91,7 @@ class Normalization:
 
     @classmethod
     def identity(cls, n_mels: int) -> Normalization:
-        """The statistics that change nothing: features go in as they are, as in the paper."""
+        """The statistics that change nothing: the model gets the features themselves, as in the paper."""
         return cls(mean=torch.zeros(n_mels), std=torch.ones(n_mels))
 
     @classmethod
@@ -104,10 +99,10 @@ class Normalization:
         """Mean and standard deviation of each band over all clips and frames.
 
         Args:
-            spectrograms: one array (B, F, T), or an iterable of such batches or of single (F, T) ones. Read once.
+            spectrograms: an array (B, F, T), or an iterable of such arrays or of (F, T) arrays; it is read once.
 
         Raises:
-            StudyError: there is no spectrogram at all.
+            StudyError: there is no spectrogram.
         """
         count, mean, squares = 0, np.zeros(()), np.zeros(())
         for item in spectrograms:
@@ -128,11 +123,11 @@ class Normalization:
         return cls(mean=torch.tensor(mean, dtype=torch.float32), std=torch.tensor(std, dtype=torch.float32))
 
     def apply(self, x: Tensor) -> Tensor:
-        """Normalised spectrograms of features (..., F, T)."""
+        """Features (..., F, T) as normalised spectrograms."""
         return (x - self._column(self.mean, x)) / self._column(self.std, x)
 
     def invert(self, x: Tensor) -> Tensor:
-        """Features, in their own unit, of normalised spectrograms (..., F, T)."""
+        """Normalised spectrograms (..., F, T) as features in their own unit."""
         return x * self._column(self.std, x) + self._column(self.mean, x)
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""What a person sees while work goes on: a bar on a terminal, a line now and then in a log.
+"""Show the progress of work: a bar on a terminal, occasional lines in a log.
 
-A job's log is no terminal, so there a line is printed at the end, and before it at each tenth, but not every moment.
+In a log, such as that of a job, a line is printed at the end and about every tenth of the work, but not too often.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from faithad.errors import shown
 
 
 class _Plain(Console):
-    """What is said may name files, and a name is text: no markup, no emoji codes, no codes of a terminal."""
+    """A console that prints the names of files as text: without markup, emoji codes or codes of a terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(shown(one, keep="\n") if isinstance(one, str) else one for one in objects), **options)
+        super().print(*(shown(item, keep="\n") if isinstance(item, str) else item for item in objects), **options)
 
 
 console = _Plain(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class Ticker:
-    """Counts finished units of one piece of work and shows them."""
+    """Shows how many units of one piece of work are finished."""
 
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
         self._title = title
@@ -39,7 +39,7 @@ class Ticker:
         self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total are finished; `note` is shown beside it."""
+        """Show that `done` of the total are finished, with a note beside it."""
         self._done, self._note = done, note
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
@@ -50,16 +50,16 @@ class Ticker:
             self._print()
 
     def close(self) -> None:
-        """Take the bar away and leave one line in the log, unless it was over in a moment."""
+        """Remove the bar, or print a last line in the log if the work took longer than a second."""
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
         if self._done != self._printed_done and time.monotonic() - self._started > 1:
             self._print()
 
     def _print(self) -> None:
-        took = time.monotonic() - self._started
+        duration_s = time.monotonic() - self._started
         note = f" {self._note}" if self._note else ""
-        console.print(f"{self._title}: {self._done} of {self._total}{note} ({took:.0f} s)")
+        console.print(f"{self._title}: {self._done} of {self._total}{note} ({duration_s:.0f} s)")
         self._printed_at, self._printed_done = time.monotonic(), self._done
 
 
@@ -74,10 +74,10 @@ def progress(title: str, total: int) -> Iterator[Ticker]:
 
 @contextmanager
 def side_by_side() -> Iterator[Callable[[str, int], Ticker]]:
-    """Show several pieces of work while the block runs, each with a bar of its own on a terminal.
+    """Show several pieces of work while the block runs, on a terminal with a bar for each.
 
     Yields:
-        A function of the title and the total of one piece, for as many as there are. Close each when it is finished.
+        A function from the title and the total of one piece to its ticker. Close each ticker when its work is finished.
     """
     if not console.is_terminal:
         yield lambda title, total: Ticker(title, total, None)

@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from faithad import storage
-from faithad.clips.problems import Problems, csv_rows, read_text, shorten
+from faithad.clips.problems import ProblemList, csv_rows, read_text, shorten
 from faithad.errors import AnnotationError
 
 RECORDING, CLIP, NUMBER, TIME_RANGE, ANOMALY_TYPE, TIMES, FRAMES = HEADER = (
@@ -70,10 +70,6 @@ class Annotation:
     offset_s: float
     intervals: tuple[Interval, ...] = ()
 
-    @property
-    def annotated(self) -> bool:
-        return bool(self.intervals)
-
 
 def read_annotations(uri: str) -> list[Annotation]:
     """Read an annotation table in the published layout. The columns may have any order; other columns are ignored.
@@ -84,13 +80,13 @@ def read_annotations(uri: str) -> list[Annotation]:
     Raises:
         AnnotationError: the table has problems; the message gives one line for each, with row and column.
     """
-    problems = Problems()
+    problems = ProblemList()
     annotations = parse_annotations(read_text(uri, error=AnnotationError), problems)
     problems.refuse(uri, "annotation table (row 1 is the header)", error=AnnotationError)
     return annotations
 
 
-def parse_annotations(text: str, problems: Problems) -> list[Annotation]:
+def parse_annotations(text: str, problems: ProblemList) -> list[Annotation]:
     """As `read_annotations`, from the text of the table; problems are added to the list."""
     read: list[tuple[int, Annotation]] = []
     for row, cells in csv_rows(text, problems, noun="annotation table", needed=HEADER):

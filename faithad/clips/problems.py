@@ -15,7 +15,7 @@ from faithad.errors import FaithadError
 from faithad.vocabulary import count
 
 
-class Problems(list[str]):
+class ProblemList(list[str]):
     """The problems of a file, one line of text each."""
 
     @contextlib.contextmanager
@@ -51,7 +51,7 @@ def read_text(location: str, *, error: type[FaithadError]) -> str:
 
 def csv_rows(
     text: str,
-    problems: Problems,
+    problems: ProblemList,
     *,
     noun: str,
     needed: Sequence[str],

@@ -156,18 +156,13 @@ def read_clip(
         )
     # If any sample is NaN, so is the maximum: this needs no mask of all samples.
     loudest = float(max(samples.max(), -samples.min())) if samples.size else 0.0
-    if not math.isfinite(loudest):
-        raise _refusal(
-            uri,
-            f"holds NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)}). The program that "
-            "wrote this file is at fault: export the recording again.",
+    if not loudest <= _LARGEST_SAMPLE:
+        wrong = (
+            f"samples of up to {loudest:.0e} in the clip at {onset_s:g} s, where 1 is full scale"
+            if math.isfinite(loudest)
+            else f"NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)})"
         )
-    if loudest > _LARGEST_SAMPLE:
-        raise _refusal(
-            uri,
-            f"holds samples of up to {loudest:.0e} in the clip at {onset_s:g} s, where 1 is full scale. The program "
-            "that wrote this file is at fault: export the recording again.",
-        )
+        raise _refusal(uri, f"holds {wrong}. The program that wrote this file is at fault: export the recording again.")
     mono = samples[:, 0]
     if samples.shape[1] > 1:
         mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)

@@ -17,7 +17,7 @@ import numpy as np
 from faithad.clips.labels.names import look_up
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import ClipRow, Recording
-from faithad.clips.problems import Problems, csv_rows, read_text
+from faithad.clips.problems import ProblemList, csv_rows, read_text
 from faithad.clips.recordings import recorded_at
 from faithad.errors import RecordingError
 from faithad.schemas import SPLITS
@@ -46,7 +46,7 @@ def read_split_csv(uri: str) -> list[SplitEntry]:
         RecordingError: the table has problems; the message gives one line for each, with its row (1 is the header).
     """
     entries: list[SplitEntry] = []
-    problems = Problems()
+    problems = ProblemList()
     text = read_text(uri, error=RecordingError)
     for row, cells in csv_rows(
         text, problems, noun="split table", needed=COLUMNS, optional=OPTIONAL_COLUMNS, others_allowed=False
@@ -80,7 +80,7 @@ def split_by_csv(
     """
     find = look_up(recording.path for recording in recordings)
     chosen: dict[str, SplitEntry] = {}
-    problems = Problems()
+    problems = ProblemList()
     for entry in entries:
         place, paths = f"row {entry.row}, {entry.recording!r}", find(entry.recording)
         if not paths:

@@ -1,16 +1,16 @@
-"""From a configuration's text to its validated model, and every problem on the way told at once.
+"""From YAML to a validated model, with every problem of the file in one error.
 
-`read_values` and `change` turn YAML and `--set` strings into plain values; `validated` makes a model of them or raises
-one `ConfigError` with a line for each problem. A wrong value must not hide what else is wrong: wrong keys are taken
-out, as if the file had left them to their defaults, and the rest is validated again. What the second look then says
-about such a key only follows from the first problem, and is not told.
+Pydantic checks a section as a whole only if all its values are valid, so one wrong value would hide other problems.
+Therefore wrong keys are removed, as if the file had left them to their defaults, and the rest is validated again. What
+the next validation finds in a removed key follows from the first problem and is not reported. A required key has no
+default; the first of its `Field(examples=[...])` replaces a wrong or missing value.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
@@ -24,7 +24,7 @@ from faithad.vocabulary import count
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str, ...]
 
-# Pydantic's types of errors, in the words of this project; `_BOUNDS` by the names that it has for bounds.
+# Our words for pydantic's types of errors, and (`_BOUNDS`) for its names of bounds.
 _WORDS = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
@@ -37,11 +37,9 @@ _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 class Problems(ValueError):
-    """Everything that a check of several keys together found; raised by a model's validators.
+    """The problems that a model's validator finds in several keys together.
 
-    Args:
-        found: for each problem the dotted keys that take part in it, relative to the model, and what is wrong. The
-            first key is the one that the message stands under.
+    Each one is the dotted keys that take part in it, relative to the model, and what is wrong. The first key is named.
     """
 
     def __init__(self, found: Iterable[tuple[tuple[str, ...], str]]) -> None:
@@ -55,13 +53,34 @@ class _Problem(NamedTuple):
     section: Key
 
 
+def parse(
+    model: type[Model],
+    text: str,
+    *,
+    name: str,
+    changes: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    ask: Mapping[str, str] | None = None,
+) -> Model:
+    """Make a model of YAML text, whose values `changes` and then `overrides` (`section.key=value`) replace.
+
+    The other arguments and the errors are those of `validated`.
+    """
+    required = ", ".join(f"{key}: ..." for key, field in model.model_fields.items() if field.is_required())
+    values, repeated = read_mapping(text, name=name, hint=f" ({required})")
+    values |= changes or {}
+    for override in overrides:
+        _change(values, override)
+    return validated(model, values, name=name, repeated=repeated, ask=ask)
+
+
 def read_text(location: str) -> str:
     """The text of a configuration, local or at a URI.
 
     Raises:
         ConfigError: it cannot be read.
     """
-    from faithad import storage  # with pyarrow, which nothing else here needs
+    from faithad import storage  # imports pyarrow, which nothing else here needs
 
     try:
         return storage.read_text(location)
@@ -71,12 +90,20 @@ def read_text(location: str) -> str:
         raise ConfigError(f"Cannot read the configuration {location!r}: {error}") from error
 
 
-def read_values(text: str) -> tuple[Any, list[str]]:
-    """What a YAML text says, and a line for each key that stands twice in it.
+def read_mapping(text: str, *, name: str, hint: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The keys and values of a YAML text, and a line for each key that it repeats.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: the text is not valid YAML, or no mapping.
     """
+    values, repeated = _read_yaml(text, name=name)
+    if not isinstance(values, dict):
+        found = "nothing: it is empty" if values is None else type(values).__name__
+        raise ConfigError(f"{name} must hold keys and values{hint}, found {found}")
+    return values, repeated
+
+
+def _read_yaml(text: str, *, name: str) -> tuple[Any, list[str]]:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -84,13 +111,13 @@ def read_values(text: str) -> tuple[Any, list[str]]:
             return None, []
         return loader.construct_document(node), list(_repeated(node, (), set()))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
-        raise ConfigError(f"not valid YAML: {yaml_problem(error)}") from None
+        raise ConfigError(f"{name} is not valid YAML: {yaml_problem(error)}") from None
     finally:
         loader.dispose()
 
 
 def yaml_problem(error: Exception) -> str:
-    """What is wrong with a YAML text, and where; not the text itself, which the parser would quote with its secrets."""
+    """The message and the place of a YAML error, without the text around it, which may contain secrets."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     mark = error.problem_mark
@@ -98,29 +125,21 @@ def yaml_problem(error: Exception) -> str:
     return f"{', '.join(filter(None, (error.context, error.problem)))}{place}"
 
 
-def change(values: dict[str, Any], override: str) -> None:
-    """Set one value as `section.key=value` says; the value is read as YAML, missing sections are made.
-
-    Raises:
-        ConfigError: the change has another form, or its way leads through a value.
-    """
+def _change(values: dict[str, Any], override: str) -> None:
+    """Set one value as `section.key=value` says; missing sections are created."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
-    try:
-        value, repeated = read_values(text)
-    except ConfigError as error:
-        raise ConfigError(f"--set {override!r}: the value is {error}") from error
+    value, repeated = _read_yaml(text, name=f"--set {override!r}: the value")
     if repeated:
         raise ConfigError(f"--set {override!r}: {repeated[0]}")
     *sections, last = key.strip().split(".")
     for section in sections:
-        inner = values.get(section)
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
+        if values.get(section) is None:
+            values[section] = {}
+        if not isinstance(values[section], dict):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
-        values = inner
+        values = values[section]
     values[last] = value
 
 
@@ -130,21 +149,19 @@ def validated(
     *,
     name: str,
     repeated: Iterable[str] = (),
-    placeholders: Mapping[str, Any],
     ask: Mapping[str, str] | None = None,
 ) -> Model:
     """Make a model of plain values.
 
     Args:
-        model: what the values must be.
-        values: from `read_values`; left as they are.
-        name: where they come from, for messages.
-        repeated: lines of problems that were found before.
-        placeholders: fine values of the required keys, to go on with where the given ones are missing or wrong.
-        ask: what to do about a required key that is missing, where there is more to say than to give it a value.
+        model: describes the keys and values.
+        values: not changed.
+        name: of the values, for messages.
+        repeated: problems that are known already, one line each.
+        ask: what to do if a required key is missing, by key.
 
     Raises:
-        ConfigError: there are problems; one line each, under its key.
+        ConfigError: there are problems; the message has one line for each, with its key.
     """
     lines = list(repeated)
     values = copy.deepcopy(values)
@@ -154,43 +171,38 @@ def validated(
             made = model.model_validate(values)
             break
         except ValidationError as error:
-            found = [problem for details in _first(error) for problem in _problems(details, model, values, ask or {})]
-        lines += [problem.line for problem in found if not any(_touches(key, removed) for key in problem.keys)]
-        # A section whose keys are all gone and that is still wrong goes as a whole.
-        fresh = {key for problem in found for key in problem.keys if key not in removed}
-        fresh = fresh or {problem.section for problem in found if problem.section not in removed}
+            problems = [
+                problem for details in _relevant(error) for problem in _problems(details, model, values, ask or {})
+            ]
+        lines += [problem.line for problem in problems if not any(_touches(key, removed) for key in problem.keys)]
+        # If all keys of a section are removed and it is still invalid, the whole section is removed.
+        fresh = {key for problem in problems for key in problem.keys if key not in removed}
+        fresh = fresh or {problem.section for problem in problems if problem.section not in removed}
         fresh.discard(())
         if not fresh:
             break
         for key in fresh:
-            _remove(values, key, placeholders)
+            _remove(values, key, model)
         removed |= fresh
     if lines:
-        raise ConfigError(
-            "\n".join([f"{name} has {count(len(lines), 'problem')}:", *(f"  {line}" for line in dict.fromkeys(lines))])
-        )
+        raise ConfigError("\n  ".join([f"{name} has {count(len(lines), 'problem')}:", *dict.fromkeys(lines)]))
     return made
 
 
-def _first(error: ValidationError) -> Iterator[ErrorDetails]:
-    """Pydantic's errors, except that a list is too short of which some elements are wrong: it does not count these."""
-    in_lists = {details["loc"][:length] for details in error.errors() for length in range(len(details["loc"]))}
-    return (details for details in error.errors() if details["type"] != "too_short" or details["loc"] not in in_lists)
+def _relevant(error: ValidationError) -> Iterator[ErrorDetails]:
+    """All but "too short" of a list with invalid elements, which pydantic does not count."""
+    lists = {details["loc"][:length] for details in error.errors() for length in range(len(details["loc"]))}
+    return (details for details in error.errors() if details["type"] != "too_short" or details["loc"] not in lists)
 
 
 def in_words(details: ErrorDetails, limits: Mapping[str, float]) -> str:
-    """One of pydantic's errors in our words.
-
-    Args:
-        details: the error.
-        limits: all bounds of the value, by pydantic's names; it tells only the one that was crossed.
-    """
+    """The message of a pydantic error in our words; `limits` are all bounds, the error has only the one crossed."""
     crossed = {name: bound for name, bound in details.get("ctx", {}).items() if name in _BOUNDS}
     if crossed:
         bounds = {**crossed, **limits}
         return f"must be {' and '.join(f'{_BOUNDS[name]} {bounds[name]:g}' for name in _BOUNDS if name in bounds)}"
-    told = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-    return _WORDS.get(details["type"], told)
+    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    return _WORDS.get(details["type"], message)
 
 
 def _limits(field: FieldInfo | None) -> dict[str, float]:
@@ -207,9 +219,9 @@ def _limits(field: FieldInfo | None) -> dict[str, float]:
 def _problems(
     details: ErrorDetails, model: type[BaseModel], values: dict[str, Any], ask: Mapping[str, str]
 ) -> Iterator[_Problem]:
-    """The problems in one of pydantic's errors, with the keys that take part in them."""
+    """The problems that one pydantic error reports, with the keys that take part in them."""
     place = tuple(str(part) for part in details["loc"])
-    # A list is taken out as a whole, so its elements are no keys.
+    # A list is removed as a whole, so its elements are no keys.
     in_list = [position for position, part in enumerate(details["loc"]) if isinstance(part, int)]
     key = place[: in_list[0]] if in_list and details["type"] != "invalid_key" else place
     label = ".".join(place) or "(whole file)"
@@ -222,7 +234,7 @@ def _problems(
         fields = list(_model_at(model, place[:-1]).model_fields)
         close = difflib.get_close_matches(place[-1], fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(fields)}"
-        # What was meant is missing, as far as later checks are concerned, unless it is there as well.
+        # The key that was meant counts as removed, unless the file has it, too.
         meant = [(*place[:-1], *close)] if close and close[0] not in _section_of(values, key) else []
         yield _Problem(f"{label}: unknown key; {hint}", (key, *meant), place[:-1])
     elif details["type"] == "too_short":
@@ -232,27 +244,28 @@ def _problems(
     elif details["type"] == "missing":
         yield _Problem(f"{label}: missing, {ask.get(label, 'give it a value')}", (key,), place[:-1])
     else:
-        found = details["input"]
-        ending = "" if isinstance(found, dict | BaseModel) else f", found {found!r}"
+        value = details["input"]
+        ending = "" if isinstance(value, dict | BaseModel) else f", found {value!r}"
         limits = _limits(_model_at(model, key[:-1]).model_fields.get(key[-1])) if key else {}
         yield _Problem(f"{label}: {in_words(details, limits)}{ending}", (key,), key[:-1])
 
 
 def _touches(key: Key, removed: set[Key]) -> bool:
-    """Whether a key, a section above it or a part of it was taken out."""
-    return any(key[: len(gone)] == gone or gone[: len(key)] == key for gone in removed)
+    """Whether a key, a section above it or a part of it was removed."""
+    return any(key[: len(other)] == other or other[: len(key)] == key for other in removed)
 
 
-def _remove(values: dict[str, Any], key: Key, placeholders: Mapping[str, Any]) -> None:
+def _remove(values: dict[str, Any], key: Key, model: type[BaseModel]) -> None:
     section = _section_of(values, key)
     for same in [other for other in section if str(other) == key[-1]]:
         del section[same]
-    if len(key) == 1 and key[0] in placeholders:
-        values[key[0]] = copy.deepcopy(placeholders[key[0]])
+    field = model.model_fields.get(key[0])
+    if len(key) == 1 and field is not None and field.examples:
+        values[key[0]] = copy.deepcopy(field.examples[0])
 
 
 def _section_of(values: dict[str, Any], key: Key) -> dict[Any, Any]:
-    """The mapping that holds a key, an empty one where there is none."""
+    """The mapping that contains a key; an empty one if there is none."""
     inner: Any = values
     for part in key[:-1]:
         inner = inner.get(part) if isinstance(inner, dict) else None
@@ -260,9 +273,9 @@ def _section_of(values: dict[str, Any], key: Key) -> dict[Any, Any]:
 
 
 def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
-    """The model of a section, or of an element of a list or a table of sections."""
+    """The model of a section, or of the sections in a list or a table."""
     for part in place:
-        if part not in model.model_fields:  # the element's number or name
+        if part not in model.model_fields:  # the number or name of a section in a list or a table
             continue
         annotation = model.model_fields[part].annotation
         for candidate in (annotation, *getattr(annotation, "__args__", ())):
@@ -272,8 +285,8 @@ def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
 
 
 def _repeated(node: yaml.Node, place: Key, seen: set[int]) -> Iterator[str]:
-    """A line for each key that stands twice in one mapping; the parser would silently keep the last one."""
-    if id(node) in seen:  # an alias may point to a node that it lies in
+    """A line for each key that a mapping repeats; the parser would silently keep the last one."""
+    if id(node) in seen:  # an alias may point to a node that contains it
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -284,7 +297,7 @@ def _repeated(node: yaml.Node, place: Key, seen: set[int]) -> Iterator[str]:
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
-                yield f"{'.'.join((*place, name))}: stands twice, in lines {lines[name]} and {line}; keep one"
+                yield f"{'.'.join((*place, name))}: is there twice, in lines {lines[name]} and {line}; keep one"
             lines.setdefault(name, line)
         for key, value in node.value:
             yield from _repeated(value, (*place, str(key.value)), seen)

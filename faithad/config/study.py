@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from faithad.config.data import Data
-from faithad.config.file import change, read_text, read_values, validated
+from faithad.config.file import parse, read_text
 from faithad.config.sections import (
     Alarm,
     Attribution,
@@ -67,12 +67,12 @@ class Study(Section):
     and `attribution` does not concern them.
     """
 
-    name: Annotated[str, AfterValidator(_name)]
-    root: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, AfterValidator(_name)] = Field(examples=["name"])
+    root: str = Field(min_length=1, examples=["root"])
     protocol: Literal["paper"] = "paper"
     models: tuple[ModelName, ...] = ("ae", "mae")
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
-    data: Data
+    data: Data = Field(examples=[{"layout": "planer"}])
     features: Features = Features()
     train: Train = Train()
     attribution: Attribution = Attribution()
@@ -154,10 +154,6 @@ class Study(Section):
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
 
 
-# For the keys without a default, to go on with where a file has none: all other problems are to be told as well.
-_PLACEHOLDERS = {"name": "name", "root": "root", "data": {"layout": "planer"}}
-
-
 def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
     """Read and validate a study.
 
@@ -175,17 +171,7 @@ def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
 
 def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study:
     """As `load_study`, from the text itself; `name` says in messages where it came from."""
-    try:
-        values, repeated = read_values(text)
-    except ConfigError as error:
-        raise ConfigError(f"{name} is {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{name} must hold keys and values (name: ..., root: ..., data: ...), found {type(values).__name__}"
-        )
-    for override in overrides:
-        change(values, override)
-    return validated(Study, values, name=name, repeated=repeated, placeholders=_PLACEHOLDERS)
+    return parse(Study, text, name=name, overrides=overrides)
 
 
 def absolute(location: str) -> str:

@@ -1,14 +1,9 @@
-"""The demo planer as a machine: its heads, rolls and fan, the hall around it, what the hours change, and its tones.
+"""The demo planer as a machine: its heads, rolls and fan, the hall around it, its drift over the hours, and its tones.
 
-Each cutter head plays one turn of its knives over and over, at the speed it has at the moment: blade-pass harmonics,
-louder and brighter in the wood, and side bands where the knives' strokes are unequal.
+Each cutter head repeats the sound of one turn at its present speed: blade-pass harmonics, which are louder and brighter
+in the wood, and side bands if the strokes of the knives are unequal.
 
 Shape letters: H cutter heads, P points in time (250 samples apart), N samples at 20 kHz.
-
-Contents
-    Machine, machine_of(seed)       what stays the same for one seed
-    Drift, drift_at(seed, hours)    what changes over the hours
-    tones(...)                      all rotating parts, and the strokes that chop the cutting noise
 """
 
 from __future__ import annotations
@@ -39,43 +34,39 @@ _TURN_BITS = 13
 
 @dataclass(frozen=True)
 class Machine:
-    """What stays the same for all recordings of one seed: one machine, one hall, one microphone."""
+    """One machine, hall and microphone, the same for all recordings of a seed."""
 
     head_hz: tuple[float, ...]
-    harmonics: tuple[Curve, ...]  # per head, how the amplitudes of its orders depart from the rule
-    idle_turns: tuple[Signal, ...]  # per head, one turn in air
+    harmonics: tuple[Curve, ...]  # per head, factors on the amplitudes of its orders
+    idle_turns: tuple[Signal, ...]  # per head, the sound of one turn in air
     duct_hz: Curve
     room: Signal  # impulse response
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What changes over the hours: knives wear within a shift, the hall warms up by day, the gain creeps."""
+    """The state after some hours: knives wear within a shift, the hall warms up by day, the gain drifts."""
 
-    wear: float  # 0 fresh to 1
+    wear: float  # 0 (sharp) to 1
     warmth: float  # -1 to 1
     gain: float
 
 
 @functools.lru_cache(maxsize=4)
 def machine_of(seed: int) -> Machine:
-    """The machine that a seed stands for."""
+    """The machine of a seed."""
     rng = stream(seed, _MACHINE)
     head_hz = tuple(hz * float(rng.uniform(0.98, 1.02)) for hz, _, _ in _HEADS)
     harmonics = tuple(rng.lognormal(0.0, 0.32, size=int(_HIGHEST_HZ / hz)) for hz in head_hz)
-    return Machine(
-        head_hz=head_hz,
-        harmonics=harmonics,
-        idle_turns=tuple(
-            _turn(_blade_pass(own, knives, tilt=1.25)) for own, (_, knives, _) in zip(harmonics, _HEADS, strict=True)
-        ),
-        duct_hz=np.array([118.0, 205.0, 390.0, 760.0, 1480.0]) * rng.uniform(0.94, 1.06, size=5),
-        room=_room(rng),
+    idle_turns = (
+        _turn(_blade_pass(own, knives, tilt=1.25)) for own, (_, knives, _) in zip(harmonics, _HEADS, strict=True)
     )
+    duct_hz = np.array([118.0, 205.0, 390.0, 760.0, 1480.0]) * rng.uniform(0.94, 1.06, size=5)
+    return Machine(head_hz, harmonics, tuple(idle_turns), duct_hz, _room(rng))
 
 
 def drift_at(seed: int, hours: float) -> Drift:
-    """The state of things so many hours into the run, which begins with fresh knives; a shift has eight hours."""
+    """The state after so many hours of a run that begins with sharp knives; a shift has eight hours."""
     phases = stream(seed, _DRIFT).uniform(0, 2 * np.pi, size=3)
     return Drift(
         wear=(hours % 8.0) / 8.0,
@@ -85,19 +76,19 @@ def drift_at(seed: int, hours: float) -> Drift:
 
 
 def tones(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Generator) -> tuple[Signal, Signal]:
-    """All rotating parts (N,), and the strokes (N,) with which the first head's knives chop the cutting noise."""
+    """The sound of all rotating parts (N,), and the strokes of the first head (N,) that modulate the cutting noise."""
     n_points = moved.time_s.size
     total = np.zeros((n_points - 1) * POINT_SAMPLES, dtype=np.float32)
 
-    def play(turn: Signal, places: NDArray[np.intp], level: Curve) -> None:
-        piece = turn[places]
+    def play(turn: Signal, positions: NDArray[np.intp], level: Curve) -> None:
+        piece = turn[positions]
         piece *= samples(level)
         np.add(total, piece, out=total)
 
-    heads = [_places(hz * speed, rng) for hz, speed in zip(machine.head_hz, moved.spindle, strict=True)]
-    play(_ROLLS_TURN, _places(_ROLLS_HZ * moved.feed, rng), 0.012 * np.sqrt(moved.feed))
-    play(_FAN_TURN, _places(np.full(n_points, _FAN_HZ), rng), np.full(n_points, 0.012))
-    # Worn knives beat rather than cut: louder, and the upper harmonics come up.
+    heads = [_positions(hz * speed, rng) for hz, speed in zip(machine.head_hz, moved.spindle, strict=True)]
+    play(_ROLLS_TURN, _positions(_ROLLS_HZ * moved.feed, rng), 0.012 * np.sqrt(moved.feed))
+    play(_FAN_TURN, _positions(np.full(n_points, _FAN_HZ), rng), np.full(n_points, 0.012))
+    # Worn knives beat the wood: the sound is louder and has stronger upper harmonics.
     tilt, blunt = 0.95 - 0.35 * drift.wear, 1.0 + 0.4 * drift.wear
     for head, (_, knives, loudness) in enumerate(_HEADS):
         in_wood = _turn(_blade_pass(machine.harmonics[head], knives, tilt=tilt))
@@ -114,7 +105,7 @@ def tones(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Generato
 
 
 def samples(curve: Curve) -> Signal:
-    """A curve (P,) at every sample (N,), on straight lines between its points."""
+    """A curve (P,) at every sample (N,), by linear interpolation."""
     points = curve.astype(np.float32)
     between = np.arange(POINT_SAMPLES, dtype=np.float32) / np.float32(POINT_SAMPLES)
     lines = np.multiply.outer(np.diff(points), between)
@@ -122,8 +113,8 @@ def samples(curve: Curve) -> Signal:
     return np.asarray(lines.reshape(-1), dtype=np.float32)
 
 
-def _places(turns_per_s: Curve, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Where in the table of a turn each sample lies: the running sum of the speed, wrapped by 32-bit arithmetic."""
+def _positions(turns_per_s: Curve, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The position of each sample in the table of a turn: the cumulative speed, which 32-bit arithmetic wraps."""
     steps = samples(turns_per_s * (2.0**32 / SAMPLE_RATE_HZ)).astype(np.uint32)
     steps[0] += rng.integers(0, 2**31, dtype=np.uint32)
     np.cumsum(steps, dtype=np.uint32, out=steps)
@@ -132,21 +123,21 @@ def _places(turns_per_s: Curve, rng: np.random.Generator) -> NDArray[np.intp]:
 
 
 def _blade_pass(own: Curve, knives: int, *, tilt: float) -> Curve:
-    """Amplitudes of the orders 1, 2, … of a head: blade-pass harmonics that fall by `tilt`, little in between."""
+    """Amplitudes of the orders 1, 2, … of a head: blade-pass harmonics that fall by `tilt`, and little between them."""
     order = np.arange(1, own.size + 1)
     amplitude = own * np.maximum(order / knives, 0.6) ** -tilt
     return np.asarray(np.where(order % knives == 0, amplitude, 0.04 * amplitude))
 
 
 def _side_bands(own: Curve, knives: int) -> Curve:
-    """Amplitudes of the orders one and two turns beside the blade-pass harmonics."""
+    """Amplitudes of the orders that are 1 or 2 away from a blade-pass harmonic."""
     order = np.arange(1, own.size + 1)
     beside = np.isin(order % knives, (1, 2, knives - 2, knives - 1))
     return np.asarray(np.where(beside, own * np.maximum(order / knives, 0.6) ** -0.5, 0.0))
 
 
 def _turn(amplitudes: Curve) -> Signal:
-    """One turn as a table of effective value 1; order k has the phase of a chirp, so that peaks stay low."""
+    """One turn as a table with RMS 1. The orders have the phases of a chirp, so that peaks stay low."""
     order = np.arange(1, amplitudes.size + 1)
     spectrum = np.zeros(2 ** (_TURN_BITS - 1) + 1, dtype=complex)
     spectrum[order] = amplitudes * np.exp(1j * np.pi * order**2 / amplitudes.size)
@@ -155,7 +146,7 @@ def _turn(amplitudes: Curve) -> Signal:
 
 
 def _room(rng: np.random.Generator) -> Signal:
-    """Impulse response of a hall: direct sound, early reflections, a tail of 0.3 s that darkens as it decays."""
+    """Impulse response of a hall: direct sound, early reflections, and a tail of 0.3 s whose highs decay first."""
     n = int(0.3 * SAMPLE_RATE_HZ)
     time_s = np.arange(n) / SAMPLE_RATE_HZ
     tail = rng.standard_normal(n)

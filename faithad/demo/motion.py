@@ -1,12 +1,8 @@
-"""How the demo planer moves and works through a timeline: speeds, loads and levels, 80 points a second.
+"""The motion of the demo planer in a timeline: speeds, loads and levels, 80 points a second.
 
-This is where disturbances act: each changes a few curves, and the sound follows.
+Disturbances act here: each one changes a few curves, from which `sounds` makes the sound.
 
 Shape letters: H cutter heads, P points in time, 250 samples apart at 20 kHz.
-
-Contents
-    Motion            the curves
-    motion(timeline)  ordinary operation, then each disturbance's effect on it
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ SAMPLE_RATE_HZ = 20_000
 POINT_SAMPLES = 250
 POINTS_PER_S = SAMPLE_RATE_HZ // POINT_SAMPLES
 
-# Where the heads stand along the feed, metres behind the first: top, bottom, sides.
+# Positions of the heads along the feed, in metres behind the first one: top, bottom, sides.
 HEAD_POSITIONS_M = (0.0, 0.42, 0.85)
 
 _JITTER, _GRAIN, _DUST, _EFFECTS = range(200, 204)
@@ -33,7 +29,7 @@ Curve = NDArray[np.float64]
 
 @dataclass
 class Motion:
-    """Curves over P points. Speeds are 1 in normal operation, loads 1 for a middling board, levels are factors."""
+    """Curves over P points. Speeds are 1 in normal operation, loads are 1 for an average board, levels are factors."""
 
     time_s: Curve  # (P,)
     spindle: Curve  # (H, P)
@@ -47,12 +43,12 @@ class Motion:
 
 
 def motion(timeline: Timeline) -> Motion:
-    """The curves of a recording, with one point at each end."""
+    """The curves of a recording, with a point at each end: ordinary operation, then the effects of disturbances."""
     n_points = int(np.ceil(timeline.duration_s * POINTS_PER_S)) + 1
     time_s = np.arange(n_points) / POINTS_PER_S
     grain = _grain(stream(timeline.seed, timeline.index, _GRAIN), n_points)
-    board = np.array([_gate(time_s, b.onset_s, b.offset_s, 0.05, 0.07) * b.load for b in timeline.boards])
-    board = board.reshape(-1, n_points) * grain
+    cuts = [_gate(time_s, board.onset_s, board.offset_s, 0.05, 0.07) * board.load for board in timeline.boards]
+    board = np.array(cuts).reshape(-1, n_points) * grain
     load = np.stack([_delayed(board.sum(axis=0), metres / timeline.feed_m_per_s) for metres in HEAD_POSITIONS_M])
     rng = stream(timeline.seed, timeline.index, _JITTER)
     jitter = np.stack([0.0006 * _wander(rng, n_points, cutoff_hz=1.5) for _ in HEAD_POSITIONS_M])
@@ -71,7 +67,7 @@ def motion(timeline: Timeline) -> Motion:
     for number, disturbance in enumerate(timeline.disturbances):
         rng = stream(timeline.seed, timeline.index, _EFFECTS, number)
         _CHANGES[disturbance.anomaly_type](moved, disturbance, rng)
-    # A motor gives way under load, with the inertia of the head.
+    # A motor slows down under load, delayed by the inertia of the head.
     moved.spindle *= 1.0 - 0.007 * np.stack([_lagged(row, 0.25) for row in moved.load])
     return moved
 
@@ -87,7 +83,7 @@ def _break(moved: Motion, disturbance: Disturbance, rng: np.random.Generator) ->
 
 
 def _stall(moved: Motion, disturbance: Disturbance, rng: np.random.Generator) -> None:
-    """The feed slips and stands; the knives rub on one place, cut less, and the spindle sags."""
+    """The feed slips and stops. The knives rub on one place and cut less, and the spindle slows down."""
     seconds = disturbance.offset_s - disturbance.onset_s
     slow = _gate(moved.time_s, disturbance.onset_s, disturbance.offset_s, min(0.7, seconds / 3), 0.4)
     slow *= disturbance.strength
@@ -116,7 +112,7 @@ _CHANGES: dict[str, Callable[[Motion, Disturbance, np.random.Generator], None]] 
 
 
 def _grain(rng: np.random.Generator, n_points: int) -> Curve:
-    """How hard the wood is along the boards: slow changes, and a knot of some 50 ms every second or two."""
+    """The hardness of the wood along the boards: slow changes, and a knot of about 50 ms every second or two."""
     knots = np.zeros(n_points)
     knots[rng.integers(0, n_points, rng.poisson(0.7 * n_points / POINTS_PER_S))] = 1.0
     knots *= rng.gamma(2.0, 0.3, n_points)
@@ -124,7 +120,7 @@ def _grain(rng: np.random.Generator, n_points: int) -> Curve:
 
 
 def _gate(time_s: Curve, onset_s: float, offset_s: float, rise_s: float, fall_s: float) -> Curve:
-    """0 outside, 1 inside, with ramps that lie inside."""
+    """0 outside, 1 inside, with ramps inside."""
     gate: Curve = np.clip(np.minimum((time_s - onset_s) / rise_s, (offset_s - time_s) / fall_s), 0.0, 1.0)
     return gate
 
@@ -135,14 +131,14 @@ def _delayed(curve: Curve, delay_s: float) -> Curve:
 
 
 def _lagged(curve: Curve, lag_s: float) -> Curve:
-    """The curve behind a first-order lag, by convolution with its impulse response."""
+    """The curve after a first-order lag, by convolution with its impulse response."""
     kernel = np.exp(-np.arange(int(5 * lag_s * POINTS_PER_S)) / (lag_s * POINTS_PER_S))
     padded = np.concatenate([np.full(kernel.size - 1, curve[0]), curve])
     return np.convolve(padded, kernel / kernel.sum(), mode="valid")
 
 
 def _wander(rng: np.random.Generator, n_points: int, *, cutoff_hz: float) -> Curve:
-    """Noise of unit variance below a cutoff: what no machine keeps quite steady."""
+    """Noise of unit variance below a cutoff: the unsteadiness of every machine."""
     frequency_hz = np.fft.rfftfreq(n_points, 1 / POINTS_PER_S)
     spectrum = np.fft.rfft(rng.standard_normal(n_points)) / (1.0 + (frequency_hz / cutoff_hz) ** 2)
     spectrum[0] = 0.0

@@ -1,14 +1,10 @@
-"""The sound of the demo planer: a timeline in, one microphone's samples out.
+"""The sound of the demo planer: from a timeline to the samples of one microphone.
 
-Layers, then the room. Tones of all that turns. Noise: dust extraction with the resonances of its duct, which follow the
-temperature, hall, bearings, and the cutting itself, which the knives' strokes chop. Knocks: boards meet rolls and
-tables, forklifts drive over the sill, valves blow. Then what only a disturbance adds: cracks and chatter, squeal.
+Layers are added, then the room. Tones of all rotating parts. Noise: dust extraction with the resonances of its duct,
+which follow the temperature; hall; bearings; and the cutting, which the strokes of the knives modulate. Knocks: boards
+hit rolls and tables, forklifts drive over the sill, valves blow. Disturbances add cracks and chatter, or a squeal.
 
 Shape letters: P points in time (250 samples apart), K frequency bins 40 Hz apart, N samples at 20 kHz.
-
-Contents
-    planer_sound(timeline)                  (N,) float32, full scale 1
-    add_crack(...), add_squeal(...)         what a broken and a stuck board add to it
 """
 
 from __future__ import annotations
@@ -23,18 +19,18 @@ from faithad.demo.timeline import BROKEN, STUCK, Disturbance, Timeline, stream
 
 _TONES, _NOISE, _KNOCKS, _EXTRA = range(400, 404)
 
-# Puts the decibels of a mel spectrogram where the published ones are: about -25 for a quiet band, +24 for a loud line.
+# Gives mel spectrograms the decibels of the published ones: about -25 for a quiet band, +24 for a loud line.
 _GAIN = 0.5
 _KNEE, _LOUDEST = 0.7, 0.97
 
 _NOISE_HZ = np.fft.rfftfreq(2 * POINT_SAMPLES, 1 / SAMPLE_RATE_HZ)
 
-# The quantiles of a normal distribution in equal steps: picking them at random is a third of the work of drawing anew.
+# Quantiles of a normal distribution in equal steps: to pick from them takes a third of the time of drawing new values.
 _GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 4096) for i in range(4096)], dtype=np.float32)
 
 
 def planer_sound(timeline: Timeline) -> Signal:
-    """The samples (N,) of a recording, at 20 kHz, within full scale."""
+    """The samples of a recording: (N,) float32 at 20 kHz, within full scale 1."""
     machine = machine_of(timeline.seed)
     drift = drift_at(timeline.seed, timeline.hours)
     moved = motion(timeline)
@@ -54,17 +50,14 @@ def planer_sound(timeline: Timeline) -> Signal:
     return _limit(_in_room(dry, machine.room)[:n_samples] * np.float32(_GAIN * drift.gain))
 
 
-# Noise ---------------------------------------------------------------------------------------------------------------
-
-
 def _hump(centre_hz: float, octaves: float) -> Curve:
-    """A bell over K bins on the scale of octaves."""
+    """A bell curve over K bins, in octaves."""
     octave = np.log2(np.maximum(_NOISE_HZ, 20.0) / centre_hz)
     return np.asarray(np.exp(-0.5 * (octave / octaves) ** 2))
 
 
 def _share(power: Curve) -> Curve:
-    """A spectrum (K,) of total power 1 without its steady part."""
+    """A spectrum (K,) of total power 1 without its constant part."""
     power = np.where(_NOISE_HZ > 0, power, 0.0)
     return np.asarray(power / power.sum())
 
@@ -84,7 +77,7 @@ def _background(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Ge
 
 
 def _cutting(timeline: Timeline, drift: Drift, moved: Motion, rng: np.random.Generator) -> Signal:
-    """Chips, darker or brighter by the board and the wear of the knives, and each board's own humming body."""
+    """Chips, whose brightness depends on the board and the wear of the knives, and the hum of each board's body."""
     load = moved.load.mean(axis=0) * moved.hiss
     bright = np.full(load.size, 0.15 * drift.wear)
     bodies = []
@@ -100,7 +93,7 @@ def _cutting(timeline: Timeline, drift: Drift, moved: Motion, rng: np.random.Gen
 def _noise(rng: np.random.Generator, sources: list[tuple[Curve, Curve]]) -> Signal:
     """Gaussian noise (N,) of several sources, each a level (P,) and the shape of its power over frequency (K,).
 
-    Overlapping windows of 25 ms, each drawn on its own.
+    It consists of overlapping windows of 25 ms, which are drawn independently.
     """
     n_points, n_bins = sources[0][0].size, _NOISE_HZ.size
     power = np.zeros((n_points, n_bins), dtype=np.float32)
@@ -108,7 +101,7 @@ def _noise(rng: np.random.Generator, sources: list[tuple[Curve, Curve]]) -> Sign
         heard = np.flatnonzero(level)
         if heard.size:
             inside = slice(heard[0], heard[-1] + 1)
-            # A product without BLAS, whose last bits may depend on the number of its threads.
+            # No matrix product of BLAS, whose last bits may depend on the number of its threads.
             power[inside] += np.multiply.outer(
                 np.square(POINT_SAMPLES * level[inside]).astype(np.float32), _share(shape).astype(np.float32)
             )
@@ -116,15 +109,12 @@ def _noise(rng: np.random.Generator, sources: list[tuple[Curve, Curve]]) -> Sign
     draws *= np.sqrt(power, out=power)
     pieces = np.fft.irfft(draws, n=2 * POINT_SAMPLES, axis=1)
     pieces *= np.sin(np.pi * (np.arange(2 * POINT_SAMPLES) + 0.5) / (2 * POINT_SAMPLES)).astype(np.float32)
-    # A piece is centred on its point: the second half of one overlaps the first half of the next.
+    # A piece is centred on its point: its second half overlaps the first half of the next piece.
     return np.asarray((pieces[:-1, POINT_SAMPLES:] + pieces[1:, :POINT_SAMPLES]).reshape(-1), dtype=np.float32)
 
 
-# Knocks, cracks, squeal ----------------------------------------------------------------------------------------------
-
-
 def _add(signal: Signal, onset_s: float, piece: Curve) -> None:
-    """Add a piece where it lies inside the signal."""
+    """Add the part of a piece that lies inside the signal."""
     start = round(onset_s * SAMPLE_RATE_HZ)
     inside = slice(max(start, 0), min(start + piece.size, signal.size))
     if inside.start < inside.stop:
@@ -132,7 +122,7 @@ def _add(signal: Signal, onset_s: float, piece: Curve) -> None:
 
 
 def _knock(rng: np.random.Generator, hz: float, decay_s: float, hardness: float) -> Curve:
-    """A struck body of peak 1 or so: a damped tone and, the harder the blow, a click."""
+    """A struck body with a peak of about 1: a damped tone, and a click that grows with the hardness."""
     time_s = np.arange(int(6 * decay_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     tone = np.sin(2 * np.pi * hz * time_s * (1 + 0.1 * np.exp(-time_s / decay_s))) * np.exp(-time_s / decay_s)
     click = rng.standard_normal(time_s.size) * np.exp(-time_s / (0.12 * decay_s))
@@ -169,7 +159,7 @@ def add_crack(dry: Signal, disturbance: Disturbance, rng: np.random.Generator) -
 
 
 def add_squeal(dry: Signal, disturbance: Disturbance, rng: np.random.Generator) -> None:
-    """Wood slips on steel: a gliding tone with two overtones that stick and slip some thirty times a second."""
+    """Wood slips on steel: a gliding tone with two overtones, modulated by about 30 slips a second."""
     n = round((disturbance.offset_s - disturbance.onset_s) * SAMPLE_RATE_HZ)
     time_s = np.arange(n) / SAMPLE_RATE_HZ
     n_knots = max(int(4 * time_s[-1]), 2) + 1
@@ -183,11 +173,8 @@ def add_squeal(dry: Signal, disturbance: Disturbance, rng: np.random.Generator) 
     _add(dry, disturbance.onset_s, 0.035 * disturbance.strength**1.5 * level * slip * edge * tone)
 
 
-# Room and microphone -------------------------------------------------------------------------------------------------
-
-
 def _in_room(dry: Signal, room: Signal) -> Signal:
-    """Convolution, block by block: the tails overlap the next block."""
+    """Convolution in blocks, whose tails overlap the next block."""
     block, size = 24_000, 30_000
     blocks = np.zeros((-(-dry.size // block), block), dtype=np.float32)
     blocks.reshape(-1)[: dry.size] = dry
@@ -199,7 +186,7 @@ def _in_room(dry: Signal, room: Signal) -> Signal:
 
 
 def _limit(signal: Signal) -> Signal:
-    """A microphone amplifier that bends before it clips: untouched below the knee, never above the loudest."""
+    """Soft clipping, as in an amplifier: unchanged below the knee, never above the loudest value."""
     loud = np.abs(signal) > _KNEE
     over = (np.abs(signal[loud]) - _KNEE) / (_LOUDEST - _KNEE)
     signal[loud] = np.sign(signal[loud]) * (_KNEE + (_LOUDEST - _KNEE) * np.tanh(over))

@@ -1,12 +1,7 @@
-"""What happens when, in one recording of the demo mill: boards, idling, thumps, disturbances. No sound yet.
+"""The events of one recording of the demo mill: boards, idling, thumps, disturbances. `sounds` makes them audible.
 
-A recording of the mill is a function of (seed, index): every random draw comes from a stream keyed by both and by what
-is drawn, so recordings can be made in any order, alone or side by side. Times are seconds from the recording's start.
-
-Contents
-    Disturbance, Board, Timeline      what a recording is made of
-    disturb(...)                      the disturbances of one recording of a disturbed run
-    timeline(...)                     boards and everything harmless, laid around given disturbances
+A recording is a function of (seed, index): every random draw comes from a stream that is keyed by both and by what is
+drawn, so recordings can be made in any order. Times are seconds from the start of the recording.
 """
 
 from __future__ import annotations
@@ -19,13 +14,13 @@ import numpy as np
 BROKEN, STUCK, UNEVEN = "broken_board", "board_stuck", "Uneven_thick_wood"
 ANOMALY_TYPES = (BROKEN, STUCK, UNEVEN)
 
-# An expert marks what he can hear: weaker disturbances happen, but get no interval.
+# Weaker disturbances cannot be heard, so an expert marks no interval.
 AUDIBLE_STRENGTH = 0.33
 _FAINTEST_STRENGTH = 0.1
 
-# Whole seconds of one disturbance with their odds, the pause before the next one, and how long a recording stays
-# disturbed. After the published annotations: uneven boards come as many short marks, a stuck board stays for long, a
-# board breaks once and rattles on.
+# For each type: possible lengths of a disturbance in whole seconds and their probabilities, the pause before the next
+# one, and how long a recording stays disturbed. As in the published annotations, uneven boards are many short marks, a
+# stuck board lasts long, and a board breaks once and rattles on.
 _LENGTHS_S: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     UNEVEN: ((1, 2, 3, 4), (0.46, 0.26, 0.16, 0.12)),
     STUCK: ((2, 3, 4, 6, 9), (0.2, 0.3, 0.3, 0.12, 0.08)),
@@ -43,9 +38,12 @@ _SHORTEST_PASSAGE_S = 1.2
 _DISTURBANCES, _BOARDS, _HARMLESS, _BATCHES = range(100, 104)
 
 
+Pairs = tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True)
 class Disturbance:
-    """One disturbance; strength 0 changes nothing, 1 is the worst."""
+    """One disturbance, of strength 0 (no change) to 1 (the worst)."""
 
     anomaly_type: str
     onset_s: float
@@ -58,13 +56,13 @@ class Disturbance:
 
     @property
     def marked_s(self) -> tuple[int, int]:
-        """The whole seconds that an expert would mark."""
+        """The interval that an expert would mark, in whole seconds."""
         return math.floor(self.onset_s), math.ceil(self.offset_s)
 
 
 @dataclass(frozen=True)
 class Board:
-    """One board: when its head reaches the first cutter head, when its tail leaves it, and how it cuts."""
+    """One board: when its front reaches the first cutter head, when its end leaves it, and how it cuts."""
 
     onset_s: float
     offset_s: float
@@ -75,7 +73,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Everything that one recording's sound is made from.
+    """Everything that determines the sound of one recording.
 
     `spindle` and `feed` are (time, speed) corner points, speed 1 in normal operation. `thumps` of forklifts
     and `blasts` of compressed air are (time, level).
@@ -88,29 +86,29 @@ class Timeline:
     size: str
     feed_m_per_s: float
     boards: tuple[Board, ...]
-    spindle: tuple[tuple[float, float], ...]
-    feed: tuple[tuple[float, float], ...]
-    thumps: tuple[tuple[float, float], ...]
-    blasts: tuple[tuple[float, float], ...]
+    spindle: Pairs
+    feed: Pairs
+    thumps: Pairs
+    blasts: Pairs
     disturbances: tuple[Disturbance, ...]
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """A random stream of its own for every key."""
+    """The random stream of a key."""
     return np.random.default_rng([seed, *key])
 
 
 def disturb(seed: int, index: int, anomaly_type: str, *, duration_s: float) -> tuple[Disturbance, ...]:
-    """The disturbances of one recording: apart from each other in whole seconds, and at least one of them audible.
+    """The disturbances of one recording. Whole seconds lie between them, and at least one is audible.
 
-    How bad they are changes from one 10 s stretch to the next, so that whole clips stay below what can be heard.
+    Their strength changes from one 10 s window to the next, so that some clips have only inaudible ones.
     """
     rng = stream(seed, index, _DISTURBANCES)
     whole_s = int(duration_s)
     shortest_s, longest_s = (min(limit, whole_s) for limit in _RUN_S[anomaly_type])
     run_s = int(rng.integers(shortest_s, longest_s + 1))
     at_s = start_s = int(rng.integers(0, whole_s - run_s + 1))
-    # More often faint than bad.
+    # Faint disturbances are more frequent than strong ones.
     severity = _FAINTEST_STRENGTH + (1.0 - _FAINTEST_STRENGTH) * rng.random(whole_s // 10 + 1) ** 1.6
     lengths_s, odds = _LENGTHS_S[anomaly_type]
     spans: list[tuple[int, int]] = []
@@ -118,9 +116,9 @@ def disturb(seed: int, index: int, anomaly_type: str, *, duration_s: float) -> t
         length_s = min(int(rng.choice(lengths_s, p=odds)), whole_s - at_s)
         spans.append((at_s, at_s + length_s))
         at_s += length_s + int(rng.integers(*_PAUSES_S[anomaly_type]))
-    stretches = [onset // 10 for onset, _ in spans]
-    if severity[stretches].max() < AUDIBLE_STRENGTH:
-        severity[int(rng.choice(stretches))] = rng.uniform(0.5, 1.0)
+    windows = [onset // 10 for onset, _ in spans]
+    if severity[windows].max() < AUDIBLE_STRENGTH:
+        severity[int(rng.choice(windows))] = rng.uniform(0.5, 1.0)
     return tuple(
         Disturbance(
             anomaly_type,
@@ -135,7 +133,7 @@ def disturb(seed: int, index: int, anomaly_type: str, *, duration_s: float) -> t
 def timeline(
     seed: int, index: int, *, duration_s: float, hours: float, disturbances: tuple[Disturbance, ...] = ()
 ) -> Timeline:
-    """Lay boards and everything harmless around the disturbances of recording `index`, made `hours` into the run."""
+    """Boards and everything harmless around the disturbances of a recording that starts `hours` after the first one."""
     rng = stream(seed, index, _HARMLESS)
     size, load, feed_m_per_s = _batch(seed, index)
     feed_m_per_s *= float(rng.uniform(0.97, 1.03))
@@ -144,41 +142,28 @@ def timeline(
         tuple(zip(rng.uniform(0, duration_s, n).tolist(), rng.uniform(0.2, 1.0, n).tolist(), strict=True))
         for n in rng.poisson([duration_s / 20.0, duration_s / 14.0])
     )
+    boards = _boards(stream(seed, index, _BOARDS), duration_s, load, feed_m_per_s, disturbances, idle)
     return Timeline(
-        seed=seed,
-        index=index,
-        duration_s=duration_s,
-        hours=hours,
-        size=size,
-        feed_m_per_s=feed_m_per_s,
-        boards=_boards(seed, index, duration_s, load, feed_m_per_s, disturbances, idle),
-        spindle=spindle,
-        feed=feed,
-        thumps=thumps,
-        blasts=blasts,
-        disturbances=disturbances,
+        seed, index, duration_s, hours, size, feed_m_per_s, boards, spindle, feed, thumps, blasts, disturbances
     )
 
 
 def _batch(seed: int, index: int) -> tuple[str, float, float]:
-    """Sizes change every few recordings; three batches in a row are three different sizes."""
+    """Size, load and feed speed: one size for a few recordings, all three sizes in three consecutive batches."""
     batch = index // _RECORDINGS_PER_BATCH
     order = stream(seed, batch // len(_SIZES), _BATCHES).permutation(len(_SIZES))
     return _SIZES[int(order[batch % len(_SIZES)])]
 
 
-_Corners = tuple[tuple[float, float], ...]
-
-
 def _operation(
     rng: np.random.Generator, duration_s: float, *, steady: bool
-) -> tuple[_Corners, _Corners, list[tuple[float, float]]]:
-    """Corner points of spindle and feed speed, and the stretches without boards."""
+) -> tuple[Pairs, Pairs, list[tuple[float, float]]]:
+    """Corner points of spindle and feed speed, and the intervals without boards."""
     kind = rng.choice(["planing", "pause", "idle", "restart"], p=[0.63, 0.27, 0.06, 0.04])
     length_s = float(rng.uniform(0.15, 0.5)) * duration_s
     onset_s = float(rng.uniform(-0.3, 0.9)) * duration_s
     offset_s = onset_s + length_s
-    running: _Corners = ((0.0, 1.0),)
+    running: Pairs = ((0.0, 1.0),)
     if kind == "planing" or steady:
         return running, running, []
     if kind == "idle":
@@ -186,7 +171,7 @@ def _operation(
     feed = ((onset_s + 1.0, 1.0), (onset_s + 2.5, 0.0), (offset_s - 2.0, 0.0), (offset_s - 0.7, 1.0))
     if kind == "pause":
         return running, feed, [(onset_s, offset_s)]
-    # The heads are switched off and coast for longer than they need to come back.
+    # The heads are switched off; they slow down for longer than they need to speed up again.
     down_s, up_s = onset_s + 2.0, onset_s + 14.0
     spindle = ((down_s, 1.0), (down_s + 3.5, 0.62), (down_s + 8.0, 0.4), (up_s, 0.4), (up_s + 5.0, 1.0))
     restart_s = max(offset_s, up_s + 7.0)
@@ -194,8 +179,7 @@ def _operation(
 
 
 def _boards(
-    seed: int,
-    index: int,
+    rng: np.random.Generator,
     duration_s: float,
     load: float,
     feed_m_per_s: float,
@@ -203,7 +187,6 @@ def _boards(
     idle: list[tuple[float, float]],
 ) -> tuple[Board, ...]:
     """One board around each disturbance, then ordinary boards with short gaps wherever there is room."""
-    rng = stream(seed, index, _BOARDS)
 
     def board(onset_s: float, offset_s: float) -> Board:
         hard = 1.5 if rng.random() < 0.07 else 1.0
@@ -233,4 +216,4 @@ def _boards(
                 boards.append(board(at_s, offset_s))
             at_s += passage_s + gap_s
         at_s = busy_offset_s + 0.3 + float(rng.exponential(0.3))
-    return tuple(sorted(boards, key=lambda passed: passed.onset_s))
+    return tuple(sorted(boards, key=lambda board: board.onset_s))

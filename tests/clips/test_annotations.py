@@ -52,7 +52,7 @@ def test_published_table(shared_data: Path) -> None:
         "board_stuck": 29,
         "Uneven_thick_wood": 72,
     }
-    annotated = [a for a in annotations if a.annotated]
+    annotated = [a for a in annotations if a.intervals]
     assert len(annotated) == 46
     assert Counter(a.anomaly_type for a in annotated) == {
         "broken_board": 2,

@@ -22,7 +22,7 @@ from faithad.clips.labels.label import Label, alarm_text, kind_of, one_line
 from faithad.clips.labels.names import file_name, look_up, plain_name, recording_name
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import ClipRow, attach_annotations
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 from faithad.errors import StudyError
 from tests.label_files import read_labels
 
@@ -264,7 +264,7 @@ def test_a_label_that_was_changed_in_label_studio_is_the_new_one() -> None:
     assert tasks[0]["predictions"][0]["result"][0]["value"]["labels"] == ["alarm"]
     tasks[0]["annotations"] = tasks[0].pop("predictions")
     tasks[0]["annotations"][0]["result"][0]["value"]["labels"] = ["stuck board"]
-    problems = Problems()
+    problems = ProblemList()
     (label,) = label_studio.parse(json.dumps(tasks), problems)
     assert (label.text, problems) == ("stuck board", [])
 

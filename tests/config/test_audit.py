@@ -75,5 +75,5 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"There is no configuration .*absent"):
         is_study(str(tmp_path / "absent.yaml"))
     (tmp_path / "list.yaml").write_text("[1, 2]")
-    with pytest.raises(ConfigError, match="must hold keys and values, found list"):
+    with pytest.raises(ConfigError, match=r"must hold keys and values \(model: \.\.\., recordings: .*\), found list"):
         load_audit_run(str(tmp_path / "list.yaml"))

@@ -231,11 +231,11 @@ root: q
         parse_study(text, name="x.yaml")
     assert str(caught.value).splitlines() == [
         "x.yaml has 3 problems:",
-        "  root: stands twice, in lines 2 and 8; keep one",
-        "  train.epochs: stands twice, in lines 5 and 7; keep one",
+        "  root: is there twice, in lines 2 and 8; keep one",
+        "  train.epochs: is there twice, in lines 5 and 7; keep one",
         "  train.patience: must be at least 1, found 0",
     ]
-    with pytest.raises(ConfigError, match="epochs: stands twice"):
+    with pytest.raises(ConfigError, match="epochs: is there twice"):
         parse_study(SMALLEST, name="x.yaml", overrides=["train={epochs: 1, epochs: 2}"])
 
 

@@ -29,7 +29,7 @@ from faithad.clips.inputs import find_left_out, find_recordings
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
 from faithad.clips.labels.names import file_name, plain_name
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 from faithad.config.study import load_study
 from faithad.errors import ConfigError, StudyError, shown
 from faithad.progress import console
@@ -109,7 +109,7 @@ def test_a_name_stays_a_name_in_labels(hostile: str) -> None:
     table = csv_labels.files(labels)[csv_labels.FILE_NAME]
     for row in list(csv.reader(io.StringIO(table, newline="")))[1:]:
         assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for cell in row if not _is_number(cell))
-    problems = Problems()
+    problems = ProblemList()
     back = csv_labels.parse(table, problems)
     assert problems == []
     assert [(label.recording, label.text) for label in back] == [(label.recording, label.text) for label in labels]

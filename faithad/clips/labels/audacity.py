@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from faithad.clips.labels.label import Label, by_recording, checked, numbered_lines, one_line, read_number, written
 from faithad.clips.labels.names import file_name, recording_name
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 
 SUFFIX = ".txt"
 _NO_BOUND_HZ = -1.0
@@ -27,7 +27,7 @@ def files(labels: Iterable[Label]) -> dict[str, str]:
     }
 
 
-def parse(text: str, path: str, problems: Problems) -> list[Label]:
+def parse(text: str, path: str, problems: ProblemList) -> list[Label]:
     """The labels of a track. The recording is the file's name without `.txt`."""
     recording = recording_name(path[: -len(SUFFIX)] if path.lower().endswith(SUFFIX) else path)
     labels: list[Label] = []

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from faithad.clips.labels.label import Label, checked, read_bounds, read_number, written
-from faithad.clips.problems import Problems, csv_rows
+from faithad.clips.problems import ProblemList, csv_rows
 
 FILE_NAME = "labels.csv"
 NEEDED, OPTIONAL = ("recording", "onset_s", "offset_s"), ("text", "low_hz", "high_hz")
@@ -43,7 +43,7 @@ def files(labels: Sequence[Label], *, more: Mapping[str, Sequence[str]] | None =
     return {FILE_NAME: text.getvalue()}
 
 
-def parse(text: str, problems: Problems) -> list[Label]:
+def parse(text: str, problems: ProblemList) -> list[Label]:
     """The labels of a table; the header is row 1, as a spreadsheet counts."""
     labels: list[Label] = []
     for number, row in csv_rows(text, problems, noun="table", needed=NEEDED, optional=OPTIONAL):

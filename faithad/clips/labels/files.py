@@ -5,13 +5,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Mapping
 
-import pyarrow as pa
-
 from faithad import storage
 from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList, read_text
 from faithad.errors import AnnotationError, StudyError
 from faithad.vocabulary import AUDIO_SUFFIXES, listed
 
@@ -32,33 +30,24 @@ def label_texts(location: str) -> dict[str, str]:
     if location.lower().endswith(AUDIO_SUFFIXES):
         raise AnnotationError(f"{location} is a recording. Give the file or the folder of its labels.")
     try:
-        if not storage.exists(location):
+        is_file = storage.is_file(location)
+        if not is_file and not storage.exists(location):
             raise AnnotationError(f"{location} does not exist. Check the path.")
-        if storage.is_file(location):
-            places = [(storage.name_of(location), location)]
-        else:
-            places = storage.list_files(location, suffixes=SUFFIXES)
-        contents = {path: storage.read_bytes(place) for path, place in places}
-    except (OSError, pa.ArrowException) as error:
+        places = (
+            {storage.name_of(location): location} if is_file else dict(storage.list_files(location, suffixes=SUFFIXES))
+        )
+    except OSError as error:
         raise AnnotationError(
             f"{location} cannot be read: {error}. Check its permissions and the connection."
         ) from error
-    if not contents:
+    if not places:
         raise AnnotationError(
             f"{location} holds no labels: no file whose name ends in {' or '.join(SUFFIXES)}. {_KNOWN}"
         )
-    texts: dict[str, str] = {}
-    problems = Problems()
-    for path, content in contents.items():
-        try:
-            texts[path] = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            problems.append(f"{path}: no text in UTF-8 ({error}). Save it as UTF-8")
-    problems.refuse(location, "labels", error=AnnotationError)
-    return texts
+    return {path: read_text(place, error=AnnotationError) for path, place in places.items()}
 
 
-def parse_labels(text: str, path: str, problems: Problems) -> list[Label]:
+def parse_labels(text: str, path: str, problems: ProblemList) -> list[Label]:
     """The labels of a file, whose content shows its format. An empty file has no labels."""
     first_line = _first_line(text)
     if first_line.startswith(("[", "{")):

@@ -20,7 +20,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from faithad.clips.labels.label import Label, by_recording, checked, kind_of, one_line
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 
 TASKS, CONFIG = "label_studio_tasks.json", "label_studio_config.xml"
 _FROM, _TO, _KIND = "label", "audio", "labels"
@@ -53,7 +53,7 @@ def files(labels: Iterable[Label], *, places: Mapping[str, str] | None = None) -
     return {TASKS: json.dumps(tasks, ensure_ascii=False, indent=1), CONFIG: _interface(kinds)}
 
 
-def parse(text: str, problems: Problems) -> list[Label]:
+def parse(text: str, problems: ProblemList) -> list[Label]:
     """The labels that people gave to all tasks."""
     try:
         tasks = json.loads(text, parse_constant=_refuse_constant)

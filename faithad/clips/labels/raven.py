@@ -25,7 +25,7 @@ from faithad.clips.labels.label import (
     written,
 )
 from faithad.clips.labels.names import escape_controls, file_name, recording_name, unescape_controls
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 
 SUFFIX = ".Table.1.selections.txt"
 SELECTION, BEGIN, END = "Selection", "Begin Time (s)", "End Time (s)"
@@ -53,7 +53,7 @@ def is_table(first_line: str) -> bool:
     return any(name in {SELECTION.casefold(), BEGIN.casefold()} for name in _names(first_line))
 
 
-def parse(text: str, path: str, problems: Problems) -> list[Label]:
+def parse(text: str, path: str, problems: ProblemList) -> list[Label]:
     """The labels of a table. If no column names the recording, the file's name does."""
     lines = list(numbered_lines(text))
     top, header = lines[0] if lines else (1, "")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from faithad.clips.annotations import Annotation, parse_annotations
 from faithad.clips.labels.files import is_published, label_texts, parse_labels
 from faithad.clips.labels.label import Label, by_recording, kind_of
-from faithad.clips.problems import Problems
+from faithad.clips.problems import ProblemList
 from faithad.errors import AnnotationError
 
 UNNAMED = "unnamed"
@@ -28,9 +28,9 @@ def read_reference(location: str) -> list[Annotation]:
     """
     labels: list[Label] = []
     annotations: list[Annotation] = []
-    problems = Problems()
+    problems = ProblemList()
     for path, text in label_texts(location).items():
-        file_problems = Problems()
+        file_problems = ProblemList()
         if is_published(text):
             annotations += parse_annotations(text, file_problems)
         else:

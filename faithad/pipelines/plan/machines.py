@@ -8,9 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from faithad.config.file import read_text, read_values, validated
+from faithad.config.file import parse, read_text
 from faithad.config.sections import AnySection, Section
-from faithad.errors import ConfigError
 from faithad.pipelines.cluster.machines import Nodes
 from faithad.pipelines.cluster.session import usable_cores
 
@@ -119,13 +118,4 @@ def read_section(kind: type[AnySection], location: str) -> AnySection:
     Raises:
         ConfigError: as `read_machines`.
     """
-    text = read_text(location)
-    try:
-        values, repeated = read_values(text)
-    except ConfigError as error:
-        raise ConfigError(f"{location} is {error}") from error
-    if not isinstance(values, dict):
-        required = ", ".join(f"{name}: ..." for name, field in kind.model_fields.items() if field.is_required())
-        found = "nothing: it is empty" if values is None else type(values).__name__
-        raise ConfigError(f"{location} must hold keys and values ({required}), found {found}")
-    return validated(kind, values, name=location, repeated=repeated, placeholders={})
+    return parse(kind, read_text(location), name=location)

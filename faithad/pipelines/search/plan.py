@@ -99,7 +99,7 @@ def cell_study(study: Study, mask_ratio: float, patch: int) -> Study:
     values = json.loads(study.model_dump_json())
     values["models"] = [MODEL, *(model for model in values["models"] if model != MODEL)]
     values["train"] |= {"mask_ratio": mask_ratio, "patch": patch}
-    return validated(Study, values, name=f"mask_ratio {mask_ratio}, patch {patch}", placeholders={})
+    return validated(Study, values, name=f"mask_ratio {mask_ratio}, patch {patch}")
 
 
 def check_search(study: Study) -> None:
