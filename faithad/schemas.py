@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+# Raised when a table gains, loses or changes a column. 1 is that of release 0.1.0; older ones are always read.
+FORMAT = 1
+
 SPLITS = ("train", "validation", "test")
 STATUSES = ("done", "skipped", "failed")
 

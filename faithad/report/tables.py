@@ -17,6 +17,7 @@ from faithad.errors import StudyError
 from faithad.report.settings import look_up, read_settings
 from faithad.report.shards import Example, clip_ids, columns_of, each, examples
 from faithad.runs import layout
+from faithad.runs.formats import require_readable
 
 MAX_EXAMPLES = 4
 
@@ -57,8 +58,10 @@ def read_study(root: str) -> StudyTables:
         root: the study's root, a local path or a URI.
 
     Raises:
-        StudyError: a stage has not run yet (its name is in the text), or `study.yaml` is no YAML mapping.
+        StudyError: a stage has not run yet (its name is in the text), `study.yaml` is no YAML mapping, or a newer
+            faithad made the tables.
     """
+    require_readable(root)
     text, settings = _read_settings(root)
     manifest = _read(root, layout.MANIFEST, schemas.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
     epoch_files, shards = _epoch_files(root), _audit_shards(root)

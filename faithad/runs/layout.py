@@ -11,6 +11,8 @@ MANIFEST = "manifest.parquet"
 INDEX_LEDGER = "index_ledger.parquet"
 REPORT = "report.html"
 SUMMARY = "summary"
+# Which FORMAT the tables have.
+FORMAT = "format.json"
 
 # Of a study.
 STUDY = "study.yaml"
