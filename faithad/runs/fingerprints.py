@@ -12,20 +12,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from faithad import storage
 from faithad.clips.access import require_reach
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.runs.lookahead import side_by_side
-
-INPUTS = pa.schema(
-    [
-        pa.field("recording", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64()),
-        pa.field("fingerprint", pa.string(), nullable=False),
-    ]
-)
 
 # In place of a digest. It says nothing of what the file holds: see `stages.Stage.settled`.
 UNREADABLE = "unreadable"

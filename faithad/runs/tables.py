@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import storage
+from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
 
 _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 16, 2
@@ -16,6 +17,29 @@ _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 16, 2
 def shard_files(folder: str) -> list[str]:
     """Locations of the shards of a table, in their order; none where there is no such table."""
     return [location for _, location in storage.list_files(folder, suffixes=[".parquet"])]
+
+
+def run_folders(root: str, folder: str) -> dict[str, str]:
+    """The folders `<model>-<seed>` in a folder of a study, by their names; those that hold anything."""
+    files = storage.list_files(storage.join(root, folder), suffixes=[""])
+    return {path.split("/")[0]: storage.join(root, folder, path.split("/")[0]) for path, _ in files if "/" in path}
+
+
+def table_files(root: str, table: str) -> list[str]:
+    """Locations of the files of a table of `layout.TABLES` below the root of a study or an audit, in their order."""
+    if table not in layout.TABLES:
+        return []
+    place = layout.TABLES[table]
+    found: list[str] = []
+    for pattern in dict.fromkeys(filter(None, (place.in_study, place.in_audit))):
+        head, star, tail = pattern.partition("*/")
+        folders = list(run_folders(root, head.rstrip("/")).values()) if star else [root]
+        for location in (storage.join(folder, tail if star else head) for folder in folders):
+            if not location.endswith(".parquet"):
+                found += shard_files(location)
+            elif storage.exists(location):
+                found.append(location)
+    return found
 
 
 def read_shards(

@@ -29,7 +29,7 @@ from faithad.config.audit import AuditRun
 from faithad.pipelines.headers import read_headers
 from faithad.progress import console, progress
 from faithad.runs import layout
-from faithad.runs.fingerprints import INPUTS, Fingerprint
+from faithad.runs.fingerprints import Fingerprint
 from faithad.vocabulary import count
 
 # Rows that are plain objects at a time: all of them would be many times as large as the table.
@@ -65,7 +65,7 @@ def index_recordings(
             used.update(row.recording for row in portion)
             writer.write_table(manifest_table(portion))
     storage.write_table(ledger_table(ledger), storage.join(run.out, layout.INDEX_LEDGER), schema=schemas.LEDGER)
-    storage.write_table(_inputs_table(inputs), storage.join(run.out, layout.INPUTS), schema=INPUTS)
+    storage.write_table(_inputs_table(inputs), storage.join(run.out, layout.INPUTS), schema=schemas.INPUTS)
     left_over = count(len(ledger), "recording or part of one", "recordings or parts of them")
     troubled = f", {left_over} skipped or failed" if ledger else ""
     console.print(f"index: {count(n_clips, 'clip')} of {count(len(used), 'recording')}{troubled}")
@@ -127,4 +127,4 @@ def _inputs_table(inputs: Mapping[str, Fingerprint]) -> pa.Table:
         "bytes": [found.bytes for found in inputs.values()],
         "fingerprint": [found.digest for found in inputs.values()],
     }
-    return pa.table(columns, schema=INPUTS)
+    return pa.table(columns, schema=schemas.INPUTS)
