@@ -310,7 +310,7 @@ MEANINGS = {
     "stage": "the stage that says so",
     "reason": "why it was skipped or failed",
     "ledger.clip_id": "name of the clip; null for a recording, or a part of one, that became no clip",
-    "ledger.onset_s": "start of the clip or part, in seconds from the start of the recording; null for a whole recording",
+    "ledger.onset_s": "its start, in seconds from the start of the recording; null for a whole recording",
     "ledger.duration_s": "its length in seconds; null where it is not known",
     "method": "attribution method",
     "curve": "the map summed over the mel bands, one value for each frame (T)",

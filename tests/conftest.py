@@ -19,12 +19,20 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in `integration` starts a Ray or joins one; elsewhere a module says so itself."""
+    for item in items:
+        if "integration" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker(pytest.mark.ray)
+
+
 RELEASES = Path(__file__).parent / "releases"
 
 
 @pytest.fixture(scope="session")
 def released_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a finished study that release 0.1.0 made, see `releases/0.1.0/README.md`; for tests that only read."""
+    """The root of a finished study that release 0.1.0 made (see `releases/0.1.0`); for tests that only read."""
     return _unpacked("study", tmp_path_factory.mktemp("release"))
 
 

@@ -96,7 +96,7 @@ def test_what_a_newer_faithad_made_is_refused(released_study: Path, released_aud
         lambda: evaluate_audit(str(released_audit), str(tmp_path / "labels")),
     ]
     for use in uses:
-        with pytest.raises(StudyError, match="made by a newer faithad, 99.1") as caught:
+        with pytest.raises(StudyError, match=r"made by a newer faithad, 99\.1") as caught:
             use()
         assert f"reads up to FORMAT {schemas.FORMAT}." in str(caught.value)
     assert not (tmp_path / "labels").exists()
