@@ -168,7 +168,7 @@ def test_what_cannot_be_used_is_named(model: TrainedModel, log_mels: np.ndarray,
         faithad.log_mel(np.full(80_000, np.nan), model.features)
     with pytest.raises(RecordingError, match="mel bands"):
         faithad.score(model, log_mels[:, :8])
-    with pytest.raises(RecordingError, match="clip 1: .*not a finite number"):
+    with pytest.raises(RecordingError, match=r"clip 1: .*not a finite number"):
         faithad.score(model, np.stack([log_mels[0], np.full_like(log_mels[0], np.inf)]))
     with pytest.raises(ConfigError, match="Unknown attribution methods: guess"):
         faithad.attribute(model, log_mels, methods=["guess"])
@@ -193,7 +193,7 @@ def test_tables_of_an_audit(released_audit: Path, tmp_path: Path) -> None:
     assert len(events) == 5
     assert events["strength"].gt(1).all()
     assert len(faithad.read_table(str(released_audit), "ledger")) == 26
-    with pytest.raises(StudyError, match="no table 'epochs' in .*, but manifest, ledger, inputs, scores"):
+    with pytest.raises(StudyError, match=r"no table 'epochs' in .*, but manifest, ledger, inputs, scores"):
         faithad.read_table(released_audit, "epochs")
     with pytest.raises(StudyError, match="no folder"):
         faithad.events(tmp_path / "elsewhere")
