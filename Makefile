@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo quick test coverage check bench chaos install clean
+.PHONY: demo quick test coverage check bench chaos install docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/faithad study --config configs/demo.yaml
@@ -54,6 +54,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf .venv runs
