@@ -55,6 +55,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# The page that is made from the schemas.
 docs: $(INSTALLED)
 	$(BIN)/python docs/tables.py
 

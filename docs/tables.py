@@ -31,13 +31,16 @@ def page() -> str:
     for name, place in layout.TABLES.items():
         where = [f"in a study `{place.in_study}`"] if place.in_study else []
         where += [f"in an audit `{place.in_audit}`"] if place.in_audit else []
-        rows = [
-            f"| `{column.name}` | `{_type(column)}` | {'yes' if column.nullable else ''} | {_meaning(name, column.name)} |"
-            for column in place.schema
-        ]
+        rows = [_row(column, _meaning(name, column.name)) for column in place.schema]
         head = "| column | type | may be null | meaning |\n|---|---|---|---|"
-        sections.append(f"## {name}\n\nOne row per {place.row}; {', '.join(where)}.\n\n" + "\n".join([head, *rows]) + "\n")
+        sections.append(
+            f"## {name}\n\nOne row per {place.row}; {', '.join(where)}.\n\n" + "\n".join([head, *rows]) + "\n"
+        )
     return "\n".join(sections)
+
+
+def _row(column: pa.Field, meaning: str) -> str:
+    return f"| `{column.name}` | `{_type(column)}` | {'yes' if column.nullable else ''} | {meaning} |"
 
 
 def _meaning(table: str, column: str) -> str:

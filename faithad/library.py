@@ -35,8 +35,9 @@ from faithad.config.file import read_values
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation import temporal
+from faithad.evaluation.arrays import Bools
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
-from faithad.evaluation.peaks import Bools, as_array, curve, peak_frames
+from faithad.evaluation.peaks import as_array, curve, peak_frames
 from faithad.evaluation.temporal import Intervals, Localization
 from faithad.model import checkpoint
 from faithad.model.checkpoint import TrainedModel

@@ -26,20 +26,25 @@ def run_folders(root: str, folder: str) -> dict[str, str]:
 
 
 def table_files(root: str, table: str) -> list[str]:
-    """Locations of the files of a table of `layout.TABLES` below the root of a study or an audit, in their order."""
-    if table not in layout.TABLES:
-        return []
-    place = layout.TABLES[table]
-    found: list[str] = []
-    for pattern in dict.fromkeys(filter(None, (place.in_study, place.in_audit))):
+    """Locations of a table's files below the root of a study or an audit, in their order; none where it is not there.
+
+    Args:
+        root: a local path or a URI.
+        table: a row of `layout.TABLES`, or `summary/<name>` for a summary of `evaluation.summary.SUMMARIES`.
+    """
+    place = layout.TABLES.get(table)
+    summary = layout.summary(table.removeprefix(f"{layout.SUMMARY}/"))
+    patterns = [summary] if place is None else filter(None, (place.in_study, place.in_audit))
+    files: list[str] = []
+    for pattern in dict.fromkeys(patterns):
         head, star, tail = pattern.partition("*/")
         folders = list(run_folders(root, head.rstrip("/")).values()) if star else [root]
         for location in (storage.join(folder, tail if star else head) for folder in folders):
             if not location.endswith(".parquet"):
-                found += shard_files(location)
+                files += shard_files(location)
             elif storage.exists(location):
-                found.append(location)
-    return found
+                files.append(location)
+    return files
 
 
 def read_shards(
