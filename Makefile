@@ -1,5 +1,7 @@
 # make demo    install, run the whole study on the embedded demo mill, say where the report is
+# make quick   install, run the tests that need no Ray and little time
 # make test    install, run the tests
+# make coverage    the same, and which lines no test ran
 # make check   format, lint, types, import order
 # make bench   the benchmarks (not part of the tests)
 # make chaos   the slow tests, and long runs in which processes and machines are killed
@@ -8,13 +10,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench chaos install clean
+.PHONY: demo quick test coverage check bench chaos install docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/faithad study --config configs/demo.yaml
 
+# A worker for each core: PyTorch's own threads would only be in each other's way.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+quick: $(INSTALLED)
+	$(PARALLEL) -m "not ray and not long and not slow"
+
+# Two Rays on one machine would take each other's cores.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PARALLEL) -m "not ray and not slow"
+	$(BIN)/python -m pytest -m "ray and not slow"
+
+coverage: $(INSTALLED)
+	$(PARALLEL) -m "not ray and not slow" --cov=faithad --cov-report=
+	$(BIN)/python -m pytest -m "ray and not slow" --cov=faithad --cov-append --cov-report=term:skip-covered
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -40,6 +54,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# The page that is made from the schemas.
+docs: $(INSTALLED)
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf .venv runs

@@ -1,6 +1,51 @@
 """Acoustic anomaly detection on Ray, with explanations whose faithfulness is measured.
 
 The data's way: recordings → clips → features → model → attribution → evaluation → Parquet → report.
+
+From a notebook, `import faithad` gives the functions of `faithad.library`. They are loaded when they are first used, so
+the import itself is quick.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "attribute",
+    "events",
+    "faithfulness",
+    "load_model",
+    "localization",
+    "log_mel",
+    "open_study",
+    "peaks",
+    "read_table",
+    "score",
+]
+
+if TYPE_CHECKING:
+    from faithad.library import (
+        attribute,
+        events,
+        faithfulness,
+        load_model,
+        localization,
+        log_mel,
+        open_study,
+        peaks,
+        read_table,
+        score,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("faithad.library"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,25 +5,28 @@ key. Units are in the names (`_s` seconds). Where a column holds a whole (F, T) 
 band by mel band) and the shape stands in the schema's metadata under `shape`.
 
 Contents
+    FORMAT                                                   of all tables together
     MANIFEST, INPUTS, EPOCHS, VALIDATION_SCORES              one file each
     SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, their list sizes follow from the model's shape
     EVENTS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY
+    MEANINGS                                                 what each column says
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+# Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
+# has machine, section and domain.
+FORMAT = 2
+
 SPLITS = ("train", "validation", "test")
 STATUSES = ("done", "skipped", "failed")
 
 INTERVALS = pa.list_(pa.struct([pa.field("onset_s", pa.float64()), pa.field("offset_s", pa.float64())]))
 
-# One row per clip. `intervals` are half-open and count from the clip's own onset; `onset_s` counts from the start of
-# the recording; `recorded_at` is the wall clock at the clip's onset.
-# `machine`, `section` and `domain` (source, target) are null where the data set knows no such thing.
 MANIFEST = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
@@ -62,7 +65,6 @@ EPOCHS = pa.schema(
         pa.field("learning_rate", pa.float64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("best", pa.bool_(), nullable=False),
-        # After it the training went back to its best epoch, or ended.
         pa.field("diverged", pa.bool_(), nullable=False),
     ]
 )
@@ -93,9 +95,6 @@ _CLIP_KEYS = [
 ]
 _METHOD_KEYS = [*_CLIP_KEYS, pa.field("method", pa.string(), nullable=False)]
 
-# `score` is E(x), the clip's mean reconstruction error. `worst_second_score` is the mean error of its worst second,
-# which starts at `worst_onset_s` of the clip; `worst_mel_band` is the band with the largest mean error, from 0. These
-# are null for models that give a score only, without an error for each cell.
 SCORES = pa.schema(
     [
         *_CLIP_KEYS,
@@ -135,12 +134,8 @@ FAITHFULNESS = pa.schema(
 
 
 def attributions(n_mels: int, n_frames: int) -> pa.Schema:
-    """One row per (clip, model, seed, method).
-
-    `curve` is the map summed over mel bands, (T,). `profile` is its magnitude summed over the peak frames of the
-    audit's lowest percentile, (F,): the mel bands that carry the peaks. `map` is optional: (F, T) flattened and divided
-    by `map_scale`, its largest magnitude, because raw gradients are too small for 16 bits. `degenerate`: the curve is
-    flat.
+    """One row per (clip, model, seed, method). `map` is (F, T) flattened and divided by `map_scale`, because raw
+    gradients are too small for 16 bits.
     """
     return pa.schema(
         [
@@ -190,9 +185,6 @@ PARTS = pa.list_(
 )
 
 # One row per event: alarms that lie close together, also across recordings that follow on without a gap by the clock.
-# `parts` says where it is, `seconds` which of its seconds the explanation points at, the mel bands (from 0, both
-# included) and their edges which bands carry them. `strength` is the highest score over the threshold. `method` is null
-# where no explanation was made; the seconds and the band are then those of the largest error.
 EVENTS = pa.schema(
     [
         pa.field("event_id", pa.string(), nullable=False),
@@ -221,8 +213,6 @@ EVENTS = pa.schema(
     ]
 )
 
-# One row per trial of a search. status: done, stopped (early, by the scheduler) or failed. `value` is the objective's;
-# null where a trial failed. `auc` and `pauc` are of the test clips, null where they have no labels.
 SEARCH_SUMMARY = pa.schema(
     [
         pa.field("trial", pa.string(), nullable=False),
@@ -238,7 +228,6 @@ SEARCH_SUMMARY = pa.schema(
         pa.field("pauc", pa.float64()),
         pa.field("epochs", pa.int32(), nullable=False),
         pa.field("best_epoch", pa.int32()),
-        # After the first the trial went back to its best epoch, after a second it ended.
         pa.field("diverged_epochs", pa.int32(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
     ]
@@ -255,7 +244,6 @@ _ESTIMATE = [
     pa.field("n_seeds", pa.int32(), nullable=False),
 ]
 
-# metric: auc, pauc. pooling: mean (E(x)) or worst_second.
 DETECTION_SUMMARY = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
@@ -267,7 +255,6 @@ DETECTION_SUMMARY = pa.schema(
     ]
 )
 
-# anomaly_type: `all`, or one type of the annotation table.
 F_SCORE_SUMMARY = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
@@ -281,7 +268,6 @@ F_SCORE_SUMMARY = pa.schema(
     ]
 )
 
-# scope: `annotated` (the paper's mean, over annotated clips) or `all` test clips, which the frame mode allows.
 FAITHFULNESS_SUMMARY = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
@@ -293,3 +279,113 @@ FAITHFULNESS_SUMMARY = pa.schema(
         pa.field("n_clips", pa.int32(), nullable=False),
     ]
 )
+
+# What each column says. `table.column` stands for one table of `layout.TABLES`, where the column means something else.
+MEANINGS = {
+    "clip_id": "name of the clip: 16 hex digits of a hash of its recording and its onset",
+    "recording": "stable name of the recording: the folder's name and the path below it",
+    "uri": "where the recording was read from",
+    "onset_s": "start of the clip, in seconds from the start of the recording",
+    "duration_s": "length of the clip in seconds, without silence that fills it up",
+    "recorded_at": "wall clock at the clip's onset, without a zone; null where the recording's name does not say it",
+    "split": "`train`, `validation` or `test`",
+    "label": "0 normal, 1 anomalous, null unknown",
+    "anomaly_type": "type of the anomaly as the annotation table names it",
+    "intervals": "annotated intervals, half-open, in seconds from the clip's onset",
+    "annotated": "whether the clip has annotated intervals",
+    "machine": "machine that was recorded, in the DCASE layout; null in the others",
+    "section": "section of the data set, in the DCASE layout; null in the others",
+    "domain": "`source` or `target`, in the DCASE layout; null in the others",
+    "bytes": "size of the file; null where it could not be read",
+    "fingerprint": "hash of the size and of three parts of the file, or `unreadable`",
+    "model": "name of the model, such as `mae`",
+    "seed": "seed of its training",
+    "epoch": "number of the epoch, from 1",
+    "train_loss": "mean loss of the training clips",
+    "validation_loss": "mean loss of the validation clips",
+    "learning_rate": "learning rate of the epoch",
+    "best": "whether the validation loss was the lowest so far",
+    "diverged": "whether the training diverged, and then went back to its best epoch or ended",
+    "epochs.duration_s": "how long the epoch took, in seconds",
+    "score": "anomaly score: the mean squared reconstruction error of the clip, or what a classical detector says",
+    "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only",
+    "threshold": "a score above it raises an alarm; null where there is no alarm",
+    "alarm": "whether the score is above the threshold; null where there is no alarm",
+    "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
+    "worst_mel_band": "mel band with the largest mean error, from 0",
+    "status": "`done`, `skipped` or `failed`",
+    "stage": "the stage that says so",
+    "reason": "why it was skipped or failed",
+    "ledger.clip_id": "name of the clip; null for a recording, or a part of one, that became no clip",
+    "ledger.onset_s": "its start, in seconds from the start of the recording; null for a whole recording",
+    "ledger.duration_s": "its length in seconds; null where it is not known",
+    "method": "attribution method",
+    "curve": "the map summed over the mel bands, one value for each frame (T)",
+    "profile": "magnitude of the map at the peak frames of the lowest percentile, one sum for each mel band (F)",
+    "map": "the map divided by `map_scale`, F x T values, mel band by mel band; null where it is not kept",
+    "map_scale": "largest magnitude of the map",
+    "degenerate": "whether the curve is flat, so that it points nowhere",
+    "percentile": "percentile of the curve that the peaks reach, 0 to 100",
+    "tp": "seconds that hold a peak and are annotated",
+    "fp": "seconds that hold a peak and are not annotated",
+    "fn": "annotated seconds without a peak",
+    "precision": "tp / (tp + fp), 0 where that is undefined",
+    "recall": "tp / (tp + fn), 0 where that is undefined",
+    "f_score": "2 tp / (2 tp + fp + fn), 0 where that is undefined",
+    "mode": "which frames are replaced: `frame`, the peaks; `segment`, the annotated frames of each second with a peak",
+    "replaced_fraction": "share of the frames that were replaced",
+    "error_before": "the clip's score",
+    "error_after": "its score once these frames are replaced by their reconstruction",
+    "faithfulness": "max(0, 1 - error_after / error_before)",
+    "log_mel": "input, F x T values, mel band by mel band, in the unit of the features",
+    "reconstruction": "what the model makes of it, in the same order and unit",
+    "event_id": "name of the event: 16 hex digits of a hash of the model and the clips",
+    "events.recording": "recording in which the event begins",
+    "events.onset_s": "start of the event, in seconds from the start of that recording",
+    "events.duration_s": "length of the event in seconds",
+    "started_at": "wall clock at its start, without a zone; null where it is not known",
+    "ended_at": "wall clock at its end",
+    "parts": "where it lies, half-open, in seconds from the start of each recording",
+    "clip_ids": "its alarmed clips",
+    "n_alarms": "how many they are",
+    "pooling": "which score it is: `mean` of the clip, or `worst_second`",
+    "events.score": "highest score of its clips, of the pooling that alarms",
+    "events.threshold": "a score above it raised the alarm",
+    "strength": "score / threshold; not a number where the threshold is not above 0",
+    "seconds": "its seconds that the explanation points at, or the worst ones where there is none",
+    "mel_band_low": "lowest mel band that carries it, from 0",
+    "mel_band_high": "highest mel band that carries it, included",
+    "low_hz": "lower edge of the lowest band, in Hz",
+    "high_hz": "upper edge of the highest band, in Hz",
+    "events.method": "method of the explanation; null where there is none",
+    "events.percentile": "percentile of its peaks; null where there is none",
+    "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
+    "metric": "`auc` or `pauc`, the partial one",
+    "protocol": "`paper` of a study, `audit` of an audit that was evaluated",
+    "mean": "mean over the seeds; null where there is nothing to average",
+    "std": "standard deviation over the seeds; null for a single one",
+    "ci_low": "lower end of the 95 % bootstrap interval over recordings",
+    "ci_high": "upper end of that interval",
+    "n_seeds": "number of seeds",
+    "n_normal": "number of normal clips",
+    "n_anomalous": "number of anomalous clips",
+    "summary/f_score.anomaly_type": "`all`, or one type of the annotation table",
+    "n_clips": "number of clips",
+    "control_random": "F-score of peaks at random frames",
+    "control_every_second": "F-score where every second is flagged",
+    "scope": "`annotated` clips, as in the paper, or `all` clips",
+    "trial": "name of the trial",
+    "mask_ratio": "share of the patches that the MAE's training hides",
+    "patch": "edge of a patch, in cells",
+    "summary/search.status": "`done`, `stopped` early by the scheduler, or `failed`",
+    "objective": "what the search maximises or minimises",
+    "value": "its value; null where the trial failed",
+    "proxy_auc": "AUC on synthetic disturbances of validation clips",
+    "summary/search.validation_loss": "lowest validation loss",
+    "auc": "AUC of the test clips; null where they have no labels",
+    "pauc": "partial AUC of the test clips",
+    "epochs": "number of epochs that were trained",
+    "best_epoch": "the epoch that was kept",
+    "diverged_epochs": "how many epochs diverged",
+    "summary/search.duration_s": "how long the trial took, in seconds",
+}

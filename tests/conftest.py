@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,35 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the published table and the real recordings are not here: no folder {folder}")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in `integration` starts a Ray or joins one; elsewhere a module says so itself."""
+    for item in items:
+        if "integration" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker(pytest.mark.ray)
+
+
+RELEASES = Path(__file__).parent / "releases"
+
+
+@pytest.fixture(scope="session")
+def released_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a finished study that release 0.1.0 made (see `releases/0.1.0`); for tests that only read."""
+    return _unpacked("study", tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def released_audit(tmp_path: Path) -> Path:
+    """The folder of a finished audit that release 0.1.0 made, a copy for each test."""
+    return _unpacked("audit", tmp_path)
+
+
+def _unpacked(name: str, folder: Path) -> Path:
+    with zipfile.ZipFile(RELEASES / "0.1.0" / f"{name}.zip") as archive:
+        archive.extractall(folder)
+    return folder / name
 
 
 @pytest.fixture(scope="module")

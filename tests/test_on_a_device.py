@@ -21,6 +21,7 @@ def outcome() -> Any:
     return json.loads(run.stdout)
 
 
+@pytest.mark.long
 def test_all_maps_are_computed_where_the_clips_are(outcome: Any) -> None:
     assert outcome["all"]["maps"] == {name: [2, 16, 40, "elsewhere"] for name in METHODS}
 

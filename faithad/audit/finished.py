@@ -5,6 +5,7 @@ from __future__ import annotations
 from faithad import storage
 from faithad.errors import StudyError
 from faithad.runs import layout
+from faithad.runs.formats import require_readable
 
 
 def require_finished(audit: str) -> None:
@@ -14,12 +15,14 @@ def require_finished(audit: str) -> None:
         audit: folder or URI that `faithad audit --out` is said to have written to.
 
     Raises:
-        StudyError: there is no such folder, it is a study's root or anything else, or the audit has not ended.
+        StudyError: there is no such folder, it is a study's root or anything else, the audit has not ended, or a newer
+            faithad made it.
     """
 
     def has(*names: str) -> bool:
         return any(storage.exists(storage.join(audit, name)) for name in names)
 
+    require_readable(audit)
     begun = [f"stages/{name}.begun.json" for name in ("score", "explain", "events")]
     if has(layout.EVENTS) and not has(*begun):
         return

@@ -25,6 +25,7 @@ from faithad.report import shards
 from faithad.report.settings import look_up, read_settings
 from faithad.report.shards import Example, Row
 from faithad.runs import layout
+from faithad.runs.formats import require_readable
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 50
@@ -124,8 +125,10 @@ def read_audit(out: str) -> AuditTables:
     """Read everything that the report of an audit shows.
 
     Raises:
-        StudyError: there is no finished audit at `out`, or `audit.yaml` is no YAML mapping.
+        StudyError: there is no finished audit at `out`, `audit.yaml` is no YAML mapping, or a newer faithad made the
+            tables.
     """
+    require_readable(out)
     if not storage.exists(storage.join(out, layout.AUDIT)):
         raise StudyError(f"There is no audit at {out}: no audit.yaml. Check the folder, or run `faithad audit` first.")
     text, settings = read_settings(storage.join(out, layout.AUDIT))

@@ -15,6 +15,7 @@ from faithad import schemas, storage
 from faithad.errors import StudyError
 from faithad.report.settings import look_up, read_settings
 from faithad.runs import layout
+from faithad.runs.formats import require_readable
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def read_search(root: str) -> Search:
     """Read a search's summary and its choice.
 
     Raises:
-        StudyError: no search has run there, or its table is empty.
+        StudyError: no search has run there, its table is empty, or a newer faithad made it.
     """
+    require_readable(root)
     if not search_exists(root):
         raise StudyError(f"There is no search at {root}: no {_location('')[1:]}. Run `faithad search` first.")
     trials = storage.read_table(_location(root), columns=schemas.SEARCH_SUMMARY.names).to_pandas()

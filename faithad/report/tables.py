@@ -17,6 +17,7 @@ from faithad.errors import StudyError
 from faithad.report.settings import look_up, read_settings
 from faithad.report.shards import Example, clip_ids, columns_of, each, examples
 from faithad.runs import layout
+from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_manifest
 
 MAX_EXAMPLES = 4
@@ -58,8 +59,10 @@ def read_study(root: str) -> StudyTables:
         root: the study's root, a local path or a URI.
 
     Raises:
-        StudyError: a stage has not run yet (its name is in the text), or `study.yaml` is no YAML mapping.
+        StudyError: a stage has not run yet (its name is in the text), `study.yaml` is no YAML mapping, or a newer
+            faithad made the tables.
     """
+    require_readable(root)
     text, settings = _read_settings(root)
     if not storage.exists(storage.join(root, layout.MANIFEST)):
         raise _not_run_yet(root, "index")

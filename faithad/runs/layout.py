@@ -6,11 +6,19 @@ is written shard by shard is a folder of files with the names of `shard`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from faithad import schemas
+
 MANIFEST = "manifest.parquet"
 # Recordings, and parts of recordings, that became no clip.
 INDEX_LEDGER = "index_ledger.parquet"
 REPORT = "report.html"
 SUMMARY = "summary"
+# Which FORMAT the tables have.
+FORMAT = "format.json"
 
 # Of a study.
 STUDY = "study.yaml"
@@ -88,3 +96,51 @@ def audit(name: str, seed: int) -> str:
 
 def summary(table: str) -> str:
     return f"{SUMMARY}/{table}.parquet"
+
+
+class TablePlace(NamedTuple):
+    """Where a table lies, and what it holds. A place is None where there is no such table.
+
+    Attributes:
+        in_study: a file or a folder of shards below a study's root; `*` stands for each `<model>-<seed>`.
+        in_audit: the same, below the folder that an audit of recordings writes to.
+        row: what one row is.
+        schema: its columns. Where a list's length follows from the model's shape, it is 1 here.
+    """
+
+    in_study: str | None
+    in_audit: str | None
+    row: str
+    schema: pa.Schema
+
+
+def _summary(table: str, row: str, schema: pa.Schema) -> TablePlace:
+    return TablePlace(summary(table), summary(table), row, schema)
+
+
+TABLES = {
+    "manifest": TablePlace(MANIFEST, MANIFEST, "clip", schemas.MANIFEST),
+    "ledger": TablePlace(summary("ledger"), LEDGER, "clip, or part of a recording that became none", schemas.LEDGER),
+    "inputs": TablePlace(None, INPUTS, "recording that was read", schemas.INPUTS),
+    "epochs": TablePlace("models/*/epochs.parquet", None, "epoch of a training", schemas.EPOCHS),
+    "validation_scores": TablePlace(
+        f"models/*/{VALIDATION_SCORES}", None, "validation clip, all of which are normal", schemas.VALIDATION_SCORES
+    ),
+    "scores": TablePlace(f"audit/*/{SCORES}", SCORES, "clip (of a study: test clip) and model", schemas.SCORES),
+    **{
+        name: TablePlace(f"audit/*/{name}", name, row, schema)
+        for name, row, schema in [
+            ("attributions", "explained clip, model and method", schemas.attributions(1, 1)),
+            ("localization", "annotated clip, model, method and percentile", schemas.LOCALIZATION),
+            ("faithfulness", "explained clip, model, method, mode and percentile", schemas.FAITHFULNESS),
+            ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
+        ]
+    },
+    "events": TablePlace(None, EVENTS, "event: alarms that lie close together", schemas.EVENTS),
+    "summary/detection": _summary("detection", "model, metric and pooling", schemas.DETECTION_SUMMARY),
+    "summary/f_score": _summary("f_score", "model, method, percentile and type of anomaly", schemas.F_SCORE_SUMMARY),
+    "summary/faithfulness": _summary(
+        "faithfulness", "model, method, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY
+    ),
+    "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
+}

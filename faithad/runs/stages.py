@@ -22,6 +22,7 @@ from faithad.errors import StudyError
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
+from faithad.runs.formats import mark_format, require_readable
 from faithad.vocabulary import listed
 
 Settings = Mapping[str, Any]
@@ -86,7 +87,12 @@ class Stage:
         return replace(self, settings={**self.settings, **known})
 
     def is_done(self) -> bool:
-        """Whether the stage ended well with exactly these settings, and its results are still there."""
+        """Whether the stage ended well with exactly these settings, and its results are still there.
+
+        Raises:
+            StudyError: a newer faithad worked in this root.
+        """
+        require_readable(self.root)
         is_marked = self._read(self._location) == self._comparable
         return is_marked and storage.exists(storage.join(self.root, self.result))
 
@@ -98,7 +104,8 @@ class Stage:
             again: go on with results of these settings even though the stage is done.
 
         Raises:
-            StudyError: results of other settings are in the way and `redo` was not given.
+            StudyError: results of other settings are in the way and `redo` was not given, or a newer faithad worked in
+                this root.
         """
         if self.is_done() and not again:
             return False
@@ -111,6 +118,7 @@ class Stage:
             if not redo and self._is_in_the_way():
                 raise self._refusal(before)
             self.reset()
+        mark_format(self.root)
         storage.write_text(self._begun_location, json.dumps(self.settings, indent=1))
         storage.delete(self._location)
         return True

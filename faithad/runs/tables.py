@@ -32,6 +32,34 @@ def shard_files(folder: str) -> list[str]:
     return [location for _, location in storage.list_files(folder, suffixes=[".parquet"])]
 
 
+def run_folders(root: str, folder: str) -> dict[str, str]:
+    """The folders `<model>-<seed>` in a folder of a study, by their names; those that hold anything."""
+    files = storage.list_files(storage.join(root, folder), suffixes=[""])
+    return {path.split("/")[0]: storage.join(root, folder, path.split("/")[0]) for path, _ in files if "/" in path}
+
+
+def table_files(root: str, table: str) -> list[str]:
+    """Locations of a table's files below the root of a study or an audit, in their order; none where it is not there.
+
+    Args:
+        root: a local path or a URI.
+        table: a row of `layout.TABLES`, or `summary/<name>` for a summary of `evaluation.summary.SUMMARIES`.
+    """
+    place = layout.TABLES.get(table)
+    summary = layout.summary(table.removeprefix(f"{layout.SUMMARY}/"))
+    patterns = [summary] if place is None else filter(None, (place.in_study, place.in_audit))
+    files: list[str] = []
+    for pattern in dict.fromkeys(patterns):
+        head, star, tail = pattern.partition("*/")
+        folders = list(run_folders(root, head.rstrip("/")).values()) if star else [root]
+        for location in (storage.join(folder, tail if star else head) for folder in folders):
+            if not location.endswith(".parquet"):
+                files += shard_files(location)
+            elif storage.exists(location):
+                files.append(location)
+    return files
+
+
 def read_shards(
     folder: str, *, columns: Collection[str] | None = None, condition: pc.Expression | None = None
 ) -> Iterator[pa.Table]:

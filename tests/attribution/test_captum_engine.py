@@ -146,6 +146,7 @@ def attribute_all(
     return attribute(network, x, methods=METHODS, settings=settings, seed=0, clip_id=CLIP_ID)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [DEFAULTS, AttributionSettings(7, 0.3, 11, 13, 0.2, 5, 7)], ids=["defaults", "others"]
 )
@@ -158,6 +159,7 @@ def test_every_map_is_its_formula(double: SkipCAETransformer, x: Tensor, setting
         torch.testing.assert_close(maps[name], expected, rtol=1e-6, atol=1e-7 * expected.abs().max().item())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(80, 400), (24, 61)])
 def test_every_map_is_its_formula_at_other_shapes(shape: tuple[int, int]) -> None:
     settings = AttributionSettings(

@@ -128,6 +128,7 @@ def test_every_map_is_captums(network: SkipCAETransformer, double: SkipCAETransf
         assert largest_difference(exact[name], expected_exact[name]) < 1e-6, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(24, 61), (80, 400)])
 def test_every_map_is_captums_at_other_shapes(shape: tuple[int, int]) -> None:
     settings = AttributionSettings(2, 0.1, 3, 2, 0.09, occlusion_bands=50, occlusion_frames=70)
@@ -173,6 +174,7 @@ def test_threads_change_no_bit(network: SkipCAETransformer, x: Tensor) -> None:
         assert torch.equal(several[name], alone[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("micro_batch", [1, 4, 1_000])
 def test_micro_batches_of_any_size_give_the_same_maps(
     network: SkipCAETransformer, double: SkipCAETransformer, x: Tensor, micro_batch: int
@@ -333,6 +335,7 @@ def test_no_graph_outlives_its_micro_batch(network: SkipCAETransformer, x: Tenso
     assert max(alive) <= 1
 
 
+@pytest.mark.long
 def test_memory_depends_on_the_micro_batch_not_on_the_clips(network: SkipCAETransformer) -> None:
     fast = FastNetwork(network)
     x = spectrograms(12)

@@ -42,6 +42,7 @@ def run(environment: Path, *command: str, folder: Path) -> str:
     return finished.stdout
 
 
+@pytest.mark.long
 def test_the_package_is_baked_in_whole(image: tuple[Path, Path], tmp_path: Path) -> None:
     folder, environment = image
     place = Path(run(environment, "python", "-c", "import faithad; print(faithad.__file__)", folder=folder).strip())

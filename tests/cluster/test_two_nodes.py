@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.ray
+
 PROJECT = Path(__file__).parents[2]
 
 # Run as the job: what it can do, what a stranger cannot, and who listens where.

@@ -146,6 +146,7 @@ def test_precisions() -> None:
 
 
 # torch.compile's own modules warn of themselves when they are imported.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 def test_a_compiled_network_computes_the_same_and_is_watched_beside_it() -> None:
     graphs: list[str] = []

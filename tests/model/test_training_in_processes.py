@@ -20,6 +20,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return one, {**two, "small": two["small_compiled"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ae", "mae", "diverging", "small"])
 def test_two_worker_processes_train_the_same_network_as_one(
     one_and_two: tuple[dict[str, Any], dict[str, Any]], kind: str

@@ -28,6 +28,8 @@ import yaml
 from faithad.demo.mill import synthesize
 from tests.security.traps import Trap
 
+pytestmark = pytest.mark.ray
+
 FAITHAD = Path(sys.executable).parent / "faithad"
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAWITNESSWITNESS01",

@@ -236,6 +236,7 @@ def test_an_unfinished_audit_is_refused(write_audit: WriteAudit, tmp_path: Path,
     assert not storage.exists(storage.join(out, "report.html"))
 
 
+@pytest.mark.long
 def test_two_days_are_quick_and_small(write_audit: WriteAudit, tmp_path: Path, render: Render) -> None:
     """17,280 clips in shards, of the real shape. Measured: 5 s alone on two cores, and 3 MB."""
     out = write_audit(tmp_path, hours=48.0, boards=60, shape=(80, 401), n_pictures=20)

@@ -1,0 +1,357 @@
+"""What a notebook needs: a trained model's scores and explanations of single clips, and the tables of finished runs.
+
+    model = faithad.load_model("runs/demo/models/mae-0")
+    log_mels = faithad.log_mel("clip.wav", model.features)
+    maps = faithad.attribute(model, log_mels)
+
+Shape letters: B clips, F mel bands, T frames, P percentiles. Log-mels are in the unit of the features (decibels by
+default): the model normalises them itself. Arrays go in as numpy arrays or tensors and come out as numpy arrays; tables
+come out as pandas frames. Everything is computed where the model's network lies, `model.network.to("cuda")` moves it.
+
+These functions hold everything in memory, which suits minutes of sound. `faithad audit` streams days of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from faithad import features, storage
+from faithad.attribution.gradient_stream import attribute_batch
+from faithad.attribution.methods import PAPER_METHODS
+from faithad.audit.finished import require_finished
+from faithad.audit.shard import AuditModel, audit_clips
+from faithad.clips.recordings import Remainder, cut_windows, probe_recording, read_clip
+from faithad.config.file import read_mapping
+from faithad.config.sections import Attribution, Audit
+from faithad.errors import ConfigError, RecordingError, StudyError
+from faithad.evaluation import temporal
+from faithad.evaluation.arrays import Bools
+from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
+from faithad.evaluation.peaks import as_array, curve, peak_frames
+from faithad.evaluation.temporal import Intervals, Localization
+from faithad.model import checkpoint
+from faithad.model.checkpoint import TrainedModel
+from faithad.model.micro_batches import forwards_at_once
+from faithad.runs import layout
+from faithad.runs.formats import require_readable
+from faithad.runs.tables import run_folders, table_files
+from faithad.settings import AttributionSettings, FeatureSettings
+
+Array = npt.NDArray[Any] | Tensor
+Floats = npt.NDArray[np.floating]
+
+
+def load_model(folder: str | Path) -> TrainedModel:
+    """A trained model, with its features, its normalisation and its alarm, on the CPU and in eval mode.
+
+    Args:
+        folder: that holds `model.safetensors`: a local path or a URI. Nothing in it is unpickled or run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
+    return checkpoint.load_model(str(folder))
+
+
+def log_mel(
+    sound: str | Path | Array, settings: FeatureSettings, *, remainder: Remainder = "overlap"
+) -> npt.NDArray[np.float32]:
+    """Log-mel spectrograms of a recording or of waveforms.
+
+    Args:
+        sound: a WAV or FLAC file of any rate and number of channels, a local path or a URI, which is cut into clips of
+            `settings.clip_s`; or waveforms at `settings.sample_rate_hz`, (samples,) or (B, samples), full scale at 1,
+            which are clips already.
+        settings: what a spectrogram is; `model.features` for a trained model.
+        remainder: what becomes of the end of a recording that is shorter than a clip: `overlap`, `pad` or `drop`.
+
+    Returns:
+        (B, F, T), T = 1 + samples of a clip // hop.
+
+    Raises:
+        RecordingError: the file cannot be read or gives no clip, or a waveform is too short or not finite.
+    """
+    if isinstance(sound, str | Path):
+        waveforms = _clips_of(str(sound), settings, remainder)
+    else:
+        waveforms = torch.atleast_2d(_tensor(sound))
+    if not torch.isfinite(waveforms).all():
+        raise RecordingError("The waveform holds NaN or infinite samples. Check how it was made.")
+    return features.log_mel(waveforms, settings).cpu().numpy()
+
+
+def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
+    """The anomaly score of each clip, the same as an audit computes.
+
+    Args:
+        model: from `load_model`.
+        log_mels: (B, F, at least T) or (F, at least T), from `log_mel`.
+
+    Returns:
+        One row for each clip, with the columns of the table `scores`: `score`, the mean of the squared reconstruction
+        error; `worst_second_score`, that of its worst second, which begins at `worst_onset_s`; `worst_mel_band`, from
+        0; `threshold` and `alarm` of the alarm that is stored with the model. A model that gives a score only has
+        neither a worst second nor a worst band.
+
+    Raises:
+        RecordingError: the log-mels have another shape than the model needs, or a score is not a finite number.
+    """
+    clips = [
+        {"clip_id": str(number), "recording": f"clip {number}", "onset_s": 0.0, "duration_s": model.features.clip_s,
+         "intervals": None, "annotated": False, "keep_maps": False}
+        for number in range(len(_batch(log_mels)))
+    ]  # fmt: skip
+    rows = audit_clips(_prepared(model), clips, _batch(log_mels), explain=False)
+    if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
+        raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
+    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"])
+
+
+def attribute(
+    model: TrainedModel,
+    log_mels: Array,
+    *,
+    methods: Iterable[str] = PAPER_METHODS,
+    settings: AttributionSettings | None = None,
+    seed: int = 0,
+    clip_ids: Sequence[str] | None = None,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Which cells the score of each clip comes from, by several methods.
+
+    Args:
+        model: one that is explained: `model.explained`.
+        log_mels: (B, F, at least T) or (F, at least T).
+        methods: names from `faithad.attribution.methods.METHODS`.
+        settings: the constants of the methods; those of the paper where there are none.
+        seed: of the noise of SmoothGrad and GradSHAP.
+        clip_ids: B names that this noise is keyed by, so that a clip has the same map in every batch; by default
+            the clips' numbers.
+
+    Returns:
+        For each method its maps (B, F, T).
+
+    Raises:
+        ConfigError: the model is not explained, or a method is unknown.
+        RecordingError: the log-mels have another shape than the model needs.
+    """
+    prepared = _prepared(model)
+    if not model.explained or prepared.explained is None:
+        raise ConfigError(f"The model {model.name!r} is scored only; give one that is explained, such as 'mae'.")
+    x = _network_input(model, log_mels)
+    maps = attribute_batch(
+        prepared.explained,
+        x,
+        methods=methods,
+        settings=settings or AttributionSettings(),
+        seed=seed,
+        clip_ids=clip_ids or [str(number) for number in range(len(x))],
+    )
+    return {method: of_method.cpu().numpy() for method, of_method in maps.items()}
+
+
+def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
+    """The frames that maps point at: those whose sum over the mel bands reaches the clip's own percentile.
+
+    Args:
+        maps: (..., F, T).
+        percentile: 0 to 100, one or several.
+
+    Returns:
+        bool (..., T), or (..., P, T) for several percentiles.
+
+    Raises:
+        ValueError: a percentile is below 0 or above 100.
+    """
+    several = peak_frames(curve(maps), np.atleast_1d(percentile).tolist())
+    return several if isinstance(percentile, Sequence) else several[..., 0, :]
+
+
+def localization(model: TrainedModel, peaks: Bools, intervals: Intervals) -> Localization:
+    """How well the seconds that hold a peak agree with those that are annotated, for one clip.
+
+    Args:
+        model: whose features say how many frames a second has.
+        peaks: bool (..., T), from `peaks`.
+        intervals: the annotated intervals of the clip, (onset, offset) in seconds from its start.
+
+    Returns:
+        Counts of seconds `tp`, `fp`, `fn`, and `precision`, `recall`, `f_score`; arrays (...).
+    """
+    return temporal.localization(peaks, intervals, frames_per_s=model.features.frames_per_s)
+
+
+def faithfulness(
+    model: TrainedModel,
+    log_mels: Array,
+    maps: Array,
+    *,
+    percentile: float | Sequence[float] = 95.0,
+    intervals: Sequence[Intervals] | None = None,
+) -> npt.NDArray[np.float64]:
+    """The share of each clip's score that goes where the frames at the peaks are replaced by their reconstruction.
+
+    Args:
+        model: one that reconstructs: `model.reconstructs`.
+        log_mels: (B, F, at least T) or (F, at least T).
+        maps: of one method, (B, F, T) or (F, T), from `attribute`.
+        percentile: of the peaks, one or several.
+        intervals: of each clip, see `localization`. Where they are given, all annotated frames of each second that
+            holds a peak are replaced (mode `segment` of the tables), else the peaks alone (mode `frame`).
+
+    Returns:
+        (B,) from 0 to 1, or (B, P) for several percentiles.
+
+    Raises:
+        ConfigError: the model gives a score only.
+        RecordingError: the log-mels have another shape than the model needs.
+        ValueError: maps or intervals do not fit the clips.
+    """
+    if not model.reconstructs:
+        raise ConfigError(f"The model {model.name!r} reconstructs nothing, so that nothing can be replaced.")
+    prepared, x = _prepared(model), _network_input(model, log_mels)
+    masks = peaks(_batch(maps), np.atleast_1d(percentile).tolist())
+    if masks.shape[0] != len(x) or masks.shape[-1] != x.shape[-1]:
+        raise ValueError(f"{len(x)} clips of {x.shape[-1]} frames need as many maps, got {tuple(np.shape(maps))}")
+    if intervals is not None:
+        frames_per_s = model.features.frames_per_s
+        of_clips = [segment_masks(mask, spans, frames_per_s) for mask, spans in zip(masks, intervals, strict=True)]
+        masks = np.stack(of_clips)
+    with torch.inference_mode():
+        reconstruction = prepared.network(x)
+    before = (reconstruction - x).square().mean(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
+    owners = np.repeat(np.arange(len(x)), masks.shape[1])
+    limit = forwards_at_once(None, x.device)
+    after = errors_after_replacement(
+        prepared.network, x, reconstruction, masks.reshape(-1, masks.shape[-1]), owners, error_before=before,
+        micro_batch=limit,
+    )  # fmt: skip
+    values = faithfulness_score(before[owners], after).reshape(len(x), -1)
+    return values if isinstance(percentile, Sequence) else values[:, 0]
+
+
+def events(audit: str | Path) -> pd.DataFrame:
+    """The events of a finished audit, by time; see the table `events`.
+
+    Args:
+        audit: the folder or URI that `faithad audit --out` wrote to.
+
+    Raises:
+        StudyError: there is no audit, it has not ended, or a newer faithad made it.
+    """
+    require_finished(str(audit))
+    return read_table(audit, "events")
+
+
+def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table of a study or of an audit, the shards and models of which come as one frame.
+
+    Args:
+        root: of a study, or the folder of an audit; a local path or a URI.
+        table: a name from `layout.TABLES`, such as `manifest`, `scores`, `attributions`, `f_score`, `events`.
+        columns: which to read, all by default. Curves and maps come as flat arrays, one for each row.
+
+    Raises:
+        StudyError: there is no such table, or a newer faithad wrote it.
+    """
+    require_readable(str(root))
+    files = table_files(str(root), table)
+    if not files:
+        there = ", ".join(_tables_in(str(root))) or "no table at all"
+        raise StudyError(f"There is no table {table!r} in {root}, but {there}. Check the folder, and the table's name.")
+    wanted = None if columns is None else list(columns)
+    parts = [storage.read_rows(file, columns=wanted).to_pandas() for file in files]
+    return pd.concat(parts, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What lies in a study's root.
+
+    Attributes:
+        root: a local path or a URI.
+        settings: the study's resolved configuration, section by section.
+        models: the folder of each trained model by its name, such as `mae-0`; see `load_model`.
+        tables: the names of the tables that are there; see `read_table`.
+    """
+
+    root: str
+    settings: dict[str, Any]
+    models: dict[str, str]
+    tables: tuple[str, ...]
+
+    @functools.cached_property
+    def manifest(self) -> pd.DataFrame:
+        """One row for each clip."""
+        return self.table("manifest")
+
+    def table(self, name: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """See `read_table`."""
+        return read_table(self.root, name, columns=columns)
+
+
+def open_study(root: str | Path) -> StudyResults:
+    """Look at a study that has run, as far as it has.
+
+    Args:
+        root: of the study, a local path or a URI.
+
+    Raises:
+        StudyError: there is no study, or a newer faithad made it.
+    """
+    root = str(root)
+    require_readable(root)
+    location = storage.join(root, layout.STUDY)
+    if not storage.exists(location):
+        raise StudyError(f"There is no study in {root}: no {layout.STUDY}. Check the folder, or run the study first.")
+    settings, _ = read_mapping(storage.read_text(location), name=location)
+    return StudyResults(root, settings, run_folders(root, "models"), tuple(_tables_in(root)))
+
+
+def _tables_in(root: str) -> list[str]:
+    return [name for name in layout.TABLES if table_files(root, name)]
+
+
+def _clips_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> Tensor:
+    """A recording's clips as waveforms, (B, samples)."""
+    windows, _ = cut_windows(probe_recording(uri).duration_s, clip_s=settings.clip_s, remainder=remainder)
+    if not windows:
+        raise RecordingError(f"{uri} is shorter than a clip of {settings.clip_s:g} s. Set remainder to 'pad'.")
+    clips = [
+        read_clip(uri, onset_s=window.onset_s, duration_s=window.duration_s, clip_s=settings.clip_s,
+                  sample_rate_hz=settings.sample_rate_hz)
+        for window in windows
+    ]  # fmt: skip
+    return torch.from_numpy(np.stack(clips))
+
+
+def _prepared(model: TrainedModel) -> AuditModel:
+    """The model as an audit uses it, on the device where its network lies."""
+    tensors = [*model.network.parameters(), *model.network.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(), device=device)
+
+
+def _network_input(model: TrainedModel, log_mels: Array) -> Tensor:
+    """Normalised clips (B, F, T) on the network's device."""
+    device = next(model.network.parameters()).device
+    return model.prepare(_batch(log_mels)).to(device)
+
+
+def _batch(maps: Array) -> Tensor:
+    """(F, T) or (B, F, T) as (B, F, T)."""
+    tensor = _tensor(maps)
+    return tensor[None] if tensor.ndim == 2 else tensor
+
+
+def _tensor(values: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(as_array(values))).to(torch.float32)
