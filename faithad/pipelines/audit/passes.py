@@ -21,7 +21,7 @@ from faithad.config.sections import Attribution, Audit
 from faithad.errors import StudyError
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.worker import ModelAudit, ShardedPass
-from faithad.pipelines.cluster.machines import told, wait_for_machines
+from faithad.pipelines.cluster.machines import resources_text, wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_is_ours, ray_session
 from faithad.pipelines.shards.stream import ShardRow, Tally, WorkersLost, consume, dataset, shard_size
 from faithad.progress import progress
@@ -149,7 +149,7 @@ def wait_for_room(audit: Audit) -> None:
     advice = "Add a machine with cores."
     if audit.gpus_per_actor:
         room["GPU"], advice = audit.gpus_per_actor, _LESS_GPU
-    wait_for_machines(room, request=f"An audit actor asks for {told(room)}", advice=advice)
+    wait_for_machines(room, request=f"An audit actor asks for {resources_text(room)}", advice=advice)
 
 
 def stream(

@@ -102,8 +102,8 @@ def _held(total: float, resource: str, amount: float) -> int:
     return math.floor(total / amount + 1e-9)
 
 
-def told(each: Mapping[str, float]) -> str:
-    """A request for a reader: `1 CPU and 0.5 GPU`."""
+def resources_text(each: Mapping[str, float]) -> str:
+    """Resources in a sentence: `1 CPU and 0.5 GPU`."""
     return " and ".join(f"{amount:g} {resource}" for resource, amount in each.items())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from faithad.config.sections import Train
-from faithad.pipelines.cluster.machines import Nodes, alive_nodes, held, refusal, told, wait_for_machines
+from faithad.pipelines.cluster.machines import Nodes, alive_nodes, held, refusal, resources_text, wait_for_machines
 from faithad.pipelines.cluster.session import ray_is_ours
 from faithad.vocabulary import count
 
@@ -90,4 +90,4 @@ def _resources(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def _request(each: dict[str, float], workers: int) -> str:
-    return f"Training asks for {count(workers, 'worker')} with {told(each)} each"
+    return f"Training asks for {count(workers, 'worker')} with {resources_text(each)} each"

@@ -24,6 +24,7 @@ from ray.exceptions import RayError, RayTaskError
 from faithad import storage
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
+from faithad.model.checkpoint import FILE_NAME
 from faithad.model.table import MODELS
 from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
@@ -61,7 +62,7 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
     }
     folder = layout.model(model, seed)
     outputs = (folder, layout.training(model, seed))
-    return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/model.safetensors")
+    return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/{FILE_NAME}")
 
 
 def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
