@@ -11,16 +11,13 @@ from faithad import storage
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import Recording
 from faithad.errors import RecordingError
-from faithad.vocabulary import AUDIO_SUFFIXES
+from faithad.vocabulary import AUDIO_SUFFIXES, listed
 
 # Formats in which sound may lie among the recordings, and which nobody should believe to have been audited.
 _OTHER_SOUNDS = (
     *(".aac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".bwf", ".caf", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus"),
     *(".rf64", ".w64", ".wave", ".wma", ".wv"),
 )
-
-# How many of the recordings that clash are named; two folders may hold thousands of the same.
-_EXAMPLES = 3
 
 
 def find_recordings(
@@ -68,12 +65,13 @@ def find_recordings(
     alike: list[str] = []
     for recording in found:
         if by_uri.setdefault(recording.uri, recording) is not recording:
-            same.append(f"{recording.uri} is named twice: each recording may be in one of the folders only.")
+            same.append(f"{recording.uri} is named twice: each recording may be in one of the folders only")
         elif (other := by_path.setdefault(recording.path, recording)) is not recording:
             alike.append(
-                f"{other.uri} and {recording.uri} would both be called {recording.path!r}: rename one of the folders."
+                f"{other.uri} and {recording.uri} would both be called {recording.path!r}: rename one of the folders"
             )
-    problems += [*_examples(same), *_examples(alike)]
+    # Two folders may have thousands of recordings in common.
+    problems += [listed(clashes, most=3, separator="\n  ") for clashes in (same, alike) if clashes]
     if not folders:
         problems.append("No folder is given. Name at least one.")
     if problems:
@@ -102,12 +100,6 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
 def absolute(location: str) -> str:
     """A local location with its full path, because a worker may run in another folder; a URI as it is."""
     return location if "://" in location else os.path.normpath(storage.locate(location)[1])
-
-
-def _examples(problems: list[str]) -> list[str]:
-    """The first few, and how many more of the same kind there are."""
-    more = len(problems) - _EXAMPLES
-    return problems if more <= 0 else [*problems[:_EXAMPLES], f"and {more:,} more of this kind."]
 
 
 def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] | None:

@@ -58,18 +58,12 @@ def csv_rows(
     optional: Sequence[str] = (),
     others_allowed: bool = True,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV table that are not blank: their numbers, from 1 for the header, and their cells by column.
+    """The rows of a CSV table that are not blank: their numbers, and their cells by column.
 
-    Column names are compared without case, spaces and a hint in brackets. The columns may have any order.
-
-    Args:
-        text: of the file.
-        problems: gets a line for each missing, repeated or unknown column and for each row of another length. Without
-            its needed columns a table has no rows.
-        noun: names the table in messages.
-        needed: columns that the table must have.
-        optional: columns that it may have.
-        others_allowed: whether it may have more columns, which are ignored.
+    `problems` gets a line for each column that is missing, repeated or unknown, and for each row with too few or too
+    many cells. If a needed column is missing, there are no rows. Columns may have any order; their case, spaces and a
+    hint in brackets are ignored. Columns that are neither needed nor optional are ignored or refused. `noun` names the
+    table in messages.
     """
     try:
         lines = [
