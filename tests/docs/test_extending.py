@@ -47,6 +47,25 @@ evaluate_audit("audit", "labels")
 rows = faithad.read_table("audit", "summary/alarm_rates").to_dict("records")
 assert rows == [{"model": "mae", "protocol": "audit", "rate": 1.0}], rows
 """
+LAYOUT = """
+import numpy as np, soundfile
+from pathlib import Path
+import my_package.layout
+from faithad.clips.layouts import LAYOUTS
+from faithad.config.study import parse_study
+for name in ("good/fan_1.wav", "good/fan_2.wav", "bad/pump_3.wav", "bad/pump_4.mp3"):
+    Path("data", name).parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".wav"):
+        soundfile.write(Path("data", name), np.zeros(100), 8000)
+    else:
+        Path("data", name).touch()
+study = parse_study("name: a\\nroot: a\\ndata: {root: data, layout: good_and_bad}", name="study")
+found = LAYOUTS["good_and_bad"].find(study.data.folders)
+rows = sorted((one.path, one.split, one.label, one.machine) for one in found.recordings)
+assert rows == [("data/bad/pump_3.wav", "test", 1, "pump"), ("data/good/fan_1.wav", "train", 0, "fan"),
+                ("data/good/fan_2.wav", "test", 0, "fan")], rows
+assert [row["recording"] for row in found.ledger] == ["data/bad/pump_4.mp3"]
+"""
 RULE = """
 import numpy as np
 from faithad.config.sections import Alarm
@@ -62,9 +81,29 @@ def blocks(section: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+def install_entry_points(folder: Path, blocks_of_toml: list[str]) -> None:
+    """What pip would leave of these parts of a `pyproject.toml`."""
+    information = folder / "my_package-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Name: my_package\nVersion: 1.0\n")
+    entry_points = [
+        f"[{group}]\n{name} = {location}\n"
+        for text in blocks_of_toml
+        for group, rows in tomllib.loads(text)["project"]["entry-points"].items()
+        for name, location in rows.items()
+    ]
+    (information / "entry_points.txt").write_text("".join(entry_points))
+
+
 @pytest.mark.parametrize(
     ("section", "use"),
-    [("Attribution method", METHOD), ("Model", MODEL), ("Summary metric", SUMMARY), ("Alarm rule", RULE)],
+    [
+        ("Attribution method", METHOD),
+        ("Model", MODEL),
+        ("Summary metric", SUMMARY),
+        ("Data layout", LAYOUT),
+        ("Alarm rule", RULE),
+    ],
 )
 def test_an_example_does_what_the_page_says(
     section: str, use: str, released_study: Path, released_audit: Path, tmp_path: Path
@@ -78,19 +117,12 @@ def test_an_example_does_what_the_page_says(
         installed = tmp_path / package[1]
         installed.parent.mkdir()
         installed.write_text(example)
-        (toml,) = blocks(section, "toml")
-        (tmp_path / "my_package-1.0.dist-info").mkdir()
-        (tmp_path / "my_package-1.0.dist-info" / "METADATA").write_text("Name: my_package\nVersion: 1.0\n")
-        entry_points = [
-            f"[{group}]\n{name} = {location}\n"
-            for group, rows in tomllib.loads(toml)["project"]["entry-points"].items()
-            for name, location in rows.items()
-        ]
-        (tmp_path / "my_package-1.0.dist-info" / "entry_points.txt").write_text("".join(entry_points))
+        install_entry_points(tmp_path, blocks(section, "toml"))
         script = use
     # The current folder is on the path of modules, as an installed package's folder is.
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
 def test_every_section_has_its_test() -> None:
-    assert re.findall(r"\n## (.*)\n", PAGE) == ["Attribution method", "Model", "Summary metric", "Alarm rule"]
+    tested = ["Attribution method", "Model", "Summary metric", "Data layout", "Alarm rule"]
+    assert re.findall(r"\n## (.*)\n", PAGE) == tested
