@@ -37,7 +37,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python tests/benchmarks/attribution.py
+	$(BIN)/python -m tests.benchmarks.attribution
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/audit.py
 	$(BIN)/python tests/benchmarks/scheduling.py

@@ -1,18 +1,19 @@
 """All methods of many clips as one stream of points.
 
-Every (clip, point) pair of a batch goes through the network once, in micro-batches, and is reduced to its clip's map as
-soon as it is there: memory depends on the micro-batch, not on the clips nor on their points. Methods that look at the
-clip itself share one pass.
+Every (clip, point) pair of a batch goes through the network once, in micro-batches, and its contribution is added to
+its clip's map at once: memory depends on the micro-batch, not on the number of clips nor of their points. Methods that
+look at the clip itself share one pass.
 
-What goes through together:
-1. On a CPU, points of one method and one clip only, cut in the same way whatever is computed beside them, each part by
-   one thread. So a map is the same to the last bit in every batch, order and process, with any number of threads and
-   any other methods. Across micro-batch sizes too, with `FastNetwork`, as far as its tests can show; elsewhere products
-   round differently in a batch of another size.
-2. On a GPU, which needs many points at once and whose sums are not repeatable to the last bit anyhow, any points.
+A micro-batch holds:
+1. On a CPU, points of one method and one clip only. Each clip and method is cut into micro-batches in the same way
+   whatever is computed beside it, and one thread computes each. So a map is the same to the last bit in every batch,
+   order and process, with any number of threads and any other methods. With a fast form of the network it is also the
+   same for any size of the micro-batch, as far as the tests can show; other networks round differently in a batch of
+   another size.
+2. On a GPU, any points: a GPU needs many at once, and its sums are not repeatable to the last bit anyhow.
 
-Two float32 ways to compute a gradient may differ by more than rounding: where an activation or a maximum is rounded to
-the other side of its kink, the gradient at that point jumps. In float64 all ways agree.
+Two float32 computations of a gradient may differ by more than rounding: where an activation or a maximum is rounded to
+the other side of its kink, the gradient at that point jumps. In float64 they agree.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 from faithad.attribution.methods import Evaluation, Method, Needs, Points, choose_methods
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
-from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network, watchable
+from faithad.model.fast_network import fast_network, watchable
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import MicroBatches
+from faithad.model.precision import arithmetic, low_precision
 from faithad.settings import AttributionSettings, Precision
 
-# A gradient at one point of a planer clip (80, 400) needs 25 MB. More at once are no faster on a CPU; nine at the most
+# A gradient at one point of a planer clip (80, 400) needs 25 MB. Larger micro-batches are no faster on a CPU, and nine
 # cut the paper's 25, 50 and 25 points evenly.
 CPU_MICRO_BATCH = 9
 GPU_MICRO_BATCH = 256
@@ -42,7 +44,7 @@ _LEVELS: tuple[Needs, ...] = ("forward", "gradient", "activations")
 
 
 class _Pair(NamedTuple):
-    """One point of one clip. Without a method: the clip itself."""
+    """One point of one clip; `method` is None for the clip itself."""
 
     clip: int
     method: Method | None
@@ -55,11 +57,11 @@ class _Run(NamedTuple):
     clip: int
     method: Method | None
     points: Points
-    found: Evaluation
+    evaluation: Evaluation
 
 
 def attribute_batch(
-    network: ExplainedNetwork,
+    network: nn.Module,
     x: Tensor,
     *,
     methods: Iterable[str],
@@ -72,44 +74,48 @@ def attribute_batch(
 ) -> dict[str, Tensor]:
     """The maps of many clips.
 
-    The network's mode and flags are afterwards as they were; no global generator is touched, no graph is left.
+    The network's mode and flags are restored; no global generator is touched, and no graph is left.
 
     Args:
-        network: on the device of x. Who explains several batches gives `fast_network(network, precision)`, so that
-            it is made once.
-        x: (B, F, T), what the network takes in.
+        network: maps (B, F, T) to (B, F, T), on the device of x; see `faithad.model.fast_network` for what its class
+            may define. To explain several batches, give `fast_network(network, precision)`, which is then made once.
+        x: (B, F, T), the network's input.
         methods: names from `METHODS`.
         settings: the constants of the methods.
         seed: of the noise, together with each clip's id.
         clip_ids: B names; the same clip has the same noise whatever is computed before or beside it.
-        micro_batch: spectrograms in one pass, at the most (on a CPU: per thread). None: what suits the device.
-        precision: of matrix products and convolutions, see `faithad.model.fast_network`.
-        reconstruction: f(x), (B, F, T), where it is known. The error map is taken from it.
+        micro_batch: the most spectrograms in one pass (on a CPU: of each thread). None: a size that suits the device.
+        precision: of matrix products and convolutions, see `fast_network`.
+        reconstruction: f(x), (B, F, T), if it is known. The error map is then taken from it.
 
     Returns:
         One map (B, F, T) per method, in the order of `methods`, without a graph.
 
     Raises:
-        ConfigError: a method is unknown, or shapes do not fit together.
+        ConfigError: a method is unknown, shapes do not fit together, or Grad-CAM is asked for and the network does not
+            say which layer it explains.
     """
     chosen = choose_methods(methods)
-    _check(network, x, clip_ids, reconstruction, micro_batch)
+    _check_shapes(watchable(network), x, clip_ids, reconstruction, micro_batch)
     limit = micro_batch or (CPU_MICRO_BATCH if x.device.type == "cpu" else GPU_MICRO_BATCH)
-    # Gradients are switched on where they are taken; whatever is computed outside must not leave a graph behind.
+    # Gradients are switched on only where they are taken; nothing else may leave a graph behind.
     with frozen(network), arithmetic(precision), torch.inference_mode(False), torch.no_grad():
         x = x.detach().clone()
         if reconstruction is not None:
             reconstruction = reconstruction.detach().clone()
         maps = {method.name: torch.zeros_like(x) for method in chosen}
-        with _Points(fast_network(network, precision), x, chosen, settings, seed, clip_ids, reconstruction) as points:
-            batches = MicroBatches(points.evaluate, limit=limit, device=x.device)
+        stream = _Stream(
+            fast_network(network, precision), precision, x, chosen, settings, seed, clip_ids, reconstruction
+        )
+        with stream.layer.watched():
+            batches = MicroBatches(stream.evaluate, limit=limit, device=x.device)
             at_the_clips: dict[int, Evaluation] = {}
-            for _, runs in batches.results(points.groups()):
+            for _, runs in batches.results(stream.groups()):
                 for run in runs:
                     if run.method is None:
-                        at_the_clips[run.clip] = Evaluation(run.found.error, run.found.reconstruction)
-                    for method in [run.method] if run.method else points.methods_at_the_clip:
-                        part = method.reduce(run.points, run.found, at_the_clips.get(run.clip))
+                        at_the_clips[run.clip] = Evaluation(run.evaluation.error, run.evaluation.reconstruction)
+                    for method in [run.method] if run.method else stream.methods_at_the_clip:
+                        part = method.reduce(run.points, run.evaluation, at_the_clips.get(run.clip))
                         maps[method.name][run.clip] += part
     return maps
 
@@ -130,12 +136,13 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-class _Points:
-    """The points of a batch of clips, and how they are evaluated."""
+class _Stream:
+    """The points of a batch of clips, and their evaluation."""
 
     def __init__(
         self,
-        network: ExplainedNetwork,
+        network: nn.Module,
+        precision: Precision,
         x: Tensor,
         methods: list[Method],
         settings: AttributionSettings,
@@ -143,7 +150,8 @@ class _Points:
         clip_ids: Sequence[str],
         reconstruction: Tensor | None,
     ) -> None:
-        self.network, self.x, self.settings, self.reconstruction = network, x, settings, reconstruction
+        self.network, self.precision, self.x = network, precision, x
+        self.settings, self.reconstruction = settings, reconstruction
         self.seed, self.clip_ids = seed, clip_ids
         self.methods_at_the_clip = [method for method in methods if method.points is None]
         self.methods_elsewhere = [method for method in methods if method.points is not None]
@@ -151,7 +159,7 @@ class _Points:
         if any(method.needs == "forward" for method in self.methods_elsewhere):
             needs.append("forward")
         self.needs_at_the_clip: Needs | None = max(needs, key=_LEVELS.index, default=None)
-        self.layer = _WatchedLayer(network)
+        self.layer = _WatchedLayer(network, [method.name for method in methods if method.needs == "activations"])
 
     def groups(self) -> Iterator[list[_Pair]]:
         """Pairs that may go through the network together, the clips themselves first."""
@@ -182,15 +190,16 @@ class _Points:
         needs = method.needs if method else self.needs_at_the_clip
         if method is None and needs == "forward" and self.reconstruction is not None:
             clips = [pair.clip for pair in pairs]
-            found = _compare(self.x[clips], self.reconstruction[clips])
+            evaluation = _compare(self.x[clips], self.reconstruction[clips])
         else:
-            found = self._evaluate(torch.cat([each.at for each in points]), needs or "forward")
+            evaluation = self._evaluate(torch.cat([part.at for part in points]), needs or "forward")
             if method is None and self.reconstruction is not None:
-                found = found._replace(reconstruction=self.reconstruction[[pair.clip for pair in pairs]])
+                reconstruction = self.reconstruction[[pair.clip for pair in pairs]]
+                evaluation = evaluation._replace(reconstruction=reconstruction)
         runs, start = [], 0
-        for (clip, method), each in zip(labels, points, strict=True):
-            stop = start + len(each.at)
-            runs.append(_Run(clip, method, each, _rows(found, slice(start, stop))))
+        for (clip, method), part in zip(labels, points, strict=True):
+            stop = start + len(part.at)
+            runs.append(_Run(clip, method, part, _rows(evaluation, slice(start, stop))))
             start = stop
         return runs
 
@@ -205,54 +214,76 @@ class _Points:
     def _evaluate(self, points: Tensor, needs: Needs) -> Evaluation:
         if needs == "forward":
             with torch.no_grad():
-                return _compare(points, self.network(points))
+                return _compare(points, self._reconstruct(self.network, points))
         with torch.enable_grad(), self.layer.outputs(wanted=needs == "activations") as activations:
             points = points.detach().requires_grad_()
             network = watchable(self.network) if needs == "activations" else self.network
-            found = _compare(points, network(points))
-            gradient, *rest = torch.autograd.grad(found.error.sum(), [points, *activations])
+            evaluation = _compare(points, self._reconstruct(network, points))
+            gradient, *rest = torch.autograd.grad(evaluation.error.sum(), [points, *activations])
         return Evaluation(
-            found.error.detach(),
-            found.reconstruction.detach(),
+            evaluation.error.detach(),
+            evaluation.reconstruction.detach(),
             gradient,
             activations[0].detach() if activations else None,
             rest[0] if rest else None,
         )
 
-    def __enter__(self) -> _Points:
-        self.layer.watch()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.layer.leave()
+    def _reconstruct(self, network: nn.Module, points: Tensor) -> Tensor:
+        with low_precision(self.precision, points.device):
+            reconstruction: Tensor = network(points)
+        if reconstruction.shape != points.shape:
+            raise ConfigError(
+                f"The network must map (clips, mel bands, frames) to the same shape; it maps {tuple(points.shape)} to "
+                f"{tuple(reconstruction.shape)}."
+            )
+        return reconstruction.to(points.dtype)
 
 
 class _WatchedLayer:
-    """Catches the output of the layer that Grad-CAM explains, for the thread that wants it."""
+    """Catches the output of the layer that Grad-CAM explains, for the thread that wants it.
 
-    def __init__(self, network: ExplainedNetwork) -> None:
-        self._layer = network.grad_cam_layer
+    Args:
+        network: with the attribute `grad_cam_layer`.
+        methods: the names of the methods that need the layer; with none, nothing is watched.
+
+    Raises:
+        ConfigError: methods need the layer and the network has no such attribute.
+    """
+
+    def __init__(self, network: nn.Module, methods: Sequence[str]) -> None:
         self._mine = threading.local()
+        self._layer = getattr(watchable(network), "grad_cam_layer", None) if methods else None
+        if methods and not isinstance(self._layer, nn.Module):
+            raise ConfigError(
+                f"{', '.join(methods)} explains one layer of a network, and {type(watchable(network)).__name__} does "
+                "not say which: define its attribute grad_cam_layer, a layer whose output is (clips, channels, height, "
+                f"width), or leave {', '.join(methods)} out of the methods."
+            )
 
-    def watch(self) -> None:
-        self._handle = self._layer.register_forward_hook(self._catch)
-
-    def leave(self) -> None:
-        self._handle.remove()
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the layer for the time of the block."""
+        handle = None if self._layer is None else self._layer.register_forward_hook(self._catch)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
 
     @contextlib.contextmanager
     def outputs(self, *, wanted: bool) -> Iterator[list[Tensor]]:
-        caught: list[Tensor] = []
+        """The list that this thread's outputs of the layer are appended to."""
+        outputs: list[Tensor] = []
         try:
-            self._mine.caught = caught if wanted else None
-            yield caught
+            self._mine.outputs = outputs if wanted else None
+            yield outputs
         finally:
-            self._mine.caught = None
+            self._mine.outputs = None
 
     def _catch(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        caught = getattr(self._mine, "caught", None)
-        if caught is not None:
-            caught.append(output)
+        outputs = getattr(self._mine, "outputs", None)
+        if outputs is not None:
+            outputs.append(output)
 
 
 def _spans_clips(device: torch.device) -> bool:
@@ -264,30 +295,29 @@ def _compare(points: Tensor, reconstruction: Tensor) -> Evaluation:
     return Evaluation(mse_per_clip(reconstruction, points), reconstruction)
 
 
-def _rows(found: Evaluation, rows: slice) -> Evaluation:
-    return Evaluation(*(None if each is None else each[rows] for each in found))  # type: ignore[arg-type]
+def _rows(evaluation: Evaluation, rows: slice) -> Evaluation:
+    return Evaluation(*(None if part is None else part[rows] for part in evaluation))  # type: ignore[arg-type]
 
 
 def _clip_and_method(pair: _Pair) -> tuple[int, str]:
     return pair.clip, pair.method.name if pair.method else ""
 
 
-def _check(
-    network: ExplainedNetwork,
+def _check_shapes(
+    network: nn.Module,
     x: Tensor,
     clip_ids: Sequence[str],
     reconstruction: Tensor | None,
     micro_batch: int | None,
 ) -> None:
-    if x.ndim != 3 or x.shape[1:] != (network.n_mels, network.n_frames):
+    n_mels, n_frames = getattr(network, "n_mels", None), getattr(network, "n_frames", None)
+    if x.ndim != 3 or x.shape[1:] != (n_mels or x.shape[1], n_frames or x.shape[2]):
         raise ConfigError(
-            f"The network explains clips of {network.n_mels} mel bands x {network.n_frames} frames and was given "
-            f"{tuple(x.shape)}; the first axis counts the clips."
+            f"The network explains clips of {n_mels or 'any number of'} mel bands x {n_frames or 'any number of'} "
+            f"frames and was given {tuple(x.shape)}; the first axis counts the clips."
         )
     if len(clip_ids) != len(x):
-        raise ConfigError(
-            f"{len(x)} clips need as many ids, which their noise is keyed by; {len(clip_ids)} were given."
-        )
+        raise ConfigError(f"{len(x)} clips need as many ids, which key their noise; {len(clip_ids)} were given.")
     if reconstruction is not None and reconstruction.shape != x.shape:
         raise ConfigError(
             f"The reconstruction must have the clips' shape {tuple(x.shape)}, found {tuple(reconstruction.shape)}."

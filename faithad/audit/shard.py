@@ -24,9 +24,9 @@ from faithad.evaluation.faithfulness import errors_after_replacement, faithfulne
 from faithad.evaluation.peaks import curve, is_flat, peak_frames
 from faithad.evaluation.temporal import localization
 from faithad.model.checkpoint import TrainedModel
-from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network
+from faithad.model.fast_network import fast_network
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
-from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.precision import arithmetic
 from faithad.runs import layout
 
 # A row of the manifest, or of one of the tables that are written.
@@ -58,15 +58,15 @@ class AuditModel:
     Attributes:
         trained: the model itself, with the alarm that is to be raised.
         network: for scores and faithfulness, always in float32.
-        explained: for the attributions, in the precision that is asked for; None of a model that is not explained.
-        attribution: the settings of the explanations,
-        audit: and what is made of them.
-        device: where all of it is computed.
+        explained: for the attributions, in the form that their settings ask for; None if the model is not explained.
+        attribution: the settings of the attributions.
+        audit: the settings of the audit.
+        device: where all is computed.
     """
 
     trained: TrainedModel
     network: nn.Module
-    explained: ExplainedNetwork | None
+    explained: nn.Module | None
     attribution: Attribution
     audit: Audit
     device: torch.device
@@ -77,13 +77,10 @@ class AuditModel:
     ) -> AuditModel:
         """Once for each model: the fast networks hold copies of its weights."""
         network = trained.network.to(device)
-        if not isinstance(network, SkipCAETransformer):  # a baseline
+        if not trained.explained:
             return cls(trained, network, None, attribution, audit, device)
-        fast = fast_network(network)
-        explained: ExplainedNetwork = fast
-        if attribution.engine == "captum":
-            explained = network
-        elif (attribution.precision, attribution.compile) != ("float32", "none"):
+        explained = fast = fast_network(network)
+        if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
         return cls(trained, fast, explained, attribution, audit, device)
 
@@ -172,25 +169,19 @@ def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
 
 
 def _attribute(model: AuditModel, x: Tensor, clip_ids: list[str], reconstruction: Tensor) -> dict[str, Tensor]:
-    """The maps (B, F, T) of all methods, by the engine that the settings name."""
-    network, attribution = model.explained, model.attribution
-    assert network is not None, f"a model {model.trained.name!r} is not explained"
-    options: dict[str, Any] = {
-        "methods": attribution.methods,
-        "settings": attribution.settings,
-        "seed": attribution.seed,
-    }
-    if attribution.engine == "stream":
-        return attribute_batch(network, x, clip_ids=clip_ids, reconstruction=reconstruction,
-                               precision=attribution.precision, **options)  # fmt: skip
-    # Imported here: it takes a second of each process, and is seldom asked for.
-    from faithad.attribution.captum_engine import attribute
-
-    assert isinstance(network, SkipCAETransformer)
-    one_by_one = [
-        attribute(network, clip, clip_id=clip_id, **options) for clip, clip_id in zip(x, clip_ids, strict=True)
-    ]
-    return {method: torch.stack([maps[method] for maps in one_by_one]) for method in attribution.methods}
+    """The maps (B, F, T) of all methods."""
+    attribution = model.attribution
+    assert model.explained is not None, f"a model {model.trained.name!r} is not explained"
+    return attribute_batch(
+        model.explained,
+        x,
+        methods=attribution.methods,
+        settings=attribution.settings,
+        seed=attribution.seed,
+        clip_ids=clip_ids,
+        precision=attribution.precision,
+        reconstruction=reconstruction,
+    )
 
 
 def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score: float) -> TableRow:

@@ -170,14 +170,11 @@ class Train(Section):
 
 
 class Attribution(Section):
-    """The attributions; constants of the paper's experiment.
+    """The attributions. The defaults are the constants of the paper's experiment.
 
-    `engine`: `stream` evaluates the points of all clips and methods in one stream; `captum` makes the plain Captum
-    calls, one clip and one method at a time. `precision` is that of matrix products and convolutions in the stream,
-    `compile` the mode of torch.compile for its network, on a GPU.
+    `precision` is that of matrix products and convolutions, `compile` the mode of torch.compile, on a GPU.
     """
 
-    engine: Literal["stream", "captum"] = "stream"
     precision: Precision = "float32"
     compile: Compile = "none"
     methods: tuple[MethodName, ...] = PAPER_METHODS
@@ -192,18 +189,23 @@ class Attribution(Section):
 
     @property
     def settings(self) -> AttributionSettings:
-        return AttributionSettings(**self.model_dump(exclude={"engine", "precision", "compile", "methods", "seed"}))
+        return AttributionSettings(**self.model_dump(exclude={"precision", "compile", "methods", "seed"}))
+
+    def as_in_marks(self) -> dict[str, Any]:
+        """The settings as a finished stage's mark holds them. Release 0.1.0 had two engines and named one there."""
+        return {"engine": "stream", **self.model_dump(mode="json")}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_the_engine(cls, values: Any) -> Any:
+        """Release 0.1.0 wrote `engine: stream` into each study; that engine is the only one now."""
+        if isinstance(values, dict) and values.get("engine") == "stream":
+            return {key: value for key, value in values.items() if key != "engine"}
+        return values
 
     @model_validator(mode="after")
-    def _captum_is_plain(self) -> Attribution:
-        found: Found = []
-        if self.engine == "captum" and self.precision != "float32":
-            reason = "belongs to engine 'stream'; engine 'captum' computes in float32"
-            found.append((("precision", "engine"), reason))
-        if self.engine == "captum" and self.compile != "none":
-            reason = "belongs to engine 'stream'; engine 'captum' takes the network as it is"
-            found.append((("compile", "engine"), reason))
-        return refuse(self, [*found, *all_different(self, "methods")])
+    def _methods_differ(self) -> Attribution:
+        return refuse(self, all_different(self, "methods"))
 
 
 class Audit(Section):

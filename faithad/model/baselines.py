@@ -15,10 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from faithad.errors import ConfigError
-from faithad.model.skip_cae_transformer import act, first, halve, pad
-
-_MIN_SIZE = 16  # four poolings by two
+from faithad.model.layers import Conv3x3, act, first, halve, pad, refuse_other_shape, refuse_small, resize
 
 _WINDOW = 5
 _HIDDEN = 128
@@ -56,7 +53,7 @@ class DenseAE(nn.Module):
 
     def __init__(self, n_mels: int, n_frames: int) -> None:
         super().__init__()
-        _refuse_small(n_mels, n_frames)
+        refuse_small(n_mels, n_frames)
         self.n_mels, self.n_frames = n_mels, n_frames
         widths = [_HIDDEN] * 4 + [_CODE] + [_HIDDEN] * 4
         layers: list[nn.Module] = [nn.Conv2d(1, _HIDDEN, (n_mels, _WINDOW))]
@@ -71,7 +68,7 @@ class DenseAE(nn.Module):
         Raises:
             ConfigError: x has another shape than the network was built for.
         """
-        _refuse_other_shape(x, self.n_mels, self.n_frames)
+        refuse_other_shape(x, self.n_mels, self.n_frames)
         windows = x.unfold(2, _WINDOW, 1).transpose(2, 3)  # (B, F, 5, W)
         error = self.reconstruct_windows(x) - windows
         # The window that starts at frame w holds frame t at position t - w.
@@ -110,7 +107,7 @@ class CAE(nn.Module):
 
     def __init__(self, n_mels: int, n_frames: int) -> None:
         super().__init__()
-        _refuse_small(n_mels, n_frames)
+        refuse_small(n_mels, n_frames)
         self.n_mels, self.n_frames = n_mels, n_frames
         encoder: list[nn.Module] = []
         for before, after in itertools.pairwise((1, *_FILTERS)):
@@ -127,8 +124,8 @@ class CAE(nn.Module):
         Raises:
             ConfigError: x has another shape than the network was built for.
         """
-        _refuse_other_shape(x, self.n_mels, self.n_frames)
-        decoded = _resized(self.decoder(self.encoder(x[:, None])), x)
+        refuse_other_shape(x, self.n_mels, self.n_frames)
+        decoded = resize(self.decoder(self.encoder(x[:, None])), self.n_mels, self.n_frames)
         reconstruction: Tensor = self.last(decoded)
         return reconstruction[:, 0]
 
@@ -151,12 +148,12 @@ class SkipCAE(nn.Module):
 
     def __init__(self, n_mels: int, n_frames: int) -> None:
         super().__init__()
-        _refuse_small(n_mels, n_frames)
+        refuse_small(n_mels, n_frames)
         self.n_mels, self.n_frames = n_mels, n_frames
         self.encoder = nn.ModuleList([_SkipStage(1, 2, 4), _SkipStage(4, 8), _SkipStage(8, 16), _SkipStage(16, 32)])
         self.decoder = nn.ModuleList([_SkipStage(32, 64, 32), _SkipStage(32, 16), _SkipStage(16, 8), _SkipStage(8, 4)])
         self.up = nn.ModuleList([nn.ConvTranspose2d(channels, channels, 2, 2) for channels in (32, 16, 8, 4)])
-        self.conv21, self.conv22 = _conv(4, 2), _conv(2, 1)
+        self.conv21, self.conv22 = Conv3x3(4, 2), Conv3x3(2, 1, activated=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T) → (B, F, T).
@@ -164,56 +161,35 @@ class SkipCAE(nn.Module):
         Raises:
             ConfigError: x has another shape than the network was built for.
         """
-        _refuse_other_shape(x, self.n_mels, self.n_frames)
+        refuse_other_shape(x, self.n_mels, self.n_frames)
         h = x[:, None]
         for stage in self.encoder:
             h = halve(stage(h))
         for stage, up in zip(self.decoder, self.up, strict=True):
             h = up(stage(h))
-        v = _resized(h, x)
-        reconstruction: Tensor = self.conv22(act(self.conv21(v)) + first(v, 2))
+        v = resize(h, self.n_mels, self.n_frames)
+        reconstruction: Tensor = self.conv22(self.conv21(v) + first(v, 2))
         return reconstruction[:, 0]
 
 
 class _SkipStage(nn.Module):
-    """Pairs of convolutions, each adding up its two activations, and a skip connection over all, normalised."""
+    """Pairs of convolutions, each adding up its two activations, and a skip connection over all, normalised.
+
+    The second convolution of a pair leaves its activation to the stage: Grad-CAM explains the output before it.
+    """
 
     def __init__(self, in_channels: int, *out_channels: int) -> None:
         super().__init__()
         widths = itertools.pairwise((in_channels, *out_channels))
-        self.pairs = nn.ModuleList([nn.ModuleList([_conv(c, d), _conv(d, d)]) for c, d in widths])
+        self.pairs = nn.ModuleList([nn.ModuleList([Conv3x3(c, d), Conv3x3(d, d, activated=False)]) for c, d in widths])
         self.bn = nn.BatchNorm2d(out_channels[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         h = x
         for pair in self.pairs:
             assert isinstance(pair, nn.ModuleList)
-            h = act(pair[0](h))
+            h = pair[0](h)
             h = act(pair[1](h)) + h
         skip = first(x, h.shape[1]) if x.shape[1] > h.shape[1] else pad(x, h.shape[1])
         normalised: Tensor = self.bn(h + skip)
         return normalised
-
-
-def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-
-
-def _resized(h: Tensor, x: Tensor) -> Tensor:
-    return functional.interpolate(h, size=(x.shape[1], x.shape[2]), mode="bilinear", align_corners=False)
-
-
-def _refuse_small(n_mels: int, n_frames: int) -> None:
-    if n_mels < _MIN_SIZE or n_frames < _MIN_SIZE:
-        raise ConfigError(
-            f"The network cannot be built for {n_mels} mel bands x {n_frames} frames: both must be at least "
-            f"{_MIN_SIZE}."
-        )
-
-
-def _refuse_other_shape(x: Tensor, n_mels: int, n_frames: int) -> None:
-    if x.ndim != 3 or x.shape[1:] != (n_mels, n_frames):
-        raise ConfigError(
-            f"The network was built for (clips, {n_mels} mel bands, {n_frames} frames) and was given "
-            f"{tuple(x.shape)}. Compute the features with the settings that the model was trained with."
-        )

@@ -26,7 +26,6 @@ from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
-from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.table import MODELS, build_network
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import listed
@@ -111,7 +110,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "seed": trained.seed,
         "n_mels": trained.n_mels,
         "n_frames": trained.n_frames,
-        "options": {"dropout": network.dropout} if isinstance(network, SkipCAETransformer) else {},
+        "options": getattr(network, "options", {}),
         "features": dataclasses.asdict(trained.features),
         "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
         "best_epoch": trained.best_epoch,

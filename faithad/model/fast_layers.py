@@ -1,17 +1,19 @@
-"""Layers for explaining: those of a trained network, with the same function and the same gradient in their input.
+"""Layers for explaining on a CPU: same function and same gradient in the input as a trained network's, but faster.
 
-What a profile of PyTorch's own operations showed at (80, 400) on a CPU, and what is done about it:
+A profile of PyTorch's own operations at (80, 400) showed what to replace:
 1. The gradient of a convolution with few channels in its input costs ten times the convolution. It equals a convolution
    of the output's gradient with the kernels turned by 180 degrees and input and output channels swapped: done so.
 2. Matrix products reach 40 % of the core's rate. oneDNN's, with weights packed once, reach twice that.
-3. Images are kept channels-last, which suits oneDNN's convolutions; activations are fused into them.
-4. Batch norm in eval mode is one multiplication and addition per channel, fixed beforehand.
+3. oneDNN's convolutions prefer images in channels-last layout, and can apply the activation themselves.
+4. Batch norm in eval mode is one multiplication and addition per channel, computed beforehand.
 
-Weights are constants here: there are no gradients for them.
+Weights are copied and are constants: there are no gradients for them, and a network that is trained further needs a new
+fast form.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any, cast
 
@@ -19,19 +21,33 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from faithad.model.skip_cae_transformer import SLOPE, act
+from faithad.model.layers import SLOPE, Conv3x3, act
 
 
-def fast_layer(module: nn.Module, *, activated: bool = False) -> nn.Module:
-    """The fast form of one layer, or the layer itself where there is none.
+def with_fast_layers(network: nn.Module) -> nn.Module:
+    """A copy of the network in eval mode whose layers are fast ones, wherever there is a fast one.
 
-    Args:
-        module: as it was trained.
-        activated: of a convolution: end with the network's activation.
+    The copy runs the network's own `forward`, so it computes whatever the network computes in eval mode. It is for
+    CPUs, in float32 or float64.
     """
-    if isinstance(module, nn.Conv2d):
-        return _Convolution(module, activated=activated)
-    if isinstance(module, nn.ConvTranspose2d):
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    _replace_layers(network)
+    network.fast_form = None  # type: ignore[assignment]
+    return network
+
+
+def _replace_layers(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if (layer := _fast_layer(child)) is not None:
+            setattr(module, name, layer)
+        else:
+            _replace_layers(child)
+
+
+def _fast_layer(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, Conv3x3):
+        return _Convolution(module)
+    if isinstance(module, nn.ConvTranspose2d) and module.kernel_size == module.stride == (2, 2):
         return _Upsampling(module)
     if isinstance(module, nn.BatchNorm2d):
         return _Affine(module)
@@ -39,7 +55,7 @@ def fast_layer(module: nn.Module, *, activated: bool = False) -> nn.Module:
         return _Encoder(module)
     if isinstance(module, nn.TransformerDecoderLayer):
         return _Decoder(module)
-    return module
+    return None
 
 
 class _ConvolutionFunction(torch.autograd.Function):
@@ -60,13 +76,13 @@ class _ConvolutionFunction(torch.autograd.Function):
 
 
 class _Convolution(nn.Module):
-    def __init__(self, module: nn.Conv2d, *, activated: bool) -> None:
+    def __init__(self, module: Conv3x3) -> None:
         super().__init__()
         weight = module.weight.detach()
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
         self.bias = cast(Tensor, module.bias).detach()
-        self.activated = activated
+        self.activated = module.activated
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, _ConvolutionFunction.apply(x, self))  # type: ignore[no-untyped-call]
@@ -115,8 +131,8 @@ class _Upsampling(nn.Module):
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 1, stride: int = 1, activated: bool = False
 ) -> Tensor:
-    # Called by name: PyTorch's own choice would be another algorithm for one image than for several, with other
-    # roundings. So a spectrogram's gradient is the same to the last bit in a batch of any size.
+    # Called by name, because PyTorch would choose another algorithm for one image than for several, with other
+    # rounding. So a spectrogram's gradient is the same to the last bit in a batch of any size.
     x = x.contiguous(memory_format=torch.channels_last)
     ending: tuple[str, list[float], str] = ("leaky_relu", [SLOPE], "") if activated else ("none", [], "")
     y: Tensor = torch.ops.mkldnn._convolution_pointwise(

@@ -1,19 +1,17 @@
-"""How a training takes its steps: the learning rate of each epoch, the optimiser, the precision.
+"""How a training takes its steps: the learning rate of each epoch and the optimiser.
 
-Source: Deschênes et al. 2026 (arXiv 2601.12660), section 3, for `warm_restarts`, `float32` and `adamw`.
+Source: Deschênes et al. 2026 (arXiv 2601.12660), section 3, for `warm_restarts` and `adamw`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import get_args
 
 import torch
 from torch import nn
 
 from faithad.errors import ConfigError
-from faithad.settings import Precision, TrainingSettings
+from faithad.settings import TrainingSettings
 
 SCHEDULES = ("warm_restarts", "warmup_cosine")
 OPTIMIZERS = ("adamw", "fused_adamw")
@@ -64,33 +62,6 @@ def new_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim
     return torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
-
-
-def refuse_precision(network: nn.Module, precision: Precision) -> None:
-    """Refuse a precision that would be ignored, or that the device could only emulate slowly.
-
-    Raises:
-        ConfigError: the precision is unknown, the network is not of float32, or its GPU has no bfloat16.
-    """
-    if precision not in get_args(Precision):
-        raise ConfigError(f"There is no precision {precision!r}; allowed: {', '.join(get_args(Precision))}.")
-    parameter = next(network.parameters())
-    if precision != "float32" and parameter.dtype != torch.float32:
-        raise ConfigError(f"precision {precision!r} is for networks of float32; this one is of {parameter.dtype}.")
-    if precision == "bfloat16" and parameter.is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError(
-            f"precision 'bfloat16' needs a GPU of Ampere's generation or later, and this is a "
-            f"{torch.cuda.get_device_name(parameter.device)}. Set train.precision to float32."
-        )
-
-
-def low_precision(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context for the forward pass: with `bfloat16`, matrix products and convolutions are computed in bfloat16.
-
-    Weights, their gradients, the loss and the statistics of batch normalisation stay in float32. `tf32` concerns the
-    backward pass, too: see `fast_network.arithmetic`.
-    """
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
 
 
 def _cosine(settings: TrainingSettings, progress: float) -> float:

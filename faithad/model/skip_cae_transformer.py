@@ -22,18 +22,18 @@ from typing import cast
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from faithad.errors import ConfigError
+from faithad.model.fast_layers import with_fast_layers
+from faithad.model.layers import Conv3x3, act, first, halve, pad, refuse_other_shape, refuse_small, resize
 
-SLOPE = 0.01
 _FEED_FORWARD = 2048
 _HEADS = (10, 8, 6, 5, 4, 2, 1)
-_MIN_SIZE = 16  # four poolings by two
 
 
 class SkipCAETransformer(nn.Module):
     """Reconstructs spectrograms of one fixed shape.
 
-    7,233,831 parameters at (80, 400). Initialised as PyTorch does by default.
+    7,233,831 parameters at (80, 400). Initialised as PyTorch does by default. Convolutions end with their activation,
+    but for conv10, whose output Grad-CAM explains before it, and conv22, which has none.
 
     Args:
         n_mels: F, at least 16.
@@ -46,31 +46,28 @@ class SkipCAETransformer(nn.Module):
 
     def __init__(self, n_mels: int = 80, n_frames: int = 400, dropout: float = 0.1) -> None:
         super().__init__()
-        if n_mels < _MIN_SIZE or n_frames < _MIN_SIZE:
-            raise ConfigError(
-                f"The network cannot be built for {n_mels} mel bands x {n_frames} frames: both must be at least "
-                f"{_MIN_SIZE}, because it halves them four times."
-            )
+        refuse_small(n_mels, n_frames)
         self.n_mels, self.n_frames, self.dropout = n_mels, n_frames, dropout
         bottleneck_frames = n_frames // 8
         d = (n_mels // 8) * bottleneck_frames
         self.n_heads = next(heads for heads in _HEADS if d % heads == 0)
 
-        self.conv1, self.conv2, self.conv3, self.conv4 = _conv(1, 2), _conv(2, 2), _conv(2, 4), _conv(4, 4)
-        self.conv5, self.conv6 = _conv(4, 8), _conv(8, 8)
-        self.conv7, self.conv8 = _conv(8, 16), _conv(16, 16)
-        self.conv9, self.conv10 = _conv(16, 32), _conv(32, 32)
+        self.conv1, self.conv2, self.conv3, self.conv4 = Conv3x3(1, 2), Conv3x3(2, 2), Conv3x3(2, 4), Conv3x3(4, 4)
+        self.conv5, self.conv6 = Conv3x3(4, 8), Conv3x3(8, 8)
+        self.conv7, self.conv8 = Conv3x3(8, 16), Conv3x3(16, 16)
+        self.conv9, self.conv10 = Conv3x3(16, 32), Conv3x3(32, 32, activated=False)
         self.bn1, self.bn2, self.bn3, self.bn4 = (nn.BatchNorm2d(channels) for channels in (4, 8, 16, 32))
         self.encoder = nn.TransformerEncoderLayer(
             d, self.n_heads, dim_feedforward=_FEED_FORWARD, dropout=dropout, batch_first=True
         )
         self.linear_e = nn.Linear(bottleneck_frames, bottleneck_frames)
 
-        self.conv11, self.conv12, self.conv13, self.conv14 = _conv(32, 64), _conv(64, 64), _conv(64, 32), _conv(32, 32)
-        self.conv15, self.conv16 = _conv(32, 16), _conv(16, 16)
-        self.conv17, self.conv18 = _conv(16, 8), _conv(8, 8)
-        self.conv19, self.conv20 = _conv(8, 4), _conv(4, 4)
-        self.conv21, self.conv22 = _conv(4, 2), _conv(2, 1)
+        self.conv11, self.conv12 = Conv3x3(32, 64), Conv3x3(64, 64)
+        self.conv13, self.conv14 = Conv3x3(64, 32), Conv3x3(32, 32)
+        self.conv15, self.conv16 = Conv3x3(32, 16), Conv3x3(16, 16)
+        self.conv17, self.conv18 = Conv3x3(16, 8), Conv3x3(8, 8)
+        self.conv19, self.conv20 = Conv3x3(8, 4), Conv3x3(4, 4)
+        self.conv21, self.conv22 = Conv3x3(4, 2), Conv3x3(2, 1, activated=False)
         self.bn5, self.bn6, self.bn7, self.bn8 = (nn.BatchNorm2d(channels) for channels in (32, 16, 8, 4))
         self.conv_t1, self.conv_t2, self.conv_t3, self.conv_t4 = (
             nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2) for channels in (32, 16, 8, 4)
@@ -81,9 +78,18 @@ class SkipCAETransformer(nn.Module):
         self.linear_d = nn.Linear(bottleneck_frames, bottleneck_frames)
 
     @property
-    def grad_cam_layer(self) -> nn.Conv2d:
+    def grad_cam_layer(self) -> nn.Module:
         """The layer that Grad-CAM explains: the encoder's last convolution, before its activation."""
         return self.conv10
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The arguments beside the shape that it was built with."""
+        return {"dropout": self.dropout}
+
+    def fast_form(self) -> nn.Module:
+        """A copy for explaining on a CPU, see `faithad.model.fast_layers`."""
+        return with_fast_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct spectrograms.
@@ -97,78 +103,54 @@ class SkipCAETransformer(nn.Module):
         Raises:
             ConfigError: x has another shape than the network was built for.
         """
-        if x.ndim != 3 or x.shape[1:] != (self.n_mels, self.n_frames):
-            raise ConfigError(
-                f"The network was built for (clips, {self.n_mels} mel bands, {self.n_frames} frames) and was given "
-                f"{tuple(x.shape)}. Compute the features with the settings that the model was trained with."
-            )
+        refuse_other_shape(x, self.n_mels, self.n_frames)
         attended, z = self._encode(x[:, None])
         return self._decode(z, attended)[:, 0]
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder transformer's output (B, 32, F/8, T/8), and the code z, half that size each way."""
-        h1 = act(self.conv1(x))
-        h2 = act(self.conv2(h1))
-        h3 = act(self.conv3(h2 + h1))
-        h4 = act(self.conv4(h3))
+        h1 = self.conv1(x)
+        h2 = self.conv2(h1)
+        h3 = self.conv3(h2 + h1)
+        h4 = self.conv4(h3)
         e1 = halve(self.bn1(h4 + h3 + pad(x, 4)))
 
-        h6 = act(self.conv5(e1))
-        h7 = act(self.conv6(h6))
+        h6 = self.conv5(e1)
+        h7 = self.conv6(h6)
         e2 = halve(self.bn2(h7 + h6 + pad(e1, 8)))
 
-        h9 = act(self.conv7(e2))
-        h10 = act(self.conv8(h9))
+        h9 = self.conv7(e2)
+        h10 = self.conv8(h9)
         e3 = halve(self.bn3(h10 + h9 + pad(e2, 16)))
 
-        h12 = act(self.conv9(e3))
+        h12 = self.conv9(e3)
         h13 = act(self.conv10(h12))
         attended = self.encoder(h13.flatten(2)).view_as(h13)
         z = halve(self.bn4(attended + act(self.linear_e(h12 + pad(e3, 32)))))
         return attended, z
 
     def _decode(self, z: Tensor, attended: Tensor) -> Tensor:
-        h1 = act(self.conv11(z))
-        h2 = act(self.conv12(h1))
-        h3 = act(self.conv13(h2 + h1))
-        h4 = act(self.conv14(h3))
+        h1 = self.conv11(z)
+        h2 = self.conv12(h1)
+        h3 = self.conv13(h2 + h1)
+        h4 = self.conv14(h3)
         u1 = self.conv_t1(self.bn5(h4 + h3 + z))
         if u1.shape != attended.shape:
             u1 = functional.adaptive_avg_pool2d(u1, (attended.shape[2], attended.shape[3]))
 
         d = self.decoder(u1.flatten(2), attended.flatten(2)).view_as(attended)
-        h6 = act(self.conv15(d))
-        h7 = act(self.conv16(h6))
+        h6 = self.conv15(d)
+        h7 = self.conv16(h6)
         u2 = self.conv_t2(self.bn6(h7 + act(self.linear_d(h6 + first(d, 16)))))
 
-        h9 = act(self.conv17(u2))
-        h10 = act(self.conv18(h9))
+        h9 = self.conv17(u2)
+        h10 = self.conv18(h9)
         u3 = self.conv_t3(self.bn7(h10 + h9 + first(u2, 8)))
 
-        h12 = act(self.conv19(u3))
-        h13 = act(self.conv20(h12))
+        h12 = self.conv19(u3)
+        h13 = self.conv20(h12)
         u4 = self.conv_t4(self.bn8(h13 + h12 + first(u3, 4)))
 
-        v = functional.interpolate(u4, size=(self.n_mels, self.n_frames), mode="bilinear", align_corners=False)
-        h15 = act(self.conv21(v))
+        v = resize(u4, self.n_mels, self.n_frames)
+        h15 = self.conv21(v)
         return cast(Tensor, self.conv22(h15 + first(v, 2)))
-
-
-def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-
-
-def act(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, SLOPE)
-
-
-def halve(x: Tensor) -> Tensor:
-    return functional.max_pool2d(x, 2)
-
-
-def pad(x: Tensor, channels: int) -> Tensor:
-    return functional.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
-
-
-def first(x: Tensor, channels: int) -> Tensor:
-    return x[:, :channels]

@@ -39,10 +39,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError, StudyError
-from faithad.model.fast_network import arithmetic
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
 from faithad.model.micro_batches import sent
-from faithad.model.optimization import learning_rate, low_precision, new_optimizer, refuse_precision
+from faithad.model.optimization import learning_rate, new_optimizer
+from faithad.model.precision import arithmetic, low_precision, refuse_precision
 from faithad.settings import Precision, TrainingSettings
 
 _RATE_AFTER_DIVERGENCE = 0.5

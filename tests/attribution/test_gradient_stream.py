@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faithad.attribution import captum_engine, gradient_stream
+from faithad.attribution import gradient_stream
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS, Evaluation, Method, Points
 from faithad.errors import ConfigError
-from faithad.model.fast_network import CompiledNetwork, FastNetwork, fast_network
+from faithad.model.fast_network import CompiledNetwork, fast_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.settings import AttributionSettings
+from tests.attribution import captum_oracle
 
 SETTINGS = AttributionSettings(7, 0.1, 11, 5, 0.09, occlusion_bands=5, occlusion_frames=13)
 IDS = ["a0", "b1", "c2", "d3"]
@@ -92,7 +93,7 @@ def attribute_all(
     reconstruction: Tensor | None = None,
 ) -> dict[str, Tensor]:
     return attribute_batch(
-        network,  # type: ignore[arg-type]
+        network,
         x,
         methods=methods,
         settings=SETTINGS,
@@ -111,7 +112,7 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
 
 def by_captum(network: SkipCAETransformer, x: Tensor) -> dict[str, Tensor]:
     maps = [
-        captum_engine.attribute(network, clip, methods=METHODS, settings=SETTINGS, seed=0, clip_id=clip_id)
+        captum_oracle.attribute(network, clip, methods=METHODS, settings=SETTINGS, seed=0, clip_id=clip_id)
         for clip, clip_id in zip(x, IDS, strict=True)
     ]
     return {name: torch.stack([each[name] for each in maps]) for name in METHODS}
@@ -138,7 +139,7 @@ def test_every_map_is_captums_at_other_shapes(shape: tuple[int, int]) -> None:
     x = spectrograms(2, *shape)
     maps = attribute_batch(network, x, methods=METHODS, settings=settings, seed=3, clip_ids=["p", "q"])
     for row, clip_id in enumerate(["p", "q"]):
-        expected = captum_engine.attribute(network, x[row], methods=METHODS, settings=settings, seed=3, clip_id=clip_id)
+        expected = captum_oracle.attribute(network, x[row], methods=METHODS, settings=settings, seed=3, clip_id=clip_id)
         for name in METHODS:
             assert largest_difference(maps[name][row, None], expected[name][None]) < 5e-3, name
 
@@ -229,6 +230,7 @@ torch.set_num_threads(1)
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.settings import AttributionSettings
 saved = torch.load(sys.argv[1], weights_only=True)
 network = SkipCAETransformer(16, 40).eval()
 network.load_state_dict(saved["weights"])
@@ -320,7 +322,7 @@ def test_nothing_is_left_behind(x: Tensor) -> None:
 
 
 def test_no_graph_outlives_its_micro_batch(network: SkipCAETransformer, x: Tensor) -> None:
-    fast = FastNetwork(network)
+    fast = network.fast_form()
     graphs: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
 
@@ -337,7 +339,7 @@ def test_no_graph_outlives_its_micro_batch(network: SkipCAETransformer, x: Tenso
 
 @pytest.mark.long
 def test_memory_depends_on_the_micro_batch_not_on_the_clips(network: SkipCAETransformer) -> None:
-    fast = FastNetwork(network)
+    fast = network.fast_form()
     x = spectrograms(12)
     held: list[int] = []
 

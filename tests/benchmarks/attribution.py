@@ -1,6 +1,6 @@
 """How long the six attributions and their faithfulness take: as published, and by the gradient stream.
 
-    python tests/benchmarks/attribution.py [--clips 4] [--threads N] [--device cpu|cuda] [--quick]
+    python -m tests.benchmarks.attribution [--clips 4] [--threads N] [--device cpu|cuda] [--quick]
         [--precision float32|tf32|bfloat16] [--compile default|max-autotune-no-cudagraphs]
 
 One process, one set of clips, a network that was trained for a moment. The published way: one clip and one method at a
@@ -27,16 +27,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from faithad.attribution import captum_engine
-from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import PAPER_METHODS, frozen
+from faithad.attribution.gradient_stream import attribute_batch, frozen
+from faithad.attribution.methods import PAPER_METHODS
 from faithad.attribution.noise import Noise
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import curve, peak_frames
-from faithad.model.fast_network import ExplainedNetwork, arithmetic, fast_network
+from faithad.model.fast_network import fast_network
 from faithad.model.masking import mse_per_clip
+from faithad.model.precision import arithmetic
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.settings import AttributionSettings, Compile, Precision
+from tests.attribution import captum_oracle
 
 PERCENTILES = [float(p) for p in range(90, 100)]
 INTERVALS = [(2.0, 4.0), (7.0, 8.0)]
@@ -109,7 +110,7 @@ def published(network: SkipCAETransformer, x: Tensor, ids: list[str]) -> Outcome
     scores = []
     for clip, clip_id in zip(x, ids, strict=True):
         for name in PAPER_METHODS:
-            found = captum_engine.attribute(network, clip, methods=[name], settings=SETTINGS, seed=0, clip_id=clip_id)
+            found = captum_oracle.attribute(network, clip, methods=[name], settings=SETTINGS, seed=0, clip_id=clip_id)
             maps[name].append(found[name])
             scores += [faithfulness_of_one(network, clip, mask) for mask in masks_of(found[name])]
     stacked = {name: torch.stack(each) for name, each in maps.items()}
@@ -126,7 +127,7 @@ def faithfulness_of_one(network: SkipCAETransformer, clip: Tensor, mask: np.ndar
 
 
 def stream(
-    network: SkipCAETransformer, x: Tensor, ids: list[str], *, explained: ExplainedNetwork, precision: Precision
+    network: SkipCAETransformer, x: Tensor, ids: list[str], *, explained: nn.Module, precision: Precision
 ) -> Outcome:
     fast = fast_network(network)
     with frozen(fast), arithmetic("float32"), torch.no_grad():
@@ -196,7 +197,7 @@ def precision_errors(
         )
 
     exact = maps(double, x.double(), "float32")
-    plain = captum_engine.attribute(network, x[0], methods=PAPER_METHODS, settings=SETTINGS, seed=0, clip_id=ids[0])
+    plain = captum_oracle.attribute(network, x[0], methods=PAPER_METHODS, settings=SETTINGS, seed=0, clip_id=ids[0])
     found = {"captum": {name: each[None] for name, each in plain.items()}}
     precisions: tuple[Precision, ...] = (
         ("float32", "bfloat16") if device.type == "cpu" else ("float32", "tf32", "bfloat16")

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from faithad.model.fast_network import arithmetic
 from faithad.model.masking import apply_mask, cells_of, masked_mse, patch_masks
-from faithad.model.optimization import low_precision, new_optimizer
+from faithad.model.optimization import new_optimizer
+from faithad.model.precision import arithmetic, low_precision
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.training import Training

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from faithad.config.audit import is_study, load_audit_run
+from faithad.config.sections import Attribution
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
@@ -93,7 +94,7 @@ attribution: {methods: [gradcam]}
         ("train.mask_ratio=1.0", "train.mask_ratio"),
         ("train=3", "train: "),
         ("attribution.compile=default", "attribution.compile: 'default' is for GPUs: set audit.gpus_per_actor"),
-        ("attribution={engine: captum, compile: default}", "attribution.compile: belongs to engine 'stream'"),
+        ("attribution.engine=captum", "attribution.engine: unknown key; "),
         ("attribution.compile=reduce-overhead", "attribution.compile: "),
     ],
 )
@@ -332,3 +333,9 @@ def test_a_study_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         study.name = "other"  # type: ignore[misc]
     assert isinstance(study, Study)
+
+
+def test_a_study_of_release_0_1_0_names_the_engine_that_is_the_only_one_now() -> None:
+    study = parse_study(SMALLEST, name="x.yaml", overrides=["attribution={engine: stream, seed: 3}"])
+    assert study.attribution == Attribution(seed=3)
+    assert "engine" not in study.to_yaml()

@@ -37,7 +37,7 @@ def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest:
     left_out = SPREAD if MODELS[model].explained else SPREAD | _EXPLANATIONS
     settings = flatten("audit", study.audit.model_dump(mode="json", exclude=left_out))
     if MODELS[model].explained:
-        settings |= flatten("attribution", study.attribution.model_dump(mode="json"))
+        settings |= flatten("attribution", study.attribution.as_in_marks())
     settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
     settings |= {"train": train.fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)

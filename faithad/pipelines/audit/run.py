@@ -180,7 +180,7 @@ def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
         "score": audit.score.fingerprint,
         "chosen clips": table_digest(chosen.select(["clip_id", "keep_maps"])),
         **flatten("audit", run.audit.model_dump(mode="json", include=_EXPLAINS)),
-        **flatten("attribution", run.attribution.model_dump(mode="json")),
+        **flatten("attribution", run.attribution.as_in_marks()),
     }
     # Where no clip is chosen nothing is written, and the mark alone says that the stage is done.
     result = EXPLAIN.ledger if chosen.num_rows else ""

@@ -15,9 +15,9 @@ import torch
 from faithad import storage
 from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
-from faithad.model.fast_network import arithmetic
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import forwards_at_once
+from faithad.model.precision import arithmetic
 from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.search.clips import load_clips

@@ -19,7 +19,7 @@ from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.classical import fit_classical
-from faithad.model.fast_network import arithmetic
+from faithad.model.precision import arithmetic
 from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.training.clips import training_clips

@@ -1,4 +1,4 @@
-"""The methods through Captum, one clip and one method at a time: the library of record.
+"""The methods by plain calls of Captum, one clip and one method at a time: the oracle of the gradient stream.
 
 Captum 0.9 computes each method as its paper defines it; see `faithad.attribution.methods` for what is explained. Three
 of its properties are dealt with here:
@@ -32,14 +32,13 @@ from captum.attr import (
     Saliency,
 )
 from captum.attr._core import gradient_shap as captum_gradient_shap
-from torch import Tensor
+from torch import Tensor, nn
 
 from faithad.attribution.gradient_stream import frozen
 from faithad.attribution.methods import choose_methods
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.model.masking import mse_per_clip
-from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.settings import AttributionSettings
 
 # A gradient at one point of a planer clip (80, 400) needs 25 MB; on a CPU larger batches are not faster either.
@@ -49,7 +48,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def attribute(
-    network: SkipCAETransformer,
+    network: nn.Module,
     x: Tensor,
     *,
     methods: Iterable[str],
@@ -92,17 +91,17 @@ def attribute(
     return maps
 
 
-def _error_map(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _error_map(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     reconstruction: Tensor = network(clip)
     return (reconstruction - clip).square()
 
 
-def _saliency(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _saliency(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     maps: Tensor = Saliency(_explained(network)).attribute(clip.clone().requires_grad_(), abs=True)
     return maps
 
 
-def _smooth_grad(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _smooth_grad(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     saliency = Saliency(_explained(network))
     _take_gradients_in_micro_batches(saliency)
     maps: Tensor = NoiseTunnel(saliency).attribute(
@@ -115,7 +114,7 @@ def _smooth_grad(network: SkipCAETransformer, clip: Tensor, settings: Attributio
     return maps
 
 
-def _integrated_gradients(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _integrated_gradients(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     integrated_gradients = IntegratedGradients(_explained(network), multiply_by_inputs=True)
     _take_gradients_in_micro_batches(integrated_gradients)
     maps: Tensor = integrated_gradients.attribute(
@@ -127,7 +126,7 @@ def _integrated_gradients(network: SkipCAETransformer, clip: Tensor, settings: A
     return maps
 
 
-def _gradient_shap(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _gradient_shap(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     gradient_shap = GradientShap(_explained(network), multiply_by_inputs=True)
     _take_gradients_in_micro_batches(gradient_shap)
     maps: Tensor = gradient_shap.attribute(
@@ -139,18 +138,18 @@ def _gradient_shap(network: SkipCAETransformer, clip: Tensor, settings: Attribut
     return maps
 
 
-def _grad_cam(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _grad_cam(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     # Without a ReLU: the channels that lower the error count as much as those that raise it.
     coarse = LayerGradCam(_explained(network), network.grad_cam_layer).attribute(clip, relu_attributions=False)
     return functional.interpolate(coarse, clip.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
-def _input_x_gradient(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _input_x_gradient(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     maps: Tensor = InputXGradient(_explained(network)).attribute(clip.clone().requires_grad_())
     return maps.detach()
 
 
-def _occlusion(network: SkipCAETransformer, clip: Tensor, settings: AttributionSettings) -> Tensor:
+def _occlusion(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     # Captum takes no patch larger than the clip; ours are cut at its edge.
     patch = min(settings.occlusion_bands, clip.shape[1]), min(settings.occlusion_frames, clip.shape[2])
     maps: Tensor = Occlusion(_explained(network)).attribute(
@@ -159,7 +158,7 @@ def _occlusion(network: SkipCAETransformer, clip: Tensor, settings: AttributionS
     return maps.to(clip.dtype)  # Captum adds up in float32
 
 
-_MAPS: dict[str, Callable[[SkipCAETransformer, Tensor, AttributionSettings], Tensor]] = {
+_MAPS: dict[str, Callable[[nn.Module, Tensor, AttributionSettings], Tensor]] = {
     "error_map": _error_map,
     "saliency": _saliency,
     "smooth_grad": _smooth_grad,
@@ -171,7 +170,7 @@ _MAPS: dict[str, Callable[[SkipCAETransformer, Tensor, AttributionSettings], Ten
 }
 
 
-def _explained(network: SkipCAETransformer) -> Callable[[Tensor], Tensor]:
+def _explained(network: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: mse_per_clip(network(x), x)
 
 
