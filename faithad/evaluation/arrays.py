@@ -12,7 +12,6 @@ Bools = npt.NDArray[np.bool_]
 
 
 def stacked(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """A column of N lists of equal length L as an array (N, L)."""
-    lists = column.combine_chunks()
-    numbers: npt.NDArray[np.float32] = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(lists), -1)
-    return numbers
+    """A column of N lists of fixed length L as an array (N, L)."""
+    numbers = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
+    return numbers.reshape(len(column), column.type.list_size)

@@ -14,6 +14,11 @@ from faithad.evaluation.arrays import Reals
 _MEL_FACTOR, _MEL_CORNER_HZ = 2595.0, 700.0
 
 
+def mel(hz: float) -> float:
+    """A frequency on the mel scale."""
+    return float(_MEL_FACTOR * np.log10(1.0 + hz / _MEL_CORNER_HZ))
+
+
 def mel_band_edges_hz(n_mels: int, sample_rate_hz: int) -> tuple[Reals, Reals]:
     """Lower and upper edge of every mel filter, (F,) each, in Hz.
 
@@ -21,8 +26,8 @@ def mel_band_edges_hz(n_mels: int, sample_rate_hz: int) -> tuple[Reals, Reals]:
     (torchaudio's `melscale_fbanks` by default): filter b rises from point b and falls to point b + 2, so neighbours
     overlap by half.
     """
-    highest_mel = _MEL_FACTOR * np.log10(1.0 + (sample_rate_hz // 2) / _MEL_CORNER_HZ)
-    points = _MEL_CORNER_HZ * (10.0 ** (np.linspace(0.0, highest_mel, n_mels + 2) / _MEL_FACTOR) - 1.0)
+    points_mel = np.linspace(0.0, mel(sample_rate_hz // 2), n_mels + 2)
+    points = _MEL_CORNER_HZ * (10.0 ** (points_mel / _MEL_FACTOR) - 1.0)
     return points[:-2], points[2:]
 
 

@@ -23,7 +23,7 @@ from faithad.pipelines.features import compute_features, features_stage
 from faithad.pipelines.index import build_index, check_index, index_stage, require_study_visible
 from faithad.pipelines.training.run import train_models, train_stage
 from faithad.progress import console
-from faithad.report.render import render_report
+from faithad.report.study_page import render_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest, table_digest
 from faithad.runs.lock import alone_in

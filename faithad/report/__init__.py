@@ -5,7 +5,7 @@ machine that sees the tables.
 """
 
 from faithad.report.audit_page import render_audit_report
-from faithad.report.render import render_report
 from faithad.report.search_page import render_search_report
+from faithad.report.study_page import render_report
 
 __all__ = ["render_audit_report", "render_report", "render_search_report"]

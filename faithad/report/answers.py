@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from faithad.report import style
-from faithad.report.findings import (
-    UNKNOWN,
-    Row,
-    best,
-    count,
-    in_scope,
-    interval,
-    ledger_counts,
-    missing_runs,
-    missing_truth,
-    number,
-    overall,
-    records,
-)
-from faithad.report.tables import StudyTables
+from faithad.report.findings import best, in_scope, missing_runs, missing_truth, overall
+from faithad.report.ledger import ledger_view
+from faithad.report.study_tables import StudyTables
+from faithad.report.words import UNKNOWN, interval, number, records
+from faithad.vocabulary import count
 
 
 def answers(study: StudyTables) -> list[str]:
-    """The study's answer in a few plain sentences."""
-    reasons = missing_truth(study)
-    sentences = [reasons.detection or _detection_answer(study), reasons.f_score or _localization_answer(study)]
-    sentences.append(_faithfulness_answer(study))
-    counts = ledger_counts(study.ledger)
-    clips = sum(counts[status] for status in ("done", "skipped", "failed"))
-    parts = [f"Of {count(clips, 'clip')}, {counts['done']:,} went through, {counts['skipped']:,} were skipped and "
-             f"{counts['failed']:,} failed"]  # fmt: skip
-    if counts["rejected"]:
-        pieces = count(counts["rejected"], "piece of recordings", "pieces of recordings")
-        parts.append(f"{pieces} (a whole file or its rest) never became clips")
-    sentences.append("; ".join(parts) + ".")
+    """Detection, localization, faithfulness, and what is not in the report."""
+    reasons, ledger = missing_truth(study), ledger_view(study.ledger)
+    done, skipped, failed = (f"{ledger.clips[status]:,}" for status in ("done", "skipped", "failed"))
+    through = f"Of {count(ledger.total, 'clip')}, {done} went through, {skipped} were skipped and {failed} failed"
     absent = missing_runs(study)
-    if absent:
-        sentences.append(f"Not in this report, because no scores were found: {', '.join(absent)}.")
-    return sentences
+    return [
+        reasons.detection or _detection_answer(study),
+        reasons.f_score or _localization_answer(study),
+        _faithfulness_answer(study),
+        f"{through}; {ledger.rejected}." if ledger.rejected else f"{through}.",
+        *([f"Not in this report, because no scores were found: {', '.join(absent)}."] if absent else []),
+    ]
 
 
 def _detection_answer(study: StudyTables) -> str:
@@ -62,7 +49,7 @@ def _detection_answer(study: StudyTables) -> str:
     return text + "."
 
 
-def _with_interval(row: Row) -> str:
+def _with_interval(row: dict[str, Any]) -> str:
     around = interval(row, digits=2)
     return number(row["mean"], 2) if around == UNKNOWN else f"{number(row['mean'], 2)}, 95 % interval {around}"
 

@@ -1,4 +1,4 @@
-"""The page of an audit: what was abnormal and when, why, and how far the why can be trusted."""
+"""The page of an audit: what was abnormal and when, why, and how far the reasons can be trusted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 
 from faithad import storage
-from faithad.report import audit_charts, audit_findings, event_views, findings, page, style
-from faithad.report.audit_charts import TimeLine
+from faithad.evaluation.alarms import RULES
+from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import AuditTables, read_audit
+from faithad.report.ledger import ledger_view
 from faithad.report.trust import trust_of
+from faithad.report.words import duration, period
 from faithad.runs import layout
 
 # Rows of the table of events; the strongest, in the order of time.
@@ -31,60 +33,47 @@ def render_audit_report(out: str) -> str:
     Raises:
         StudyError: there is no finished audit.
     """
-    location = storage.join(out, layout.REPORT)
-    storage.write_text(location, audit_html(read_audit(out)))
-    return location
-
-
-def audit_html(audit: AuditTables) -> str:
-    """The whole page."""
-    return page.fill("audit.html.j2", _values(audit))
+    return page.write(storage.join(out, layout.REPORT), "audit.html.j2", _values(read_audit(out)))
 
 
 def _values(audit: AuditTables) -> dict[str, Any]:
     trust = trust_of(audit.events, audit.judged)
-    alarm, hours = audit_findings.alarm_of(audit), audit_findings.audited_hours(audit.scores)
+    alarm, hours = audit.alarm, audit_findings.audited_hours(audit.scores)
     rows = [event_views.describe(audit, number, trust[number]) for number in range(len(audit.events))]
-    listed = sorted(audit.ranked[:MAX_ROWS])
     views = [(number, event_views.pictures(audit, number)) for number in audit.shown]
     shown = [rows[number] | view for number, view in views if view["curve"] or view["panels"]]
     places = audit.settings.get("recordings")
+    sections = [("time", "Score over time"), ("events", "Events"), ("reasons", "Why, event by event")]
+    sections += [("alarm", "Alarm threshold"), ("ledger", "Ledger"), ("configuration", "Configuration")]
+    empty = {"events": not rows, "reasons": not shown}
     return {
-        "contents": _contents(bool(rows), bool(shown)),
+        "contents": [(anchor, title) for anchor, title in sections if not empty.get(anchor)],
         "answers": audit_findings.answers(audit, trust),
         "places": [storage.name_of(str(place)) for place in places] if isinstance(places, list) else [],
-        "period": findings.recording_period(audit.scores),
+        "period": period(audit.scores["recorded_at"]),
         "model": _model(audit),
-        "heard": findings.duration(hours * 3_600) if hours else "nothing",
+        "heard": duration(hours * 3_600) if hours else "nothing",
         "alarm": alarm,
-        "rule": audit_findings.RULES.get(str(alarm.rule), alarm.rule),
+        "rule": RULES[alarm.rule].phrase if alarm.rule in RULES else alarm.rule,
         "expected": audit_findings.expected_of(alarm, n_clips=len(audit.scores), hours=hours),
         "n_alarms": audit_findings.n_alarms(audit),
         "hours": hours,
         "n_clips": len(audit.scores),
         "first": [rows[number] for number in audit.ranked[:_FIRST_SCREEN]],
-        "rows": [rows[number] for number in listed],
-        "more": len(rows) - len(listed),
+        "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],
+        "more": max(0, len(rows) - MAX_ROWS),
         "shown": shown,
         "linked": {event["id"] for event in shown},
         "n_events": len(rows),
         "has_ratio": all(audit_findings.has_ratio(event) for event in audit.events),
         "percentile": next((event["percentile"] for event in audit.events if event["percentile"]), None),
-        "few": audit_charts.FEW,
+        "few": timeline.FEW,
         "in_khz": audit.setting("features.sample_rate_hz") is not None,
         "timed": bool(audit.scores["recorded_at"].notna().all()),
-        "charts": _charts(audit, alarm) if len(audit.scores) else None,
-        "ledger": page.ledger_values(audit.ledger),
-        "ledger_hours": audit_findings.ledger_hours(audit.ledger),
+        "charts": _charts(audit) if len(audit.scores) else None,
+        "ledger": ledger_view(audit.ledger),
         "settings_text": audit.settings_text,
     }
-
-
-def _contents(any_event: bool, any_shown: bool) -> list[tuple[str, str]]:
-    sections = [("time", "Score over time")]
-    sections += [("events", "Events")] if any_event else []
-    sections += [("reasons", "Why, event by event")] if any_shown else []
-    return [*sections, ("alarm", "Alarm threshold"), ("ledger", "Ledger"), ("configuration", "Configuration")]
 
 
 def _model(audit: AuditTables) -> str:
@@ -94,41 +83,26 @@ def _model(audit: AuditTables) -> str:
     return f"{style.model(str(name)).title}, seed {seed}" if name is not None else "unknown"
 
 
-def _charts(audit: AuditTables, alarm: audit_findings.Alarm) -> dict[str, Any]:
-    line = time_line(audit, alarm.column)
-    score = style.to_svg(
-        audit_charts.score_figure(line, alarm.threshold), name="score", label="Anomaly score over the time"
-    )
-    spread = audit_charts.distribution_figure(line.score, alarm.threshold)
-    distribution = style.to_svg(spread, name="distribution", label="How many clips have which score")
-    return {"score": score, "distribution": distribution, "unheard": bool(len(line.unheard))}
+def _charts(audit: AuditTables) -> dict[str, Any]:
+    line, threshold = time_line(audit), audit.alarm.threshold
+    figures = {
+        "score": (timeline.score_figure(line, threshold), "Anomaly score over the time"),
+        "distribution": (audit_charts.distribution_figure(line.score, threshold), "How many clips have which score"),
+    }
+    svgs = {name: style.to_svg(figure, name=name, label=label) for name, (figure, label) in figures.items()}
+    return {**svgs, "unheard": bool(len(line.unheard))}
 
 
-def time_line(audit: AuditTables, column: str) -> TimeLine:
-    """Hours of the clips, of each event's strongest clip, and of what was not heard."""
-    scores = audit.scores.sort_values(["recording", "onset_s"], kind="stable")
-    scores = scores[scores[column].notna()]
-    timed = bool(scores["recorded_at"].notna().all())
-    midnight = scores["recorded_at"].min().normalize() if timed else None
-    if midnight is not None:
-        hours = (scores["recorded_at"] - midnight) / pd.Timedelta(hours=1)
-    else:
-        hours = (scores["duration_s"].cumsum() - scores["duration_s"]) / 3_600
-    score = scores[column].to_numpy()
-    place = pd.Series(range(len(scores)), index=scores["clip_id"])
-    strongest = []
-    for event in audit.events:
-        here = place.reindex(event["clip_ids"]).dropna().astype(int).to_numpy()
-        strongest.append(int(here[score[here].argmax()]))
-    return TimeLine(
-        midnight=midnight,
-        clips=hours.to_numpy(),
-        score=score,
-        events=hours.to_numpy()[strongest],
-        event_scores=score[strongest],
+def time_line(audit: AuditTables) -> timeline.TimeLine:
+    """The clips, each event's strongest clip, and what was not heard."""
+    score_of = audit.score_of
+    line = timeline.time_line(
+        audit.scores,
+        audit.alarm.pooling.column,
+        strongest=[max(event["clip_ids"], key=lambda clip: score_of.get(clip, -np.inf)) for event in audit.events],
         ranked=audit.ranked,
-        unheard=_unheard(audit, midnight),
     )
+    return line._replace(unheard=_unheard(audit, line.midnight))
 
 
 def _unheard(audit: AuditTables, midnight: pd.Timestamp | None) -> np.ndarray:

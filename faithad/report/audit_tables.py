@@ -9,7 +9,7 @@ Shape letters: F mel bands, T frames.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,26 +18,47 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.errors import StudyError
-from faithad.report import shards
-from faithad.report.settings import look_up, read_settings
-from faithad.report.shards import Example, Row
+from faithad.evaluation.arrays import stacked
+from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
+from faithad.runs.tables import read_shards, read_whole
+from faithad.vocabulary import POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 50
 MAX_CLIPS_OF_EVENT = 30
 MAX_PICTURES = 10
 
-POOLED_COLUMNS = {"mean": "score", "worst_second": "worst_second_score"}
-
 _MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
-# A longer header is none that this project writes.
+# faithad writes no longer header.
 _LONGEST_HEADER = 1 << 24
+
+EventRow = dict[str, Any]  # of schemas.EVENTS
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """When a clip alarms; what is not known is None.
+
+    Attributes:
+        threshold: as it was used.
+        pooling: which score alarms.
+        rule: name of the rule that fitted the threshold.
+        false_alarm_rate: the share of normal clips that may alarm.
+        n_validation: how many validation clips the threshold was fitted to.
+    """
+
+    threshold: float | None
+    pooling: Pooling
+    rule: str | None
+    false_alarm_rate: float | None
+    n_validation: int | None
 
 
 @dataclass(frozen=True)
@@ -56,23 +77,28 @@ class AuditTables:
     Attributes:
         settings: the resolved run, `audit.yaml`.
         settings_text: as it was written.
-        model: what the trained model's file says of itself; empty where that file is gone.
+        model: what is known of the trained model; empty where an early audit's model file is gone.
+        alarm: the alarm that was raised.
+        clips: the manifest by clip_id.
         scores: one row per scored clip, with the manifest's columns of the clip.
+        score_of: the score that alarms, by clip.
         ledger: schemas.LEDGER.
-        events: schemas.EVENTS, by time.
-        ranked: numbers of the events, strongest first.
+        events: rows of schemas.EVENTS, by time.
+        ranked: positions of the events, strongest first.
         curves: of the clips of shown events, by clip.
         judged: frame-mode faithfulness of all events' clips: clip_id, method, replaced_fraction, faithfulness.
-        pictures: spectrograms and maps, by the number of the event in `events`.
+        pictures: spectrograms and maps, by the position of the event in `events`.
     """
 
     settings: dict[str, Any]
     settings_text: str
     model: dict[str, Any]
-    manifest: pd.DataFrame
+    alarm: Alarm
+    clips: pd.DataFrame
     scores: pd.DataFrame
+    score_of: dict[str, float]
     ledger: pd.DataFrame
-    events: list[Row]
+    events: list[EventRow]
     ranked: list[int]
     curves: dict[str, Curve]
     judged: pd.DataFrame
@@ -80,45 +106,20 @@ class AuditTables:
 
     @property
     def shown(self) -> list[int]:
-        """The events that are shown at length, strongest first."""
+        """Positions of the events that are shown at length, strongest first."""
         return self.ranked[:MAX_EVENTS]
-
-    @property
-    def alarm(self) -> dict[str, Any]:
-        """The run's own alarm where it has one, else the model's."""
-        return _alarm(self.settings, self.model)
-
-    @property
-    def pooling(self) -> str:
-        """Which score alarms."""
-        return _pooling(self.events, self.alarm)
-
-    @property
-    def column(self) -> str:
-        """The column of `scores` that alarms."""
-        return POOLED_COLUMNS.get(self.pooling, "score")
-
-    @cached_property
-    def score_of(self) -> dict[str, float]:
-        """The score that alarms, by clip."""
-        return dict(zip(self.scores["clip_id"], self.scores[self.column], strict=True))
-
-    @cached_property
-    def clips(self) -> pd.DataFrame:
-        """The manifest by clip."""
-        return self.manifest.set_index("clip_id")
 
     @cached_property
     def started_at(self) -> dict[str, datetime]:
-        """The wall clock at the start of each recording, as far as any of its clips tells it."""
-        clips = self.manifest[self.manifest["recorded_at"].notna()].drop_duplicates("recording")
+        """The wall clock at the start of each recording that has one."""
+        clips = self.clips[self.clips["recorded_at"].notna()].drop_duplicates("recording")
         started = clips["recorded_at"] - pd.to_timedelta(clips["onset_s"], unit="s")
         return dict(zip(clips["recording"], started.dt.to_pydatetime(), strict=True))
 
     def setting(self, key: str) -> Any:
-        """The value at a dotted key of the resolved run, or else of what the model says of itself, or None."""
-        found = look_up(self.settings, key)
-        return look_up(self.model, key) if found is None else found
+        """The value at a dotted key of the resolved run, else of what is known of the model, or None."""
+        value = look_up(self.settings, key)
+        return look_up(self.model, key) if value is None else value
 
 
 def read_audit(out: str) -> AuditTables:
@@ -129,52 +130,38 @@ def read_audit(out: str) -> AuditTables:
             tables.
     """
     require_readable(out)
-    if not storage.exists(storage.join(out, layout.AUDIT)):
-        raise StudyError(f"There is no audit at {out}: no audit.yaml. Check the folder, or run `faithad audit` first.")
-    text, settings = read_settings(storage.join(out, layout.AUDIT))
-    manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS)
+    problem = f"There is no audit at {out}: no audit.yaml. Check the folder, or run `faithad audit` first."
+    text, settings = read_settings(required(out, layout.AUDIT, StudyError(problem)))
+    manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS).to_pandas()
     events = _read(out, layout.EVENTS, schemas.EVENTS.names).to_pylist()
-    files = _shards(out)
-    scores = shards.columns_of(files["scores"], _SCORE_COLUMNS, schemas.SCORES).to_pandas()
+    scores = read_whole(storage.join(out, layout.SCORES), schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
     model = _read_model(out) or read_model_card(str(settings.get("model", "")))
-    column = POOLED_COLUMNS.get(_pooling(events, _alarm(settings, model)), "score")
-    by_clip = dict(zip(scores["clip_id"], scores[column], strict=True))
-    ranked = by_strength(events)
+    alarm = _alarm(settings, model, events, scores)
+    score_of = dict(zip(scores["clip_id"], scores[alarm.pooling.column], strict=True))
+    # All events share a threshold, so the score ranks them also where it has no ratio to the threshold.
+    ranked = sorted(range(len(events)), key=lambda number: (-events[number]["score"], number))
     shown = ranked[:MAX_EVENTS]
-    method, percentile = (
-        next((event[key] for event in events if event[key]), None) for key in ("method", "percentile")
-    )
     return AuditTables(
         settings=settings,
         settings_text=text,
         model=model,
-        manifest=manifest.to_pandas(),
-        scores=scores.merge(manifest.to_pandas(), on="clip_id", how="left", validate="one_to_one"),
+        alarm=alarm,
+        clips=manifest.set_index("clip_id"),
+        scores=scores.merge(manifest, on="clip_id", how="left", validate="one_to_one"),
+        score_of=score_of,
         ledger=_read(out, layout.LEDGER, schemas.LEDGER.names).to_pandas(),
         events=events,
         ranked=ranked,
-        curves=_read_curves(files["attributions"], [events[number] for number in shown], by_clip, method),
-        judged=_read_judged(files["faithfulness"], events, percentile),
-        pictures=_read_pictures(files, events, shown, by_clip),
+        curves=_read_curves(out, [events[number] for number in shown], score_of),
+        judged=_read_judged(out, events),
+        pictures=_read_pictures(out, events, shown, score_of),
     )
 
 
-def by_strength(events: list[Row]) -> list[int]:
-    """Numbers of the events, strongest first. All share a threshold, so the score ranks them also where no ratio is."""
-    return sorted(range(len(events)), key=lambda number: (-events[number]["score"], number))
-
-
-def _read_model(out: str) -> dict[str, Any]:
-    """The model and the alarm as they were when the audit was made; empty where an early audit does not say."""
-    location = storage.join(out, layout.MODEL)
-    found = json.loads(storage.read_text(location)) if storage.exists(location) else {}
-    return found if isinstance(found, dict) else {}
-
-
 def read_model_card(folder: str) -> dict[str, Any]:
-    """What `model.safetensors` in a folder says of itself in its header: features, alarm, name, seed.
+    """What the header of `model.safetensors` in a folder holds: features, alarm, name, seed.
 
-    A report has to be possible without the model, so an absent or unreadable file says nothing.
+    A page must be possible without the model, so an absent or unreadable file gives an empty mapping.
     """
     try:
         with storage.open_input(storage.join(folder, "model.safetensors")) as file:
@@ -194,73 +181,74 @@ def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) ->
 
 
 def _read(out: str, path: str, columns: list[str]) -> pa.Table:
-    location = storage.join(out, path)
-    if not storage.exists(location):
-        raise StudyError(f"The audit at {out} has not finished: no {path}. Run `faithad audit` again: it goes on.")
-    return storage.read_table(location, columns=columns)
+    problem = f"The audit at {out} has not finished: no {path}. Run `faithad audit` again: it goes on."
+    return storage.read_table(required(out, path, StudyError(problem)), columns=columns)
 
 
-def _shards(out: str) -> dict[str, list[str]]:
-    """Shard locations by table."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for table in ("scores", "attributions", "faithfulness", "spectrograms"):
-        for _, location in storage.list_files(storage.join(out, table), suffixes=[".parquet"]):
-            found[table].append(location)
-    return found
+def _read_model(out: str) -> dict[str, Any]:
+    """The model and its alarm when the audit was made; empty for an early audit, which did not write them down."""
+    location = storage.join(out, layout.MODEL)
+    model = json.loads(storage.read_text(location)) if storage.exists(location) else {}
+    return model if isinstance(model, dict) else {}
 
 
-def _alarm(settings: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    """The alarm that was raised, as far as it is known: that of the model, unless the audit asked for another one."""
-    own, stored = (found if isinstance(found := of.get("alarm"), dict) else {} for of in (settings, model))
-    return own if any(stored.get(key) != value for key, value in own.items()) else stored
+def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:
+    """The model's alarm, unless the audit asked for another one; the threshold as it was used."""
+    own, stored = (alarm if isinstance(alarm := of.get("alarm"), dict) else {} for of in (settings, model))
+    raised = own if any(stored.get(key) != value for key, value in own.items()) else stored
+    pooling = str(events[0]["pooling"] if events else raised.get("pooling", "mean"))
+    used = scores["threshold"].dropna()
+    return Alarm(
+        threshold=float(used.iloc[0]) if len(used) else None,
+        pooling=POOLINGS.get(pooling, Pooling("score", pooling, pooling)),
+        rule=raised.get("rule"),
+        false_alarm_rate=raised.get("false_alarm_rate"),
+        n_validation=raised.get("n_validation", stored.get("n_validation")),
+    )
 
 
-def _pooling(events: list[Row], alarm: dict[str, Any]) -> str:
-    return str(events[0]["pooling"] if events else alarm.get("pooling", "mean"))
-
-
-def _read_curves(
-    files: list[str], events: list[Row], by_clip: dict[str, float], method: str | None
-) -> dict[str, Curve]:
-    if method is None:
-        return {}
-    wanted = {clip_id for event in events for clip_id in clips_around_the_strongest(event["clip_ids"], by_clip)}
+def _read_curves(out: str, events: list[EventRow], score_of: dict[str, float]) -> dict[str, Curve]:
+    clips = {clip_id for event in events for clip_id in clips_around_the_strongest(event["clip_ids"], score_of)}
+    methods = {event["method"] for event in events if event["method"]}
     columns = ["clip_id", "curve", "profile", "degenerate"]
-    schema = schemas.attributions(1, 1)
-    tables = shards.matching(files, columns, schema, clip_ids=sorted(wanted), method=method)
-    if not tables.num_rows:
-        return {}
-    arrays = {name: _rows(tables[name]) for name in ("curve", "profile")}
-    flags = tables["degenerate"].to_pylist()
+    condition = _is_in("clip_id", clips) & _is_in("method", methods)
     return {
-        clip_id: Curve(arrays["curve"][row], arrays["profile"][row], flags[row])
-        for row, clip_id in enumerate(tables["clip_id"].to_pylist())
+        clip_id: Curve(values, profile, degenerate)
+        for shard in read_shards(storage.join(out, "attributions"), columns=columns, condition=condition)
+        for clip_id, values, profile, degenerate in zip(
+            shard["clip_id"].to_pylist(),
+            stacked(shard["curve"]),
+            stacked(shard["profile"]),
+            shard["degenerate"].to_pylist(),
+            strict=True,
+        )
     }
 
 
-def _rows(column: pa.ChunkedArray) -> np.ndarray:
-    lists = column.combine_chunks()
-    return np.asarray(lists.flatten(), dtype=np.float32).reshape(len(lists), -1)
-
-
-def _read_judged(files: list[str], events: list[Row], percentile: float | None) -> pd.DataFrame:
+def _read_judged(out: str, events: list[EventRow]) -> pd.DataFrame:
+    clips = {clip_id for event in events for clip_id in event["clip_ids"]}
+    methods = {event["method"] for event in events if event["method"]} | {"error_map"}
+    percentiles = {event["percentile"] for event in events if event["percentile"] is not None}
+    condition = _is_in("clip_id", clips) & _is_in("method", methods) & (pc.field("mode") == "frame")
+    condition &= pc.field("percentile").isin(pa.array(percentiles, pa.float64()))
     columns = ["clip_id", "method", "replaced_fraction", "faithfulness"]
-    wanted = sorted({clip_id for event in events for clip_id in event["clip_ids"]}) if percentile is not None else []
-    methods = sorted({event["method"] for event in events if event["method"]} | {"error_map"})
-    equal = {"mode": "frame", "percentile": percentile, "method": methods}
-    return shards.matching(files, columns, schemas.FAITHFULNESS, clip_ids=wanted, **equal).to_pandas()
+    folder = storage.join(out, "faithfulness")
+    return read_whole(folder, schemas.FAITHFULNESS, columns=columns, condition=condition).to_pandas()
+
+
+def _is_in(column: str, names: Collection[str]) -> pc.Expression:
+    return pc.field(column).isin(pa.array(sorted(names), pa.string()))
 
 
 def _read_pictures(
-    files: dict[str, list[str]], events: list[Row], shown: list[int], by_clip: dict[str, float]
+    out: str, events: list[EventRow], shown: list[int], score_of: dict[str, float]
 ) -> dict[int, Example]:
-    """For the strongest events, as far as spectrograms were kept, that of the event's strongest clip among them."""
-    kept = set().union(*shards.each(shards.clip_ids, files["spectrograms"]))
+    """Of the strongest events with spectrograms, each with its strongest clip that has one."""
+    kept = pictured_clips(out)
     chosen: dict[int, str] = {}
     for number in shown:
-        held = [clip_id for clip_id in events[number]["clip_ids"] if clip_id in kept]
-        if held and len(chosen) < MAX_PICTURES:
-            chosen[number] = max(held, key=lambda clip_id: by_clip.get(clip_id, -np.inf))
-    found = shards.examples(files["spectrograms"], files["attributions"], list(chosen.values()))
-    by_id = {example.clip_id: example for example in found}
-    return {number: by_id[clip_id] for number, clip_id in chosen.items()}
+        pictured = [clip_id for clip_id in events[number]["clip_ids"] if clip_id in kept]
+        if pictured and len(chosen) < MAX_PICTURES:
+            chosen[number] = max(pictured, key=lambda clip_id: score_of.get(clip_id, -np.inf))
+    by_clip = {example.clip_id: example for example in examples(out, list(chosen.values()))}
+    return {number: by_clip[clip_id] for number, clip_id in chosen.items()}

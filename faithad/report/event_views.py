@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from faithad.report import audit_charts, audit_findings, findings, maps, style
-from faithad.report.audit_tables import AuditTables, clips_around_the_strongest
-from faithad.report.shards import Example, Row
+from faithad.report import audit_charts, audit_findings, maps, style
+from faithad.report.audit_tables import AuditTables, Curve, EventRow, clips_around_the_strongest
 from faithad.report.trust import Trust
+from faithad.report.words import UNKNOWN, duration, hertz, percent, seconds
 
 # Of the stretches that an event's explanation points at, and of the recordings it spans, how many are named.
 _MAX_SPANS, _MAX_PARTS = 4, 3
@@ -20,39 +20,38 @@ _MUCH = 0.25
 _SPREAD = "so these are the right moments to look at, but most of the error is spread over the rest"
 
 
-def describe(audit: AuditTables, number: int, trust: Trust) -> Row:
-    """What the table says of an event; `number` counts from 0, `id` as a reader does."""
+def describe(audit: AuditTables, number: int, trust: Trust) -> dict[str, Any]:
+    """What the table says of an event; `number` counts from 0, the page's `id` from 1."""
     event = audit.events[number]
-    seconds = event["seconds"]
-    spans = [_span(part) for part in seconds[:_MAX_SPANS]]
-    if len(event["parts"]) > 1:  # seconds of a recording would have to name it, each of them
-        spans = [_clock_span(part, audit.started_at) for part in seconds[:_MAX_SPANS]]
+    stretches = event["seconds"][:_MAX_SPANS]
+    spans = [_span(part) for part in stretches]
+    if len(event["parts"]) > 1:  # seconds of a recording would need its name, each of them
+        spans = [_clock_span(part, audit.started_at) for part in stretches]
+    ratio = f"{event['strength']:.2f} \N{MULTIPLICATION SIGN}" if audit_findings.has_ratio(event) else None
     return {
         "id": number + 1,
         "title": audit_findings.when(event),
         "when": audit_findings.clock(event),
-        "duration": findings.duration(event["duration_s"]),
+        "duration": duration(event["duration_s"]),
         "places": [{"recording": part["recording"], "span": _span(part)} for part in event["parts"][:_MAX_PARTS]],
         "more_places": max(0, len(event["parts"]) - _MAX_PARTS),
         "n_alarms": event["n_alarms"],
         "strength": audit_findings.strength(event),
-        "times": f"{event['strength']:.2f} \N{MULTIPLICATION SIGN}"
-        if audit_findings.has_ratio(event)
-        else f"{event['score']:.4g}",
-        "seconds": spans or [findings.UNKNOWN],
-        "more_seconds": max(0, len(seconds) - _MAX_SPANS),
-        "bands": audit_findings.hertz(event["low_hz"], event["high_hz"]),
+        "times": ratio or f"{event['score']:.4g}",
+        "seconds": spans or [UNKNOWN],
+        "more_seconds": max(0, len(event["seconds"]) - _MAX_SPANS),
+        "bands": hertz(event["low_hz"], event["high_hz"]),
         "method": style.method(event["method"]).title if event["method"] else None,
         "trust": trust,
         "sentence": _sentence(event, trust),
     }
 
 
-def _span(part: Row) -> str:
-    return f"{_plain(part['onset_s'])} to {_plain(part['offset_s'])} s"
+def _span(part: dict[str, Any]) -> str:
+    return f"{seconds(part['onset_s']).removesuffix(' s')} to {seconds(part['offset_s'])}"
 
 
-def _clock_span(part: Row, started_at: dict[str, datetime]) -> str:
+def _clock_span(part: dict[str, Any], started_at: dict[str, datetime]) -> str:
     """By the wall clock, or by the recording where that has none."""
     start = started_at.get(part["recording"])
     if start is None:
@@ -60,11 +59,7 @@ def _clock_span(part: Row, started_at: dict[str, datetime]) -> str:
     return " to ".join(f"{start + timedelta(seconds=part[end]):%H:%M:%S}" for end in ("onset_s", "offset_s"))
 
 
-def _plain(seconds: float) -> str:
-    return findings.seconds(seconds).removesuffix(" s")
-
-
-def _sentence(event: Row, trust: Trust) -> str:
+def _sentence(event: EventRow, trust: Trust) -> str:
     """How far the explanation can be trusted, for someone who knows machines and not this method."""
     if trust.grade == "none":
         return "Not explained: the seconds and bands are those of the model's largest error, which nobody has tested."
@@ -72,12 +67,12 @@ def _sentence(event: Row, trust: Trust) -> str:
     if trust.vanishes is None:
         return f"{name} points at these seconds; whether they made the score high was not measured."
     text = f"Replace what {name} points at by what the model expects there, and "
-    text += f"{audit_findings.percent(trust.vanishes)} of the model's error vanishes"
+    text += f"{percent(trust.vanishes)} of the model's error vanishes"
     if trust.replaced is None:
         return text + "."
-    text += f". That is {audit_findings.percent(trust.replaced)} of the time"
+    text += f". That is {percent(trust.replaced)} of the time"
     if trust.best is not None:
-        text += f", and the best choice of as much time would take away {audit_findings.percent(trust.best)}"
+        text += f", and the best choice of as much time would take away {percent(trust.best)}"
     verdict = {
         "good": "so this is where the reason lies" if trust.vanishes >= _MUCH else _SPREAD,
         "partial": "so this is part of the reason",
@@ -87,40 +82,39 @@ def _sentence(event: Row, trust: Trust) -> str:
     return f"{text}; {verdict[trust.grade]}."
 
 
-def pictures(audit: AuditTables, number: int) -> Row:
-    """The event's curve as SVG, from where it is shown if not from its start, and its pictures."""
+def pictures(audit: AuditTables, number: int) -> dict[str, Any]:
+    """The event's curve as SVG, which of its clips the curve shows where these are not all, and its pictures."""
     event = audit.events[number]
     near = clips_around_the_strongest(event["clip_ids"], audit.score_of)
-    explained = [clip_id for clip_id in near if clip_id in audit.curves and not audit.curves[clip_id].degenerate]
-    found: Row = {"curve": None, "shown_from": None, "panels": _panels(audit, number)}
-    if explained and event["method"]:
-        clips = audit.clips.loc[explained]
-        found["curve"] = _curve(audit, number, clips)
-        if len(near) < len(event["clip_ids"]):
-            first = clips.iloc[0]
-            clock = None if pd.isna(first["recorded_at"]) else f"{first['recorded_at']:%Y-%m-%d %H:%M:%S}"
-            found["shown_from"] = clock or f"{first['recording']}, {findings.seconds(first['onset_s'])}"
-            found["n_shown"], found["n_clips"] = len(near), len(event["clip_ids"])
-    return found
+    curves = {id_: audit.curves[id_] for id_ in near if id_ in audit.curves and not audit.curves[id_].degenerate}
+    view: dict[str, Any] = {"curve": None, "shown_from": None, "panels": _panels(audit, number)}
+    if not curves or not event["method"]:
+        return view
+    view["curve"] = _curve(audit, number, curves)
+    if len(near) < len(event["clip_ids"]):
+        first = audit.clips.loc[next(iter(curves))]
+        clock = None if pd.isna(first["recorded_at"]) else f"{first['recorded_at']:%Y-%m-%d %H:%M:%S}"
+        view["shown_from"] = clock or f"{first['recording']}, {seconds(first['onset_s'])}"
+        view |= {"n_shown": len(near), "n_clips": len(event["clip_ids"])}
+    return view
 
 
-def _curve(audit: AuditTables, number: int, clips: pd.DataFrame) -> Any:
-    """Clips side by side as they followed on, by the clock if it is known, else by their place in the recording."""
-    event = audit.events[number]
+def _curve(audit: AuditTables, number: int, curves: dict[str, Curve]) -> Any:
+    """The clips side by side, in the order of their time."""
+    event, clips = audit.events[number], audit.clips.loc[list(curves)]
     look = style.method(event["method"])
     starts, axis = clip_starts(clips)
-    curves = [audit.curves[clip_id] for clip_id in clips.index]
     picture = audit_charts.EventPicture(
-        clips=[(start, curve.values) for start, curve in zip(starts, curves, strict=True)],
+        clips=[(start, curve.values) for start, curve in zip(starts, curves.values(), strict=True)],
         axis=axis,
         clip_s=float(clips["duration_s"].iloc[0]),
         seconds=seconds_on_axis(event["seconds"], clips, starts),
-        profile=np.sum([curve.profile for curve in curves], axis=0),
+        profile=np.sum([curve.profile for curve in curves.values()], axis=0),
         bands=(event["mel_band_low"], event["mel_band_high"]),
         color=look.color,
         signed=look.signed,
     )
-    figure = audit_charts.event_figure(picture, clip_scale(audit, len(curves[0].values)))
+    figure = audit_charts.event_figure(picture, _scale(audit, len(picture.clips[0][1])))
     return style.to_svg(figure, name=f"event-{number}", label=f"Explanation of event {number + 1} over time")
 
 
@@ -134,58 +128,43 @@ def clip_starts(clips: pd.DataFrame) -> tuple[list[float], str]:
     return [float(s) for s in clips["duration_s"].cumsum() - clips["duration_s"]], "seconds of the clips shown"
 
 
-def seconds_on_axis(seconds: list[Row], clips: pd.DataFrame, starts: list[float]) -> list[tuple[float, float]]:
-    """Where the seconds that the event names lie in what is drawn; a stretch over two clips comes in two parts."""
-    found = []
+def seconds_on_axis(
+    stretches: list[dict[str, Any]], clips: pd.DataFrame, starts: list[float]
+) -> list[tuple[float, float]]:
+    """Where stretches of recordings lie on the axis of clips; a stretch over two clips comes in two parts."""
+    parts = []
     for start, (_, clip) in zip(starts, clips.iterrows(), strict=True):
-        for part in seconds:
-            onset = max(part["onset_s"], clip["onset_s"]) - clip["onset_s"]
-            offset = min(part["offset_s"], clip["onset_s"] + clip["duration_s"]) - clip["onset_s"]
-            if part["recording"] == clip["recording"] and offset > onset:
-                found.append((start + onset, start + offset))
-    return found
+        for stretch in stretches:
+            onset = max(stretch["onset_s"], clip["onset_s"]) - clip["onset_s"]
+            offset = min(stretch["offset_s"], clip["onset_s"] + clip["duration_s"]) - clip["onset_s"]
+            if stretch["recording"] == clip["recording"] and offset > onset:
+                parts.append((start + onset, start + offset))
+    return parts
 
 
-def clip_scale(audit: AuditTables, n_frames: int) -> maps.ClipScale:
-    """The scale of the model's features; where they are not known, that of the clips' length, and bands by number."""
-    rate, hop = audit.setting("features.sample_rate_hz"), audit.setting("features.hop_samples")
-    if isinstance(rate, int | float) and isinstance(hop, int | float):
-        return maps.ClipScale(rate / hop, in_seconds=True, sample_rate_hz=float(rate))
-    return maps.ClipScale(n_frames / float(audit.manifest["duration_s"].median()), in_seconds=True, sample_rate_hz=None)
+def _scale(audit: AuditTables, n_frames: int) -> maps.ClipScale:
+    return maps.clip_scale(audit.setting, n_frames, float(audit.clips["duration_s"].median()), in_seconds=True)
 
 
-def _panels(audit: AuditTables, number: int) -> list[Row]:
+def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:
     """What the model heard, what it expected, where both differ, and the explanation."""
     example = audit.pictures.get(number)
     if example is None:
         return []
-    event, clip = audit.events[number], audit.clips.loc[example.clip_id]
-    scale = clip_scale(audit, example.log_mel.shape[1])
-    inside = seconds_on_axis(event["seconds"], audit.clips.loc[[example.clip_id]], [0.0])
-    limits = maps.color_limits(example.log_mel, "level")
-    panels: list[tuple[str, np.ndarray, np.ndarray, maps.Kind, tuple[float, float] | None, str]] = [
-        ("Heard", example.log_mel, example.log_mel.mean(axis=0), "level", limits, style.INK),
-        ("Expected", example.reconstruction, example.reconstruction.mean(axis=0), "level", limits, style.INK),
-    ]
-    for name in dict.fromkeys(["error_map", event["method"] or "error_map"]):
-        if name in example.maps:
-            look = style.method(name)
-            kind: maps.Kind = "diverging" if look.signed else "sequential"
-            title = "Difference (error map)" if name == "error_map" else look.title
-            panels.append((title, example.maps[name], example.curves[name], kind, None, look.color))
-    return [
-        {
-            "title": title,
-            "note": _clip_note(example, clip) if index == 0 else "",
-            "svg": style.to_svg(
-                maps.clip_figure(grid, curve, scale=scale, kind=colors, limits=ends, intervals=inside, color=color),
-                name=f"event-{number}-{index}",
-                label=f"{title}, event {number + 1}",
-            ),
-        }
-        for index, (title, grid, curve, colors, ends, color) in enumerate(panels)
-    ]
-
-
-def _clip_note(example: Example, clip: pd.Series) -> str:
-    return f"clip at {findings.seconds(clip['onset_s'])}"
+    event, clip = audit.events[number], audit.clips.loc[[example.clip_id]]
+    panels = maps.clip_panels(
+        example,
+        _scale(audit, example.log_mel.shape[1]),
+        name=f"event-{number}",
+        subject=f"event {number + 1}",
+        methods=[method for method in dict.fromkeys(["error_map", event["method"]]) if method in example.maps],
+        intervals=seconds_on_axis(event["seconds"], clip, [0.0]),
+        percentiles={},
+        words=("Heard", "Expected"),
+    )
+    for panel in panels:
+        panel["note"] = ""
+        if panel["title"] == style.method("error_map").title:
+            panel["title"] = f"Difference ({panel['title'].lower()})"
+    panels[0]["note"] = f"clip at {seconds(clip['onset_s'].iloc[0])}"
+    return panels

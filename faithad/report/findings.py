@@ -1,58 +1,18 @@
-"""What a study's tables say, in small tables and counts, and what they cannot say.
-
-Everything here is drawn from the summaries; only the alarms and the counts come from rows of clips.
-"""
+"""What a study's tables say, in small tables and counts, and what they cannot say."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from faithad import schemas
 from faithad.report import published, style
-from faithad.report.tables import StudyTables
+from faithad.report.study_tables import StudyTables
+from faithad.report.words import records
+from faithad.vocabulary import POOLINGS
 
-Row = dict[str, Any]
-
-POOLINGS = {"mean": "whole clip", "worst_second": "worst second"}
-UNKNOWN = "\N{EN DASH}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A dash stands for what is not known."""
-    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def interval(row: Row, digits: int = 3) -> str:
-    """The row's 95 % interval, or a dash."""
-    low, high = row.get("ci_low"), row.get("ci_high")
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-    return f"{low:.{digits}f} to {high:.{digits}f}" if known else UNKNOWN
-
-
-def count(n: int, singular: str, plural: str | None = None) -> str:
-    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
-
-
-def seconds(value: float | None) -> str:
-    """A time or a length, to the millisecond and never in powers of ten: long recordings have large numbers."""
-    return UNKNOWN if value is None or not math.isfinite(value) else f"{round(value, 3):,.12g} s"
-
-
-def duration(seconds: float) -> str:
-    """20 s, 3.5 min, 48.0 h."""
-    if seconds < 120:
-        return f"{round(seconds, 1):g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 2 * 3_600 else f"{seconds / 3_600:.1f} h"
-
-
-def records(frame: pd.DataFrame) -> list[Row]:
-    """The rows as mappings; what is missing is None, whatever the column's type."""
-    rows = frame.astype(object)
-    return [
-        {str(key): value for key, value in row.items()} for row in rows.where(rows.notna(), None).to_dict("records")
-    ]
+TableRow = dict[str, Any]
 
 
 class Reasons(NamedTuple):
@@ -63,7 +23,7 @@ class Reasons(NamedTuple):
 
 
 def explained_clips(study: StudyTables) -> str | None:
-    """Which clips were explained, where not all were: what is told of maps is told of these."""
+    """Which clips were explained, where not all were: all results of maps are results of these clips."""
     explain = study.setting("audit.explain")
     if explain in (None, "all", "none"):
         return None
@@ -73,7 +33,7 @@ def explained_clips(study: StudyTables) -> str | None:
 
 
 def missing_truth(study: StudyTables) -> Reasons:
-    """What cannot be told for want of labels or annotations."""
+    """Which results lack labels or annotations, and why."""
     test = study.manifest[study.manifest["split"] == "test"]
     labels = set(test["label"].dropna().astype(int))
     f_score = None
@@ -94,7 +54,7 @@ def missing_truth(study: StudyTables) -> Reasons:
     return Reasons(detection, f_score)
 
 
-def best(curves: pd.DataFrame, keys: list[str]) -> list[Row]:
+def best(curves: pd.DataFrame, keys: list[str]) -> list[TableRow]:
     """The percentile with the highest mean for each combination of keys (the lowest such percentile in a tie)."""
     ordered = curves.sort_values([*keys, "mean", "percentile"], ascending=[*[True] * len(keys), False, True])
     return records(ordered.drop_duplicates(keys))
@@ -122,47 +82,34 @@ def controls(f_score: pd.DataFrame) -> dict[str, pd.Series]:
     return {name: values for name, values in named.items() if values.notna().all() and len(values)}
 
 
-def clip_counts(study: StudyTables) -> list[Row]:
+def clip_counts(study: StudyTables) -> list[TableRow]:
     """Clips, recordings and hours per split."""
-    rows = []
-    for split in ("train", "validation", "test"):
-        clips = study.manifest[study.manifest["split"] == split]
-        if clips.empty:
-            continue
-        rows.append(
-            {
-                "split": split,
-                "normal": int((clips["label"] == 0).sum()),
-                "anomalous": int((clips["label"] == 1).sum()),
-                "unlabelled": int(clips["label"].isna().sum()),
-                "annotated": int(clips["annotated"].sum()),
-                "clips": len(clips),
-                "recordings": clips["recording"].nunique(),
-                "hours": clips["duration_s"].sum() / 3_600,
-            }
-        )
-    return rows
+    by_split = {str(split): clips for split, clips in study.manifest.groupby("split")}
+    return [
+        {
+            "split": split,
+            "normal": int((clips["label"] == 0).sum()),
+            "anomalous": int((clips["label"] == 1).sum()),
+            "unlabelled": int(clips["label"].isna().sum()),
+            "annotated": int(clips["annotated"].sum()),
+            "clips": len(clips),
+            "recordings": clips["recording"].nunique(),
+            "hours": clips["duration_s"].sum() / 3_600,
+        }
+        for split in schemas.SPLITS
+        if (clips := by_split.get(split)) is not None
+    ]
 
 
-def recording_period(manifest: pd.DataFrame) -> str | None:
-    """First and last day of the recordings, as far as their names tell it."""
-    times = manifest["recorded_at"].dropna()
-    if times.empty:
-        return None
-    first, last = f"{times.min():%Y-%m-%d}", f"{times.max():%Y-%m-%d}"
-    return first if first == last else f"{first} to {last}"
-
-
-def detection_rows(study: StudyTables) -> list[Row]:
+def detection_rows(study: StudyTables) -> list[TableRow]:
     """One row per (model, pooling): AUC and pAUC, each with mean, std and interval, and what was published."""
-    rows: list[Row] = []
+    rows = []
     for (model, pooling), group in study.detection.groupby(["model", "pooling"]):
         metrics = {row["metric"]: row for row in records(group)}
         rows.append(
             {
-                "key": str(model),
-                "model": style.model(str(model)).title,
-                "pooling": POOLINGS.get(str(pooling), str(pooling)),
+                "model": str(model),
+                "pooling": POOLINGS[pooling].title if pooling in POOLINGS else pooling,
                 "auc": metrics.get("auc"),
                 "pauc": metrics.get("pauc"),
                 "n_normal": int(group["n_normal"].iloc[0]),
@@ -170,11 +117,10 @@ def detection_rows(study: StudyTables) -> list[Row]:
                 "published": published.DETECTION.get(str(model)) if pooling == "mean" else None,
             }
         )
-    models = style.in_model_order({row["key"] for row in rows})
-    return sorted(rows, key=lambda row: models.index(row["key"]))  # stable: the whole clip stays first
+    return _in_order(rows)  # stable: the whole clip stays first
 
 
-def alarm_rows(study: StudyTables) -> list[Row]:
+def alarm_rows(study: StudyTables) -> list[TableRow]:
     """What the alarm did at its threshold, as means over seeds; nothing where no threshold was set."""
     scores = study.scores[study.scores["alarm"].notna()]
     rows = []
@@ -187,7 +133,7 @@ def alarm_rows(study: StudyTables) -> list[Row]:
         hours = normal["duration_s"].sum() / 3_600 / n_seeds
         rows.append(
             {
-                "model": style.model(model).title,
+                "model": model,
                 "alarms": len(raised) / n_seeds,
                 "clips": len(of_model) // n_seeds,
                 "caught": (raised["label"] == 1).sum() / n_seeds,
@@ -200,16 +146,12 @@ def alarm_rows(study: StudyTables) -> list[Row]:
     return rows
 
 
-def f_score_rows(study: StudyTables) -> list[Row]:
+def f_score_rows(study: StudyTables) -> list[TableRow]:
     """Best percentile of each (model, method), and the F-score of each anomaly type at that percentile."""
-    rows = []
-    for row in _in_order(best(overall(study.f_score), ["model", "method"])):
-        same = study.f_score
-        for key in ("model", "method", "percentile"):
-            same = same[same[key] == row[key]]
-        by_type = dict(zip(same["anomaly_type"], same["mean"], strict=True))
-        rows.append(row | {"by_type": by_type})
-    return rows
+    keys = ["model", "method", "percentile"]
+    by_type = {key: rows.set_index("anomaly_type")["mean"].to_dict() for key, rows in study.f_score.groupby(keys)}
+    rows = best(overall(study.f_score), ["model", "method"])
+    return _in_order([row | {"by_type": by_type[tuple(row[key] for key in keys)]} for row in rows])
 
 
 def anomaly_types(study: StudyTables) -> list[tuple[str, int]]:
@@ -219,28 +161,21 @@ def anomaly_types(study: StudyTables) -> list[tuple[str, int]]:
     return [(str(kind), int(n_clips)) for kind, n_clips in sizes.items()]
 
 
-def faithfulness_rows(study: StudyTables) -> list[Row]:
+def faithfulness_rows(study: StudyTables) -> list[TableRow]:
     """Best percentile of each (model, method) in both modes."""
-    modes = {mode: best(in_scope(study.faithfulness, mode), ["model", "method"]) for mode in ("frame", "segment")}
-    found: dict[tuple[str, str], Row] = {}
-    for mode, rows in modes.items():
-        for row in rows:
+    rows: dict[tuple[str, str], TableRow] = {}
+    for mode in ("frame", "segment"):
+        for row in best(in_scope(study.faithfulness, mode), ["model", "method"]):
             keys = {"model": row["model"], "method": row["method"]}
-            found.setdefault((row["model"], row["method"]), keys)[mode] = row
-    return _in_order(list(found.values()))
+            rows.setdefault((row["model"], row["method"]), keys)[mode] = row
+    return _in_order(list(rows.values()))
 
 
-def _in_order(rows: list[Row]) -> list[Row]:
-    models = style.in_model_order({row["model"] for row in rows})
-    methods = style.in_method_order({row["method"] for row in rows})
-    return sorted(rows, key=lambda row: (models.index(row["model"]), methods.index(row["method"])))
-
-
-def ledger_counts(ledger: pd.DataFrame) -> dict[str, int]:
-    """Clips by status; rows without a clip (rejected recordings, remainders) under `rejected`."""
-    clips = ledger[ledger["clip_id"].notna()]["status"].value_counts()
-    counts = {status: int(clips.get(status, 0)) for status in ("done", "skipped", "failed")}
-    return counts | {"rejected": int(ledger["clip_id"].isna().sum())}
+def _in_order(rows: list[TableRow]) -> list[TableRow]:
+    """Rows by model and method, in the order of their tables; rows of one model and method keep their order."""
+    models = style.in_model_order(row["model"] for row in rows)
+    methods = style.in_method_order(row.get("method", "") for row in rows)
+    return sorted(rows, key=lambda row: (models.index(row["model"]), methods.index(row.get("method", ""))))
 
 
 def missing_runs(study: StudyTables) -> list[str]:

@@ -1,13 +1,13 @@
-"""Pictures of one clip: its spectrogram, its reconstruction and the six maps, each over the curve that it sums to.
+"""Pictures of one clip: its spectrogram, its reconstruction and its maps, each over the curve that it sums to.
 
 Shape letters: F mel bands, T frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +16,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from faithad.evaluation.mel_bands import mel
+from faithad.report import style
+from faithad.report.reading import Example
 from faithad.report.style import EVENT, INK, MUTED, RC
 
 Kind = Literal["level", "sequential", "diverging"]
@@ -31,8 +34,8 @@ class ClipScale:
 
     Attributes:
         frames_per_s: frame rate.
-        in_seconds: whether the rate is known from the configuration; if not, time is told in frames.
-        sample_rate_hz: half of it is the upper end of the mel scale; None: bands are told by number.
+        in_seconds: whether the time axis is in seconds; else it is in frames.
+        sample_rate_hz: half of it is the upper end of the mel scale; None: bands are shown by number.
     """
 
     frames_per_s: float
@@ -49,17 +52,29 @@ class ClipScale:
         return seconds if self.in_seconds else seconds * self.frames_per_s
 
     def frequency_ticks(self, n_mels: int) -> tuple[list[float], list[str]] | None:
-        """Places (in mel bands) and names of whole kilohertz. The mel scale is that of HTK, as torchaudio's default."""
+        """Places (in mel bands) and names of whole kilohertz."""
         if self.sample_rate_hz is None:
             return None
         top_hz = self.sample_rate_hz / 2
-        step = (n_mels + 1) / _mel(top_hz)
+        step = (n_mels + 1) / mel(top_hz)
         kilohertz = [khz for khz in (0.5, 1, 2, 4, 8, 16) if khz * 1_000 < top_hz]
-        return [_mel(khz * 1_000) * step - 1 for khz in kilohertz], [f"{khz:g}" for khz in kilohertz]
+        return [mel(khz * 1_000) * step - 1 for khz in kilohertz], [f"{khz:g}" for khz in kilohertz]
 
 
-def _mel(hz: float) -> float:
-    return 2_595 * float(np.log10(1 + hz / 700))
+def clip_scale(setting: Callable[[str], Any], n_frames: int, duration_s: float, *, in_seconds: bool) -> ClipScale:
+    """The axes of a clip, as its features are configured.
+
+    Args:
+        setting: looks up a key of the configuration.
+        n_frames: T of the clip.
+        duration_s: of the clip.
+        in_seconds: whether the axis is in seconds also where the configuration does not give the frame rate.
+    """
+    rate, hop = setting("features.sample_rate_hz"), setting("features.hop_samples")
+    sample_rate_hz = float(rate) if isinstance(rate, int | float) else None
+    if sample_rate_hz is not None and isinstance(hop, int | float):
+        return ClipScale(sample_rate_hz / hop, True, sample_rate_hz)
+    return ClipScale(n_frames / duration_s, in_seconds, sample_rate_hz)
 
 
 def color_limits(grid: np.ndarray, kind: Kind) -> tuple[float, float]:
@@ -164,3 +179,49 @@ def css_gradient(kind: Kind) -> str:
     """The colours of a kind from low to high, as CSS, for the legend."""
     colors = mpl.colormaps[COLOR_MAPS[kind]]
     return f"linear-gradient(to right, {', '.join(to_hex(colors(step)) for step in np.linspace(0, 1, 9))})"
+
+
+def clip_panels(
+    example: Example,
+    scale: ClipScale,
+    *,
+    name: str,
+    subject: str,
+    methods: Sequence[str],
+    intervals: Sequence[tuple[float, float]],
+    percentiles: Mapping[str, float],
+    words: tuple[str, str],
+) -> list[dict[str, Any]]:
+    """Pictures of one clip, each with title, note and SVG: what the model heard, what it made of it, and the maps.
+
+    Args:
+        example: the clip as one model sees it.
+        scale: the clip's axes.
+        name: unique on the page.
+        subject: what the pictures are of, for a screen reader.
+        methods: whose maps are shown.
+        intervals: annotated (onset, offset) in seconds of the clip.
+        percentiles: of the peaks to mark, by method.
+        words: titles of input and reconstruction.
+    """
+    limits = color_limits(example.log_mel, "level")
+    panels: list[tuple[str, str, Figure]] = []
+    for title, grid in zip(words, (example.log_mel, example.reconstruction), strict=True):
+        figure = clip_figure(grid, grid.mean(axis=0), scale=scale, kind="level", limits=limits, intervals=intervals)
+        panels.append((title, "mean level below", figure))
+    for method in methods:
+        look, curve, percentile = style.method(method), example.curves[method], percentiles.get(method)
+        is_flat = method in example.degenerate
+        peaks = None if is_flat or percentile is None else curve >= np.percentile(curve, percentile)
+        figure = clip_figure(example.maps.get(method), curve, scale=scale, intervals=intervals, peaks=peaks,
+                             kind="diverging" if look.signed else "sequential", color=look.color)  # fmt: skip
+        note = "flat curve" if is_flat else "" if percentile is None else f"top {100 - percentile:g} %"
+        panels.append((look.title, note, figure))
+    return [
+        {
+            "title": title,
+            "note": note,
+            "svg": style.to_svg(figure, name=f"{name}-{index}", label=f"{title} of {subject}"),
+        }
+        for index, (title, note, figure) in enumerate(panels)
+    ]

@@ -1,7 +1,7 @@
 """The search over mask ratio and patch size: as a section of a study's page, and as a page of its own.
 
-A grid becomes a heat map beside the published one, continuous ratios a scatter. Which objective chose, and whether it
-saw test labels, is said first.
+A grid becomes a heat map beside the published one, continuous ratios a scatter. The first thing that is said is which
+objective chose, and whether it saw test labels.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Any
 import pandas as pd
 
 from faithad import storage
-from faithad.report import findings, page, search_views
-from faithad.report.findings import count, number
-from faithad.report.search_tables import Search, cells, read_search, search_exists, went_back
-from faithad.report.settings import look_up
+from faithad.report import page, search_views
+from faithad.report.reading import look_up
+from faithad.report.search_tables import SUMMARY, Search, cells, read_search, went_back
+from faithad.report.words import duration, number, records
 from faithad.runs import layout
-
-Row = dict[str, Any]
+from faithad.vocabulary import count
 
 MAX_TRIALS = 200
 OBJECTIVES = {"proxy_auc": "proxy AUC", "validation_loss": "validation loss", "test_auc": "test AUC"}
@@ -45,33 +44,37 @@ def render_search_report(root: str) -> str:
         StudyError: no search has run there.
     """
     search = read_search(root)
-    section = _section(search)
-    contents = [("search", "Search"), ("trials", "Trials")] + ([("configuration", "Configuration")] * bool(search.best))
+    section, trials = _section(search), search.trials
+    contents = [("search", "Search"), ("trials", "Trials")]
+    seeds = sorted(set(trials["seed"]))
     values = {
         "name": look_up(search.best, "name") or "Search",
-        "contents": contents,
+        "contents": contents + [("configuration", "Configuration")] * bool(search.best),
         "answers": section["answers"],
         "search": section | {"answers": []},  # said once, at the top
-        "facts": _facts(search),
+        "facts": {
+            "Objective": section["objective"],
+            "Trials": f"{len(trials):,}",
+            "Seeds": f"{len(seeds)} ({', '.join(str(seed) for seed in seeds)})",
+            "Training": f"{duration(float(trials['duration_s'].sum()))} in all",
+        },
         "strong": {name: " strong" if name == search.objective else "" for name in OBJECTIVES},
-        "trials": findings.records(search.trials.head(MAX_TRIALS)),
-        "more": max(0, len(search.trials) - MAX_TRIALS),
+        "trials": records(trials.head(MAX_TRIALS)),
+        "more": max(0, len(trials) - MAX_TRIALS),
         "settings_text": search.best_text,
     }
-    location = storage.join(root, layout.SEARCH_REPORT)
-    storage.write_text(location, page.fill("search.html.j2", values))
-    return location
+    return page.write(storage.join(root, layout.SEARCH_REPORT), "search.html.j2", values)
 
 
-def search_section(root: str) -> Row | None:
+def search_section(root: str) -> dict[str, Any] | None:
     """What the section of a study's page shows; None where no search has run."""
-    return _section(read_search(root)) if search_exists(root) else None
+    return _section(read_search(root)) if storage.exists(storage.join(root, SUMMARY)) else None
 
 
-def _section(search: Search) -> Row:
+def _section(search: Search) -> dict[str, Any]:
     title = OBJECTIVES.get(search.objective, search.objective)
     return {
-        "answers": _answers(search),
+        "answers": _answers(search, title),
         "objective": title,
         "meaning": _MEANING.get(search.objective),
         "maps": search_views.heat_maps(search, title) if search.is_grid else [],
@@ -83,30 +86,15 @@ def _section(search: Search) -> Row:
     }
 
 
-def _facts(search: Search) -> list[tuple[str, str]]:
-    trials, seeds = search.trials, sorted(set(search.trials["seed"]))
-    seconds = float(trials["duration_s"].sum())
-    known = OBJECTIVES.get(search.objective, search.objective)
-    return [
-        ("Objective", known),
-        ("Trials", f"{len(trials):,}"),
-        ("Seeds", f"{len(seeds)} ({', '.join(str(seed) for seed in seeds)})"),
-        ("Training", f"{findings.duration(seconds)} in all"),
-    ]
-
-
-def _answers(search: Search) -> list[str]:
-    trials, title = search.trials, OBJECTIVES.get(search.objective, search.objective)
-    found = cells(trials, "value")
-    sentences = []
-    if search.chosen is not None and search.chosen in found.index:
-        text = f"Chosen: {_cell_name(search.chosen)}, by {title} {_with_spread(found.loc[search.chosen])}"
-        n_diverged = int(found.loc[search.chosen, "diverged"])
-        text += f". {n_diverged} of its trainings {_went_back(n_diverged)}" if n_diverged else ""
+def _answers(search: Search, title: str) -> list[str]:
+    trials, by_cell = search.trials, cells(search.trials, "value")
+    sentences = ["No cell was chosen: there is no best.yaml."]
+    if search.chosen is not None and search.chosen in by_cell.index:
+        cell = by_cell.loc[search.chosen]
+        n_diverged = int(cell["diverged"])
+        diverged = f". {n_diverged} of its trainings {_went_back(n_diverged)}" if n_diverged else ""
         seen = "Test labels were used for the choice" if search.objective == "test_auc" else "No test label was used"
-        sentences.append(f"{text}. {seen}.")
-    else:
-        sentences.append("No cell was chosen: there is no best.yaml.")
+        sentences = [f"Chosen: {_cell_name(search.chosen)}, by {title} {_with_spread(cell)}{diverged}. {seen}."]
     if _trained_once(search):
         sentences.append(
             "Each cell was trained once: how much its value varies from one training to the next is not known, so "
@@ -149,8 +137,7 @@ def _agreement(search: Search) -> float | None:
     both = pd.DataFrame({key: cells(search.trials, key)["mean"] for key in ("value", "auc")}).dropna()
     if len(both) < 4 or both.nunique().min() < 2:
         return None
-    ranks = both.rank()
-    rho = float(ranks["value"].corr(ranks["auc"]))
+    rho = float(both["value"].rank().corr(both["auc"].rank()))
     return -rho if search.objective == "validation_loss" else rho
 
 

@@ -1,7 +1,7 @@
-"""What a search over mask ratio and patch size came to, cell by cell.
+"""The results of a search over mask ratio and patch size, cell by cell.
 
 A cell is one mask ratio with one patch size; its value is the mean over its trials, one per seed. A trial that was
-stopped early counts with the value that it had, as it does for the choice, and is marked.
+stopped early counts with the value that it had, for the choice as well, and is marked.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import pandas as pd
 
 from faithad import schemas, storage
 from faithad.errors import StudyError
-from faithad.report.settings import look_up, read_settings
+from faithad.report.reading import look_up, read_settings, required
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
+
+SUMMARY = layout.summary("search")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Search:
 
     Attributes:
         trials: schemas.SEARCH_SUMMARY.
-        best: `best.yaml`, the study with the chosen cell; empty where it is not there.
+        best: `best.yaml`, the study with the chosen cell; empty where there is none.
         best_text: as it was written.
     """
 
@@ -43,15 +45,17 @@ class Search:
         return str(self.trials["objective"].iloc[0])
 
     @property
+    def columns(self) -> list[str]:
+        """The columns of the trials to show: the objective, and the test AUC where it is known and another one."""
+        beside = self.objective != "test_auc" and self.trials["auc"].notna().any()
+        return ["value", "auc"] if beside else ["value"]
+
+    @property
     def is_grid(self) -> bool:
         """Whether a table of ratios and patches shows it; else the ratios are continuous."""
         n_cells = len(self.trials[["mask_ratio", "patch"]].drop_duplicates())
         crossed = bool(n_cells == self.trials["mask_ratio"].nunique() * self.trials["patch"].nunique())
         return crossed and look_up(self.best, "search.algorithm") != "optuna"
-
-
-def search_exists(root: str) -> bool:
-    return storage.exists(_location(root))
 
 
 def read_search(root: str) -> Search:
@@ -61,9 +65,8 @@ def read_search(root: str) -> Search:
         StudyError: no search has run there, its table is empty, or a newer faithad made it.
     """
     require_readable(root)
-    if not search_exists(root):
-        raise StudyError(f"There is no search at {root}: no {_location('')[1:]}. Run `faithad search` first.")
-    trials = storage.read_table(_location(root), columns=schemas.SEARCH_SUMMARY.names).to_pandas()
+    problem = StudyError(f"There is no search at {root}: no {SUMMARY}. Run `faithad search` first.")
+    trials = storage.read_table(required(root, SUMMARY, problem), columns=schemas.SEARCH_SUMMARY.names).to_pandas()
     if trials.empty:
         raise StudyError(f"The search at {root} has no trial. Run `faithad search` again.")
     trials = trials.sort_values(["mask_ratio", "patch", "seed"], kind="stable").reset_index(drop=True)
@@ -73,23 +76,18 @@ def read_search(root: str) -> Search:
 
 
 def cells(trials: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Mean, standard deviation over seeds (NaN for one) and number of values of each cell, by (mask_ratio, patch).
+    """Mean, standard deviation over seeds (NaN for one seed) and number of values of each cell, by (mask_ratio, patch).
 
     Also how many of its trials were stopped early, failed, or diverged and went back. A cell without any value has the
     mean NaN.
     """
-    grouped = trials.groupby(["mask_ratio", "patch"])
-    found = grouped[column].agg(["mean", "std", "count"])
-    for status in ("stopped", "failed"):
-        found[status] = grouped["status"].agg(lambda values, wanted=status: int((values == wanted).sum()))
-    found["diverged"] = went_back(trials).groupby([trials["mask_ratio"], trials["patch"]]).sum()
-    return found
+    flags = trials.assign(
+        stopped=trials["status"] == "stopped", failed=trials["status"] == "failed", diverged=went_back(trials)
+    )
+    by_cell = flags.groupby(["mask_ratio", "patch"])
+    return by_cell[column].agg(["mean", "std", "count"]).join(by_cell[["stopped", "failed", "diverged"]].sum())
 
 
 def went_back(trials: pd.DataFrame) -> pd.Series:
-    """Which trials diverged and went back to their best epoch; one that failed had none to go back to."""
+    """Which trials diverged and went back to their best epoch; a failed one had none to go back to."""
     return (trials["diverged_epochs"] > 0) & (trials["status"] != "failed")
-
-
-def _location(root: str) -> str:
-    return storage.join(root, layout.summary("search"))

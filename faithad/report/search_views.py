@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
@@ -10,125 +11,116 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from faithad.report import findings, published, style
+from faithad.report import published, style
 from faithad.report.search_tables import Search, cells, went_back
+from faithad.report.words import records
 
-Row = dict[str, Any]
+HeatMap = dict[str, Any]
 
-# Shades of a heat map, in percent: the weakest is told from the page, and text stays readable on the strongest, on a
+# Shades of a heat map, in percent: the weakest differs from the page, and text stays readable on the strongest, on a
 # light and on a dark page.
 _WEAKEST, _STRONGEST = 8, 60
 # A colour and marker per patch, in rising order; more patches than these begin again.
-_PATCH_LOOKS = [
-    (style.COLORS[name][0], marker)
-    for name, marker in (
-        ("blue", "o"),
-        ("vermilion", "s"),
-        ("green", "^"),
-        ("purple", "D"),
-        ("orange", "v"),
-        ("ink", "X"),
-    )
-]
+_PATCH_COLORS, _PATCH_MARKERS = ("blue", "vermilion", "green", "purple", "orange", "ink"), "os^DvX"
+_NOT_USED = "(not used for the choice)"
 
 
-def heat_maps(search: Search, title: str) -> list[Row]:
+def heat_maps(search: Search, title: str) -> list[HeatMap]:
     """The objective, the test AUC where it is another one, and Table 2 of the paper; AUCs share their colours."""
-    maps = [_heat_map(search, "value", f"{title}, this search")]
-    if search.objective != "test_auc" and search.trials["auc"].notna().any():
-        maps.append(_heat_map(search, "auc", "test AUC, this search (not used for the choice)"))
-    maps.append(_published_map())
-    areas = [one for one in maps if one["is_test_auc"]]
-    for alike in ([one for one in maps if not one["is_test_auc"]], areas):
-        values = [
-            cell["mean"] for one in alike for row in one["rows"] for cell in row["cells"] if cell["mean"] is not None
-        ]
-        for one in alike:
-            for cell in (cell for row in one["rows"] for cell in row["cells"]):
-                cell["shade"] = _shade(cell["mean"], values, lower_is_better=one["lower_is_better"])
+    maps = []
+    for column in search.columns:
+        is_auc = column == "auc" or search.objective == "test_auc"
+        lower_is_better = column == "value" and search.objective == "validation_loss"
+        heading = f"{title}, this search" if column == "value" else f"test AUC, this search {_NOT_USED}"
+        table = cells(search.trials, column)
+        own = {
+            place: _cell(row, search.chosen == place) for place, row in zip(table.index, records(table), strict=True)
+        }
+        patches = {patch: f"patch {patch}" for patch in sorted(set(search.trials["patch"]))}
+        maps.append(_heat_map(heading, own, patches, is_test_auc=is_auc, lower_is_better=lower_is_better))
+    quoted = {place: _NO_CELL | {"mean": area, "count": 1} for place, area in published.SEARCH.items()}
+    titles = {published.SMALL_PATCH: f"patch {published.SMALL_PATCH}", published.LARGER_PATCH: published.LARGER_PATCH}
+    maps.append(
+        _heat_map("published test AUC (Table 2 of the paper)", quoted, titles, is_test_auc=True, published=True)
+    )
+    for is_auc in (True, False):
+        _shade([heat_map for heat_map in maps if heat_map["is_test_auc"] == is_auc])
     return maps
 
 
-def _shade(value: float | None, values: list[float], *, lower_is_better: bool) -> int:
-    if value is None:
-        return 0
-    low, high = min(values), max(values)
-    place = (value - low) / (high - low) if high > low else 0.5
-    return round(_WEAKEST + (_STRONGEST - _WEAKEST) * (1 - place if lower_is_better else place))
-
-
-def _heat_map(search: Search, column: str, title: str) -> Row:
-    found = cells(search.trials, column)
-    rows = {(cell[0], cell[1]): row for cell, row in zip(found.index, findings.records(found), strict=True)}
-    ratios, patches = (sorted(set(search.trials[key])) for key in ("mask_ratio", "patch"))
+def _heat_map(
+    title: str,
+    by_place: Mapping[tuple[Any, Any], dict[str, Any]],
+    patches: Mapping[Any, str],
+    *,
+    is_test_auc: bool,
+    lower_is_better: bool = False,
+    published: bool = False,
+) -> HeatMap:
+    ratios = sorted({ratio for ratio, _ in by_place})
     return {
         "title": title,
-        "is_test_auc": column == "auc" or search.objective == "test_auc",
-        "lower_is_better": column == "value" and search.objective == "validation_loss",
-        "patches": [f"patch {patch}" for patch in patches],
+        "is_test_auc": is_test_auc,
+        "lower_is_better": lower_is_better,
+        "patches": list(patches.values()),
         "rows": [
             {
                 "ratio": f"{ratio * 100:g} %",
-                "cells": [_heat_cell(rows.get((ratio, patch)), search.chosen == (ratio, patch)) for patch in patches],
+                "cells": [dict(by_place.get((ratio, patch), _NO_CELL)) for patch in patches],
             }
             for ratio in ratios
         ],
-        "published": False,
+        "published": published,
     }
 
 
-def _heat_cell(row: Row | None, chosen: bool) -> Row:
-    if row is None:
-        return {"mean": None, "std": None, "count": 0, "marks": [], "chosen": False}
+_NO_CELL: dict[str, Any] = {"mean": None, "std": None, "count": 0, "marks": [], "chosen": False}
+
+
+def _cell(row: dict[str, Any], chosen: bool) -> dict[str, Any]:
     marks = [f"{row[status]} {status}" for status in ("stopped", "failed", "diverged") if row[status]]
     return {"mean": row["mean"], "std": row["std"], "count": row["count"], "marks": marks, "chosen": chosen}
 
 
-def _published_map() -> Row:
-    ratios = sorted({ratio for ratio, _ in published.SEARCH})
-    columns = (published.SMALL_PATCH, published.LARGER_PATCH)
-    return {
-        "title": "published test AUC (Table 2 of the paper)",
-        "is_test_auc": True,
-        "lower_is_better": False,
-        "patches": [f"patch {published.SMALL_PATCH}", published.LARGER_PATCH],
-        "rows": [
-            {
-                "ratio": f"{ratio * 100:g} %",
-                "cells": [
-                    {"mean": published.SEARCH[ratio, patch], "std": None, "count": 1, "marks": [], "chosen": False}
-                    for patch in columns
-                ],
-            }
-            for ratio in ratios
-        ],
-        "published": True,
-    }
+def _shade(maps: list[HeatMap]) -> None:
+    """Give each cell the shade of its value among those of all these maps."""
+    shaded = [(cell, heat_map) for heat_map in maps for row in heat_map["rows"] for cell in row["cells"]]
+    values = [cell["mean"] for cell, _ in shaded if cell["mean"] is not None]
+    for cell, heat_map in shaded:
+        cell["shade"] = 0
+        if cell["mean"] is not None:
+            low, high = min(values), max(values)
+            place = (cell["mean"] - low) / (high - low) if high > low else 0.5
+            place = 1 - place if heat_map["lower_is_better"] else place
+            cell["shade"] = round(_WEAKEST + (_STRONGEST - _WEAKEST) * place)
 
 
-def scatter(search: Search, title: str) -> Row:
-    panels = [{"title": f"{title} of each trial", "svg": _scatter_svg(search, "value", title)}]
-    if search.objective != "test_auc" and search.trials["auc"].notna().any():
-        panels.append(
-            {
-                "title": "test AUC of each trial (not used for the choice)",
-                "svg": _scatter_svg(search, "auc", "test AUC"),
-            }
-        )
-    looks = zip(sorted(set(search.trials["patch"])), cycle(_PATCH_LOOKS), strict=False)
-    legend = [
-        (
-            f"patch {patch}",
-            style.to_svg(style.swatch(color, marker=marker, dashes=""), name=f"patch-{patch}", label=f"patch {patch}"),
-        )
-        for patch, (color, marker) in looks
+def scatter(search: Search, title: str) -> dict[str, Any]:
+    """A scatter of the objective, one of the test AUC where it is another one, and their legend."""
+    titles = {"value": title, "auc": "test AUC"}
+    headings = {"value": f"{title} of each trial", "auc": f"test AUC of each trial {_NOT_USED}"}
+    panels = [
+        {
+            "title": headings[column],
+            "svg": style.to_svg(
+                scatter_figure(search, column, titles[column]),
+                name=f"search-{column}",
+                label=f"{titles[column]} over mask ratio, by patch",
+            ),
+        }
+        for column in search.columns
     ]
-    return {"panels": panels, "legend": [legend]}
+    return {"panels": panels, "legend": [[_swatch(patch, *look) for patch, look in _patch_looks(search).items()]]}
 
 
-def _scatter_svg(search: Search, column: str, label: str) -> Markup:
-    figure = scatter_figure(search, column, label)
-    return style.to_svg(figure, name=f"search-{column}", label=f"{label} over mask ratio, by patch")
+def _swatch(patch: int, color: str, marker: str) -> tuple[str, Markup]:
+    figure = style.swatch(color, marker=marker, dashes="")
+    return f"patch {patch}", style.to_svg(figure, name=f"patch-{patch}", label=f"patch {patch}")
+
+
+def _patch_looks(search: Search) -> dict[int, tuple[str, str]]:
+    colors = (style.COLORS[name][0] for name in cycle(_PATCH_COLORS))
+    return dict(zip(sorted(set(search.trials["patch"])), zip(colors, cycle(_PATCH_MARKERS)), strict=False))
 
 
 @mpl.rc_context(style.RC)
@@ -137,7 +129,7 @@ def scatter_figure(search: Search, column: str, label: str) -> Figure:
     ones as ticks at the bottom, the chosen one ringed.
     """
     figure, axes = style.new_axes(5.6, 3.4)
-    for patch, (color, marker) in zip(sorted(set(search.trials["patch"])), cycle(_PATCH_LOOKS), strict=False):
+    for patch, (color, marker) in _patch_looks(search).items():
         rows = search.trials[search.trials["patch"] == patch]
         for status, face in (("done", color), ("stopped", style.SURFACE)):
             some = rows[(rows["status"] == status) & rows[column].notna()]

@@ -1,8 +1,7 @@
-"""How the report's figures look: one colour and marker per method, one line style per explained model,
-and SVG out. The baselines of the detection table have colours of their own.
+"""How the report's figures look: a colour and marker per method, a line style and colour per model, and SVG out.
 
 Figures are drawn in the colours of a light page. On the way out each colour becomes a CSS variable, so that the same
-SVG follows the reader's light or dark page; the pairs stand in `COLORS`. The method colours are those of Okabe and Ito
+SVG follows the reader's light or dark page; the pairs are in `COLORS`. The method colours are those of Okabe and Ito
 (2008), which colour-blind readers tell apart, a little darker on light paper and lighter on dark; markers tell the
 methods apart without colour.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -20,6 +20,9 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+
+from faithad.attribution.methods import METHODS
+from faithad.model.table import MODELS
 
 # name: (on a light page, on a dark page)
 COLORS: dict[str, tuple[str, str]] = {
@@ -72,11 +75,12 @@ RC: Any = {
     "image.composite_image": False,
 }
 
-
 _METADATA = ("Creator", "Date", "Format", "Type")
 
 
 class Method(NamedTuple):
+    """How a method is drawn; `signed`: its map has cells below 0."""
+
     title: str
     color: str
     marker: str
@@ -84,55 +88,55 @@ class Method(NamedTuple):
 
 
 class Model(NamedTuple):
+    """How a model is drawn; `filled`: whether its markers are."""
+
     title: str
     dashes: Any
     filled: bool
-    color: str = INK
+    color: str
 
 
-METHODS: dict[str, Method] = {
-    "error_map": Method("Error map", COLORS["vermilion"][0], "X", signed=False),
-    "saliency": Method("Saliency", COLORS["blue"][0], "o", signed=False),
-    "smooth_grad": Method("SmoothGrad", COLORS["sky"][0], "s", signed=False),
-    "integrated_gradients": Method("Integrated Gradients", COLORS["green"][0], "^", signed=True),
-    "gradient_shap": Method("GradSHAP", COLORS["orange"][0], "D", signed=True),
-    "grad_cam": Method("Grad-CAM", COLORS["purple"][0], "v", signed=True),
-    "input_x_gradient": Method("Input x Gradient", COLORS["violet"][0], "<", signed=True),
-    "occlusion": Method("Occlusion", COLORS["ink"][0], ">", signed=True),
-}
-MODELS: dict[str, Model] = {
-    "ae": Model("AE", (0, (4, 2)), filled=False),
-    "mae": Model("MAE", "-", filled=True),
-    "skip_cae": Model("Skip-CAE", "-", filled=True, color=COLORS["green"][0]),
-    "cae": Model("CAE", "-", filled=True, color=COLORS["sky"][0]),
-    "dense_ae": Model("Dense AE", "-", filled=True, color=COLORS["orange"][0]),
-    "one_class_svm": Model("One-class SVM", (0, (4, 2)), filled=False, color=COLORS["purple"][0]),
-    "isolation_forest": Model("Isolation forest", (0, (4, 2)), filled=False, color=COLORS["violet"][0]),
-}
-
+# Looks are given by the position of a row in the table of methods or models; further rows begin again, with other
+# markers or dashes.
+_METHOD_COLORS = ("vermilion", "blue", "sky", "green", "orange", "purple", "violet", "ink")
+_METHOD_MARKERS = "Xos^Dv<>*hpd8"
+_MODEL_COLORS = ("ink", "ink", "orange", "sky", "green", "purple", "violet", "blue", "vermilion")
+_MODEL_DASHES: tuple[Any, ...] = ((0, (4, 2)), "-", (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))
 
 EVERY_SECOND, RANDOM = "every second flagged", "random curve"
 CONTROL_DASHES: dict[str, Any] = {EVERY_SECOND: (0, (7, 3)), RANDOM: (0, (2, 2))}
 
 
 def method(name: str) -> Method:
-    """A method that this version does not know is drawn too, under its own name."""
-    return METHODS.get(name) or Method(name, MUTED, "P", signed=True)
+    """A method that this installation does not have is drawn, too, in grey and under its own name."""
+    if name not in METHODS:
+        return Method(name, MUTED, "P", signed=True)
+    place, row = list(METHODS).index(name), METHODS[name]
+    color = COLORS[_METHOD_COLORS[place % len(_METHOD_COLORS)]][0]
+    return Method(row.title, color, _METHOD_MARKERS[place % len(_METHOD_MARKERS)], row.signed)
 
 
 def model(name: str) -> Model:
     """As `method`, for a model."""
-    return MODELS.get(name) or Model(name, (0, (1, 1.5)), filled=True)
+    if name not in MODELS:
+        return Model(name, (0, (1, 1.5)), filled=True, color=MUTED)
+    place = list(MODELS).index(name)
+    color = COLORS[_MODEL_COLORS[place % len(_MODEL_COLORS)]][0]
+    return Model(MODELS[name].title, _MODEL_DASHES[place % len(_MODEL_DASHES)], filled=place % 2 == 1, color=color)
 
 
-def in_model_order(names: set[str]) -> list[str]:
-    """Known models as listed here, the explained ones first, then the others."""
-    return [name for name in MODELS if name in names] + sorted(names - set(MODELS))
+def in_model_order(names: Iterable[str]) -> list[str]:
+    """Models in the order of their table, then those that this installation does not have."""
+    return _in_order(names, list(MODELS))
 
 
-def in_method_order(names: set[str]) -> list[str]:
-    """Known methods as the paper lists them, then the others."""
-    return [name for name in METHODS if name in names] + sorted(names - set(METHODS))
+def in_method_order(names: Iterable[str]) -> list[str]:
+    """As `in_model_order`, for methods."""
+    return _in_order(names, list(METHODS))
+
+
+def _in_order(names: Iterable[str], known: list[str]) -> list[str]:
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
@@ -162,7 +166,7 @@ def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
     return Markup(f'<svg {view} xmlns:xlink="http://www.w3.org/1999/xlink" role="img">{title}{body.strip()}')
 
 
-# A hundredth of a point is less than a screen or a printer shows, and half of the digits.
+# A hundredth of a point is less than a screen or a printer shows; the digits after it are half of the file.
 _FINE_DIGITS = re.compile(r"(\.\d\d)\d+")
 
 

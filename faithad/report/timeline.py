@@ -1,76 +1,194 @@
-"""Scores along the wall clock: axes that are cut where nothing was recorded for long, and a study's test clips on them.
+"""Scores along the wall clock, on axes that leave out long pauses of the recording.
 
-Pandas frames in, matplotlib figures out; no text that comes from files is drawn.
+An audit has tens of thousands of clips and a page has a thousand columns of pixels, so the clips that share a column
+are drawn as their lowest, middle and highest score. No text that comes from files is drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from faithad.report.style import EVENT, INK, MUTED, RC, SURFACE
+from faithad.report.style import COLORS, EVENT, INK, MUTED, RC, SURFACE
+
+PIXEL_COLUMNS = 1_000
+# Up to so many clips each is a dot.
+FEW = 1_500
+_FEW_LABELLED = 3_000  # more labelled clips than these are dots, too, but in pixels
+_NAMED_EVENTS = 5
+_NOT_HEARD = COLORS["orange"][0]
+_TICK_STEPS_H = (1 / 60, 1 / 12, 1 / 4, 1 / 2, 1, 2, 3, 6, 12, 24, 48, 168, 730, 2_190, 8_766)
+THRESHOLD: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (5, 3)), "label": "threshold"}
+_DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "color": MUTED, "alpha": 0.6}
+_DOTS |= {"markersize": 2.6, "markeredgewidth": 0}
+_TRIANGLES: dict[str, Any] = {"linestyle": "none", "marker": "^", "color": EVENT}
+_TRIANGLES |= {"markeredgecolor": SURFACE, "markeredgewidth": 0.5}
+
+
+class TimeLine(NamedTuple):
+    """Scores and events on the axis of time, in hours.
+
+    Attributes:
+        midnight: where the hours count from; None: not every clip has a wall clock, and the hours are those of the
+            recordings one after another.
+        clips: (N,) of the scored clips.
+        score: (N,) their scores, in the same order.
+        events: (E,) of each event's strongest clip.
+        event_scores: (E,).
+        ranked: positions of the events, strongest first.
+        unheard: onset and offset of each stretch that was not audited, (U, 2).
+        anomalous: (N,) which clips are labelled anomalous; None: all are drawn alike.
+    """
+
+    midnight: pd.Timestamp | None
+    clips: np.ndarray
+    score: np.ndarray
+    events: np.ndarray = np.empty(0)
+    event_scores: np.ndarray = np.empty(0)
+    ranked: Sequence[int] = ()
+    unheard: np.ndarray = np.empty((0, 2))
+    anomalous: np.ndarray | None = None
+
+
+def time_line(scores: pd.DataFrame, column: str, *, strongest: Sequence[str] = (), **others: Any) -> TimeLine:
+    """The clips that have a score on the axis of time.
+
+    Args:
+        scores: one row per clip: clip_id, recording, onset_s, duration_s, recorded_at, the score; label if known.
+        column: the score.
+        strongest: each event's strongest clip.
+        others: attributes of the result that this table does not hold.
+    """
+    clips = scores[scores[column].notna()].sort_values(["recording", "onset_s"], kind="stable")
+    midnight = clips["recorded_at"].min().normalize() if clips["recorded_at"].notna().all() else None
+    if midnight is None:
+        hours = (clips["duration_s"].cumsum() - clips["duration_s"]) / 3_600
+    else:
+        hours = (clips["recorded_at"] - midnight) / pd.Timedelta(hours=1)
+    x, score = hours.to_numpy(), clips[column].to_numpy()
+    order = np.argsort(x, kind="stable")
+    place = pd.Series(range(len(clips)), index=clips["clip_id"])[list(strongest)].to_numpy(dtype=int)
+    return TimeLine(
+        midnight=midnight,
+        clips=x[order],
+        score=score[order],
+        anomalous=clips["label"].eq(1).to_numpy()[order] if "label" in clips else None,
+        events=x[place],
+        event_scores=score[place],
+        **others,
+    )
 
 
 @mpl.rc_context(RC)
-def score_figure(scores: pd.DataFrame, *, column: str = "score") -> Figure:
-    """Score of each test clip of one run along the wall clock, cut where nothing was recorded for long.
+def score_figure(line: TimeLine, threshold: float | None) -> Figure:
+    """Scores along the time, the threshold, each event as a triangle, what was not heard as a strip below.
 
-    Without a wall clock for every clip, the clips stand in the order of their recordings.
-
-    Args:
-        scores: one row per clip with score, threshold (may be null), label, recorded_at, recording, onset_s.
-        column: which score is drawn: the one that the threshold speaks of.
+    The strongest events carry their numbers, counted from 1 in the order of `line.events`.
     """
-    timed = bool(scores["recorded_at"].notna().all())
-    ordered = scores.sort_values(["recorded_at"] if timed else ["recording", "onset_s"], kind="stable")
-    if timed:
-        midnight = ordered["recorded_at"].iloc[0].normalize()
-        x = ((ordered["recorded_at"] - midnight) / pd.Timedelta(hours=1)).to_numpy()
-        stretches = sessions(x)
-    else:
-        x = np.arange(1.0, len(ordered) + 1)
-        stretches = [(x[0], x[-1])]
+    x = line.clips
+    stretches = sessions(x) if line.midnight is not None else [(float(x[0]), float(x[-1]))]
     figure, panels = session_axes(stretches)
-    anomalous = (ordered["label"] == 1).to_numpy()
-    value, threshold = ordered[column].to_numpy(), ordered["threshold"].dropna()
+    whole = sum(last - first for first, last in stretches) or 1.0
     for axes, (first, last) in zip(panels, stretches, strict=True):
-        for chosen, look in ((~anomalous, _NORMAL), (anomalous, _ANOMALOUS)):
-            here = chosen & (x >= first) & (x <= last)
-            axes.plot(x[here], value[here], linestyle="none", rasterized=int(here.sum()) > 3_000, **look)
-        if len(threshold):
-            axes.axhline(threshold.iloc[0], color=INK, linewidth=0.9, linestyle=(0, (5, 3)), label="threshold")
-        if timed:
-            clock(axes, first, last, midnight)
+        here = (x >= first) & (x <= last)
+        columns = max(1, round(PIXEL_COLUMNS * (last - first) / whole))
+        _draw_scores(axes, line, here, columns)
+        _draw_events(axes, line, first, last, columns)
+        _draw_unheard(axes, line.unheard, columns)
+        if threshold is not None:
+            axes.axhline(threshold, **THRESHOLD)
+        if line.midnight is not None:
+            clock(axes, first, last, line.midnight)
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlabel("test clip, in the order of the recordings")
+            axes.set_xlabel("hours of sound, one recording after the other")
     panels[0].set_ylabel("anomaly score")
+    if spans_decades(line.score, threshold):
+        panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panels[0].yaxis.set_minor_formatter(lambda value, _: "")
     return figure
 
 
-_NORMAL: dict[str, Any] = {
-    "marker": "o",
-    "color": MUTED,
-    "markersize": 2.6,
-    "markeredgewidth": 0,
-    "alpha": 0.6,
-    "label": "normal",
-}
-_ANOMALOUS: dict[str, Any] = {
-    "marker": "^",
-    "color": EVENT,
-    "markersize": 5.5,
-    "markeredgecolor": SURFACE,
-    "markeredgewidth": 0.5,
-}
-_ANOMALOUS |= {"label": "anomalous"}
+def spans_decades(score: np.ndarray, threshold: float | None) -> bool:
+    """Whether scores are drawn on a logarithmic axis."""
+    highest = max(float(score.max()), -np.inf if threshold is None else threshold)
+    return bool(score.min() > 0 and highest / float(np.median(score)) > 8)
+
+
+def _draw_scores(axes: Axes, line: TimeLine, here: np.ndarray, columns: int) -> None:
+    x, score = line.clips[here], line.score[here]
+    if line.anomalous is not None:
+        anomalous, pixels = line.anomalous[here], len(x) > _FEW_LABELLED
+        axes.plot(x[~anomalous], score[~anomalous], **_DOTS, rasterized=pixels, label="normal")
+        axes.plot(x[anomalous], score[anomalous], **_TRIANGLES, rasterized=pixels, markersize=5.5, label="anomalous")
+    elif len(x) <= FEW:
+        axes.plot(x, score, **_DOTS, label="clips")
+    else:
+        at, low, middle, high = by_column(x, score, columns)
+        for part in _unbroken(at, (x[-1] - x[0]) / columns):
+            axes.fill_between(at[part], low[part], high[part], color=MUTED, alpha=0.35, linewidth=0.5, label="clips")
+            axes.plot(at[part], middle[part], color=MUTED, linewidth=0.8, label="middle")
+
+
+def by_column(x: np.ndarray, values: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centre of each column of pixels that holds a value, and the lowest, the middle and the highest value in it.
+
+    Args:
+        x: (N,), at least one.
+        values: (N,).
+        columns: into how many equal parts x is cut.
+    """
+    width = (x.max() - x.min()) / columns or 1.0
+    column = np.minimum(((x - x.min()) / width).astype(int), columns - 1)
+    grouped = pd.Series(values).groupby(column).agg(["min", "median", "max"])
+    at = x.min() + (grouped.index.to_numpy() + 0.5) * width
+    return at, grouped["min"].to_numpy(), grouped["median"].to_numpy(), grouped["max"].to_numpy()
+
+
+def _unbroken(at: np.ndarray, step: float) -> list[slice]:
+    """Runs of columns without a hole: nothing is drawn where nothing was recorded."""
+    cuts = [0, *(index + 1 for index, (left, right) in enumerate(pairwise(at)) if right - left > 1.5 * step), len(at)]
+    return [slice(first, last) for first, last in pairwise(cuts)]
+
+
+def _draw_events(axes: Axes, line: TimeLine, first: float, last: float, columns: int) -> None:
+    """A triangle for the strongest event of each column of pixels."""
+    here = np.flatnonzero((line.events >= first) & (line.events <= last))
+    width = (last - first) / columns or 1.0
+    column = ((line.events[here] - first) / width).astype(int)
+    strongest = here[np.lexsort((-line.event_scores[here], column))]
+    kept = strongest[np.unique(np.sort(column), return_index=True)[1]]
+    axes.plot(line.events[kept], line.event_scores[kept], **_TRIANGLES, markersize=4.5, label="events")
+    for number in line.ranked[:_NAMED_EVENTS]:
+        if first <= line.events[number] <= last:
+            axes.annotate(f"{number + 1}", (line.events[number], line.event_scores[number]), (0, 4),
+                          textcoords="offset points", ha="center", color=EVENT, fontsize=8)  # fmt: skip
+
+
+def _draw_unheard(axes: Axes, unheard: np.ndarray, columns: int) -> None:
+    """At least one column wide each, neighbours as one: thousands of failed clips are still a few bars."""
+    left, right = axes.get_xlim()
+    width = (right - left) / columns
+    bars: list[tuple[float, float]] = []
+    for onset, offset in unheard[np.argsort(unheard[:, 0], kind="stable")]:
+        onset, offset = max(onset, left), min(max(offset, onset + width), right)
+        if offset <= onset:
+            continue
+        if bars and onset <= bars[-1][1] + width:
+            bars[-1] = (bars[-1][0], max(bars[-1][1], offset))
+        else:
+            bars.append((onset, offset))
+    if bars:
+        spans = [(onset, offset - onset) for onset, offset in bars]
+        axes.broken_barh(spans, (0, 0.03), transform=axes.get_xaxis_transform(), color=_NOT_HEARD, linewidth=0,
+                         label="not heard")  # fmt: skip
 
 
 def sessions(x: np.ndarray) -> list[tuple[float, float]]:
@@ -101,9 +219,6 @@ def session_axes(stretches: list[tuple[float, float]]) -> tuple[Figure, list[Axe
     return figure, panels
 
 
-_TICK_STEPS_H = (1 / 60, 1 / 12, 1 / 4, 1 / 2, 1, 2, 3, 6, 12, 24, 48, 168, 730, 2_190, 8_766)
-
-
 def clock(axes: Axes, first: float, last: float, midnight: pd.Timestamp) -> None:
     """Ticks at round hours or days; the axis counts in hours from a midnight."""
     room = max(2.0, axes.get_window_extent().width / axes.figure.dpi / 0.75)
@@ -111,10 +226,6 @@ def clock(axes: Axes, first: float, last: float, midnight: pd.Timestamp) -> None
     ticks = np.arange(np.ceil(first / step), np.floor(last / step) + 1) * step
     ticks = ticks if len(ticks) else np.array([first])
     times = [midnight + pd.Timedelta(minutes=round(float(tick) * 60)) for tick in ticks]
-    axes.set_xticks(ticks, [f"{time:%d %b}" if _names_a_day(time, step) else f"{time:%H:%M}" for time in times])
+    axes.set_xticks(ticks, [f"{t:%d %b}" if step >= 24 or t == t.normalize() else f"{t:%H:%M}" for t in times])
     start, end = (f"{midnight + pd.Timedelta(hours=hours):%Y-%m-%d}" for hours in (first, last))
     axes.set_xlabel(start if start == end else f"{start} to {end}")
-
-
-def _names_a_day(time: pd.Timestamp, step_h: float) -> bool:
-    return step_h >= 24 or time == time.normalize()

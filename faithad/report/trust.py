@@ -1,9 +1,10 @@
-"""How far the explanation of an event can be trusted, in words.
+"""How far the explanation of an event can be trusted.
 
 The test is frame-mode faithfulness: the moments that the explanation points at are replaced by what the model expects
-there, and the share of the model's error that vanishes is taken. It lies between two marks that it is judged by: the
-replaced share of the time, about what any moments would take away where the error is even, and the same test of the
-error map, which is chosen by the very quantity that is measured and so takes away about as much as there is to take.
+there, and the share of the model's error that vanishes is measured. It is compared with two other shares. The lower one
+is the replaced share of the time: about what any moments would take away if the error were even. The upper one is the
+result of the same test for the error map, which is about the most that can be taken away, because it is chosen by the
+very quantity that is measured.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from faithad.report.shards import Row
+from faithad.report.audit_tables import EventRow
 
-# Of the way from any moments to the best ones; where the best are not known, how many times more than any moments.
+# An explanation is good if it gets half way from any moments to the best ones, or, where the best are not known, if it
+# takes away twice as much as any moments would.
 _HALF_WAY, _TWICE = 0.5, 2.0
 # Where the best moments hold less than this many times their share of the time, there is nothing to point at.
 _STANDS_OUT = 1.5
@@ -38,7 +40,7 @@ class Trust(NamedTuple):
     best: float | None
 
 
-def trust_of(events: list[Row], judged: pd.DataFrame) -> list[Trust]:
+def trust_of(events: list[EventRow], judged: pd.DataFrame) -> list[Trust]:
     """The trust in each event's explanation.
 
     Args:
@@ -49,7 +51,7 @@ def trust_of(events: list[Row], judged: pd.DataFrame) -> list[Trust]:
     return [_trust(event, by_method) for event in events]
 
 
-def _trust(event: Row, by_method: dict[str, pd.DataFrame]) -> Trust:
+def _trust(event: EventRow, by_method: dict[str, pd.DataFrame]) -> Trust:
     if event["method"] is None:
         return Trust("none", None, None, None)
     own, control = (_of_clips(by_method.get(name), event["clip_ids"]) for name in (event["method"], "error_map"))
@@ -60,8 +62,8 @@ def _trust(event: Row, by_method: dict[str, pd.DataFrame]) -> Trust:
 
 
 def _of_clips(rows: pd.DataFrame | None, clip_ids: list[str]) -> pd.DataFrame | None:
-    found = None if rows is None else rows.reindex(clip_ids).dropna(subset=["faithfulness"])
-    return None if found is None or found.empty else found
+    known = None if rows is None else rows.reindex(clip_ids).dropna(subset=["faithfulness"])
+    return None if known is None or known.empty else known
 
 
 def grade(vanishes: float | None, replaced: float | None, best: float | None) -> str:

@@ -26,6 +26,8 @@ FEATURES = "features"
 FEATURES_LEDGER = "features/ledger"
 SEARCH = "search"
 TRIALS = "search/trials"
+MODELS = "models"
+AUDITS = "audit"
 BEST = "best.yaml"
 SEARCH_REPORT = "search.html"
 
@@ -68,7 +70,7 @@ def features(split: str) -> str:
 
 def model(name: str, seed: int) -> str:
     """The folder of a trained model."""
-    return f"models/{name}-{seed}"
+    return f"{MODELS}/{name}-{seed}"
 
 
 def epochs(name: str, seed: int) -> str:
@@ -91,7 +93,7 @@ def trial(name: str) -> str:
 
 def audit(name: str, seed: int) -> str:
     """The folder of one model's audit in a study."""
-    return f"audit/{name}-{seed}"
+    return f"{AUDITS}/{name}-{seed}"
 
 
 def summary(table: str) -> str:

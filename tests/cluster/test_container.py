@@ -53,7 +53,7 @@ def test_the_package_is_baked_in_whole(image: tuple[Path, Path], tmp_path: Path)
     assert {path for path in source if path.suffix in wanted} == {path for path in baked if path.suffix in wanted}
     # Every module can be imported from there, from any folder.
     assert "study" in run(environment, "faithad", "--help", folder=tmp_path)
-    code = "import faithad.pipelines.study, faithad.report.render as page; print(page.__file__)"
+    code = "import faithad.pipelines.study, faithad.report.study_page as page; print(page.__file__)"
     assert Path(run(environment, "python", "-c", code, folder=tmp_path).strip()).is_relative_to(environment)
 
 

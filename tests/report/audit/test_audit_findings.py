@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -10,27 +11,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faithad.report import audit_charts, audit_findings, event_views, style
+from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
-from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, AuditTables, clips_around_the_strongest
+from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
 from faithad.report.trust import grade
+from faithad.report.words import hertz
+from faithad.vocabulary import POOLINGS
 
 
 def test_nothing_is_lost_between_pixels(audit: AuditTables) -> None:
     """Each clip lies within the drawn band, and the highest of every column is drawn."""
-    line = time_line(audit, audit.column)
+    line = time_line(audit)
     rng = np.random.default_rng(0)
     x, score = np.sort(rng.uniform(0, 48, 5_000)), rng.gamma(2.0, size=5_000)
-    dense = audit_charts.TimeLine(
+    dense = timeline.TimeLine(
         line.midnight, x, score, line.events, line.event_scores, audit.ranked, np.array([[3.0, 3.2]])
     )
-    axes = audit_charts.score_figure(dense, 2.0).axes[0]
+    axes = timeline.score_figure(dense, 2.0).axes[0]
     band = np.concatenate(
         [path.vertices for one in axes.collections if one.get_label() == "clips" for path in one.get_paths()]
     )
     assert band[:, 1].max() == score.max()
     assert band[:, 1].min() == score.min()
-    svg = style.to_svg(audit_charts.score_figure(dense, 2.0), name="x", label="x")
+    svg = style.to_svg(timeline.score_figure(dense, 2.0), name="x", label="x")
     assert len(svg) < 200_000
 
 
@@ -41,7 +44,7 @@ def test_nothing_is_lost_between_pixels(audit: AuditTables) -> None:
 )
 def test_columns_hold_all_values(values: list[tuple[float, float]], columns: int) -> None:
     x, y = (np.array(one) for one in zip(*sorted(values), strict=True))
-    at, low, middle, high = audit_charts.by_column(x, y, columns)
+    at, low, middle, high = timeline.by_column(x, y, columns)
     assert len(at) <= columns
     assert (np.diff(at) > 0).all()
     assert low.min() == y.min()
@@ -50,17 +53,17 @@ def test_columns_hold_all_values(values: list[tuple[float, float]], columns: int
 
 
 def test_pauses_are_not_drawn_over(audit: AuditTables) -> None:
-    line = time_line(audit, audit.column)
+    line = time_line(audit)
     x = np.r_[np.linspace(0, 2, 2_000), np.linspace(3, 5, 2_000), np.linspace(30, 31, 500)]
-    apart = audit_charts.TimeLine(line.midnight, x, np.ones(4_500), np.empty(0), np.empty(0), [], np.empty((0, 2)))
-    figure = audit_charts.score_figure(apart, None)
+    apart = timeline.TimeLine(line.midnight, x, np.ones(4_500), np.empty(0), np.empty(0), [], np.empty((0, 2)))
+    figure = timeline.score_figure(apart, None)
     assert len(figure.axes) == 2  # the night is cut out
     bands = [one for one in figure.axes[0].collections if one.get_label() == "clips"]
     assert len(bands) == 2  # the shorter pause is a hole
 
 
 def test_what_was_not_heard_stands_on_the_clock(audit: AuditTables) -> None:
-    unheard = time_line(audit, audit.column).unheard
+    unheard = time_line(audit).unheard
     # Clips 40 and 41 of a mill that starts at six o'clock; the rejected recording has no clock and is left out.
     np.testing.assert_allclose(unheard, [[6 + 400 / 3600, 6 + 410 / 3600], [6 + 410 / 3600, 6 + 420 / 3600]])
 
@@ -117,7 +120,7 @@ def test_overlapping_clips_count_once() -> None:
 
 def test_expected_alarms_agree_with_simulation() -> None:
     """The margin holds for thresholds that are themselves fitted to few clips."""
-    alarm = audit_findings.Alarm(1.0, "score", "whole clip", "quantile", 0.05, 200)
+    alarm = Alarm(1.0, POOLINGS["mean"], "quantile", 0.05, 200)
     expected = audit_findings.expected_of(alarm, n_clips=1_000, hours=1_000 / 360)
     assert expected is not None
     assert expected.margin is not None
@@ -131,11 +134,11 @@ def test_expected_alarms_agree_with_simulation() -> None:
 
 
 def test_expected_alarms_are_never_below_none() -> None:
-    few = audit_findings.Alarm(1.0, "score", "whole clip", "quantile", 0.05, 12)
+    few = Alarm(1.0, POOLINGS["mean"], "quantile", 0.05, 12)
     expected = audit_findings.expected_of(few, n_clips=240, hours=240 / 360)
     assert expected is not None
     assert expected.range == (0, 42)  # 12 and 2 sqrt(12 x 0.95 x (1 + 240 / 12)) = 30.9
-    unknown = audit_findings.expected_of(few._replace(n_validation=None), n_clips=240, hours=240 / 360)
+    unknown = audit_findings.expected_of(replace(few, n_validation=None), n_clips=240, hours=240 / 360)
     assert unknown is not None
     assert unknown.range is None
 
@@ -151,7 +154,7 @@ def test_expected_alarms_are_never_below_none() -> None:
     ],
 )
 def test_frequencies(low: float, high: float, words: str) -> None:
-    assert audit_findings.hertz(low, high) == words
+    assert hertz(low, high) == words
 
 
 def test_the_strongest_clip_is_among_those_shown() -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from faithad import schemas, storage
-from faithad.report.tables import StudyTables, read_study
+from faithad.report.study_tables import StudyTables, read_study
 
 METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")
 SIGNED = ("integrated_gradients", "gradient_shap", "grad_cam")

@@ -20,7 +20,7 @@ from faithad import schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
 from faithad.report import render_report, style
-from faithad.report.tables import MAX_EXAMPLES, StudyTables, read_study
+from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 
 WriteStudy = Callable[..., str]
 Render = Callable[..., tuple[str, Any]]

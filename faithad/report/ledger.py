@@ -1,0 +1,52 @@
+"""A ledger as the pages show it: how many clips went through, and what did not, with the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from faithad import schemas
+from faithad.report.words import records
+from faithad.vocabulary import count
+
+MAX_ROWS = 50
+
+
+@dataclass(frozen=True)
+class LedgerView:
+    """Attributes:
+    clips: by status.
+    hours: of sound by status, as far as lengths are known.
+    rejected: what never became a clip, in words; empty where there is nothing.
+    rows: the first rows of what did not go through, failures before skips.
+    more: how many further rows there are.
+    """
+
+    clips: dict[str, int]
+    hours: dict[str, float]
+    rejected: str
+    rows: list[dict[str, Any]]
+    more: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.clips.values())
+
+
+def ledger_view(ledger: pd.DataFrame) -> LedgerView:
+    """The view of a table of schemas.LEDGER."""
+    is_clip = ledger["clip_id"].notna()
+    clips = ledger[is_clip]["status"].value_counts()
+    hours = ledger.groupby("status")["duration_s"].sum() / 3_600
+    n_rejected = int((~is_clip).sum())
+    pieces = count(n_rejected, "piece of recordings", "pieces of recordings")
+    bad = ledger[ledger["status"] != "done"].sort_values(["status", "recording", "onset_s"], kind="stable")
+    return LedgerView(
+        clips={status: int(clips.get(status, 0)) for status in schemas.STATUSES},
+        hours={status: float(hours.get(status, 0.0)) for status in schemas.STATUSES},
+        rejected=f"{pieces} (a whole file or its rest) never became clips" if n_rejected else "",
+        rows=records(bad.head(MAX_ROWS)),  # "failed" sorts before "skipped"
+        more=max(0, len(bad) - MAX_ROWS),
+    )

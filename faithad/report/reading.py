@@ -1,0 +1,114 @@
+"""What the pages read alike: configurations, files that must be there, and the arrays of a few clips.
+
+Curves exist for every explained clip, and whole (F, T) maps may, too. So arrays are read for a few clips only: first
+the column `clip_id` of each shard, then the shards that hold a chosen clip.
+
+Shape letters: F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from faithad import schemas, storage
+from faithad.config.file import yaml_problem
+from faithad.errors import StudyError
+from faithad.runs.tables import read_shards, shard_files
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip as one model sees it. Grids are (F, T); `log_mel` is in the unit of the features."""
+
+    clip_id: str
+    model: str
+    seed: int
+    log_mel: np.ndarray
+    reconstruction: np.ndarray
+    curves: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+    degenerate: frozenset[str]
+
+
+def required(root: str, path: str, problem: StudyError) -> str:
+    """The location of a file below a root; raises the problem where the file is not there."""
+    location = storage.join(root, path)
+    if not storage.exists(location):
+        raise problem
+    return location
+
+
+def read_settings(location: str) -> tuple[str, dict[str, Any]]:
+    """The text of a resolved configuration, and the plain mapping that it holds: a page needs no valid study.
+
+    Raises:
+        StudyError: it is no YAML, or no mapping.
+    """
+    text = storage.read_text(location)
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{location} is not valid YAML: {yaml_problem(error)}") from None
+    if not isinstance(settings, dict):
+        raise StudyError(f"{location} must hold keys and values, found {type(settings).__name__}.")
+    return text, settings
+
+
+def look_up(settings: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key, or None."""
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def pictured_clips(audit: str) -> set[str]:
+    """The clips whose spectrograms were kept; `audit` is one model's folder."""
+    shards = read_shards(storage.join(audit, "spectrograms"), columns=["clip_id"])
+    return {str(clip_id) for shard in shards for clip_id in shard["clip_id"].to_pylist()}
+
+
+def examples(audit: str, clip_ids: Collection[str]) -> list[Example]:
+    """Those of the clips whose spectrograms were kept, in the order of the tables."""
+    explained = _rows_of(storage.join(audit, "attributions"), clip_ids)
+    pictures = _rows_of(storage.join(audit, "spectrograms"), clip_ids)
+    return [_example(rows[0], explained[clip_id]) for clip_id, rows in pictures.items()]
+
+
+def _rows_of(folder: str, clip_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a table by clip, arrays as NumPy; lists that hold (F, T) come in that shape."""
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for file, shard in zip(shard_files(folder), read_shards(folder, columns=["clip_id"]), strict=True):
+        chosen = set(clip_ids).intersection(shard["clip_id"].to_pylist())
+        if chosen:
+            table = storage.read_rows(file, condition=pc.field("clip_id").isin(sorted(chosen)))
+            shape = schemas.shape_of(table.schema)
+            for index, clip_id in enumerate(table["clip_id"].to_pylist()):
+                rows[clip_id].append({name: _cell(table[name][index], shape) for name in table.column_names})
+    return rows
+
+
+def _cell(value: pa.Scalar[Any], shape: tuple[int, int]) -> Any:
+    if not isinstance(value, pa.FixedSizeListScalar):
+        return value.as_py()
+    if not value.is_valid:
+        return None
+    numbers = np.asarray(value.values, dtype=np.float32)
+    return numbers.reshape(shape) if numbers.size == shape[0] * shape[1] else numbers
+
+
+def _example(picture: dict[str, Any], explanations: list[dict[str, Any]]) -> Example:
+    return Example(
+        **{name: picture[name] for name in ("clip_id", "model", "seed", "log_mel", "reconstruction")},
+        curves={row["method"]: row["curve"] for row in explanations},
+        maps={row["method"]: row["map"] for row in explanations if row["map"] is not None},
+        degenerate=frozenset(row["method"] for row in explanations if row["degenerate"]),
+    )

@@ -1,0 +1,253 @@
+"""The page of a study: its figures and tables put into `study.html.j2`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from markupsafe import Markup
+
+from faithad import storage
+from faithad.model.table import MODELS
+from faithad.report import charts, findings, maps, page, style, timeline
+from faithad.report.answers import answers
+from faithad.report.ledger import ledger_view
+from faithad.report.reading import Example
+from faithad.report.search_page import search_section
+from faithad.report.study_tables import StudyTables, read_study
+from faithad.report.words import period, records
+from faithad.runs import layout
+from faithad.vocabulary import POOLINGS
+
+_SECTIONS = {
+    "run": "What was run",
+    "detection": "Detection",
+    "time": "Score over time",
+    "localization": "Locating anomalies",
+    "faithfulness": "Faithfulness",
+    "clips": "Example clips",
+    "training": "Training",
+    "search": "Search",
+    "ledger": "Ledger",
+    "configuration": "Configuration",
+}
+
+
+def render_report(root: str) -> str:
+    """Write `report.html` below a study's root: one file that needs nothing else, the same for the same tables.
+
+    Args:
+        root: the study's root, a local path or a URI.
+
+    Returns:
+        The location of the report.
+
+    Raises:
+        StudyError: a stage that the report needs has not run; the message names it.
+    """
+    values = _values(read_study(root)) | {"search": search_section(root)}
+    values["contents"] = [(name, title) for name, title in _SECTIONS.items() if name != "search" or values["search"]]
+    return page.write(storage.join(root, layout.REPORT), "study.html.j2", values)
+
+
+def _values(study: StudyTables) -> dict[str, Any]:
+    reasons = findings.missing_truth(study)
+    runs = study.scores[["model", "seed"]].drop_duplicates()
+    detection = findings.detection_rows(study)
+    sizes = {(row["n_normal"], row["n_anomalous"]) for row in detection}
+    explained = set(study.faithfulness["model"]) | set(study.f_score["model"])
+    return {
+        "study": study,
+        "answers": answers(study),
+        "period": period(study.manifest["recorded_at"]),
+        "clip_counts": findings.clip_counts(study),
+        "models": style.in_model_order(runs["model"]),
+        "seeds": sorted(set(runs["seed"])),
+        "baselines": any(name in MODELS and not MODELS[name].explained for name in runs["model"]),
+        "reasons": reasons,
+        "detection": detection,
+        "same_clips": sizes.pop() if len(sizes) == 1 else None,
+        "few_models": charts.FEW_MODELS,
+        "published": any(row["published"] for row in detection),
+        "same_data": study.setting("data.layout") == "planer",
+        "alarms": findings.alarm_rows(study),
+        "roc": [] if reasons.detection else _roc(study),
+        "timelines": _timelines(study),
+        "timed": bool(study.scores["recorded_at"].notna().all()),
+        "labelled": bool(study.scores["label"].notna().any()),
+        "legends": _legends(study, explained),
+        "explained": findings.explained_clips(study),
+        "f_score": None if reasons.f_score else _f_score(study),
+        "faithfulness": [panel for mode in ("frame", "segment") if (panel := _faithfulness(study, mode))],
+        "faithfulness_rows": findings.faithfulness_rows(study),
+        "flat_curves": study.flat_curves[study.flat_curves["n_flat"] > 0].to_dict("records"),
+        "clips": _clips(study),
+        "in_seconds": study.setting("features.hop_samples") is not None,
+        "in_khz": study.setting("features.sample_rate_hz") is not None,
+        "training": _training(study),
+        "ledger": ledger_view(study.ledger),
+    }
+
+
+def _roc(study: StudyTables) -> list[dict[str, Any]]:
+    labelled = study.scores[study.scores["label"].notna()]
+    return [
+        {
+            "title": f"Scored over the {title}",
+            "svg": style.to_svg(
+                charts.roc_figure(labelled, column=column),
+                name=f"roc-{pooling}",
+                label=f"ROC curves of all models, score of the {title}",
+            ),
+        }
+        for pooling, (column, title, _) in POOLINGS.items()
+        if labelled[column].notna().any()
+    ]
+
+
+def _timelines(study: StudyTables) -> list[dict[str, Any]]:
+    """One chart per model, of its first seed and of the score that alarms: a threshold belongs to one trained model."""
+    lines = []
+    pooling = POOLINGS.get(str(study.setting("alarm.pooling")), POOLINGS["mean"])
+    for index, name in enumerate(style.in_model_order(study.scores["model"])):
+        of_model = study.scores[study.scores["model"] == name]
+        run = of_model[of_model["seed"] == of_model["seed"].min()]
+        # A model that scores whole clips alarms by these scores, whatever the study says.
+        used = pooling if run[pooling.column].notna().all() else POOLINGS["mean"]
+        threshold = next(iter(run["threshold"].dropna()), None)
+        figure = timeline.score_figure(timeline.time_line(run, used.column), threshold)
+        title = style.model(name).title
+        svg = style.to_svg(figure, name=f"score-{index}", label=f"Anomaly score of each test clip, {title}")
+        pooled = "" if used is POOLINGS["mean"] else f", score of the {used.title}"
+        lines.append(
+            {"title": f"{title}, seed {run['seed'].iloc[0]}{pooled}", "svg": svg, "threshold": threshold is not None}
+        )
+    return lines
+
+
+def _legends(study: StudyTables, explained: set[str]) -> dict[str, list[list[tuple[str, Markup]]]]:
+    """The lines of the legend above each section's figures; every section has its own, for ids are unique on a page."""
+    methods = style.in_method_order({*study.faithfulness["method"], *study.f_score["method"]})
+    models = [style.model(name) for name in style.in_model_order(study.scores["model"])]
+    legends: dict[str, list[list[tuple[str, Markup]]]] = {
+        "roc": [[_swatch("roc", look.title, look.color, dashes=look.dashes) for look in models]]
+    }
+    for section in ("f-score", "faithfulness"):
+        colors = [_swatch(section, look.title, look.color, marker=look.marker) for look in map(style.method, methods)]
+        lines = [
+            _swatch(section, look.title, style.INK, dashes=look.dashes, filled=look.filled, marker="o")
+            for look in map(style.model, style.in_model_order(explained))
+        ]
+        legends[section] = [colors, lines]
+    controls = style.CONTROL_DASHES.items()
+    legends["f-score"][1] += [_swatch("f-score", title, style.MUTED, dashes=dashes) for title, dashes in controls]
+    return legends
+
+
+def _swatch(section: str, title: str, color: str, **look: Any) -> tuple[str, Markup]:
+    name = f"{section}-{re.sub('[^a-z0-9]+', '-', title.lower())}"
+    return title, style.to_svg(style.swatch(color, **look), name=name, label=title)
+
+
+def _f_score(study: StudyTables) -> dict[str, Any]:
+    curves = findings.overall(study.f_score)
+    figure = charts.percentile_figure(curves, y_label="F-score", controls=findings.controls(study.f_score))
+    return {
+        "svg": style.to_svg(figure, name="f-score", label="F-score against percentile for each model and method"),
+        "rows": findings.f_score_rows(study),
+        "types": findings.anomaly_types(study),
+        "n_clips": int(curves["n_clips"].max()) if len(curves) else 0,
+    }
+
+
+def _faithfulness(study: StudyTables, mode: str) -> dict[str, Any] | None:
+    curves = findings.in_scope(study.faithfulness, mode)
+    if curves.empty:
+        return None
+    figure = charts.percentile_figure(curves, y_label="share of the score taken away")
+    label = f"Faithfulness against percentile for each model and method, {mode} mode"
+    return {
+        "mode": mode,
+        "scope": "annotated" if (curves["scope"] == "annotated").all() else "test",
+        "n_clips": int(curves["n_clips"].max()),
+        "svg": style.to_svg(figure, name=f"faithfulness-{mode}", label=label),
+    }
+
+
+def _clips(study: StudyTables) -> list[dict[str, Any]]:
+    """The example clips, each with the panels of every model."""
+    clips = {row["clip_id"]: row for row in records(study.manifest)}
+    views: dict[str, dict[str, Any]] = {}
+    for example in study.examples:
+        clip = clips[example.clip_id]
+        view = views.setdefault(example.clip_id, _describe(clip) | {"models": []})
+        view["models"].append(_describe_run(study, example, clip, name=f"clip-{len(views)}-{len(view['models'])}"))
+    return list(views.values())
+
+
+def _describe(clip: dict[str, Any]) -> dict[str, Any]:
+    label = {0: "normal", 1: "anomalous"}.get(clip["label"], "no label")
+    onset, clock = clip["onset_s"], clip["recorded_at"]
+    return {
+        "recording": clip["recording"],
+        "span": f"{onset:g} to {onset + clip['duration_s']:g} s",
+        "clock": f"{clock:%Y-%m-%d %H:%M:%S}" if clock else None,
+        "label": f"{label}: {clip['anomaly_type']}" if clip["anomaly_type"] else label,
+        "intervals": [f"{onset:g} to {offset:g} s" for onset, offset in _intervals(clip)],
+    }
+
+
+def _intervals(clip: dict[str, Any]) -> list[tuple[float, float]]:
+    intervals = () if clip["intervals"] is None else clip["intervals"]
+    return [(float(part["onset_s"]), float(part["offset_s"])) for part in intervals]
+
+
+def _describe_run(study: StudyTables, example: Example, clip: dict[str, Any], *, name: str) -> dict[str, Any]:
+    same = study.scores["clip_id"] == example.clip_id
+    same &= (study.scores["model"] == example.model) & (study.scores["seed"] == example.seed)
+    score = next(iter(records(study.scores[same])), None)
+    n_frames = example.log_mel.shape[1]
+    return {
+        "title": f"{style.model(example.model).title}, seed {example.seed}",
+        "score": score and score["score"],
+        "threshold": score and score["threshold"],
+        "alarm": score and score["alarm"],
+        "panels": maps.clip_panels(
+            example,
+            maps.clip_scale(study.setting, n_frames, float(clip["duration_s"]), in_seconds=False),
+            name=name,
+            subject="this clip",
+            methods=style.in_method_order(example.curves),
+            intervals=_intervals(clip),
+            percentiles=_peak_percentiles(study, example.model),
+            words=("Input", "Reconstruction"),
+        ),
+    }
+
+
+def _peak_percentiles(study: StudyTables, model: str) -> dict[str, float]:
+    """The percentile at which each method's peaks are marked: its best F-score's, else its best faithfulness's."""
+    curves = findings.overall(study.f_score)
+    if curves.empty:
+        curves = findings.in_scope(study.faithfulness, "frame")
+    return {row["method"]: row["percentile"] for row in findings.best(curves[curves["model"] == model], ["method"])}
+
+
+def _training(study: StudyTables) -> list[dict[str, Any]]:
+    trainings = []
+    for index, name in enumerate(style.in_model_order(study.epochs["model"])):
+        epochs = study.epochs[study.epochs["model"] == name]
+        runs = [
+            {
+                "seed": seed,
+                "epochs": len(run),
+                "minutes": run["duration_s"].sum() / 60,
+                "kept": next(iter(records(run[run["best"]].tail(1))), None),
+            }
+            for seed, run in epochs.groupby("seed")
+        ]
+        title = style.model(name).title
+        figure = charts.training_figure(epochs)
+        svg = style.to_svg(figure, name=f"training-{index}", label=f"Losses over epochs, {title}")
+        trainings.append({"title": title, "svg": svg, "runs": runs})
+    return trainings

@@ -1,0 +1,142 @@
+"""What the report reads below a study's root, as pandas frames; nothing is loaded that is not drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from faithad import schemas, storage
+from faithad.errors import StudyError
+from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
+from faithad.runs import layout
+from faithad.runs.formats import require_readable
+from faithad.runs.tables import read_whole
+
+MAX_EXAMPLES = 4
+
+_MANIFEST_COLUMNS = [name for name in schemas.MANIFEST.names if name != "uri"]
+_SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """A finished study. `scores` has the manifest's columns of each clip beside its own.
+
+    `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`.
+    """
+
+    settings: dict[str, Any]
+    settings_text: str
+    manifest: pd.DataFrame
+    ledger: pd.DataFrame
+    epochs: pd.DataFrame
+    scores: pd.DataFrame
+    detection: pd.DataFrame
+    f_score: pd.DataFrame
+    faithfulness: pd.DataFrame
+    flat_curves: pd.DataFrame
+    examples: list[Example]
+
+    def setting(self, key: str) -> Any:
+        """The value at a dotted key of the resolved configuration, or None."""
+        return look_up(self.settings, key)
+
+
+def read_study(root: str) -> StudyTables:
+    """Read everything that the report shows.
+
+    Args:
+        root: the study's root, a local path or a URI.
+
+    Raises:
+        StudyError: a stage has not run yet (the message names it), `study.yaml` is no YAML mapping, or a newer faithad
+            made the tables.
+    """
+    require_readable(root)
+    problem = f"There is no study at {root}: no study.yaml. Check the root, or run `faithad index` first."
+    text, settings = read_settings(required(root, layout.STUDY, StudyError(problem)))
+    manifest = _read(root, layout.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
+    epochs = storage.list_files(storage.join(root, layout.MODELS), suffixes=["/epochs.parquet"])
+    audits = _audits(root)
+    if not audits:
+        raise _not_run_yet(root, "audit" if epochs else "train")
+    scores = _of_audits(audits, layout.SCORES, schemas.SCORES, _SCORE_COLUMNS)
+    protocol, test = settings.get("protocol"), manifest[manifest["split"] == "test"]
+    histories = [schemas.EPOCHS.empty_table(), *(storage.read_table(location) for _, location in epochs)]
+    return StudyTables(
+        settings=settings,
+        settings_text=text,
+        manifest=manifest,
+        ledger=_read(root, layout.summary("ledger"), stage="evaluate"),
+        epochs=pa.concat_tables(histories).to_pandas(),
+        scores=scores.merge(manifest, on="clip_id", how="left", validate="many_to_one"),
+        detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
+        f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),
+        faithfulness=_summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True),
+        flat_curves=_flat_curves(audits),
+        examples=_examples(audits, manifest),
+    )
+
+
+def _not_run_yet(root: str, stage: str) -> StudyError:
+    return StudyError(f"The stage `{stage}` has not finished for the study at {root}. Run `faithad {stage}` first.")
+
+
+def _read(root: str, path: str, *, stage: str, columns: list[str] | None = None) -> pd.DataFrame:
+    return storage.read_table(required(root, path, _not_run_yet(root, stage)), columns=columns).to_pandas()
+
+
+def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: bool) -> pd.DataFrame:
+    """The rows of the study's own protocol that have a value; none where the table is neither there nor needed."""
+    if not needed and not storage.exists(storage.join(root, layout.summary(name))):
+        return schema.empty_table().to_pandas()
+    table = _read(root, layout.summary(name), stage="evaluate")
+    if protocol in set(table["protocol"]):
+        table = table[table["protocol"] == protocol]
+    return table[table["mean"].notna()].reset_index(drop=True)
+
+
+def _audits(root: str) -> dict[tuple[str, int], str]:
+    """The folder of every audit that has scores, by (model, seed), in order."""
+    folder = storage.join(root, layout.AUDITS)
+    paths = [path.split("/") for path, _ in storage.list_files(folder, suffixes=[".parquet"])]
+    runs = {parts[0].rpartition("-")[::2] for parts in paths if parts[1:2] == [layout.SCORES]}
+    known = sorted((model, int(seed)) for model, seed in runs if seed.isdecimal())
+    return {run: storage.join(root, layout.audit(*run)) for run in known}
+
+
+def _of_audits(audits: dict[tuple[str, int], str], table: str, schema: pa.Schema, columns: list[str]) -> pd.DataFrame:
+    parts = [read_whole(storage.join(folder, table), schema, columns=columns) for folder in audits.values()]
+    return pa.concat_tables(parts).to_pandas()
+
+
+def _flat_curves(audits: dict[tuple[str, int], str]) -> pd.DataFrame:
+    flags = _of_audits(audits, "attributions", schemas.attributions(1, 1), ["model", "method", "degenerate"])
+    counts = flags.groupby(["model", "method"])["degenerate"].agg(["sum", "size"]).reset_index()
+    return counts.rename(columns={"sum": "n_flat", "size": "n_curves"})
+
+
+def _examples(audits: dict[tuple[str, int], str], manifest: pd.DataFrame) -> list[Example]:
+    """The example clips under the first seed of each model that kept their spectrograms, clip by clip."""
+    pictured: dict[str, str] = {}
+    kept: set[str] = set()
+    for (model, _), folder in audits.items():
+        if model not in pictured and (clips := pictured_clips(folder)):
+            pictured[model] = folder
+            kept |= clips
+    chosen = _choose(manifest, kept)
+    found = [example for folder in pictured.values() for example in examples(folder, chosen)]
+    return sorted(found, key=lambda example: (chosen.index(example.clip_id), example.model))
+
+
+def _choose(manifest: pd.DataFrame, available: set[str]) -> list[str]:
+    """At most MAX_EXAMPLES clips: annotated ones first, every anomaly type once before any comes twice."""
+    clips = manifest[manifest["clip_id"].isin(available)].sort_values(["recording", "onset_s", "clip_id"])
+    turn = clips.groupby(["annotated", "anomaly_type"], dropna=False).cumcount()
+    rank = clips.assign(turn=turn, normal=clips["label"].ne(1))
+    best = rank.sort_values(["annotated", "normal", "turn"], ascending=[False, True, True], kind="stable")
+    kept = best.head(MAX_EXAMPLES).sort_values(["recording", "onset_s", "clip_id"])
+    return [str(clip_id) for clip_id in kept["clip_id"]]
