@@ -226,6 +226,7 @@ def study(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
 def plan(
     config: Annotated[str, typer.Option("--config", "-c", help="A study's YAML file, or an audit's.")],
     overrides: Overrides = None,
+    search: Annotated[bool, typer.Option("--search", help="Plan `faithad search` with the study's file.")] = False,
     machines: Annotated[
         str | None, typer.Option(help="The cluster to plan for (cluster/machines.yaml); without it, this machine.")
     ] = None,
@@ -234,10 +235,13 @@ def plan(
     ] = None,
     save_rates: Annotated[str | None, typer.Option(help="Where to write the rates that were measured.")] = None,
 ) -> None:
-    """Say how long a study or an audit will take, what it will cost, and what holds it up; run nothing of it."""
-    from faithad.pipelines.plan.run import plan
+    """Say how long a study, a search or an audit will take, what it will write and cost, and its bottleneck."""
+    from faithad.pipelines.plan.run import plan_case
+    from faithad.pipelines.plan.text import plan_text
 
-    _say(plan(config, overrides=overrides or [], machines=machines, rates=rates, save_rates=save_rates))
+    options = {"machines": machines, "rates": rates, "save_rates": save_rates}
+    case, source = plan_case(config, overrides=overrides or [], search=search, **options)
+    _say(plan_text(case, source=source))
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -58,6 +58,11 @@ class DisturbedClips(NamedTuple):
     kinds: list[str]
 
 
+def n_disturbed(n_clips: int) -> int:
+    """How many disturbed clips the task makes of so many normal ones."""
+    return n_clips * min(len(_KINDS), math.ceil(_DISTURBED_CLIPS / max(1, n_clips)))
+
+
 def disturbed_clips(
     log_mels: npt.ArrayLike, clip_ids: Sequence[str], *, settings: FeatureSettings, seed: int
 ) -> DisturbedClips:
@@ -79,7 +84,7 @@ def disturbed_clips(
     if not len(clips):
         raise StudyError("There are no validation clips to put disturbances into.")
     names = tuple(_KINDS)
-    per_clip = min(len(names), math.ceil(_DISTURBED_CLIPS / len(clips)))
+    per_clip = n_disturbed(len(clips)) // len(clips)
     chosen = [(n, names[(n + turn) % len(names)]) for n in range(len(clips)) for turn in range(per_clip)]
     made = np.empty((len(chosen), *clips.shape[1:]), dtype=np.float32)
     for position, (n, kind) in enumerate(chosen):

@@ -1,11 +1,11 @@
-"""The machines to plan for: this one as it is, or a cluster that a file describes (cluster/machines.yaml)."""
+"""The machines to plan for: this one, or a cluster that a file describes (cluster/machines.yaml)."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import Annotated
 
+import torch
 from pydantic import Field
 
 from faithad.config.file import parse, read_text
@@ -53,10 +53,6 @@ class Machines(Section):
         return sum(group.count * group.gpus for group in self.groups)
 
     @property
-    def count(self) -> int:
-        return sum(group.count for group in self.groups)
-
-    @property
     def nodes(self) -> Nodes:
         """As Ray would list them."""
         return [{"CPU": group.cpus, "GPU": group.gpus} for group in self.groups for _ in range(group.count)]
@@ -64,20 +60,16 @@ class Machines(Section):
     @property
     def dollars_per_hour(self) -> float | None:
         """Of all of them; None where a price is missing."""
-        total = 0.0
-        for group in self.groups:
-            if group.dollars_per_hour is None:
-                return None
-            total += group.count * group.dollars_per_hour
-        return total
+        prices = [group.count * group.dollars_per_hour for group in self.groups if group.dollars_per_hour is not None]
+        return sum(prices) if len(prices) == len(self.groups) else None
 
-    def times(self, factor: int) -> Machines:
-        """So many times as many of each."""
-        groups = tuple(group.model_copy(update={"count": factor * group.count}) for group in self.groups)
+    def twice(self) -> Machines:
+        """Twice as many of each."""
+        groups = tuple(group.model_copy(update={"count": 2 * group.count}) for group in self.groups)
         return self.model_copy(update={"groups": groups})
 
     def __str__(self) -> str:
-        if self.count == 1:
+        if len(self.nodes) == 1:
             return f"{self.groups[0].name} ({self.groups[0].equipment})"
         return " and ".join(f"{group.count} x {group.name} ({group.equipment})" for group in self.groups)
 
@@ -85,37 +77,14 @@ class Machines(Section):
 def this_machine() -> Machines:
     """The machine that this runs on, with the cores that this process may use."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    group = Group(name="this machine", cpus=usable_cores(), memory=round(gib, 1))
-    return Machines(groups=(group,))
-
-
-def machines_of(nodes: Nodes) -> Machines:
-    """The machines of a Ray, from what each of them has."""
-    kinds = Counter((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
-    if len(nodes) == 1:
-        ((cpus, gpus),) = kinds
-        return Machines(groups=(this_machine().groups[0].model_copy(update={"cpus": cpus, "gpus": gpus}),))
-    return Machines(
-        groups=tuple(
-            Group(name=f"machine-{number}", count=count, cpus=cpus, gpus=gpus)
-            for number, ((cpus, gpus), count) in enumerate(kinds.items(), start=1)
-        )
-    )
-
-
-def read_machines(location: str) -> Machines:
-    """Read a cluster's description.
-
-    Raises:
-        ConfigError: the file cannot be read, or keys are unknown, missing or impossible; each is named.
-    """
-    return read_section(Machines, location)
+    gpus = torch.cuda.device_count()
+    return Machines(groups=(Group(name="this machine", cpus=usable_cores(), gpus=gpus, memory=round(gib, 1)),))
 
 
 def read_section(kind: type[AnySection], location: str) -> AnySection:
-    """Read a YAML file that is one section, with lists or tables of sections in it.
+    """Read a YAML file that holds one section: `Machines` or `Rates`.
 
     Raises:
-        ConfigError: as `read_machines`.
+        ConfigError: the file cannot be read, or keys are unknown, missing or impossible; each is named.
     """
     return parse(kind, read_text(location), name=location)

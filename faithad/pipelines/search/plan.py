@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from faithad import storage
 from faithad.config.file import validated
+from faithad.config.sections import Train
 from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.runs import layout
@@ -88,6 +89,25 @@ def grid_trials(study: Study) -> list[Trial]:
     """All trials of the grid: every cell with the first seed, then with the next one."""
     cells = [(ratio, patch) for ratio in study.search.mask_ratios for patch in study.search.patches]
     return [Trial(ratio, patch, seed) for seed in study.seeds for ratio, patch in cells]
+
+
+def all_trials(study: Study) -> list[Trial]:
+    """As many trials as the search has; which cells they are is drawn later where `search.algorithm` is `optuna`."""
+    grid, search = grid_trials(study), study.search
+    if search.algorithm == "grid":
+        return grid
+    return [grid[0]._replace(seed=seed) for _ in range(search.trials) for seed in study.seeds]
+
+
+def trial_train(study: Study) -> Train:
+    """How the workers of trials are spread, as a study's section `train` says it of trainings."""
+    search, workers = study.search, study.train.workers
+    share = {
+        "cpus_per_worker": search.cpus_per_trial / workers,
+        "gpus_per_worker": search.gpus_per_trial / workers,
+        "trainings_at_once": search.trials_at_once,
+    }
+    return study.train.model_copy(update=share)
 
 
 def cell_study(study: Study, mask_ratio: float, patch: int) -> Study:

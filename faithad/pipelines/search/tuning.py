@@ -29,11 +29,13 @@ from faithad.pipelines.search.plan import (
     MODES,
     Record,
     Trial,
+    all_trials,
     begun_trials,
     grid_trials,
     read_record,
     read_records,
     trial_location,
+    trial_train,
 )
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import metrics_of, run_trial, trial_of
@@ -115,14 +117,8 @@ def find_trial_places(study: Study) -> Places:
         StudyError: the cluster can never hold one trial.
     """
     search, workers = study.search, study.train.workers
-    share = {
-        "cpus_per_worker": search.cpus_per_trial / workers,
-        "gpus_per_worker": search.gpus_per_trial / workers,
-        "trainings_at_once": search.trials_at_once,
-    }
-    n_cells = search.trials if search.algorithm == "optuna" else len(search.mask_ratios) * len(search.patches)
     try:
-        return find_places(study.train.model_copy(update=share), n_cells * len(study.seeds))
+        return find_places(trial_train(study), len(all_trials(study)))
     except StudyError as error:
         raise StudyError(
             f"A trial asks for search.cpus_per_trial {search.cpus_per_trial:g} and search.gpus_per_trial "
