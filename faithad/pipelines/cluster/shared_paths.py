@@ -21,18 +21,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from faithad import storage
 from faithad.errors import StudyError
-from faithad.progress import console
+from faithad.pipelines.cluster.machines import ask_other_machines
 
 # Folders, with the system's separator between them, that every machine sees under the same path.
 SHARED = "FAITHAD_SHARED"
 
-# For the answers of all machines. One that has just joined may still unpack the job's working directory.
-_ANSWER_S = 60.0
 # A network file system may show a new file to other machines a moment later.
 _PATIENCE_S = 3.0
 
@@ -50,13 +46,13 @@ def require_visible(reads: Iterable[str], writes: Iterable[str]) -> None:
         StudyError: a local path is not said to be shared, a folder cannot be written from here, or some machines do
             not see it; each is named.
     """
-    nodes = tuple(sorted((node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]))
+    nodes = tuple(sorted(node["NodeID"] for node in ray.nodes() if node["Alive"]))
     if len(nodes) > 1:
         _require_visible(ray.get_runtime_context().get_job_id(), nodes, tuple(reads), tuple(writes))
 
 
 @functools.lru_cache(maxsize=16)  # an error is not remembered
-def _require_visible(job: str, nodes: Sequence[tuple[str, str]], reads: Sequence[str], writes: Sequence[str]) -> None:
+def _require_visible(job: str, nodes: Sequence[str], reads: Sequence[str], writes: Sequence[str]) -> None:
     for location in (*reads, *writes):
         _refuse_unshared(location, len(nodes))
     content = f"{job} {uuid.uuid4().hex}"
@@ -65,15 +61,16 @@ def _require_visible(job: str, nodes: Sequence[tuple[str, str]], reads: Sequence
     try:
         for probe in probes:
             storage.write_text(probe, content)
-        here = ray.get_runtime_context().get_node_id()
-        blind = _ask([node for node in nodes if node[0] != here], samples, probes, content)
+        answers, errors = ask_other_machines(_unseen, samples, probes, content)
     finally:
         for probe in probes:
             storage.delete(probe)
+    blind = [f"  {machine}: {reason}" for machine, reasons in answers.items() for reason in reasons]
+    blind += [f"  {machine}: {error}" for machine, error in errors.items()]  # it cannot even run our code
     if blind:
-        told = "\n".join(f"  {line}" for line in blind)
+        lines = "\n".join(sorted(blind))
         raise StudyError(
-            f"Not every machine of the cluster sees what is to be read and written:\n{told}\n"
+            f"Not every machine of the cluster sees what is to be read and written:\n{lines}\n"
             "Mount the same storage under the same path on all of them, or give URIs such as s3://bucket/folder, with "
             "the credentials and the endpoint in the environment of every machine."
         )
@@ -100,28 +97,6 @@ def _sample(location: str) -> str | None:
         return location if storage.exists(location) else None
     with os.scandir(storage.locate(location)[1]) as entries:
         return next((entry.path for entry in entries), None)
-
-
-def _ask(nodes: Sequence[tuple[str, str]], samples: Sequence[str], probes: Sequence[str], content: str) -> list[str]:
-    """What each machine does not see, one line each."""
-    asked: dict[ray.ObjectRef, str] = {}
-    for node, address in nodes:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        look = ray.remote(_unseen).options(num_cpus=0, max_retries=0, scheduling_strategy=there, name="see storage")
-        asked[look.remote(samples, probes, content)] = f"{address} (node {node[:8]})"
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
-    blind = []
-    for task in answered:
-        try:
-            blind += [f"{asked[task]}: {line}" for line in ray.get(task)]
-        except RayTaskError as error:  # it cannot even run our code
-            blind.append(f"{asked[task]}: {str(error).strip().splitlines()[-1]}")
-        except RayError:
-            console.print(f"storage: {asked[task]} went away and was not asked what it sees")
-    for task in silent:
-        ray.cancel(task, force=True)
-        console.print(f"storage: {asked[task]} did not say within {_ANSWER_S:.0f} s what it sees")
-    return sorted(blind)
 
 
 def _unseen(samples: Sequence[str], probes: Sequence[str], content: str) -> list[str]:
