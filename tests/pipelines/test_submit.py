@@ -191,7 +191,6 @@ def answering() -> Iterator[Callable[..., str]]:
 def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As behind a tunnel whose far end is gone: it takes whatever comes, and answers nothing."""
     monkeypatch.setattr(submit_follow, "_REPLY_S", 0.2)
-    monkeypatch.setattr(submit_follow, "_SILENCE_S", 0.2)
     monkeypatch.setattr(submit_follow, "_PATIENCE_S", 1.0)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     answered = threading.Event()

@@ -1,8 +1,8 @@
 """The machines of the cluster: those that are there, and those that may still come.
 
 A cluster that grows with its work begins with little, often with a head that has no core to give, and Ray cannot tell
-how far it may grow. So what is too much for the machines that are there is asked for and waited for before it is
-refused. A Ray of our own is what it is: there nothing is waited for.
+how far it may grow. So a request that is too large for the machines that are there is made, and waited for, before it
+is refused. A Ray of our own does not grow, so nothing is waited for.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def wait_for_machines(each: Mapping[str, float], count: int = 1, *, request: str
         f"up to {wait_s():.0f} s ({WAIT})"
     )
     started = time.monotonic()
-    # This is what an autoscaler looks at. Unlike a call of its `request_resources` it ends with this process, however
-    # that ends: nobody is to pay for machines that were asked for by a job that was killed.
+    # An autoscaler looks at this. Unlike a call of its `request_resources`, it ends with this process, however that
+    # ends: nobody is to pay for machines that a killed job has asked for.
     demand = placement_group([dict(each)] * count)
     try:
         while held(alive_nodes(), each) < count:

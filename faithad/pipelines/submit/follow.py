@@ -1,14 +1,13 @@
 """The job server of a cluster: reached, and a job's log followed through dropped connections to the job's end.
 
-Ray's client waits for an answer for ever, lets RAY_API_SERVER_ADDRESS win over the address that it is given, and ends a
-log when the connection ends.
+Ray's client waits for an answer for ever, and lets RAY_API_SERVER_ADDRESS win over the address that it is given. Its
+stream of a log ends with the connection, so the log is asked for again and again.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
+import math
 import os
 import shlex
 import sys
@@ -19,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -34,12 +32,12 @@ _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _CONNECT_S = 10.0
 # A tunnel whose far end is gone takes requests and never answers.
 _REPLY_S = 120.0
-# A log that is silent for so long is opened anew: a connection that broke without a word is silent, too.
-_SILENCE_S = 60.0
 _PATIENCE_S = 300.0
+# A log comes whole every time: a long one is asked for less often.
+_CHARACTERS_PER_S = 100_000
 _INTERRUPTED = 130
 # What Ray's client raises while the job server, or the way to it, is gone, and where the server refuses.
-LOST = (requests.RequestException, aiohttp.ClientError, AuthenticationError, RuntimeError, OSError)
+LOST = (AuthenticationError, RuntimeError, OSError)
 
 
 def ask(call: Callable[..., Answer], *arguments: Any, within_s: float | None = None, **options: Any) -> Answer:
@@ -108,85 +106,77 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
         does not see.
 
     Raises:
-        StudyError: the job server could not be reached for five minutes, or no longer knows the job.
+        StudyError: as `watch`.
     """
-    log, reached_at = _Log(), time.monotonic()
-    try:
-        while True:
-            with contextlib.suppress(*LOST):
-                asyncio.run(_tail(client, job_id, log))
-            try:
-                job = ask(client.get_job_info, job_id)
-                if job.status.is_terminal():
-                    log.write(ask(client.get_job_logs, job_id), start=0)
-                    return _exit_status(job_id, job)
-                reached_at = time.monotonic()
-            except LOST as error:
-                _give_up(client, job_id, error, time.monotonic() - reached_at)
-            time.sleep(1)
-    except KeyboardInterrupt:
-        _complain(f"\n{job_id} goes on. {_commands(client, job_id)}")
-        return _INTERRUPTED
+    n_written = 0
 
-
-class _Log:
-    """A log on standard output: everything once, though it comes from its beginning with every new connection."""
-
-    def __init__(self) -> None:
-        self._n_written = 0
-
-    def write(self, text: str, *, start: int) -> None:
-        """Write what is new in a piece of the log that begins with character number `start`."""
-        fresh = text[max(0, self._n_written - start) :]
-        sys.stdout.write(fresh)
+    def show(log: str) -> None:
+        nonlocal n_written
+        sys.stdout.write(log[n_written:])
         sys.stdout.flush()
-        self._n_written += len(fresh)
+        n_written = len(log)
 
-
-async def _tail(client: JobSubmissionClient, job_id: str, log: _Log) -> None:
-    """Follow the log until the connection ends or falls silent."""
-    start = 0
-    async with contextlib.aclosing(client.tail_job_logs(job_id)) as pieces:
-        with contextlib.suppress(StopAsyncIteration, TimeoutError):
-            while True:
-                text = await asyncio.wait_for(anext(pieces), _SILENCE_S)
-                log.write(text, start=start)
-                start += len(text)
-
-
-def _exit_status(job_id: str, job: JobDetails) -> int:
+    try:
+        job, _ = watch(client, job_id, show)
+    except KeyboardInterrupt:
+        print(f"\n{job_id} goes on. {_commands(client, job_id)}", file=sys.stderr)
+        return _INTERRUPTED
     code = job.driver_exit_code
     if job.status == JobStatus.SUCCEEDED:
         return 0
     if job.status == JobStatus.STOPPED:
-        _complain(f"{job_id} was stopped.")
-    elif code is None:
-        _complain(f"{job_id} could not be run: {job.message}")
+        end = "was stopped"
     else:
-        _complain(f"{job_id} ended with exit status {code}.")
+        end = f"could not be run: {job.message}" if code is None else f"ended with exit status {code}"
+    print(f"{job_id} {end}.", file=sys.stderr)
     return code if code is not None and 0 < code < 256 else 1
 
 
-def _give_up(client: JobSubmissionClient, job_id: str, error: Exception, lost_s: float) -> None:
-    address = masked(client.get_address())
-    if "status code 404" in str(error):
-        raise StudyError(
-            f"The cluster at {address} no longer knows {job_id}: its head was started anew. Submit the job again; it "
-            "goes on where it was."
-        ) from error
-    if lost_s > _PATIENCE_S:
-        raise StudyError(
-            f"The job server at {address} could not be reached for {lost_s:.0f} s. {job_id} goes on as long as its "
-            f"cluster does. {_commands(client, job_id)}"
-        ) from error
+def watch(
+    client: JobSubmissionClient, job_id: str, show: Callable[[str], None], *, limit_s: float = math.inf
+) -> tuple[JobDetails, str]:
+    """Wait until the job has ended, and give the whole log so far to `show` meanwhile. A lost connection costs time.
+
+    Returns:
+        The job, and its log.
+
+    Raises:
+        StudyError: the job server could not be reached for five minutes, or no longer knows the job; or the job has not
+            ended in time.
+    """
+    address, started = masked(client.get_address()), time.monotonic()
+    reached_at = started
+    while True:
+        try:
+            job = ask(client.get_job_info, job_id)  # before the log, so that the log of a job that has ended is whole
+            log = ask(client.get_job_logs, job_id)
+        except LOST as error:
+            if "status code 404" in str(error):
+                raise StudyError(
+                    f"The cluster at {address} no longer knows {job_id}: its head was started anew. Submit the job "
+                    "again; it goes on where it was."
+                ) from error
+            lost_s = time.monotonic() - reached_at
+            if lost_s > _PATIENCE_S:
+                raise StudyError(
+                    f"The job server at {address} could not be reached for {lost_s:.0f} s. {job_id} goes on as long as "
+                    f"its cluster does. {_commands(client, job_id)}"
+                ) from error
+            time.sleep(1)
+            continue
+        reached_at = time.monotonic()
+        show(log)
+        if job.status.is_terminal():
+            return job, log
+        if reached_at - started > limit_s:
+            raise StudyError(
+                f"{job_id} did not end within {limit_s:.0f} s ({job.status}: {job.message}). "
+                f"{_commands(client, job_id)}"
+            )
+        time.sleep(1 + len(log) / _CHARACTERS_PER_S)
 
 
 def _commands(client: JobSubmissionClient, job_id: str) -> str:
     # The address stands in the environment, since Ray prefers that to --address.
     ray = f"{_ADDRESS}={shlex.quote(masked(client.get_address()))} ray job"
     return f"Follow it: {ray} logs --follow {job_id}   Stop it: {ray} stop {job_id}"
-
-
-def _complain(text: str) -> None:
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)

@@ -21,7 +21,6 @@ import os
 import re
 import shlex
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,11 +30,12 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 import faithad
 from faithad.errors import ConfigError, StudyError, masked
 from faithad.pipelines.submit.check import JOBS, MARK, load
-from faithad.pipelines.submit.follow import LOST, ask, connect, follow
+from faithad.pipelines.submit.follow import LOST, ask, connect, follow, watch
 from faithad.pipelines.submit.package import files_of, inside, pack, require_small
 
 # A process of a job starts within seconds; many machines unpack the package, and answer twice, within a minute each.
 _CHECK_S = 300.0
+_UPLOAD_S = 900.0
 
 
 def submit_job(
@@ -125,7 +125,8 @@ def _check_configuration(job: str, options: Mapping[str, Any], files: dict[str, 
 
 def _submit(client: JobSubmissionClient, command: Sequence[str], environment: dict[str, Any]) -> str:
     try:
-        return str(ask(client.submit_job, entrypoint=shlex.join(command), runtime_env=environment))
+        job = {"entrypoint": shlex.join(command), "runtime_env": environment}
+        return str(ask(client.submit_job, within_s=_UPLOAD_S, **job))
     except LOST as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
         raise StudyError(f"The cluster at {client.get_address()} did not take the job: {reason}") from error
@@ -138,20 +139,8 @@ def _ask_cluster(client: JobSubmissionClient, environment: dict[str, Any], reque
         StudyError: the job cannot run there, or the check did not end.
     """
     check = _submit(client, ["python", "-m", "faithad.pipelines.submit.check", json.dumps(request)], environment)
-    deadline = time.monotonic() + _CHECK_S
     try:
-        while not (job := ask(client.get_job_info, check)).status.is_terminal():
-            if time.monotonic() > deadline:
-                raise StudyError(
-                    f"The check before the job did not end within {_CHECK_S:.0f} s ({job.status}: {job.message}). See "
-                    f"`ray job logs {check}`."
-                )
-            time.sleep(0.3)
-        log = ask(client.get_job_logs, check)
-    except LOST as error:
-        raise StudyError(
-            f"The job server at {client.get_address()} was lost during the check before the job, {check}: {error}"
-        ) from error
+        job, log = watch(client, check, lambda log: None, limit_s=_CHECK_S)
     except BaseException:  # nobody waits for the check any more
         with contextlib.suppress(*LOST):
             ask(client.stop_job, check)
