@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_CONNECT_S = 10.0
+_CONNECT_S = 20.0
 # A tunnel whose far end is gone takes requests and never answers.
 _REPLY_S = 120.0
 _PATIENCE_S = 300.0
