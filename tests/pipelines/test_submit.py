@@ -340,8 +340,8 @@ NEEDS = {"ray": "~=2.60.0", "torch": "~=2.11.0", "python": ">=3.11"}
 def machine(torch: str | None = "2.11.0+cu130", python: str = "3.12.1", **changes: Any) -> dict[str, Any]:
     """What `versions` says of a machine."""
     has = {"python": python, "ray": "2.60.1", "torch": torch}
-    whole = {"executable": "/opt/bin/python", "faithad": faithad.__version__, "travels": True, "has": has}
-    return whole | changes
+    same = {"faithad": faithad.__version__}
+    return {"executable": "/opt/bin/python", "travels": True, "has": has, "same": same} | changes
 
 
 @pytest.mark.parametrize(
@@ -361,8 +361,19 @@ def machine(torch: str | None = "2.11.0+cu130", python: str = "3.12.1", **change
             ["a, b (/opt/bin/python): torch is 2.9.1, and must be ~=2.11.0"],
         ),
         (
-            {"the head": machine(travels=False), "a": machine(travels=False, faithad="0.2.0")},
+            {"the head": machine(travels=False), "a": machine(travels=False, same={"faithad": "0.2.0"})},
             ["a (/opt/bin/python): faithad is 0.2.0, and on the head " + faithad.__version__],
+        ),
+        (
+            {
+                "the head": machine(same={"faithad": "0.1.0", "lime-for-faithad": "1.1"}),
+                "a": machine(same={"faithad": "0.1.0", "lime-for-faithad": "1.0"}),
+                "b": machine(same={"faithad": "0.1.0"}),
+            },
+            [
+                "a (/opt/bin/python): lime-for-faithad is 1.0, and on the head 1.1",
+                "b (/opt/bin/python): lime-for-faithad is missing, and on the head 1.1",
+            ],
         ),
         ({"the head": machine(), "a": machine()}, []),
         # A faithad that is installed has seen to its own versions.
@@ -378,5 +389,5 @@ def test_what_is_said_of_a_cluster_that_can() -> None:
         "cluster: 3 of its machines answered: ray 2.60.1, torch 2.11.0+cu130, python 3.12.1",
         f"faithad: {faithad.__version__} travels with the job and is used",
     ]
-    installed = summary({"the head": machine(travels=False, faithad="0.0.9")}, "0.1.0")
+    installed = summary({"the head": machine(travels=False, same={"faithad": "0.0.9"})}, "0.1.0")
     assert installed[1] == "faithad: 0.0.9 is installed on the cluster (0.1.0 here); none travels with the job"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import faithad
 from faithad.errors import ConfigError, FaithadError, StudyError
+from faithad.extensions import extension_distributions
 
 if TYPE_CHECKING:
     from faithad.config.audit import AuditRun
@@ -62,33 +63,43 @@ def load(job: str, options: Mapping[str, Any], *, config: str | None) -> Study |
 
 
 def versions(distributions: Iterable[str]) -> dict[str, Any]:
-    """What a Python process of a job has on its machine: of `python` and of distributions; None for what is missing."""
+    """The versions that a Python process of a job has on its machine.
+
+    Returns:
+        `executable`: that Python. `travels`: whether faithad is in the job's working directory. `has`: the versions of
+        the distributions, or of `python`, None for one that is missing. `same`: the versions that must be the same on
+        all machines, of faithad and of the packages that add methods or models to it.
+    """
     has: dict[str, str | None] = {}
     for name in distributions:
         try:
             has[name] = platform.python_version() if name == "python" else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             has[name] = None
+    same = {"faithad": faithad.__version__}
+    same |= {name: importlib.metadata.version(name) for name in extension_distributions()}
     travels = Path(faithad.__file__).resolve().is_relative_to(Path.cwd())
-    return {"executable": sys.executable, "faithad": faithad.__version__, "travels": travels, "has": has}
+    return {"executable": sys.executable, "travels": travels, "has": has, "same": same}
 
 
 def misfits(machines: Mapping[str, Mapping[str, Any]], needs: Mapping[str, str]) -> list[str]:
     """A line for each way in which machines do not fit the job. `machines`: their `versions`, the head's first."""
     head = next(iter(machines.values()))
     lines: dict[str, list[str]] = {}
-    for machine, found in machines.items():
-        wrong = [f"{name} is missing" for name, version in found["has"].items() if version is None]
-        if found["travels"] and not wrong:  # an installed faithad has seen to its own versions
+    for machine, its in machines.items():
+        wrong = [f"{name} is missing" for name, version in its["has"].items() if version is None]
+        if its["travels"] and not wrong:  # an installed faithad has seen to its own versions
             from packaging.specifiers import SpecifierSet
 
-            for name, version in found["has"].items():
+            for name, version in its["has"].items():
                 if not SpecifierSet(needs[name]).contains(version, prereleases=True):
                     wrong.append(f"{name} is {version}, and must be {needs[name]}")
-        if found["faithad"] != head["faithad"]:
-            wrong.append(f"faithad is {found['faithad']}, and on the head {head['faithad']}")
+        for name in sorted({*its["same"], *head["same"]}):
+            here, there = (its["same"].get(name, "missing"), head["same"].get(name, "missing"))
+            if here != there:
+                wrong.append(f"{name} is {here}, and on the head {there}")
         if wrong:
-            lines.setdefault(f"({found['executable']}): {'; '.join(wrong)}", []).append(machine)
+            lines.setdefault(f"({its['executable']}): {'; '.join(wrong)}", []).append(machine)
     return [f"{', '.join(names)} {line}" for line, names in lines.items()]
 
 
@@ -96,11 +107,12 @@ def summary(machines: Mapping[str, Mapping[str, Any]], submitted_by: str) -> lis
     """What the machines have, and which faithad runs."""
     head = next(iter(machines.values()))
     has = ", ".join(f"{name} {head['has'][name]}" for name in ("ray", "torch", "python"))
+    version = head["same"]["faithad"]
     which = "travels with the job and is used"
     if not head["travels"]:
-        here = "" if head["faithad"] == submitted_by else f" ({submitted_by} here)"
+        here = "" if version == submitted_by else f" ({submitted_by} here)"
         which = f"is installed on the cluster{here}; none travels with the job"
-    return [f"cluster: {len(machines)} of its machines answered: {has}", f"faithad: {head['faithad']} {which}"]
+    return [f"cluster: {len(machines)} of its machines answered: {has}", f"faithad: {version} {which}"]
 
 
 def check(request: Mapping[str, Any]) -> int:
