@@ -5,23 +5,19 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import json
 import shlex
-import signal
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import faithad
-from faithad.cli_options import Command, Group
-from faithad.errors import ConfigError, FaithadError, shown
+from faithad.cli_endings import ending
+from faithad.cli_options import Command, Config, Group, Overrides, Redo, Version
+from faithad.errors import ConfigError, shown
+from faithad.runs import layout
 
 if TYPE_CHECKING:
     from faithad.config.study import Study
-
 
 app = typer.Typer(
     cls=Group,
@@ -33,35 +29,10 @@ app = typer.Typer(
 
 # Exit status of an audit that accounts for everything, where some clips or recordings could not be audited.
 _SOME_FAILED = 3
-# Of a command that Ctrl-C ended.
-_INTERRUPTED = 128 + signal.SIGINT
-# Commands that keep what an interrupted one has done.
-_GO_ON = ("train", "audit", "search", "study")
-# How long a second SIGTERM is taken for the same one.
-_UNWINDING_S = 10.0
-
-Config = Annotated[str, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change one setting, such as train.epochs=3. May be given several times."),
-]
-Redo = Annotated[
-    bool, typer.Option("--redo", help="Remove results that were made with other settings and make them again.")
-]
-
-
-def _say_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"faithad {faithad.__version__}")
-        raise typer.Exit
 
 
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def _options(version: Version = False) -> None:
     pass
 
 
@@ -77,6 +48,7 @@ def synth(
     from faithad import storage
     from faithad.demo.making import make_local_mill
     from faithad.demo.mill import recordings_in
+    from faithad.demo.study import study_text
     from faithad.pipelines.cluster.session import usable_cores
 
     n_train, n_test = recordings_in(hours)
@@ -84,7 +56,7 @@ def synth(
     folder = mill.annotations.parent
     command = f"faithad study --config {shlex.quote(storage.join(out, 'study.yaml'))}"
     if not (folder / "study.yaml").exists():  # it may have been changed since
-        storage.write_text(str(folder / "study.yaml"), _mill_study(folder, command))
+        storage.write_text(str(folder / "study.yaml"), study_text(folder, command))
     _say(
         f"{n_train} training and {n_test} test recordings with {mill.n_events} disturbances are in {out}. "
         f"Next: {command}"
@@ -94,15 +66,17 @@ def synth(
 @app.command(cls=Command)
 def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """List the recordings, cut them into clips, write the manifest."""
-    study = _stage("index", config, overrides, redo)
-    _say(f"Manifest: {_below(study, 'manifest.parquet')}. {_next('train', config, overrides)}")
+    study = _load(config, overrides)
+    _stage("index", study, redo)
+    _say(f"Manifest: {_below(study, layout.MANIFEST)}. {_next('train', config, overrides)}")
 
 
 @app.command(cls=Command)
 def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Compute features and train every model and seed; the manifest first, where it is not there yet."""
-    _stage("index", config, overrides, redo)
-    study = _stage("train", config, overrides, redo)
+    study = _load(config, overrides)
+    _stage("index", study, redo)
+    _stage("train", study, redo)
     _say(f"{len(study.runs)} models: {_below(study, 'models')}. {_next('audit', config, overrides)}")
 
 
@@ -134,17 +108,17 @@ def audit(
     Exit status 3, of an audit with a trained model: all is accounted for, but some clips could not be audited or some
     recordings not be read. A study ends with 0 then; `faithad evaluate` names them in summary/ledger.parquet.
     """
-    from faithad.config.audit import is_study, load_audit_run
+    from faithad.config.audit import AuditRun, load_study_or_audit
 
-    if config is not None and not (model or recordings or out) and is_study(config):
+    given = load_study_or_audit(config, model=model, recordings=recordings, out=out, overrides=overrides or [])
+    if not isinstance(given, AuditRun):
         _refuse("--retry-failed", retry_failed, beside="a study")
-        study = _stage("audit", config, overrides, redo)
-        _say(f"Audit tables: {_below(study, 'audit')}. {_next('evaluate', config, overrides)}")
+        _stage("audit", given, redo)
+        _say(f"Audit tables: {_below(given, 'audit')}. {_next('evaluate', str(config), overrides)}")
         return
-    run = load_audit_run(config, model=model, recordings=recordings or (), out=out, overrides=overrides or [])
     from faithad.pipelines.audit.run import run_audit
 
-    outcome = run_audit(run, redo=redo, retry_failed=retry_failed)
+    outcome = run_audit(given, redo=redo, retry_failed=retry_failed)
     _say(outcome.line)
     if outcome.n_failed:
         sys.exit(_SOME_FAILED)
@@ -169,8 +143,9 @@ def evaluate(
 
         _say(evaluate_audit(audit, annotations))
     elif config is not None and audit is None and annotations is None:
-        study = _stage("evaluate", config, overrides, redo)
-        _say(f"Summary tables: {_below(study, 'summary')}. {_next('report', config, overrides)}")
+        study = _load(config, overrides)
+        _stage("evaluate", study, redo)
+        _say(f"Summary tables: {_below(study, layout.SUMMARY)}. {_next('report', config, overrides)}")
     else:
         raise ConfigError("Give either --config (a study), or --audit and --annotations (one audit).")
 
@@ -210,8 +185,9 @@ def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> N
 @app.command(cls=Command)
 def report(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
     """Write report.html, one file to read and to send."""
-    study = _stage("report", config, overrides, redo)
-    _say(f"Report: {_below(study, 'report.html')}. Open it in a browser.")
+    study = _load(config, overrides)
+    _stage("report", study, redo)
+    _say(f"Report: {_below(study, layout.REPORT)}. Open it in a browser.")
 
 
 @app.command(cls=Command)
@@ -261,51 +237,25 @@ def submit(
 
     The exit status is the job's.
     """
-    from faithad.pipelines.submit.check import JOBS
+    from faithad.pipelines.submit.check import JOBS, name_of
+    from faithad.pipelines.submit.run import submit_job
 
     if job.startswith("-"):
         raise typer.BadParameter(
             f"The job's name is missing before {job!r}; jobs are {', '.join(JOBS)}, and Python scripts.",
             param_hint="JOB",
         )
-    from faithad.pipelines.submit.run import submit_job
-
-    sys.exit(
-        submit_job(job, address=address, arguments=context.args, working_dir=working_dir, shared=tuple(shared or ()))
-    )
+    name, options = name_of(job), {}
+    if name in JOBS:  # its options are those of its command
+        command = typer.main.get_group(app).commands[JOBS[name]]
+        options = command.make_context(f"faithad submit {name}", list(context.args)).params
+    sys.exit(submit_job(name, context.args, options, address=address, working_dir=working_dir, shared=shared or []))
 
 
 def main() -> None:
-    """Run the command; what a user can act on is said in one message, last, without a traceback.
-
-    SIGTERM, by which `timeout`, Slurm and Kubernetes end a command, unwinds it as Ctrl-C does.
-    """
-    terminated_s: float | None = None
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    advice = " The same command goes on where it was." if command in _GO_ON else ""
-
-    def terminate(*_: object) -> None:
-        nonlocal terminated_s
-        # A second one must not cut the unwinding short; a later one finds that the first has been swallowed.
-        if terminated_s is None or time.monotonic() > terminated_s + _UNWINDING_S:
-            terminated_s = time.monotonic()
-            raise KeyboardInterrupt  # Ray would lose the status of a SystemExit
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
+    """Run the command."""
+    with ending(sys.argv[1] if len(sys.argv) > 1 else ""):
         app()
-    except FaithadError as error:
-        sys.stdout.flush()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED and terminated_s is None and command != "submit":  # which says what becomes of it
-            print(f"Interrupted.{advice}", file=sys.stderr)
-        raise
-    finally:
-        if terminated_s is not None:
-            print(f"Terminated.{advice}", file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
 
 
 def job(command: str) -> None:
@@ -314,19 +264,17 @@ def job(command: str) -> None:
     Relative paths then start in a folder that stays (`settle_home`): a job's current folder is a copy of the working
     directory that Ray deletes.
     """
-    from faithad.pipelines.submit.home import settle_home
+    from faithad.pipelines.submit.check import settle_home
 
     settle_home()
     sys.argv.insert(1, command)
     main()
 
 
-def _stage(name: str, config: str, overrides: list[str] | None, redo: bool) -> Study:
+def _stage(name: str, study: Study, redo: bool) -> None:
     from faithad.pipelines.study import STAGES
 
-    loaded = _load(config, overrides)
-    STAGES[name](loaded, redo=redo)
-    return loaded
+    STAGES[name](study, redo=redo)
 
 
 def _load(config: str, overrides: list[str] | None) -> Study:
@@ -348,41 +296,10 @@ def _next(command: str, config: str, overrides: list[str] | None) -> str:
 
 
 def _refuse(option: str, given: bool, *, beside: str) -> None:
-    """An option that a command takes, but not in this use, is a mistake: nobody gives it for nothing."""
+    """Refuse an option that a command takes, but that does nothing in this use."""
     if given:
         raise typer.BadParameter(f"it has no meaning with {beside}.", param_hint=option)
 
 
 def _say(line: str) -> None:
     typer.echo(shown(line, keep="\n"))
-
-
-def _mill_study(mill: Path, command: str) -> str:
-    """The configuration of a study of a demo mill; whole paths, so that it can be run from any folder."""
-
-    def quoted(path: Path) -> str:  # text in JSON is text in YAML
-        return json.dumps(str(path), ensure_ascii=False)
-
-    return f"""# A study of the demo mill in this folder:
-#
-#   {shown(command)}
-#
-# One seed and few epochs, for a machine without a GPU. The paper has seeds 0 to 4 and up to 500 epochs.
-name: mill
-root: {quoted(mill / "study")}
-seeds: [0]
-
-data:
-  root: {quoted(mill)}
-  train: [train]
-  test: [test]
-  annotations: annotations.csv
-  split: {{validation_unit: recording}}
-
-features:
-  normalization: training
-
-train:
-  epochs: 12
-  batch_size: 8
-"""

@@ -1,11 +1,32 @@
-"""How the options of `faithad` are read and shown, where Typer's way leaves a user without what he needs to know."""
+"""Options that several commands take, and how options are read and shown where Typer says too little."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
+
+import faithad
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"faithad {faithad.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+]
+Config = Annotated[str, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one setting, such as train.epochs=3. May be given several times."),
+]
+Redo = Annotated[
+    bool, typer.Option("--redo", help="Remove results that were made with other settings and make them again.")
+]
 
 
 class Command(TyperCommand):
@@ -32,7 +53,7 @@ class Group(TyperGroup):
 
 
 def _in_words(error: typer.BadParameter) -> str:
-    """What is wrong with a value; Typer leaves out the value, and all bounds but the one that was crossed."""
+    """What is wrong with a value. Typer names neither the value nor the bound that was not crossed."""
     from pydantic import ValidationError
 
     from faithad.config.file import in_words
@@ -46,7 +67,7 @@ def _in_words(error: typer.BadParameter) -> str:
 
 
 def _plain_flags(parameters: list[Any]) -> list[Any]:
-    """A flag takes no value, so that its help must show none."""
+    """Show no value in the help of a flag, which takes none."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

@@ -66,7 +66,7 @@ def test_options_in_place_of_a_jobs_name() -> None:
 def test_the_next_command_has_the_same_settings(
     config: str, command: str, following: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_stage", lambda name, config, overrides, redo: cli._load(config, overrides))
+    monkeypatch.setattr(cli, "_stage", lambda name, study, redo: None)
     settings = ["--set", "root=/tmp/my idx", "--set", "seeds=[0, 1]"]
     answer = CliRunner().invoke(cli.app, [command, "--config", config, *settings])
     assert answer.exit_code == 0, answer.output
@@ -87,7 +87,7 @@ def test_a_wrong_option_names_its_value(arguments: list[str], message: str) -> N
 
 
 def test_some_options_may_be_given_several_times(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_stage", lambda name, config, overrides, redo: cli._load(config, overrides))
+    monkeypatch.setattr(cli, "_stage", lambda name, study, redo: None)
     options = ["--set", "seeds=[1]", "--set", "root=r", "--redo", "--redo"]
     assert CliRunner().invoke(cli.app, ["index", "--config", config, *options]).exit_code == 0
 

@@ -31,7 +31,7 @@ from faithad.evaluation.temporal import Intervals, localization
 from faithad.model.checkpoint import load_model
 from faithad.runs import layout
 from faithad.runs.formats import mark_format
-from faithad.runs.lock import alone_in
+from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.tables import read_manifest, read_shards, read_whole
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import count
@@ -99,6 +99,7 @@ def _evaluate(audit: str, annotations: str) -> str:
     frames_per_s = _features(audit, run).frames_per_s
     localized, n_frames = _localized(audit, scored, run.audit.percentiles, frames_per_s)
     experiment = Experiment(scored, protocol=PROTOCOL, n_frames=n_frames, frames_per_s=frames_per_s)
+    require_still_alone()
     mark_format(audit)
     tables = {}
     for name, summary in SUMMARIES.items():

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from faithad.config.file import parse, read_mapping, read_text
 from faithad.config.sections import Alarm, Attribution, Audit, Events, Explain, Section, compiled_without_gpu, refuse
-from faithad.config.study import absolute
+from faithad.config.study import Study, absolute, load_study
 
 Location = Annotated[str, Field(min_length=1)]
 
@@ -71,6 +71,24 @@ def is_study(location: str) -> bool:
     """
     values, _ = read_mapping(read_text(location), name=location)
     return "data" in values or not any(key in values for key in ("model", "recordings", "out"))
+
+
+def load_study_or_audit(
+    location: str | None,
+    *,
+    model: str | None = None,
+    recordings: Sequence[str] | None = None,
+    out: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Study | AuditRun:
+    """Read and validate what `faithad audit` is given: a study's file alone, or an audit. Arguments: `load_audit_run`.
+
+    Raises:
+        ConfigError: as `load_study` and `load_audit_run`.
+    """
+    if location is not None and not (model or recordings or out) and is_study(location):
+        return load_study(location, overrides=overrides)
+    return load_audit_run(location, model=model, recordings=recordings or (), out=out, overrides=overrides)
 
 
 def load_audit_run(

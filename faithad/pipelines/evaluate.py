@@ -14,6 +14,7 @@ from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
 from faithad.runs import layout
+from faithad.runs.lock import require_still_alone
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_whole
 from faithad.vocabulary import listed
@@ -53,6 +54,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
         seed=study.evaluation.seed,
     )
     tables = {name: summarize(name, sources[row.source], experiment) for name, row in SUMMARIES.items()}
+    require_still_alone()
     for name, table in {**tables, "ledger": ledger}.items():
         storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()

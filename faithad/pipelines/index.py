@@ -36,6 +36,7 @@ from faithad.pipelines.headers import read_headers
 from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint, contents, folder_fingerprints
+from faithad.runs.lock import require_still_alone
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.vocabulary import count, listed
 
@@ -219,6 +220,7 @@ def opened_since(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
 
 
 def _write(root: str, manifest: pa.Table, ledger: Sequence[LedgerRow]) -> None:
+    require_still_alone()
     storage.write_table(manifest, storage.join(root, layout.MANIFEST), schema=schemas.MANIFEST)
     storage.write_table(ledger_table(ledger), storage.join(root, layout.INDEX_LEDGER), schema=schemas.LEDGER)
 

@@ -40,6 +40,8 @@ MODEL = "model.json"
 
 # Folders of marks: of stages that began or ended, of what processes work on at the moment.
 STAGES = "stages"
+# Which driver works in the root, see `runs.lock`.
+DRIVER = f"{STAGES}/driver.json"
 ATTEMPTS = "attempts"
 HEADER_ATTEMPTS = "header_attempts"
 FEATURE_ATTEMPTS = "features/attempts"

@@ -1,13 +1,15 @@
-"""One driver at a time in one folder: two that write the same tables would take back each other's results.
+"""One driver at a time in one folder: two that write the same tables would undo each other's results.
 
-A driver says in `stages/driver.json` below the folder who it is, and renews that file every few seconds until it is
-done. Another one that comes meanwhile stops with an error. Nobody has to clean up after one that was killed:
+A driver is a process that runs a command. It leaves a mark in the folder, `stages/driver.json`, which says who it is,
+and renews the mark every few seconds until it is done. A second driver that comes meanwhile stops with an error. Nobody
+has to clean up after a driver that was killed:
 
-1. On the same machine its process is looked for.
-2. From another machine its next renewal is waited for. No clocks are compared, they differ between machines.
+1. On the same machine, the second driver looks for the first one's process.
+2. From another machine, it waits for the next renewal. It compares no clocks, because these differ between machines.
 
-Two that come in the same moment may both find nobody. Then the one that wrote last stays, and the other one, which sees
-that at its next renewal, stops; so does one that was suspended for so long that it was taken for dead.
+A driver may lose its folder: two that start in the same moment may both find nobody, and one that was suspended for
+long is taken for dead. Then the driver whose mark was written last goes on. The other one calls `require_still_alone`
+before it writes and between its steps; that finds another's mark, or none, and raises.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import contextlib
 import getpass
 import json
 import os
-import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,100 +33,127 @@ import pyarrow as pa
 from faithad import storage
 from faithad.errors import StudyError
 from faithad.progress import console
+from faithad.runs import layout
 
-Driver = dict[str, Any]
+Mark = dict[str, Any]
 
 _RENEWAL_S = 5.0
-# Without any renewal for so long, a driver on another machine is dead: several in turn may be lost to a network, and a
-# store that is silent is asked for 100 s (see `storage`).
+# A driver on another machine that did not renew its mark for so long is dead. A network may lose several renewals in
+# turn, and a silent store is asked for 100 s (see `storage`).
 _DEAD_AFTER_S = 30.0
 _DEAD_IN_A_STORE_AFTER_S = 150.0
+# What reading or writing a mark raises while the storage is away.
+_AWAY = (OSError, StudyError, pa.ArrowException)
 
-# What this process holds, and in which thread.
-_held: dict[str, int] = {}
+
+@dataclass
+class _Hold:
+    """A folder that a thread of this process works in.
+
+    Attributes:
+        root: the folder.
+        mark: what the file says while the folder is ours.
+        seen_at: when the file was last seen, by the wall clock, which goes on while a machine sleeps.
+        is_lost: the file was another's, or gone.
+    """
+
+    root: str
+    mark: Mark
+    thread: int = field(default_factory=threading.get_ident)
+    seen_at: float = field(default_factory=time.time)
+    is_lost: bool = False
+
+    def look(self) -> None:
+        """Read the file. While the storage is away, what was seen last holds."""
+        with contextlib.suppress(*_AWAY):
+            mark = _read(_location(self.root))
+            # No mark means that the other driver is done already: its tables must not be touched either.
+            self.is_lost = self.is_lost or mark is None or mark["run"] != self.mark["run"]
+            self.seen_at = time.time()
+
+    def renew(self, done: threading.Event) -> None:
+        """Renew the mark until the work is done or the folder is lost."""
+        while not (done.wait(_RENEWAL_S) or self.is_lost):
+            self.look()
+            if not self.is_lost:
+                with contextlib.suppress(*_AWAY):
+                    self.mark["renewals"] += 1
+                    storage.write_text(_location(self.root), json.dumps(self.mark))
+
+    def require(self, *, look: bool = True) -> None:
+        """Raise if the folder was lost. Reads the file only if the renewals stopped, as in a suspended process."""
+        if look and abs(time.time() - self.seen_at) > 2 * _RENEWAL_S:
+            self.look()
+        if self.is_lost:
+            raise StudyError(f"Another run has taken over {self.root} meanwhile; this one stopped.")
+
+
+# The folders that this process works in.
+_held: dict[str, _Hold] = {}
 
 
 @contextlib.contextmanager
 def alone_in(root: str) -> Iterator[None]:
-    """Keep all other drivers out of a folder for the block. A block inside, of the same thread, changes nothing.
+    """Keep all other drivers out of a folder for the block. A block inside it, of the same thread, changes nothing.
 
     Args:
         root: folder or URI of a study or of an audit's results.
 
     Raises:
-        StudyError: another driver works there.
+        StudyError: another driver works there, or took over while the block ran.
     """
-    if _held.get(root) == threading.get_ident():
+    if root in _held and _held[root].thread == threading.get_ident():
         yield
         return
     require_nobody_in(root)
-    location = _location(root)
-    me = _introduction()
-    if not _is_left(me, location):
+    hold = _Hold(root, _introduction())
+    if not _leave_mark(hold):
         yield
         return
-    done, lost = threading.Event(), threading.Event()
-    renewal = threading.Thread(target=_renew, args=(location, me, done, lost), daemon=True)
-    _held[root] = threading.get_ident()
+    done = threading.Event()
+    renewal = threading.Thread(target=hold.renew, args=(done,), daemon=True)
+    _held[root] = hold
     renewal.start()
     try:
-        with _stoppable(lost):
-            yield
-        if lost.is_set():  # what interrupted it was taken for something else
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        if lost.is_set():
-            raise StudyError(f"Another run has taken over {root} meanwhile; this one stopped.") from None
+        yield
+    except Exception:
+        hold.require()  # the error may come from tables that the other driver has removed
         raise
     finally:
         del _held[root]
         done.set()
         renewal.join()
-        with contextlib.suppress(OSError, StudyError, pa.ArrowException):
-            if not lost.is_set() and _is_mine(_read(location), me):
-                storage.delete(location)
+        hold.look()
+        if not hold.is_lost:
+            with contextlib.suppress(*_AWAY):
+                storage.delete(_location(root))
+    hold.require(look=False)
 
 
-def _is_left(me: Driver, location: str) -> bool:
-    """Leave our mark. Where nobody can write, one may still look at what is there, and needs none.
+def require_still_alone() -> None:
+    """Return if this thread still has all folders to itself that it holds by `alone_in`; cheap enough for any loop.
 
     Raises:
-        StudyError: a store does not take it at the moment.
+        StudyError: another driver has taken one over.
     """
+    for hold in list(_held.values()):
+        if hold.thread == threading.get_ident():
+            hold.require()
+
+
+def _leave_mark(hold: _Hold) -> bool:
+    """Whether our mark stands in the folder. Where nobody can write, a driver only reads, and needs none."""
     try:
-        storage.write_text(location, json.dumps(me))
+        storage.write_text(_location(hold.root), json.dumps(hold.mark))
     except StudyError:
-        if storage.is_remote(location):
+        if storage.is_remote(hold.root):  # which only fails to answer at the moment
             raise
         return False
     return True
 
 
-@contextlib.contextmanager
-def _stoppable(lost: threading.Event) -> Iterator[None]:
-    """Let an interrupt through: a job of Ray blocks it and a shell's background ignores it, in all that they start."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        if lost.is_set():
-            raise KeyboardInterrupt
-
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    if ignored:
-        signal.signal(signal.SIGINT, stop)
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if ignored:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def require_nobody_in(root: str) -> None:
-    """Return once it is clear that nobody works in a folder: for those who only read there, and leave no mark.
+    """Return once it is clear that no driver works in a folder. A command that only reads there leaves no mark.
 
     Raises:
         StudyError: a driver works there.
@@ -139,7 +168,7 @@ def require_nobody_in(root: str) -> None:
             raise _refusal(root, other)
         if born is not None or other["user"] == _user():
             return
-        # A system may hide the processes of other users.
+        # The system may hide the processes of other users, so this one may be alive.
     patience_s = _DEAD_IN_A_STORE_AFTER_S if storage.is_remote(root) else _DEAD_AFTER_S
     console.print(f"{root}: {_who(other)} worked here; waiting up to {patience_s:.0f} s for a sign of life")
     deadline = time.monotonic() + patience_s
@@ -153,17 +182,17 @@ def require_nobody_in(root: str) -> None:
 
 
 def _location(root: str) -> str:
-    return storage.join(root, "stages", "driver.json")
+    return storage.join(root, layout.DRIVER)
 
 
-def _refusal(root: str, other: Driver) -> StudyError:
+def _refusal(root: str, other: Mark) -> StudyError:
     return StudyError(
         f"{_who(other)} works in {root} since {other['since']}. Wait until it is done, or end it: what it has finished "
         "stays. Or give another folder."
     )
 
 
-def _who(other: Driver) -> str:
+def _who(other: Mark) -> str:
     return f"Process {other['pid']} of {other['user']} on {other['host']}"
 
 
@@ -174,7 +203,7 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _introduction() -> Driver:
+def _introduction() -> Mark:
     return {
         "run": uuid.uuid4().hex,
         "user": _user(),
@@ -187,34 +216,18 @@ def _introduction() -> Driver:
     }
 
 
-def _renew(location: str, me: Driver, done: threading.Event, lost: threading.Event) -> None:
-    while not done.wait(_RENEWAL_S):
-        with contextlib.suppress(OSError, StudyError, pa.ArrowException):  # the storage is away for a moment
-            # Gone or another's: whoever took over may be done by now, and its tables are not to be touched.
-            if not _is_mine(_read(location), me):
-                lost.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
-            me["renewals"] += 1
-            storage.write_text(location, json.dumps(me))
-
-
-def _is_mine(there: Driver | None, me: Driver) -> bool:
-    return there is not None and there["run"] == me["run"]
-
-
-def _read(location: str) -> Driver | None:
-    """The mark, if there is one; half a file, as a power cut may leave, is none."""
-    with contextlib.suppress(FileNotFoundError, ValueError):  # it may go in between
+def _read(location: str) -> Mark | None:
+    """The mark, if there is a whole one: a power cut may leave half a file, which counts as none."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # the file may go while we look
         if storage.exists(location):
-            found: Driver = json.loads(storage.read_text(location))
-            if isinstance(found, dict) and found.keys() == _introduction().keys():
-                return found
+            mark: Mark = json.loads(storage.read_text(location))
+            if isinstance(mark, dict) and mark.keys() == _introduction().keys():
+                return mark
     return None
 
 
 def _machine() -> str:
-    """Tells machines, their starts and their containers apart: within these a process has a number of its own."""
+    """This machine, its start and its container: within these, the number of a process means one process."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -223,9 +236,9 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """When a process began, as the system counts; None where it is not alive, or where the system does not tell.
+    """When a process began, as the system counts; None if it is not alive, or if the system does not say.
 
-    A later process may have the same number, and one that was killed is listed until its parent has asked for it.
+    A later process may have the same number. A killed process stays listed until its parent has waited for it.
     """
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

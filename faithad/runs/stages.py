@@ -23,6 +23,7 @@ from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
 from faithad.runs.formats import mark_format, require_readable
+from faithad.runs.lock import require_still_alone
 from faithad.vocabulary import listed
 
 Settings = Mapping[str, Any]
@@ -104,9 +105,10 @@ class Stage:
             again: go on with results of these settings even though the stage is done.
 
         Raises:
-            StudyError: results of other settings are in the way and `redo` was not given, or a newer faithad worked in
-                this root.
+            StudyError: results of other settings are in the way and `redo` was not given, a newer faithad worked in
+                this root, or another driver has taken it over.
         """
+        require_still_alone()
         if self.is_done() and not again:
             return False
         if self._read(self._begun_location) == _REMOVING:
@@ -133,6 +135,12 @@ class Stage:
         )
 
     def finish(self) -> None:
+        """Mark the stage as done.
+
+        Raises:
+            StudyError: another driver has taken over the root.
+        """
+        require_still_alone()
         storage.write_text(self._location, json.dumps(self.settings, indent=1))
         storage.delete(self._begun_location)
 

@@ -122,6 +122,7 @@ def test_a_head_that_refuses_the_token_is_told_as_that(
 
 
 def test_a_token_that_is_nowhere_is_asked_for(monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     error = AuthenticationError("Token authentication is enabled but no authentication token was found")
     assert f"there is no token here for the cluster at {head}. " in refusal(monkeypatch, error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,20 +18,19 @@ from typing import Any
 
 import pytest
 import ray
-import typer
-from packaging.specifiers import SpecifierSet
+from ray._private import ray_constants
 from ray._private.runtime_env.packaging import create_package
+from typer.testing import CliRunner
 
 import faithad
 from faithad import cli
 from faithad.errors import ConfigError, StudyError
-from faithad.pipelines.submit import server as submit_server
-from faithad.pipelines.submit.check import JOBS, MARK, options
-from faithad.pipelines.submit.package import LIMIT_BYTES, files_of, inside, require_small
-from faithad.pipelines.submit.run import judge, submit_job
+from faithad.pipelines.submit import follow as submit_follow
+from faithad.pipelines.submit.check import MARK, misfits, summary
+from faithad.pipelines.submit.package import LIMIT_BYTES, files_of, inside, pack, require_small
+from faithad.pipelines.submit.run import submit_job
 
 PROJECT = Path(__file__).parents[2]
-COMMANDS = {"full_study": "study"}  # the others are called as their jobs
 # What must not travel: results, recordings, environments, caches, secrets.
 LITTER = [
     "runs/demo/manifest.parquet",
@@ -54,8 +54,9 @@ LITTER = [
 def checkout(tmp_path: Path) -> Path:
     """A copy of the checkout in which somebody has worked, with 1 MB in everything that must not travel."""
     folder = tmp_path / "checkout"
-    mess = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "*_cache", ".hypothesis", "*.egg-info")
+    mess = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*_cache", ".hypothesis", "*.egg-info")
     shutil.copytree(PROJECT, folder, ignore=mess)
+    shutil.rmtree(folder / "runs", ignore_errors=True)
     for name in LITTER:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,30 +66,72 @@ def checkout(tmp_path: Path) -> Path:
 
 def packed(folder: Path, archive: Path, *, heeds_gitignore: bool) -> dict[str, int]:
     """The package that Ray's client makes of a folder: the files in it."""
-    excludes = ray._private.ray_constants.get_runtime_env_default_excludes()
+    excludes = ray_constants.get_runtime_env_default_excludes()
     create_package(
         str(folder), archive, include_gitignore=heeds_gitignore, excludes=excludes, logger=logging.Logger("")
     )
     with zipfile.ZipFile(archive) as package:
-        return {one.filename: one.file_size for one in package.infolist() if not one.is_dir()}
+        return {entry.filename: entry.file_size for entry in package.infolist() if not entry.is_dir()}
 
 
 @pytest.mark.parametrize("heeds_gitignore", [True, False])
-def test_a_checkout_travels_small_and_as_listed(
+def test_a_checkout_travels_small_and_with_the_files_that_ray_would_pack(
     checkout: Path, tmp_path: Path, heeds_gitignore: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0" if heeds_gitignore else "1")
-    archive = tmp_path / "package.zip"
-    in_package = packed(checkout, archive, heeds_gitignore=heeds_gitignore)
-    assert not set(LITTER) & set(in_package)
-    assert {"jobs/full_study.py", "configs/demo.yaml", "faithad/report/page.css.j2"} <= set(in_package)
-    assert files_of(str(checkout)) == in_package
-    assert archive.stat().st_size < 3_000_000
-    estimate = require_small(in_package, str(checkout))
-    assert archive.stat().st_size <= estimate <= archive.stat().st_size + 100 * len(in_package)
+    files = files_of(str(checkout))
+    assert not set(LITTER) & set(files)
+    needed = {"jobs/full_study.py", "configs/demo.yaml", "faithad/report/page.css.j2", "faithad/runs/layout.py"}
+    assert needed <= set(files)
+    assert files == packed(checkout, tmp_path / "of_ray.zip", heeds_gitignore=heeds_gitignore)
+
+
+def test_the_package_holds_the_files_and_is_no_larger_than_was_said(checkout: Path, tmp_path: Path) -> None:
+    package, again = tmp_path / "package.zip", tmp_path / "again.zip"
+    files = files_of(str(checkout))
+    pack(files, str(checkout), str(package))
+    with zipfile.ZipFile(package) as archive:
+        assert {entry.filename: entry.file_size for entry in archive.infolist()} == files
+        for name in ("jobs/full_study.py", "faithad/cli.py"):
+            assert archive.read(name) == (checkout / name).read_bytes()
+    size = package.stat().st_size
+    assert size < 3_000_000
+    assert size <= require_small(files, str(checkout)) <= size + 100 * len(files)
+    os.utime(checkout / "jobs" / "full_study.py", (0, 0))
+    pack(files_of(str(checkout)), str(checkout), str(again))
+    assert again.read_bytes() == package.read_bytes(), "Ray would upload it again"
+
+
+IGNORED = """
+# A comment, and an empty line.
+
+*.log
+!keep.log
+/top
+deep/*.bin
+any/**/end
+folder/
+[a-c]?.txt
+"""
+
+
+def test_patterns_leave_out_what_ray_leaves_out(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    names = ["a.log", "keep.log", "x/b.log", "top", "x/top", "deep/1.bin", "x/deep/1.bin", "any/1/2/end", "any/end"]
+    names += ["folder/1", "x/folder/1", "a1.txt", "d1.txt", "x/b2.txt", "nested/1", "nested/2", "nested/x/1", "venv/1"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / ".rayignore").write_text(IGNORED)
+    (folder / "nested" / ".gitignore").write_text("/1\n")
+    expected = {"keep.log", "x/top", "x/deep/1.bin", "d1.txt", "nested/2", "nested/x/1"}
+    files = files_of(str(folder))
+    assert set(files) == expected | {".rayignore", "nested/.gitignore"}
+    assert files == packed(folder, tmp_path / "of_ray.zip", heeds_gitignore=True)
 
 
 def test_a_large_folder_is_refused_by_its_largest_parts(tmp_path: Path) -> None:
+    assert LIMIT_BYTES == ray_constants.DASHBOARD_CLIENT_MAX_SIZE
     (tmp_path / "notes").mkdir()
     for n in range(30):
         (tmp_path / "notes" / f"{n}.txt").write_bytes(b"0" * 100_000)
@@ -119,16 +162,18 @@ def test_files_that_do_not_travel(checkout: Path, name: str, message: str) -> No
 
 
 @pytest.fixture
-def answering() -> Iterator[Callable[[str], str]]:
-    """Makes a server that says it is a job server with some version of Ray, and takes nothing; its address."""
+def answering() -> Iterator[Callable[..., str]]:
+    """Makes a server that says it is a job server with some version of Ray, or something else, and takes nothing; its
+    address.
+    """
     servers: list[HTTPServer] = []
 
-    def serve(version: str) -> str:
+    def serve(version: str = "", text: str = "") -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(json.dumps({"version": "4", "ray_version": version}).encode())
+                self.wfile.write((text or json.dumps({"version": "4", "ray_version": version})).encode())
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -145,9 +190,8 @@ def answering() -> Iterator[Callable[[str], str]]:
 
 def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As behind a tunnel whose far end is gone: it takes whatever comes, and answers nothing."""
-    monkeypatch.setattr(submit_server, "_REPLY_S", 0.2)
-    monkeypatch.setattr(submit_server, "_SILENCE_S", 0.2)
-    monkeypatch.setattr(submit_server, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(submit_follow, "_REPLY_S", 0.2)
+    monkeypatch.setattr(submit_follow, "_PATIENCE_S", 1.0)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     answered = threading.Event()
 
@@ -168,14 +212,24 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
-        client = submit_server.connect(f"127.0.0.1:{server.server_port}", ray_versions=SpecifierSet(""))
+        client = submit_follow.connect(f"127.0.0.1:{server.server_port}")
         answered.set()
         with pytest.raises(StudyError, match=r"could not be reached for .* s\. raysubmit_x goes on"):
-            submit_server.Log(client, "raysubmit_x").follow()
+            submit_follow.follow(client, "raysubmit_x")
     finally:
         ended.set()
         server.shutdown()
         server.server_close()
+
+
+def said_of(arguments: list[str], *, status: int) -> str:
+    """What `faithad submit` says, without the frame that it stands in."""
+    answer = CliRunner().invoke(cli.app, ["submit", *arguments])
+    if isinstance(answer.exception, ConfigError | StudyError):
+        assert status == 1
+        return str(answer.exception)
+    assert answer.exit_code == status, answer.output
+    return " ".join(answer.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -183,22 +237,8 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
     [
         (["study"], r"There is no job 'study'\. Jobs are full_study, train, search, audit"),
         (["mine.py"], r"Script 'mine\.py': there is no such file"),
-        (["train"], r"train needs a study: --config"),
-        (["jobs/train.py"], r"train needs a study: --config"),
-        (
-            ["full_study", "--confg", "configs/demo.yaml"],
-            r"full_study takes no '--confg'; did you mean '--config'\? Allowed: --config, -c, --set, --redo\.",
-        ),
-        (["jobs/train.py", "--st=train.epochs=1"], r"train takes no '--st'; did you mean '--set'\?"),
-        (["train", "-c", "configs/demo.yaml", "--redoo"], r"train takes no '--redoo'; did you mean '--redo'\?"),
-        (["train", "-c=configs/demo.yaml"], r"'-c=configs/demo\.yaml' is read as the file .*write -c FILE"),
+        (["train", "-c=configs/demo.yaml"], r"--config '=configs/demo\.yaml': there is no such file"),
         (["audit", "-c", "configs/demo.yaml", "--retry-failed"], r"--retry-failed has no meaning with a study"),
-        (["search", "-c", "configs/demo.yaml", "--model", "mae"], r"search takes no '--model'; .*llowed: --config, -c"),
-        (
-            ["audit", "-c", "configs/audit.yaml", "more.wav"],
-            r"audit takes no 'more\.wav'; allowed: --config, -c, --set",
-        ),
-        (["search", "--config"], r"--config/-c: expected one argument"),
         (["search", "--config", "absent.yaml"], r"--config 'absent\.yaml': there is no such file"),
         (
             ["full_study", "-c", "configs/demo.yaml", "--set", "train.epochs=0"],
@@ -214,39 +254,53 @@ def test_what_is_wrong_with_a_job_is_said_before_anything_is_uploaded(
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     job, *rest = arguments
-    with pytest.raises(ConfigError, match=message):
-        submit_job(job, address=answering(ray.__version__), arguments=rest, working_dir=str(PROJECT))
+    where = ["--address", answering(ray.__version__), "--working-dir", str(PROJECT)]
+    assert re.search(message, said_of([job, *where, *rest], status=1))
 
 
-def test_the_jobs_take_the_options_of_their_commands() -> None:
-    commands: Any = typer.main.get_command(cli.app)
-    for job in JOBS:
-        of_command = {name for option in commands.commands[COMMANDS.get(job, job)].params for name in option.opts}
-        assert {name for action in options(job)._actions for name in action.option_strings} == of_command
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], r"faithad submit train .*Missing option '--config'"),
+        (["jobs/train.py"], r"faithad submit train .*Missing option '--config'"),
+        (["full_study", "--confg", "configs/demo.yaml"], r"No such option: --confg .*--config"),
+        (["jobs/train.py", "--st=train.epochs=1"], r"No such option: --st .*--set"),
+        (["train", "-c", "configs/demo.yaml", "--redoo"], r"No such option: --redoo .*--redo"),
+        (["search", "-c", "configs/demo.yaml", "--model", "mae"], r"No such option: --model"),
+        (["audit", "-c", "configs/audit.yaml", "more.wav"], r"unexpected extra argument\(s\) \(more\.wav\)"),
+        (["search", "--config"], r"Option '--config' requires an argument"),
+        (["train", "-c", "a.yaml", "--config", "b.yaml"], r"is given twice, and takes one value"),
+    ],
+)
+def test_a_wrong_option_of_a_job_is_named_before_the_cluster_is_asked(arguments: list[str], message: str) -> None:
+    assert re.search(message, said_of(arguments, status=2))
 
 
 def test_the_options_of_a_script_of_the_users_own_are_its_own(
     answering: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text("")
-    monkeypatch.setattr("faithad.pipelines.submit.run._ask_cluster", lambda *_: [{"problem": "asked"}])
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-    with pytest.raises(StudyError, match="asked"):
-        submit_job(
-            "mine.py", address=answering(ray.__version__), arguments=["--confg", "--set"], working_dir=str(tmp_path)
-        )
+    where = ["--address", answering(ray.__version__), "--working-dir", str(tmp_path)]
+    said = said_of(["mine.py", *where, "--confg", "--set"], status=1)
+    assert "did not take the job" in said, "it was given to the server, which takes nothing"
 
 
-def test_a_cluster_of_another_ray(answering: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://{answering('2.9.3')}")
-    with pytest.raises(StudyError, match=r"runs Ray 2\.9\.3, and faithad needs ray~=2\.60\.0"):
-        submit_job("train", address=None, arguments=[], working_dir=str(PROJECT))
+@pytest.mark.parametrize(
+    ("answer", "message"), [("<html>Grafana</html>", "is no job server of Ray"), ("{}", "is no job server of Ray")]
+)
+def test_a_server_that_is_no_job_server(
+    answering: Callable[..., str], answer: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with pytest.raises(StudyError, match=message):
+        submit_job("train", [], {}, address=answering(text=answer), working_dir=str(PROJECT))
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "auto://", "http://"])
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(ConfigError, match="is not the address of a job server"):
-        submit_job("train", address=address, arguments=[], working_dir=str(PROJECT))
+        submit_job("train", [], {}, address=address, working_dir=str(PROJECT))
 
 
 @pytest.mark.parametrize(
@@ -254,19 +308,20 @@ def test_an_address_that_is_none(address: str) -> None:
 )
 def test_a_secret_does_not_get_into_the_jobs_record(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="holds a secret, which would stand in the job's record") as refused:
-        submit_job("audit", address=None, arguments=arguments, working_dir=str(PROJECT))
+        submit_job("audit", arguments, {}, address=None, working_dir=str(PROJECT))
     assert "hush" not in str(refused.value)
 
 
 def test_a_shared_folder_has_one_path_on_all_machines() -> None:
     with pytest.raises(ConfigError, match="--shared 'runs' is no whole path"):
-        submit_job("train", address=None, arguments=[], shared=["/mnt/data", "runs"])
+        submit_job("train", [], {}, address=None, shared=["/mnt/data", "runs"])
 
 
-def test_the_check_says_what_it_runs_on(tmp_path: Path) -> None:
-    """Without Ray in its Python it ends there; the package is that of the current folder."""
+def test_the_check_says_what_is_missing(tmp_path: Path) -> None:
+    """It ends there, without Ray. The package is that of the current folder."""
     shutil.copytree(PROJECT / "faithad", tmp_path / "faithad", ignore=shutil.ignore_patterns("__pycache__"))
-    request = {"distributions": ["packaging", "no-such-distribution"], "job": "train", "arguments": []}
+    needs = {"packaging": ">=24", "no-such-distribution": ">=1", "python": ">=3.11"}
+    request = {"needs": needs, "faithad": "0.1.0", "job": "train", "options": {}}
     answer = subprocess.run(
         [sys.executable, "-m", "faithad.pipelines.submit.check", json.dumps(request)],
         cwd=tmp_path,
@@ -276,58 +331,63 @@ def test_the_check_says_what_it_runs_on(tmp_path: Path) -> None:
         check=False,
     )
     assert answer.returncode == 1, answer.stderr
-    (line,) = answer.stdout.splitlines()
-    said = json.loads(line.removeprefix(MARK))["versions"]
-    assert said["travels"] is True
-    assert said["distributions"]["packaging"] is not None
-    assert said["distributions"]["no-such-distribution"] is None
-    assert said["executable"] == sys.executable
+    assert answer.stdout == f"{MARK}the head ({sys.executable}): no-such-distribution is missing\n"
 
 
-NEEDS = {"ray": SpecifierSet("~=2.60.0"), "torch": SpecifierSet("~=2.11.0"), "python": SpecifierSet(">=3.11")}
+NEEDS = {"ray": "~=2.60.0", "torch": "~=2.11.0", "python": ">=3.11"}
 
 
-def machine(*names: str, torch: str | None = "2.11.0+cu130", **changes: Any) -> dict[str, Any]:
-    found = {
-        "python": "3.12.1",
-        "executable": "/opt/bin/python",
-        "faithad": faithad.__version__,
-        "travels": True,
-        "baked": None,
-    }
-    return {"machines": list(names), "versions": found | {"distributions": {"ray": "2.60.1", "torch": torch}} | changes}
+def machine(torch: str | None = "2.11.0+cu130", python: str = "3.12.1", **changes: Any) -> dict[str, Any]:
+    """What `versions` says of a machine."""
+    has = {"python": python, "ray": "2.60.1", "torch": torch}
+    same = {"faithad": faithad.__version__}
+    return {"executable": "/opt/bin/python", "travels": True, "has": has, "same": same} | changes
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("machines", "lines"),
     [
-        ([machine("the head", torch=None)], ["the head (/opt/bin/python): torch is missing"]),
-        ([machine("the head", python="3.10.4")], ["the head (/opt/bin/python): python is 3.10.4, and must be >=3.11"]),
+        ({"the head": machine(torch=None)}, ["the head (/opt/bin/python): torch is missing"]),
         (
-            [machine("the head"), machine("a", "b", torch="2.9.1"), {"problem": "StudyError: unseen"}],
+            {"the head": machine(python="3.10.4")},
+            ["the head (/opt/bin/python): python is 3.10.4, and must be >=3.11"],
+        ),
+        (
+            {"the head": machine(has={"python": "3.12.1", "ray": "2.9.3", "torch": "2.11.0"})},
+            ["the head (/opt/bin/python): ray is 2.9.3, and must be ~=2.60.0"],
+        ),
+        (
+            {"the head": machine(), "a": machine(torch="2.9.1"), "b": machine(torch="2.9.1")},
             ["a, b (/opt/bin/python): torch is 2.9.1, and must be ~=2.11.0"],
         ),
         (
-            [machine("the head", travels=False), machine("a", travels=False, faithad="0.2.0")],
+            {"the head": machine(travels=False), "a": machine(travels=False, same={"faithad": "0.2.0"})},
             ["a (/opt/bin/python): faithad is 0.2.0, and on the head " + faithad.__version__],
         ),
-        ([machine("the head"), {"problem": "StudyError: unseen"}], ["StudyError: unseen"]),
-        ([{"problem": "it has no faithad"}], ["it has no faithad"]),
+        (
+            {
+                "the head": machine(same={"faithad": "0.1.0", "lime-for-faithad": "1.1"}),
+                "a": machine(same={"faithad": "0.1.0", "lime-for-faithad": "1.0"}),
+                "b": machine(same={"faithad": "0.1.0"}),
+            },
+            [
+                "a (/opt/bin/python): lime-for-faithad is 1.0, and on the head 1.1",
+                "b (/opt/bin/python): lime-for-faithad is missing, and on the head 1.1",
+            ],
+        ),
+        ({"the head": machine(), "a": machine()}, []),
+        # A faithad that is installed has seen to its own versions.
+        ({"the head": machine(travels=False, torch="3.0.0")}, []),
     ],
 )
-def test_a_cluster_that_cannot_run_the_job(answers: list[dict[str, Any]], told: list[str]) -> None:
-    with pytest.raises(StudyError) as refused:
-        judge(answers, NEEDS, at="http://head:8265")
-    first, *lines = str(refused.value).splitlines()
-    assert "http://head:8265 cannot run this job; nothing was started" in first
-    assert [line.strip() for line in lines] == told
+def test_machines_that_cannot_run_the_job(machines: dict[str, Any], lines: list[str]) -> None:
+    assert misfits(machines, NEEDS) == lines
 
 
-def test_a_cluster_that_can() -> None:
-    said = judge([machine("the head", baked="0.0.9"), machine("a", "b")], NEEDS, at="http://head:8265")
-    assert "3 of its machines at http://head:8265 answered: ray 2.60.1, torch 2.11.0+cu130, python 3.12.1 (" in said
-    travels = f"faithad: {faithad.__version__} travels with the job and is used, before 0.0.9, which is installed"
-    assert travels in said
-    # One that is installed has seen to its own versions.
-    installed = judge([machine("the head", travels=False, faithad="0.0.9", torch="3.0.0")], NEEDS, at="")
-    assert f"faithad: 0.0.9 is installed on the cluster ({faithad.__version__} here); none travels" in installed
+def test_what_is_said_of_a_cluster_that_can() -> None:
+    assert summary({"the head": machine(), "a": machine(), "b": machine()}, faithad.__version__) == [
+        "cluster: 3 of its machines answered: ray 2.60.1, torch 2.11.0+cu130, python 3.12.1",
+        f"faithad: {faithad.__version__} travels with the job and is used",
+    ]
+    installed = summary({"the head": machine(travels=False, same={"faithad": "0.0.9"})}, "0.1.0")
+    assert installed[1] == "faithad: 0.0.9 is installed on the cluster (0.1.0 here); none travels with the job"

@@ -6,8 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from faithad import storage
 from faithad.errors import StudyError
 from faithad.runs import lock
-from faithad.runs.lock import alone_in
+from faithad.runs.lock import alone_in, require_still_alone
+from faithad.runs.stages import Stage
 
 # Another driver; with a machine of its own where one is named.
 OTHER = """
@@ -28,10 +30,6 @@ with lock.alone_in(sys.argv[1]):
     print("in", flush=True)
     time.sleep(600)
 """
-
-# Neither lets an interrupt through: a job of Ray, and a shell's background.
-BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"
-IGNORED = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 @pytest.fixture(params=["here", "store"])
@@ -115,45 +113,120 @@ def test_on_another_machine_the_next_renewal_tells(root: str, others: Others, mo
         assert time.monotonic() - started >= 0.5
 
 
-def test_who_was_overtaken_stops_and_leaves_the_other_s_mark(root: str) -> None:
-    """Suspended for so long that it was taken for dead; or both came in the same moment."""
-
-    def overtaken() -> None:
-        with alone_in(root):
+def overtaken(root: str, work: Callable[[], object], *, is_done: bool = True) -> None:
+    """Work in a folder while another driver, which came in the same moment, works there or is done already."""
+    with alone_in(root):
+        if is_done:
+            storage.delete(mark(root))
+        else:
             other = json.loads(storage.read_text(mark(root))) | {"run": "another"}
             storage.write_text(mark(root), json.dumps(other))
-            time.sleep(30)
+        work()
+
+
+def steps() -> None:
+    for _ in range(2_000):
+        require_still_alone()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["at work", "done"])
+def test_a_driver_that_was_overtaken_stops_at_its_next_step(root: str, is_done: bool) -> None:
+    started = time.monotonic()
+    with pytest.raises(StudyError, match=f"Another run has taken over {root}"):
+        overtaken(root, steps, is_done=is_done)
+    assert time.monotonic() - started < 10
+    assert storage.exists(mark(root)) is not is_done
+    assert is_done or json.loads(storage.read_text(mark(root)))["run"] == "another"
+
+
+@pytest.mark.parametrize("write", ["begin", "finish"])
+def test_a_driver_that_was_overtaken_marks_no_stage(root: str, write: str) -> None:
+    stage = Stage(root, "index", {}, ("manifest.parquet",), result="manifest.parquet")
+
+    def work() -> None:
+        time.sleep(0.5)
+        stage.begin(redo=False) if write == "begin" else stage.finish()
 
     with pytest.raises(StudyError, match="Another run has taken over"):
-        overtaken()
-    assert json.loads(storage.read_text(mark(root)))["run"] == "another"
+        overtaken(root, work)
+    assert [name for name, _ in storage.list_files(root, suffixes=[""])] == []
 
 
-def test_who_was_overtaken_stops_although_the_other_is_done_already(root: str) -> None:
-    def overtaken() -> None:
-        with alone_in(root):
-            storage.delete(mark(root))
-            time.sleep(30)
+def test_an_error_that_the_other_driver_caused_is_told_as_that(root: str) -> None:
+    def work() -> None:
+        time.sleep(0.5)
+        raise FileNotFoundError("a table that the other driver has removed")
 
     with pytest.raises(StudyError, match="Another run has taken over"):
-        overtaken()
+        overtaken(root, work)
+
+
+def test_a_driver_checks_the_folders_of_its_own_thread(tmp_path: Path) -> None:
+    ended: list[str] = []
+
+    def other_thread() -> None:
+        require_still_alone()
+        ended.append("well")
+
+    def work() -> None:
+        time.sleep(0.5)
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join()
+
+    with pytest.raises(StudyError, match="Another run has taken over"):
+        overtaken(str(tmp_path), work)
+    assert ended == ["well"]
+
+
+# Writes numbers into a file, one step after the other.
+STEPS = OTHER.replace(
+    "    time.sleep(600)",
+    """
+    for n in range(10_000):
+        lock.require_still_alone()
+        open(sys.argv[1] + "/table", "w").write(str(n))
+        time.sleep(0.01)
+""",
+)
+
+
+def test_a_driver_that_was_suspended_writes_nothing_after_another_has_taken_over(tmp_path: Path) -> None:
+    root = str(tmp_path / "out")
+    table = Path(root, "table")
+    with subprocess.Popen(
+        [sys.executable, "-c", STEPS, root, "moon 1 2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as suspended:
+        try:
+            assert suspended.stdout is not None
+            assert suspended.stdout.readline() == "in\n"
+            while not table.exists():
+                time.sleep(0.01)
+            suspended.send_signal(signal.SIGSTOP)
+            with alone_in(root):
+                table.write_text("ours")
+            suspended.send_signal(signal.SIGCONT)
+            _, said = suspended.communicate(timeout=20)
+        finally:
+            suspended.kill()
+    assert f"StudyError: Another run has taken over {root} meanwhile; this one stopped." in said
+    assert table.read_text() == "ours"
     assert not storage.exists(mark(root))
 
 
-@pytest.mark.parametrize("deafness", [BLOCKED, IGNORED], ids=["blocked", "ignored"])
-def test_who_was_overtaken_stops_although_interrupts_do_not_reach_it(deafness: str, tmp_path: Path) -> None:
-    """The command sleeps through its own end otherwise, and both would write."""
+def test_a_store_that_is_away_for_a_moment_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: str) -> bool:
+        raise StudyError("no answer")
+
     root = str(tmp_path / "out")
-    code = OTHER.replace("import sys, time", f"import signal, sys, time; {deafness}")
-    with subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"in\n"
-        storage.delete(mark(root))
-        try:
-            _, told = other.communicate(timeout=20)
-        finally:
-            other.kill()
-    assert b"Another run has taken over" in told
+    with alone_in(root):
+        with monkeypatch.context() as outage:
+            outage.setattr(storage, "exists", away)
+            time.sleep(0.5)  # longer than two renewals
+            require_still_alone()
+        require_still_alone()
+    assert not storage.exists(mark(root))
 
 
 def test_a_mark_cut_off_by_a_power_cut_is_none(root: str) -> None:

@@ -1,9 +1,10 @@
-"""The cores of Ray Train runs that lost their controller: they are given back to the cluster.
+"""Gives the cores of Ray Train runs that lost their controller back to the cluster.
 
-A run holds its cores, or GPUs, by a placement group that its controller, an actor, has made. Where the controller
-dies, alone or with the process that started it, Ray keeps the group until the whole job ends, and whoever comes next
-waits for cores that nobody works on. Ray Train's own cleaner asks the dashboard who is alive, which a Ray of ours does
-not have; the control store, which every Ray has, knows it too.
+A run holds its cores, or GPUs, by a placement group that its controller, an actor, has made. When the controller dies,
+alone or with the process that started it, Ray keeps the group until the whole job ends, and the next run waits for
+cores that nobody works on. Ray Train's own cleaner asks the dashboard which actors are alive, but a Ray of our own has
+no dashboard. The control store, which every Ray has, knows it too. Ray's public `placement_group_table` leaves out who
+made a group, so the store is asked through a private call.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _LOOK_EVERY_S = 1.0
 
 @contextlib.contextmanager
 def giving_back() -> Iterator[None]:
-    """While the block runs, give back what dead actors of this job hold: also those that die meanwhile."""
-    over = threading.Event()
+    """While the block runs, give back what dead actors of this job hold, also of actors that die meanwhile."""
+    is_over = threading.Event()
 
     def look() -> None:
-        while not over.wait(_LOOK_EVERY_S):
+        while not is_over.wait(_LOOK_EVERY_S):
             give_back()
 
     watcher = threading.Thread(target=look, daemon=True)
@@ -34,12 +35,12 @@ def giving_back() -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        is_over.set()
         watcher.join()
 
 
 def give_back() -> int:
-    """Remove the placement groups of this job whose actor is dead, and say how many these were."""
+    """Remove the placement groups of this job whose actor is dead. Returns how many these were."""
     job = ray.get_runtime_context().get_job_id()
     groups = [
         PlacementGroupTableData.FromString(content)
@@ -50,7 +51,7 @@ def give_back() -> int:
         for group in groups
         if group.state != PlacementGroupTableData.REMOVED
         and group.creator_job_id.hex() == job
-        # Of a group that no actor made it says the same.
+        # The flag is also set for a group that no actor made.
         and group.creator_actor_dead
         and not ray.ActorID(group.creator_actor_id).is_nil()
     ]

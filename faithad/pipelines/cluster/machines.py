@@ -1,8 +1,8 @@
 """The machines of the cluster: those that are there, and those that may still come.
 
 A cluster that grows with its work begins with little, often with a head that has no core to give, and Ray cannot tell
-how far it may grow. So what is too much for the machines that are there is asked for and waited for before it is
-refused. A Ray of our own is what it is: there nothing is waited for.
+how far it may grow. So a request that is too large for the machines that are there is made, and waited for, before it
+is refused. A Ray of our own does not grow, so nothing is waited for.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from faithad.errors import StudyError
 from faithad.pipelines.cluster.session import ray_is_ours
@@ -26,6 +29,43 @@ Nodes = list[dict[str, float]]
 WAIT = "FAITHAD_WAIT_S"
 _WAIT_S = 900.0
 _LOOK_EVERY_S = 0.5
+# For the answers of all machines. One that has just joined may still unpack the job's working directory.
+_ANSWER_S = 60.0
+
+
+class Answers(NamedTuple):
+    """What other machines answered, by their names, and the last line of the error of those that could not."""
+
+    answers: dict[str, Any]
+    errors: dict[str, str]
+
+
+def ask_other_machines(question: Callable[..., Any], *arguments: Any) -> Answers:
+    """Call a function on every machine but this one; Ray must have been joined.
+
+    Machines that go away, or do not answer in a minute, are left out and named on the console.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    asked: dict[ray.ObjectRef, str] = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] != here:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            asked[task.remote(*arguments)] = f"{node['NodeManagerAddress']} (node {node['NodeID'][:8]})"
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+    answers: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for task in answered:
+        try:
+            answers[asked[task]] = ray.get(task)
+        except RayTaskError as error:
+            errors[asked[task]] = str(error).strip().splitlines()[-1]
+        except RayError:
+            console.print(f"{asked[task]} went away and was not asked")
+    for task in silent:
+        ray.cancel(task, force=True)
+        console.print(f"{asked[task]} did not answer within {_ANSWER_S:.0f} s")
+    return Answers(answers, errors)
 
 
 def alive_nodes() -> Nodes:
@@ -70,8 +110,8 @@ def wait_for_machines(each: Mapping[str, float], count: int = 1, *, request: str
         f"up to {wait_s():.0f} s ({WAIT})"
     )
     started = time.monotonic()
-    # This is what an autoscaler looks at. Unlike a call of its `request_resources` it ends with this process, however
-    # that ends: nobody is to pay for machines that were asked for by a job that was killed.
+    # An autoscaler looks at this. Unlike a call of its `request_resources`, it ends with this process, however that
+    # ends: nobody is to pay for machines that a killed job has asked for.
     demand = placement_group([dict(each)] * count)
     try:
         while held(alive_nodes(), each) < count:

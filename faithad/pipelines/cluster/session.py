@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator
 
 import ray
-from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
@@ -29,6 +28,7 @@ _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 # Where one of these is set, somebody has decided who may reach Ray.
 _TOKEN_SETTINGS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _REACH_S = 5.0
+_NO_TOKEN = "no authentication token was found"
 _PATIENCE = "RAY_gcs_server_port_wait_time_s"
 
 
@@ -70,7 +70,10 @@ def ray_session() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep what this process does at SIGTERM over the start of Ray, which would end it with nothing unwound."""
+    """Keep what this process does at SIGTERM over the start of Ray, which would end it with nothing unwound.
+
+    Ray sets its own handler during `ray.init`, by a private function, and has no setting for it.
+    """
     ours, rays = signal.getsignal(signal.SIGTERM), ray_utils.set_sigterm_handler
     if not callable(ours) or threading.current_thread() is not threading.main_thread():
         yield
@@ -84,14 +87,16 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _own_folder() -> str:
-    """One around Ray's, which it opens to everybody; below Ray's own choice, as paths of sockets must be short."""
-    return tempfile.mkdtemp(prefix="ray-", dir=get_default_system_temp_dir())
+    """A folder for this user alone around Ray's, which Ray opens to everybody. Paths of sockets must be short."""
+    of_linux = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # that of macOS is long
+    return tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or of_linux or "/tmp")
 
 
 def _start_own(folder: str) -> None:
     """Start a Ray that no other user and no other machine can reach, with its sockets and logs in a folder."""
     # On Linux, Ray takes the network card's address for its node's, also where 127.0.0.1 is asked for, and listens
-    # everywhere. As on systems on which it knows of no clusters, it is to be content with loopback.
+    # everywhere. Only on systems without clusters it listens on loopback, and it reads the public variable that says
+    # so (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) when it is imported, which is long ago by now.
     ray_constants.ENABLE_RAY_CLUSTER = False
     if sys.platform == "linux":  # so are the workers that share a training
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -99,7 +104,7 @@ def _start_own(folder: str) -> None:
     if not _TOKEN_SETTINGS & set(os.environ):
         # Ray would write one into the home folder, for everybody to read.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        AuthenticationTokenLoader.instance().reset_cache()
+        AuthenticationTokenLoader.instance().reset_cache()  # it reads the variable once, and may have done so
     ray.init(
         address="local",
         num_cpus=usable_cores(),
@@ -147,18 +152,10 @@ def _require_reachable(address: str) -> None:
 
 
 def _refused(address: str, reason: str) -> str:
-    """What to tell of a head that was reached and could not be joined."""
+    """What to say of a head that was reached and could not be joined."""
     cluster = f"The cluster at {address}, which RAY_ADDRESS names,"
-    token = (
-        "The token is the one that the head was started with: put it into ~/.ray/auth_token, or into a file that "
-        "RAY_AUTH_TOKEN_PATH names, readable by you alone; RAY_AUTH_TOKEN, where it is set, wins over both."
-    )
-    if "InvalidAuthToken" in reason:
-        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-            return f"{cluster} asks for a token, and none was sent. Set RAY_AUTH_MODE=token. {token}"
-        return f"{cluster} does not accept this token: it is another cluster's, or an old one. {token}"
-    if "no authentication token was found" in reason:
-        return f"RAY_AUTH_MODE is 'token', and there is no token here for the cluster at {address}. {token}"
+    if "InvalidAuthToken" in reason or _NO_TOKEN in reason:
+        return token_refusal(address, reason)
     if "Version mismatch" in reason:
         return f"{cluster} runs other versions than this process. {reason[reason.index('Version mismatch') :]}"
     said = "Ray says: " + reason.rpartition("\n")[2]
@@ -170,6 +167,19 @@ def _refused(address: str, reason: str) -> str:
         f"{cluster} was reached but could not be joined. Is it the port of the head itself (6379, unless `ray start "
         f"--head --port` said another), of Ray {ray.__version__}, and is this one of the cluster's machines? {said}"
     )
+
+
+def token_refusal(address: str, reason: str) -> str:
+    """What to say of a cluster that refuses our token, or misses it. `reason`: what Ray says."""
+    where = (
+        "The token is the one that the head was started with: put it into ~/.ray/auth_token, or into a file that "
+        "RAY_AUTH_TOKEN_PATH names, readable by you alone; RAY_AUTH_TOKEN, where it is set, wins over both."
+    )
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return f"The cluster at {address} asks for a token, and none was sent. Set RAY_AUTH_MODE=token. {where}"
+    if _NO_TOKEN in reason:
+        return f"RAY_AUTH_MODE is 'token', and there is no token here for the cluster at {address}. {where}"
+    return f"The cluster at {address} does not accept this token: it is another cluster's, or an old one. {where}"
 
 
 def ray_is_ours() -> bool:

@@ -1,14 +1,13 @@
-"""On a cluster of several machines: does every one of them see what a command reads and writes?
+"""Does every machine of a cluster see the files that a command reads and writes?
 
-A folder of the machine on which a command was started is another folder, or none, on the next one. So a local path is
-refused there unless it lies below a folder that FAITHAD_SHARED says all machines share, and what is said is tried out:
-each machine reads a file that this one has just written. URIs are tried in the same way, since a machine may lack the
-credentials. A Ray of one machine needs none of this.
+A folder of the machine on which a command was started is another folder, or none, on the next machine. So on a cluster
+of several machines a local path is refused unless it lies below a folder that FAITHAD_SHARED says all machines share.
+Then it is tried: each machine reads a file that this one has just written. URIs are tried in the same way, since a
+machine may lack the credentials. A Ray of one machine needs none of this.
 
-Who asks, each right after its command has joined Ray and before it writes anything: for a study `run_study`,
-`compute_features`, `train_models`, `search_study` and `audit_models`, through `index.require_study_visible`; for an
-audit of recordings `run_audit`, which reads its model and its recordings and writes its `out`. What was found is
-remembered as long as the machines are the same, so that each stage of a command may ask.
+Every command calls this right after it has joined Ray and before it writes anything, a study through
+`index.require_study_visible`. The result is remembered as long as the machines are the same, so that each stage may
+call it again.
 """
 
 from __future__ import annotations
@@ -21,18 +20,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from faithad import storage
 from faithad.errors import StudyError
-from faithad.progress import console
+from faithad.pipelines.cluster.machines import ask_other_machines
 
 # Folders, with the system's separator between them, that every machine sees under the same path.
 SHARED = "FAITHAD_SHARED"
 
-# For the answers of all machines. One that has just joined may still unpack the job's working directory.
-_ANSWER_S = 60.0
 # A network file system may show a new file to other machines a moment later.
 _PATIENCE_S = 3.0
 
@@ -40,23 +35,23 @@ _PATIENCE_S = 3.0
 def require_visible(reads: Iterable[str], writes: Iterable[str]) -> None:
     """Refuse what some machine of the cluster cannot see; Ray must have been joined.
 
-    Machines that go away meanwhile, and such that do not answer in a minute, are no reason to stop.
+    Machines that go away meanwhile, and machines that do not answer in a minute, are left out.
 
     Args:
-        reads: files and folders that tasks read. What is missing here as well is left to those who need it.
-        writes: folders that tasks write to; made where they do not exist yet.
+        reads: files and folders that tasks read. One that is missing on this machine as well is not looked for.
+        writes: folders that tasks write to. They are made if they do not exist yet.
 
     Raises:
-        StudyError: a local path is not said to be shared, a folder cannot be written from here, or some machines do
-            not see it; each is named.
+        StudyError: FAITHAD_SHARED does not name a folder around a local path, a folder cannot be written from here, or
+            some machines do not see it; each is named.
     """
-    nodes = tuple(sorted((node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]))
+    nodes = tuple(sorted(node["NodeID"] for node in ray.nodes() if node["Alive"]))
     if len(nodes) > 1:
         _require_visible(ray.get_runtime_context().get_job_id(), nodes, tuple(reads), tuple(writes))
 
 
 @functools.lru_cache(maxsize=16)  # an error is not remembered
-def _require_visible(job: str, nodes: Sequence[tuple[str, str]], reads: Sequence[str], writes: Sequence[str]) -> None:
+def _require_visible(job: str, nodes: Sequence[str], reads: Sequence[str], writes: Sequence[str]) -> None:
     for location in (*reads, *writes):
         _refuse_unshared(location, len(nodes))
     content = f"{job} {uuid.uuid4().hex}"
@@ -65,15 +60,16 @@ def _require_visible(job: str, nodes: Sequence[tuple[str, str]], reads: Sequence
     try:
         for probe in probes:
             storage.write_text(probe, content)
-        here = ray.get_runtime_context().get_node_id()
-        blind = _ask([node for node in nodes if node[0] != here], samples, probes, content)
+        answers, errors = ask_other_machines(_unseen, samples, probes, content)
     finally:
         for probe in probes:
             storage.delete(probe)
+    blind = [f"  {machine}: {reason}" for machine, reasons in answers.items() for reason in reasons]
+    blind += [f"  {machine}: {error}" for machine, error in errors.items()]  # it cannot even run our code
     if blind:
-        told = "\n".join(f"  {line}" for line in blind)
+        lines = "\n".join(sorted(blind))
         raise StudyError(
-            f"Not every machine of the cluster sees what is to be read and written:\n{told}\n"
+            f"Not every machine of the cluster sees what is to be read and written:\n{lines}\n"
             "Mount the same storage under the same path on all of them, or give URIs such as s3://bucket/folder, with "
             "the credentials and the endpoint in the environment of every machine."
         )
@@ -95,45 +91,23 @@ def _refuse_unshared(location: str, n_nodes: int) -> None:
 
 
 def _sample(location: str) -> str | None:
-    """What is to be there where `location` is seen: of a local folder something in it, for a mount point is always."""
+    """What a machine that sees `location` must find. A mount point is there without its mount, a file in it is not."""
     if storage.is_remote(location) or not storage.is_folder(location):
         return location if storage.exists(location) else None
     with os.scandir(storage.locate(location)[1]) as entries:
         return next((entry.path for entry in entries), None)
 
 
-def _ask(nodes: Sequence[tuple[str, str]], samples: Sequence[str], probes: Sequence[str], content: str) -> list[str]:
-    """What each machine does not see, one line each."""
-    asked: dict[ray.ObjectRef, str] = {}
-    for node, address in nodes:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        look = ray.remote(_unseen).options(num_cpus=0, max_retries=0, scheduling_strategy=there, name="see storage")
-        asked[look.remote(samples, probes, content)] = f"{address} (node {node[:8]})"
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
-    blind = []
-    for task in answered:
-        try:
-            blind += [f"{asked[task]}: {line}" for line in ray.get(task)]
-        except RayTaskError as error:  # it cannot even run our code
-            blind.append(f"{asked[task]}: {str(error).strip().splitlines()[-1]}")
-        except RayError:
-            console.print(f"storage: {asked[task]} went away and was not asked what it sees")
-    for task in silent:
-        ray.cancel(task, force=True)
-        console.print(f"storage: {asked[task]} did not say within {_ANSWER_S:.0f} s what it sees")
-    return sorted(blind)
-
-
 def _unseen(samples: Sequence[str], probes: Sequence[str], content: str) -> list[str]:
     """What this machine does not see, and why."""
     checks: list[tuple[str, Any]] = [(sample, storage.exists) for sample in samples]
     checks += [(probe, lambda location: storage.read_text(location) == content) for probe in probes]
-    deadline, found = time.monotonic() + _PATIENCE_S, []
+    deadline, unseen = time.monotonic() + _PATIENCE_S, []
     for location, is_seen in checks:
         while (reason := _reason(location, is_seen)) is not None and time.monotonic() < deadline:
             time.sleep(0.2)
-        found += [] if reason is None else [reason]
-    return found
+        unseen += [] if reason is None else [reason]
+    return unseen
 
 
 def _reason(location: str, is_seen: Any) -> str | None:

@@ -34,7 +34,7 @@ from faithad.progress import console
 from faithad.report.search_page import render_search_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
-from faithad.runs.lock import alone_in
+from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage, flatten
 from faithad.vocabulary import count
 
@@ -113,6 +113,7 @@ def _search(study: Study, *, redo: bool) -> str:
         first = "\n".join(reasons[:5])
         raise StudyError(f"No trial of the search has a value. The first reasons:\n{first}")
     best = best_cell(study, records)
+    require_still_alone()
     _write_tables(study, [*records, *failures], labels, best)
     return f"{_closing_line(study, records, failures, best)}  Report: {render_search_report(study.root)}"
 

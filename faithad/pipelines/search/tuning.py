@@ -43,6 +43,7 @@ from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line
 from faithad.progress import Ticker, console, progress
 from faithad.runs import layout
+from faithad.runs.lock import require_still_alone
 
 # Random cells before the sampler begins to learn from them.
 _RANDOM_CELLS = 10
@@ -210,10 +211,16 @@ def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Tr
 
 
 class _ShowProgress(tune.Callback):  # type: ignore[misc]
-    """Shows how many trials are over, the last report, and each trial that was lost and goes on."""
+    """Shows how many trials are over, the last report, and each trial that was lost and goes on.
+
+    Ends the search where another driver has taken over its root.
+    """
 
     def __init__(self, ticker: Ticker, study: Study) -> None:
         self._ticker, self._study, self._n_over = ticker, study, 0
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        require_still_alone()
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         note = f"{result['name']} epoch {result['epoch']}, {self._study.search.objective} {result['value']:.4g}"

@@ -22,6 +22,7 @@ from ray.exceptions import RayError, UserCodeException
 
 from faithad.errors import StudyError
 from faithad.progress import Ticker
+from faithad.runs.lock import require_still_alone
 
 # A row of a data set that names a shard or holds one.
 ShardRow = dict[str, Any]
@@ -77,12 +78,13 @@ def consume(results: ray.data.Dataset, *, title: str, tally: Tally) -> None:
     """Run a chain that gives one row with `n_done` and `n_failed` per shard.
 
     Raises:
-        StudyError: a shard could not be processed; the text is that of the cause.
+        StudyError: a shard could not be processed; the text is that of the cause. Or another driver has taken over.
         WorkersLost: it was not the shard's fault.
     """
     try:
         for row in results.iter_rows():
             tally.add(row)
+            require_still_alone()
     except (UserCodeException, ExecutionTimeoutError) as error:
         raise StudyError(f"The stage {title!r} stopped: {first_cause(error)}") from error
     except (RayError, SystemException) as error:

@@ -1,189 +1,160 @@
-"""A job that comes before the job: would it run here? Which code, which versions, and who sees the storage.
+"""The check before a job. It runs on the cluster, as a job of its own: would the job run here?
 
     python -m faithad.pipelines.submit.check REQUEST
 
-REQUEST is JSON: `distributions` (names), `job` and `arguments` as `faithad submit` got them. Answers are lines of the
-log that start with `MARK`, a JSON object each: `machines` and `versions` for every kind of machine, `problem` in words.
-Until the first answer nothing is imported that a bare Python lacks, so that it says what is missing.
+REQUEST is JSON: `needs`, the versions that faithad needs, by the names of the distributions and of `python`; `faithad`,
+the version that submits; `job` and `options`, as for `submit_job`. Lines of the log that start with `MARK` say what the
+cluster has, with exit status 0, or what keeps it from running the job, with exit status 1. Until all distributions are
+known to be there, nothing is imported that a bare Python lacks.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faithad
-from faithad.errors import ConfigError, FaithadError
-from faithad.pipelines.submit.home import settle_home
+from faithad.errors import ConfigError, FaithadError, StudyError
+from faithad.extensions import extension_distributions
+
+if TYPE_CHECKING:
+    from faithad.config.audit import AuditRun
+    from faithad.config.study import Study
 
 MARK = "faithad-check: "
-STUDY_JOBS = ("full_study", "train", "search")
-JOBS = (*STUDY_JOBS, "audit")
-
-_ANSWER_S = 60.0
+# Our jobs, and the command that each of them runs.
+JOBS = {"full_study": "study", "train": "train", "search": "search", "audit": "audit"}
 
 
-def options(job: str) -> argparse.ArgumentParser:
-    """What one of our jobs takes: the options of its command."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", "-c")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--redo", action="store_true")
-    if job == "audit":
-        parser.add_argument("--model")
-        parser.add_argument("--recordings", action="append", default=[])
-        parser.add_argument("--out")
-        parser.add_argument("--retry-failed", action="store_true")
-    return parser
+def name_of(job: str) -> str:
+    """The name of one of our jobs that is given by its script; else what is given."""
+    return next((name for name in JOBS if os.path.normpath(job) == f"jobs/{name}.py"), job)
 
 
-def named(job: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one of our jobs, by their names.
+def settle_home() -> None:
+    """Let relative paths start in the folder `faithad` of the head node's home folder, unless FAITHAD_HOME is set."""
+    os.environ.setdefault("FAITHAD_HOME", str(Path.home() / "faithad"))
+
+
+def load(job: str, options: Mapping[str, Any], *, config: str | None) -> Study | AuditRun:
+    """The validated configuration of one of our jobs.
 
     Raises:
-        ConfigError: there is no such option, or one lacks its value.
+        ConfigError: the configuration is impossible.
     """
-    parser = options(job)
-    if joined := [argument for argument in arguments if argument.startswith("-c=")]:
-        raise ConfigError(f"The job's arguments: {joined[0]!r} is read as the file {joined[0][2:]!r}; write -c FILE.")
-    try:
-        given, others = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"The job's arguments: {error}") from error
-    if others:
-        allowed = [name for action in parser._actions for name in action.option_strings]
-        other = others[0].partition("=")[0] if others[0].startswith("-") else others[0]
-        close = difflib.get_close_matches(other, allowed, n=1)
-        hint = f"did you mean {close[0]!r}? Allowed" if close else "allowed"
-        raise ConfigError(f"The job {job} takes no {other!r}; {hint}: {', '.join(allowed)}.")
-    return given
+    from faithad.config.audit import load_study_or_audit
+    from faithad.config.study import Study, load_study
 
-
-def load(job: str, given: argparse.Namespace, *, config: str | None) -> Any:
-    """The validated `Study` or `AuditRun` that one of our jobs is about.
-
-    Raises:
-        ConfigError: it is impossible, or there is none.
-    """
-    from faithad.config.audit import is_study, load_audit_run
-    from faithad.config.study import load_study
-
-    if job == "audit" and (config is None or given.model or given.recordings or given.out or not is_study(config)):
-        return load_audit_run(
-            config, model=given.model, recordings=given.recordings, out=given.out, overrides=given.overrides
-        )
-    if config is None:
-        raise ConfigError(f"{job} needs a study: --config configs/demo.yaml, say, after the job's name.")
-    if job == "audit" and given.retry_failed:
+    overrides = options["overrides"] or ()
+    if job != "audit":
+        assert config is not None  # the job's command demands one
+        return load_study(config, overrides=overrides)
+    named = {name: options[name] for name in ("model", "recordings", "out")}
+    loaded = load_study_or_audit(config, **named, overrides=overrides)
+    if isinstance(loaded, Study) and options["retry_failed"]:
         raise ConfigError("--retry-failed has no meaning with a study.")
-    return load_study(config, overrides=given.overrides)
+    return loaded
 
 
-def versions(distributions: Sequence[str]) -> dict[str, Any]:
-    """What a Python process of a job finds on its machine."""
-    return {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "faithad": faithad.__version__,
-        "travels": Path(faithad.__file__).resolve().is_relative_to(Path.cwd()),
-        "baked": _baked(),
-        "distributions": {name: _version(name) for name in distributions},
-    }
+def versions(distributions: Iterable[str]) -> dict[str, Any]:
+    """The versions that a Python process of a job has on its machine.
 
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _baked() -> str | None:
-    """The version of the faithad that a process without the job's working directory would import."""
-    here, paths = os.getcwd(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    elsewhere = [path for path in paths if path and os.path.realpath(path) != here]
-    answer = subprocess.run(
-        [sys.executable, "-c", "import faithad; print(faithad.__version__)"],
-        cwd="/",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(elsewhere)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip() or None
-
-
-def check(request: dict[str, Any]) -> int:
-    """Answer in the log; the exit status is 0 where nothing was found."""
-    here = versions(request["distributions"])
-    _tell(machines=["the head"], versions=here)
-    if None in here["distributions"].values():
-        return 1
-    settle_home()
-    from faithad.pipelines.cluster.session import ray_session
-
-    try:
-        loaded = None  # of a script of the user's own nothing is known
-        if request["job"] in JOBS:
-            given = named(request["job"], request["arguments"])
-            loaded = load(request["job"], given, config=given.config)
-        with ray_session():
-            _ask_other_machines(request["distributions"])
-            _require_visible(loaded)
-    except FaithadError as error:
-        _tell(problem=f"{type(error).__name__}: {error}")
-        return 1
-    return 0
-
-
-def _ask_other_machines(distributions: Sequence[str]) -> None:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    asked: dict[Any, str] = {}
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != here:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            look = ray.remote(versions).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked[look.remote(distributions)] = f"{node['NodeManagerAddress']} (node {node['NodeID'][:8]})"
-    # A machine that goes away or keeps silent is no reason to stop; the storage check names it.
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
-    kinds: dict[str, list[str]] = {}
-    for task in answered:
+    Returns:
+        `executable`: that Python. `travels`: whether faithad is in the job's working directory. `has`: the versions of
+        the distributions, or of `python`, None for one that is missing. `same`: the versions that must be the same on
+        all machines, of faithad and of the packages that add methods or models to it.
+    """
+    has: dict[str, str | None] = {}
+    for name in distributions:
         try:
-            kinds.setdefault(json.dumps(ray.get(task)), []).append(asked[task])
-        except RayTaskError as error:
-            _tell(problem=f"{asked[task]} cannot run the job's code: {str(error).strip().splitlines()[-1]}")
-        except RayError:
-            continue
-    for found, machines in kinds.items():
-        _tell(machines=sorted(machines), versions=json.loads(found))
+            has[name] = platform.python_version() if name == "python" else importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            has[name] = None
+    same = {"faithad": faithad.__version__}
+    same |= {name: importlib.metadata.version(name) for name in extension_distributions()}
+    travels = Path(faithad.__file__).resolve().is_relative_to(Path.cwd())
+    return {"executable": sys.executable, "travels": travels, "has": has, "same": same}
 
 
-def _require_visible(loaded: Any) -> None:
+def misfits(machines: Mapping[str, Mapping[str, Any]], needs: Mapping[str, str]) -> list[str]:
+    """A line for each way in which machines do not fit the job. `machines`: their `versions`, the head's first."""
+    head = next(iter(machines.values()))
+    lines: dict[str, list[str]] = {}
+    for machine, its in machines.items():
+        wrong = [f"{name} is missing" for name, version in its["has"].items() if version is None]
+        if its["travels"] and not wrong:  # an installed faithad has seen to its own versions
+            from packaging.specifiers import SpecifierSet
+
+            for name, version in its["has"].items():
+                if not SpecifierSet(needs[name]).contains(version, prereleases=True):
+                    wrong.append(f"{name} is {version}, and must be {needs[name]}")
+        for name in sorted({*its["same"], *head["same"]}):
+            here, there = (its["same"].get(name, "missing"), head["same"].get(name, "missing"))
+            if here != there:
+                wrong.append(f"{name} is {here}, and on the head {there}")
+        if wrong:
+            lines.setdefault(f"({its['executable']}): {'; '.join(wrong)}", []).append(machine)
+    return [f"{', '.join(names)} {line}" for line, names in lines.items()]
+
+
+def summary(machines: Mapping[str, Mapping[str, Any]], submitted_by: str) -> list[str]:
+    """What the machines have, and which faithad runs."""
+    head = next(iter(machines.values()))
+    has = ", ".join(f"{name} {head['has'][name]}" for name in ("ray", "torch", "python"))
+    version = head["same"]["faithad"]
+    which = "travels with the job and is used"
+    if not head["travels"]:
+        here = "" if version == submitted_by else f" ({submitted_by} here)"
+        which = f"is installed on the cluster{here}; none travels with the job"
+    return [f"cluster: {len(machines)} of its machines answered: {has}", f"faithad: {version} {which}"]
+
+
+def check(request: Mapping[str, Any]) -> int:
+    """Say in the log whether the job would run. Returns the exit status."""
+    machines = {"the head": versions(request["needs"])}
+    problems = misfits(machines, request["needs"])
+    if not problems:
+        try:
+            _look_further(request, machines)
+        except FaithadError as error:
+            problems = [f"{type(error).__name__}: {error}"]
+        problems = misfits(machines, request["needs"]) or problems
+    for text in problems or summary(machines, request["faithad"]):
+        for line in text.splitlines():
+            print(MARK + line, flush=True)
+    return 1 if problems else 0
+
+
+def _look_further(request: Mapping[str, Any], machines: dict[str, dict[str, Any]]) -> None:
+    """Read the configuration, add the versions of the other machines to `machines`, try the storage from all of them.
+
+    Raises:
+        FaithadError: the configuration is impossible, a machine cannot run our code, or one does not see the storage.
+    """
     from faithad.config.study import Study
+    from faithad.pipelines.cluster.machines import ask_other_machines
+    from faithad.pipelines.cluster.session import ray_session
     from faithad.pipelines.cluster.shared_paths import require_visible
     from faithad.pipelines.index import require_study_visible
 
-    if isinstance(loaded, Study):
-        require_study_visible(loaded)
-    elif loaded is not None:
-        require_visible([loaded.model, *loaded.recordings], [loaded.out])
-
-
-def _tell(**answer: Any) -> None:
-    print(MARK + json.dumps(answer), flush=True)
+    settle_home()
+    job, options = request["job"], request["options"]
+    loaded = load(job, options, config=options["config"]) if job in JOBS else None
+    with ray_session():
+        answers, errors = ask_other_machines(versions, list(request["needs"]))
+        machines |= answers
+        if errors:
+            raise StudyError("\n".join(f"{name} cannot run the job's code: {error}" for name, error in errors.items()))
+        if isinstance(loaded, Study):
+            require_study_visible(loaded)
+        elif loaded is not None:
+            require_visible([loaded.model, *loaded.recordings], [loaded.out])
 
 
 if __name__ == "__main__":

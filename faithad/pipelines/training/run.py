@@ -38,6 +38,7 @@ from faithad.pipelines.training.trained import save_detector
 from faithad.pipelines.training.worker import train_network
 from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
+from faithad.runs.lock import require_still_alone
 from faithad.runs.stages import Stage, flatten
 
 # Settings that say how a training is spread, not what it computes.
@@ -200,6 +201,7 @@ def _run(trainings: list[_Training], places: Places) -> list[str]:
     with side_by_side() as show:
         try:
             while running or waiting:
+                require_still_alone()
                 while waiting and len(running) < places.at_once:
                     training = waiting.popleft()
                     running[training.start(show)] = training

@@ -1,0 +1,44 @@
+"""The configuration of a study of a demo mill, which lies beside its recordings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from faithad.errors import shown
+
+
+def study_text(mill: Path, command: str) -> str:
+    """The study as YAML. It has whole paths, so that it can be run from any folder.
+
+    Args:
+        mill: the folder of the mill.
+        command: what runs the study, for the comment at its top.
+    """
+
+    def quoted(path: Path) -> str:  # text in JSON is text in YAML
+        return json.dumps(str(path), ensure_ascii=False)
+
+    return f"""# A study of the demo mill in this folder:
+#
+#   {shown(command)}
+#
+# One seed and few epochs, for a machine without a GPU. The paper has seeds 0 to 4 and up to 500 epochs.
+name: mill
+root: {quoted(mill / "study")}
+seeds: [0]
+
+data:
+  root: {quoted(mill)}
+  train: [train]
+  test: [test]
+  annotations: annotations.csv
+  split: {{validation_unit: recording}}
+
+features:
+  normalization: training
+
+train:
+  epochs: 12
+  batch_size: 8
+"""
