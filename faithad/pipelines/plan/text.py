@@ -35,9 +35,10 @@ def _clips(case: Case) -> Iterator[str]:
             f"{clips.source}: {clips.train:,} train, {clips.validation:,} validation, {clips.test:,} test "
             f"({clips.annotated:,} with reference intervals)."
         )
+        what, why = ("Trials", "early stopping or the scheduler") if case.searches else ("Trainings", "early stopping")
         yield (
-            f"{'Trials' if case.searches else 'Trainings'}: {n:,}, up to {case.places.at_once} at a time, each of {case.train.epochs:,} epochs at the most; "
-            f"early stopping {'or the scheduler ' if case.searches else ''}may end one sooner."
+            f"{what}: {n:,}, up to {case.places.at_once} at a time, each of {case.train.epochs:,} epochs at the most; "
+            f"{why} may end one sooner."
         )
         if not case.searches and "search" in case.of.model_fields_set:
             yield "This is the plan of `faithad study`; with --search it is that of `faithad search`."
