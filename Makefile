@@ -40,7 +40,6 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.attribution
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/audit.py
-	$(BIN)/python tests/benchmarks/scheduling.py
 	$(BIN)/python tests/benchmarks/planning.py
 
 chaos: $(INSTALLED)

@@ -1,15 +1,16 @@
 """Whether `faithad plan` is right: plans made here, and the same studies and audits run right after.
 
-    python tests/benchmarks/planning.py [--cases small demo audit] [--repeats 3] [--limit 0.25]
+    python tests/benchmarks/planning.py [--cases small demo audit search] [--repeats 3] [--limit 0.25]
 
 small   a study of 16 clips and small networks: nothing but the start of processes
 demo    configs/demo.yaml
 audit   720 clips (two hours) of a demo mill with the demo's model, of which 36 are explained
+search  four cells of configs/search.yaml, one seed
 
 Each repeat measures, plans and then runs the command itself in a new process, whose time from start to end counts; the
-stages' own times stand beside it. The exit status is 1 where a case's median error is above the limit. On a machine on
-which others work, too, plan and run may meet different conditions: read the load that is told with them. The figures
-go to runs/bench/planning.json.
+command prints those of its stages. The exit status is 1 if a case's median error is above the limit. On a machine on
+which others work, too, plan and run may meet different conditions: read the load that is printed with them. The
+figures go to runs/bench/planning.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -54,8 +54,8 @@ def main() -> None:
             command, config = prepare(case, folder)
             figures[case] = [repeat(command, config, folder / f"{case}-{k}") for k in range(arguments.repeats)]
     worst = 0.0
-    for case, found in figures.items():
-        errors = [each["error"] for each in found]
+    for case, repeats in figures.items():
+        errors = [figure["error"] for figure in repeats]
         worst = max(worst, abs(statistics.median(errors)))
         print(
             f"{case}: errors {', '.join(f'{error:+.0%}' for error in errors)}, median {statistics.median(errors):+.0%}"
@@ -74,11 +74,13 @@ def prepare(case: str, folder: Path) -> tuple[str, Path]:
         data = {"root": str(mill), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"}
         config.write_text(yaml.safe_dump(SMALL | {"root": str(folder / "-"), "data": data}))
         return "study", config
-    values = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
+    values = yaml.safe_load((CONFIGS / f"{'search' if case == 'search' else 'demo'}.yaml").read_text())
     values["data"]["root"] = str(folder / "demo-mill")
-    if case == "demo":
+    if case == "search":
+        values |= {"seeds": [0], "search": values["search"] | {"mask_ratios": [0.3, 0.5]}}
+    if case != "audit":
         config.write_text(yaml.safe_dump(values))
-        return "study", config
+        return "search" if case == "search" else "study", config
     sounds, model = folder / "hours", folder / "model"
     synthesize(sounds, train_recordings=0, test_recordings=120, seed=1, workers=4)
     (folder / "train.yaml").write_text(yaml.safe_dump(values | {"root": str(model), "models": ["mae"]}))
@@ -100,34 +102,30 @@ def prepare(case: str, folder: Path) -> tuple[str, Path]:
 
 def repeat(command: str, config: Path, root: Path) -> dict[str, Any]:
     """One plan and one run."""
-    where = "root" if command == "study" else "out"
-    change = f"{where}={root}"
+    change = f"{'out' if command == 'audit' else 'root'}={root}"
     load, started = os.getloadavg()[0], time.monotonic()
-    case, _ = plan_case(str(config), overrides=[change])
+    case, _ = plan_case(str(config), overrides=[change], search=command == "search")
     stages, planning_s = estimate(case), time.monotonic() - started
     started = time.monotonic()
-    run = subprocess.run(
-        [FAITHAD, command, "--config", config, "--set", change], check=True, stdout=subprocess.PIPE, text=True
-    )
+    subprocess.run([FAITHAD, command, "--config", config, "--set", change], check=True)
     real_s = time.monotonic() - started
-    found = {
+    figures = {
         "load": load,
         "planning_s": planning_s,
         "planned_s": total_s(stages),
         "real_s": real_s,
         "error": total_s(stages) / real_s - 1,
-        "planned_stages_s": {stage.name: stage.wall_s for stage in stages},
-        "real_stages_s": {name: float(s) for name, s in re.findall(r"^(\w+): done \((\d+) s\)", run.stdout, re.M)},
+        "planned_stages_s": {stage.name: stage.seconds for stage in stages},
         "planned_bytes": sum(written(case).values()),
         "real_bytes": sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
     }
-    print(json.dumps(found), flush=True)
-    return found
+    print(json.dumps(figures), flush=True)
+    return figures
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = ["small", "demo", "audit"]
+    cases = ["small", "demo", "audit", "search"]
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=0.25)
