@@ -1,4 +1,4 @@
-"""Which recordings lie in some folders, and which other sounds lie there that nobody will hear."""
+"""Find the recordings in some folders, and the other sounds there that faithad does not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from faithad.clips.manifest import Recording
 from faithad.errors import RecordingError
 from faithad.vocabulary import AUDIO_SUFFIXES, listed
 
-# Formats in which sound may lie among the recordings, and which nobody should believe to have been audited.
+# Sound files of these formats get a ledger row, so that nobody believes that they were audited.
 _OTHER_SOUNDS = (
     *(".aac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".bwf", ".caf", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus"),
     *(".rf64", ".w64", ".wave", ".wma", ".wv"),
@@ -23,22 +23,21 @@ _OTHER_SOUNDS = (
 def find_recordings(
     folders: Sequence[tuple[str | None, str]], *, suffixes: Sequence[str] = AUDIO_SUFFIXES
 ) -> list[Recording]:
-    """All recordings in some folders and below, local or remote.
+    """All recordings in some folders and their subfolders, local or remote.
 
     Args:
-        folders: (split, location) each; the split is None where it comes from elsewhere. A location may also name one
-            single file.
-        suffixes: Which files are recordings, compared without case.
+        folders: (split, location) of each; the split may be None, the location may be a single file.
+        suffixes: of recordings, compared without case.
 
     Returns:
-        Recordings sorted by path, local ones with absolute uris (a worker may run in another folder). Pipes, links that
-        lead nowhere and the like are among them if they have a recording's name: `probe_recording` says what they are.
+        Recordings sorted by path, local ones with absolute URIs (a worker may run in another folder). Pipes, broken
+        links and the like are included if they have the name of a recording; `probe_recording` explains them.
 
     Raises:
-        RecordingError: a location does not exist, holds no recordings or is given twice, or two files have the same
-            path or are the same file; all such problems at once.
+        RecordingError: a location does not exist, has no recordings or is given twice, or two files have the same path
+            or are the same file. The message lists all such problems.
     """
-    found: list[Recording] = []
+    recordings: list[Recording] = []
     problems: list[str] = []
     given: set[str] = set()
     for split, location in folders:
@@ -56,14 +55,14 @@ def find_recordings(
         if files is None:
             problems.append(f"{location} does not exist. Check the path.")
         elif not files:
-            wanted = " or ".join(suffixes)
-            problems.append(f"{location} holds no recordings: no file whose name ends in {wanted} is there or below.")
-        found += [Recording(path, uri, split) for path, uri in files or []]
+            endings = " or ".join(suffixes)
+            problems.append(f"{location} holds no recordings: no file whose name ends in {endings} is there or below.")
+        recordings += [Recording(path, uri, split) for path, uri in files or []]
     by_uri: dict[str, Recording] = {}
     by_path: dict[str, Recording] = {}
     same: list[str] = []
     alike: list[str] = []
-    for recording in found:
+    for recording in recordings:
         if by_uri.setdefault(recording.uri, recording) is not recording:
             same.append(f"{recording.uri} is named twice: each recording may be in one of the folders only")
         elif (other := by_path.setdefault(recording.path, recording)) is not recording:
@@ -76,11 +75,11 @@ def find_recordings(
         problems.append("No folder is given. Name at least one.")
     if problems:
         raise RecordingError("The recordings cannot be listed:\n  " + "\n  ".join(problems))
-    return sorted(found, key=lambda recording: recording.path)
+    return sorted(recordings, key=lambda recording: recording.path)
 
 
 def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_SUFFIXES) -> list[LedgerRow]:
-    """Ledger rows of the sounds in some folders that `find_recordings` passes over: hidden ones, and other formats."""
+    """Ledger rows of the sounds in some folders that `find_recordings` ignores: hidden files and other formats."""
     rows: list[LedgerRow] = []
     for location in map(absolute, locations):
         name = storage.name_of(location)
@@ -98,24 +97,24 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
 
 
 def absolute(location: str) -> str:
-    """A local location with its full path, because a worker may run in another folder; a URI as it is."""
+    """A local location as an absolute path, because a worker may run in another folder; a URI is not changed."""
     return location if "://" in location else os.path.normpath(storage.locate(location)[1])
 
 
 def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] | None:
-    """(stable name, uri) of the recordings at a location, or None where there is nothing of that name."""
+    """(stable name, URI) of the recordings at a location, or None if the location does not exist."""
     parent, name = posixpath.split(storage.locate(location)[1].rstrip("/"))
-    wanted = tuple(suffix.lower() for suffix in suffixes)
+    endings = tuple(suffix.lower() for suffix in suffixes)
     if storage.is_folder(location):
-        paths = _recordings_among(storage.walk(location), wanted)
+        paths = _recordings_among(storage.walk(location), endings)
         return [(f"{name}/{path}", storage.join_path(location, path)) for path in paths]
     if not storage.exists(location):
         return None
-    return [(f"{storage.name_of(parent)}/{name}", location)] if name.lower().endswith(wanted) else []
+    return [(f"{storage.name_of(parent)}/{name}", location)] if name.lower().endswith(endings) else []
 
 
 def _recordings_among(entries: Sequence[storage.Entry], suffixes: tuple[str, ...]) -> list[str]:
-    """The paths that are called like recordings. A folder of such a name is one if it holds no other."""
+    """The paths with the name of a recording. A folder with such a name counts only if no recording lies in it."""
     named = [entry for entry in entries if entry.path.lower().endswith(suffixes) and not entry.is_hidden]
     used = {
         above.as_posix() for entry in named if entry.kind != "folder" for above in PurePosixPath(entry.path).parents

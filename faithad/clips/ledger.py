@@ -1,7 +1,7 @@
-"""The ledger: what became of each clip, and of each part of a recording that is in no clip.
+"""The ledger: the status of each clip, and of each part of a recording that is in no clip.
 
-A row is a dict with the columns of `schemas.LEDGER`, so rows of a table and rows that are yet to be written are alike.
-A row without `clip_id` is about a recording, or about the part of it that `onset_s` and `duration_s` give.
+A row is a dict with the columns of `schemas.LEDGER`, the same before it is written and after it is read. A row without
+`clip_id` is about a recording, or about the part of it that `onset_s` and `duration_s` give.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""One row per clip: cut recordings into clips, say which are anomalous and where, and write it all down.
+"""The manifest, one row per clip: cut recordings into clips, and label the clips from annotations.
 
-The way from files to the table; what is in brackets is optional:
+The steps from files to the table (optional ones in brackets):
 
     a data layout's find (see `layouts`) -> [splits.split_by_csv or split_by_time] -> cut_recording, one at a time
         -> [attach_annotations] -> splits.hold_out_validation -> manifest_table, ledger.ledger_table
 
 Conventions
-    `recording` is a stable name, not a place: the folder's name and the path below it, with slashes. The data may move
-    to another disk or bucket; `clip_id`, which derives from it, stays.
+    `recording` is a stable name: the name of the folder and the path inside it, with slashes. If the data move to
+    another disk or bucket, it stays the same, and so does `clip_id`, which is derived from it.
     label: 0 normal, 1 anomalous, None unknown. Train and validation clips are normal by definition.
-    Nothing is lost in silence: each second of each recording is in a clip, or in a ledger row with a reason.
+    Every second of every recording is in a clip or in a ledger row with a reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from faithad.vocabulary import listed
 
 @dataclass(frozen=True)
 class Recording:
-    """One audio file. `path` is its stable name; what its folders, its name or a split table do not say is None."""
+    """One audio file. `path` is its stable name. None: neither folders, file name nor a split table give the value."""
 
     path: str
     uri: str
@@ -48,7 +48,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row of the manifest to be. Intervals are half-open seconds from the clip's onset."""
+    """One row of the manifest. Intervals are half-open, in seconds from the clip's onset."""
 
     recording: str
     uri: str
@@ -73,7 +73,7 @@ class ClipRow:
 
 
 def clip_id(recording: str, onset_s: float) -> str:
-    """16 hex digits that name a clip for good: a hash of its recording's path and its onset in milliseconds."""
+    """The permanent name of a clip, 16 hex digits: a hash of its recording's path and its onset in milliseconds."""
     onset_ms = math.floor(onset_s * 1000 + 0.5)
     return hashlib.sha256(f"{recording}\n{onset_ms}".encode()).hexdigest()[:16]
 
@@ -81,9 +81,9 @@ def clip_id(recording: str, onset_s: float) -> str:
 def cut_recording(
     recording: Recording, header: AudioHeader, *, clip_s: float, remainder: Remainder
 ) -> tuple[list[ClipRow], list[LedgerRow]]:
-    """The clips of one recording, and a ledger row for the end that is in none of them, if any.
+    """The clips of one recording, and a ledger row for an end that no clip covers.
 
-    `recordings.cut_windows` says what each remainder policy does.
+    `recordings.cut_windows` describes the remainder policies.
     """
     windows, dropped_s = cut_windows(header.duration_s, clip_s=clip_s, remainder=remainder)
     label = 0 if recording.split in ("train", "validation") else recording.label
@@ -113,63 +113,63 @@ def cut_recording(
 def attach_annotations(
     rows: Iterable[ClipRow], annotations: Iterable[Annotation], *, ledger: Iterable[LedgerRow] = ()
 ) -> list[ClipRow]:
-    """Label the test clips with an annotation table; every test clip that it does not speak of is normal (label 0).
+    """Label the test clips from an annotation table; a test clip without an annotation is normal (label 0).
 
-    A recording is found by its file name (`look_up`). Clips need not lie on the table's grid of windows, both are taken
-    to the time of the recording:
+    `look_up` finds a recording by its file name. The clips need not have the windows of the table; both are compared in
+    seconds of the recording:
 
-    - A window with intervals makes each clip anomalous that holds some of an interval, which is cut to the clip.
-    - A window without intervals ("somewhere in here, not audible") makes each clip anomalous that shares at least half
-      of the shorter of the two with it. A clip that shares less may hold the anomaly or not: its label is None.
-    - A clip with several annotations takes the type of the one that it shares most seconds with.
+    - If a window has intervals, each clip that overlaps an interval is anomalous and gets that part of it.
+    - If a window has no intervals (the anomaly is somewhere in it, but not audible), each clip is anomalous that shares
+      with it at least half of the shorter of the two. A clip that shares less may be anomalous or not: label None.
+    - A clip with several annotations gets the anomaly type with which it shares the most seconds.
 
-    A label that a row already bears (from its folder or a split table) stays.
+    A label that a row already has (from its folder or a split table) is kept.
 
     Args:
-        rows: The clips of all splits.
-        annotations: The whole table.
-        ledger: What is known not to have become clips; annotations of those seconds are set aside in silence.
+        rows: the clips of all splits.
+        annotations: the whole table.
+        ledger: rows of seconds that became no clips; annotations of these seconds are ignored.
 
     Returns:
-        The rows in their order; train and validation rows get label 0.
+        The rows in the same order; train and validation rows get label 0.
 
     Raises:
-        AnnotationError: recordings or windows that are not there, file names that two recordings share, anomalies in
-            train or validation clips, or in clips labelled as normal; all such problems at once.
+        AnnotationError: a recording or window does not exist, a file name means two recordings, or an anomaly is in a
+            train or validation clip or in a clip labelled as normal. The message lists all such problems.
     """
     rows, ledger = list(rows), list(ledger)
     find = look_up([row.recording for row in rows] + [row["recording"] for row in ledger])
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row.recording, []).append(place)
+    indices: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        indices.setdefault(row.recording, []).append(index)
     problems: dict[str, list[str]] = {}
     touching: dict[int, list[Annotation]] = {}
     for annotation in annotations:
         name = storage.name_of(annotation.recording)
         candidates = find(annotation.recording)
         where = f"{name} {annotation.onset_s:g}-{annotation.offset_s:g} s"
-        hits = [place for path in candidates for place in places.get(path, ()) if _shared_s(rows[place], annotation)]
+        hits = [index for path in candidates for index in indices.get(path, ()) if _shared_s(rows[index], annotation)]
         if len(candidates) > 1:
             problems.setdefault(_AMBIGUOUS, []).append(f"{name}: {', '.join(candidates)}")
         elif not hits and not any(_accounts_for(row, candidates, annotation) for row in ledger):
             problems.setdefault(_UNKNOWN, []).append(where)
-        elif any(rows[place].split != "test" for place in hits):
+        elif any(rows[index].split != "test" for index in hits):
             problems.setdefault(_NOT_TEST, []).append(where)
-        elif any(rows[place].label == 0 and _labelled(rows[place], [annotation]).label == 1 for place in hits):
+        elif any(rows[index].label == 0 and _labelled(rows[index], [annotation]).label == 1 for index in hits):
             problems.setdefault(_CALLED_NORMAL, []).append(where)
-        for place in hits:
-            touching.setdefault(place, []).append(annotation)
+        for index in hits:
+            touching.setdefault(index, []).append(annotation)
     if problems:
         texts = [f"{kind}\n    {listed([*dict.fromkeys(items)], separator='; ')}" for kind, items in problems.items()]
         raise AnnotationError("The annotation table does not fit the recordings.\n  " + "\n  ".join(texts))
-    return [_labelled(row, touching.get(place, [])) for place, row in enumerate(rows)]
+    return [_labelled(row, touching.get(index, [])) for index, row in enumerate(rows)]
 
 
 def manifest_table(rows: Iterable[ClipRow]) -> pa.Table:
     """The manifest, sorted by recording and onset.
 
     Raises:
-        RecordingError: a clip is there twice, or in no split.
+        RecordingError: there are two clips with the same id, or a clip is in no split.
     """
     rows = sorted(rows, key=lambda row: (row.recording, row.onset_s))
     splits: dict[str, list[ClipRow]] = {}
@@ -197,7 +197,7 @@ _CALLED_NORMAL = "Anomalies in clips that are labelled as normal (move the clip 
 
 
 def _shared_s(row: ClipRow, annotation: Annotation) -> float:
-    """How many seconds of a recording are both in a clip and in an annotated window; below a millisecond none."""
+    """The seconds that a clip and an annotated window share; less than a millisecond counts as 0."""
     shared_s = min(row.offset_s, annotation.offset_s) - max(row.onset_s, annotation.onset_s)
     return shared_s if shared_s > 0.001 else 0.0
 
@@ -211,7 +211,7 @@ def _accounts_for(row: LedgerRow, candidates: Sequence[str], annotation: Annotat
 
 
 def _labelled(row: ClipRow, annotations: Sequence[Annotation]) -> ClipRow:
-    """The row with what its annotations say; see `attach_annotations` for the rule."""
+    """The row with the label of its annotations; `attach_annotations` describes the rule."""
     intervals: list[Interval] = []
     weights: dict[str, float] = {}
     unsure = False
@@ -234,7 +234,7 @@ def _labelled(row: ClipRow, annotations: Sequence[Annotation]) -> ClipRow:
 
 
 def _joined(intervals: Iterable[Interval]) -> list[Interval]:
-    """Intervals in order; those of several annotations that overlap are one."""
+    """The intervals in order; overlapping ones are merged."""
     joined: list[Interval] = []
     for onset_s, offset_s in sorted(intervals):
         if joined and onset_s < joined[-1][1]:
@@ -245,7 +245,7 @@ def _joined(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _cut_to_clip(annotation: Annotation, row: ClipRow) -> list[Interval]:
-    """The annotation's intervals that the clip holds some of, in seconds from the clip's onset."""
+    """The parts of the annotation's intervals that lie in the clip, in seconds from the clip's onset."""
     shift_s = annotation.onset_s - row.onset_s
     edges = [(max(a + shift_s, 0.0), min(b + shift_s, row.duration_s)) for a, b in annotation.intervals]
     return [(round(a, 6), round(b, 6)) for a, b in edges if b - a > 1e-6]

@@ -1,4 +1,4 @@
-"""Make a demo mill where a study or a person wants it: in a local folder, or on an object store."""
+"""Make a demo mill in a local folder or on an object store."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 import tempfile
 
 from faithad import storage
-from faithad.demo.mark import MARK
+from faithad.demo.mark import MARK, refuse_strangers
 from faithad.demo.mill import SyntheticMill, synthesize
-from faithad.errors import ConfigError, StudyError
+from faithad.errors import ConfigError
 from faithad.progress import progress
-from faithad.vocabulary import AUDIO_SUFFIXES
 
 
 def make_mill(root: str, *, train_recordings: int, test_recordings: int, seed: int, workers: int) -> None:
-    """Make a mill at a local path or a URI, as far as it is not there yet.
+    """Make a mill at a local path or a URI; files that are already there are kept.
 
     Raises:
-        StudyError: something else is there.
+        StudyError: the location contains something else.
     """
     settings = {"train_recordings": train_recordings, "test_recordings": test_recordings, "seed": seed}
     if not storage.is_remote(root):
@@ -29,11 +28,7 @@ def make_mill(root: str, *, train_recordings: int, test_recordings: int, seed: i
     with tempfile.TemporaryDirectory() as folder:
         make_local_mill(folder, **settings, workers=workers)
         files = dict(storage.list_files(folder, suffixes=[""]))
-        there = [name for name, _ in storage.list_files(root, suffixes=AUDIO_SUFFIXES)]
-        if strangers := sorted(set(there) - set(files)):
-            raise StudyError(
-                f"{root} holds {strangers[0]}, which is not part of this demo mill. Give data.root another folder."
-            )
+        refuse_strangers(root, files)
         for name in sorted(files, key=lambda name: name == MARK):
             storage.write_bytes(storage.join(root, name), storage.read_bytes(files[name]))
 
@@ -43,7 +38,7 @@ def make_local_mill(out: str, *, train_recordings: int, test_recordings: int, se
 
     Raises:
         ConfigError: the folder is not a local one.
-        StudyError: the folder holds something else.
+        StudyError: the folder contains something else.
     """
     if storage.is_remote(out):
         raise ConfigError(f"The demo mill is made on this machine's disk, not at {out!r}: give a local folder.")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from faithad import storage
 from faithad.errors import StudyError
-from faithad.vocabulary import listed
+from faithad.vocabulary import AUDIO_SUFFIXES, count, listed
 
 MARK = "mill.json"
 _MADE_BY = "faithad synth"
@@ -39,6 +40,24 @@ def refuse_foreign_folder(out: Path) -> None:
         raise StudyError(
             f"{out} is not empty (it holds {listed(names, most=3)}) and has no {MARK} of a demo mill: its content may "
             "be somebody's data. Choose an empty or a new folder."
+        )
+
+
+def refuse_strangers(root: str, names: Collection[str]) -> None:
+    """Refuse recordings in `train/` and `test/` of a folder or URI that would be mistaken for those of its mill.
+
+    Raises:
+        StudyError: there are recordings whose path below the root is not among the names.
+    """
+    paths = [
+        f"{folder}/{path}"
+        for folder in ("train", "test")
+        for path, _ in storage.list_files(storage.join(root, folder), suffixes=AUDIO_SUFFIXES)
+    ]
+    if strangers := [path for path in paths if path not in names]:
+        raise StudyError(
+            f"{root} holds {count(len(strangers), 'recording')} of other settings or another source, such as "
+            f"{strangers[0]}. Choose another folder, or move them away."
         )
 
 

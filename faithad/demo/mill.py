@@ -31,15 +31,14 @@ import soundfile
 
 from faithad import storage
 from faithad.clips.annotations import Annotation, write_annotations
-from faithad.demo.mark import refuse_foreign_folder, write_mark
+from faithad.demo.mark import refuse_foreign_folder, refuse_strangers, write_mark
 from faithad.demo.motion import SAMPLE_RATE_HZ
 from faithad.demo.sounds import planer_sound
 from faithad.demo.timeline import BROKEN, STUCK, UNEVEN, Timeline, disturb, stream, timeline
-from faithad.errors import ConfigError, StudyError
-from faithad.vocabulary import AUDIO_SUFFIXES, count
+from faithad.errors import ConfigError
 
 CLIP_S = 10.0
-# When the published recordings begin; a demo mill of another time would do as well.
+# The first published recordings are of this time; any other time would do.
 DEMO_START = datetime(2019, 12, 2, 7, 0)
 
 # Part of every file's fingerprint: raise it when the same settings must sound different.
@@ -128,7 +127,7 @@ def synthesize(
     if workers < 1:
         raise ConfigError(f"workers is {workers}; at least 1 is needed.")
     refuse_foreign_folder(out)
-    _refuse_strangers(out, planned)
+    refuse_strangers(str(out), {recording.path.relative_to(out).as_posix() for recording in planned})
     write_mark(
         out,
         seed=seed,
@@ -205,22 +204,6 @@ def _content(path: Path) -> tuple[str, int] | None:
             return file.comment, file.frames
     except (OSError, soundfile.SoundFileError):
         return None
-
-
-def _refuse_strangers(out: Path, planned: list[PlannedRecording]) -> None:
-    """Refuse recordings in the mill's folders that would be mistaken for its own."""
-    ours = {str(recording.path) for recording in planned}
-    strangers = [
-        path
-        for folder in ("train", "test")
-        for _, path in storage.list_files(str(out / folder), suffixes=AUDIO_SUFFIXES)
-        if path not in ours
-    ]
-    if strangers:
-        raise StudyError(
-            f"{out} holds {count(len(strangers), 'recording')} of other settings or another source, such as "
-            f"{storage.name_of(strangers[0])}. Choose another folder, or move them away."
-        )
 
 
 def _test_types(seed: int, n_recordings: int) -> list[str | None]:

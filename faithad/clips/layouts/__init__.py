@@ -1,7 +1,7 @@
-"""The table of data layouts: how the files of a data set lie in folders, and what their places and names say.
+"""The table of data layouts: how the files of a data set are arranged, and what their folders and names mean.
 
-A new layout is its module beside this one and a row of `LAYOUTS`. The table is without torch, numpy and pyarrow,
-because configurations are checked against it; a layout's module is imported when its files are looked for.
+To add a layout, add a module beside this one and a row to `LAYOUTS`. This module does not import torch, numpy or
+pyarrow, because configurations are checked against the table; the module of a layout is imported when it is used.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class DataFolders(NamedTuple):
-    """Where a study's data lie.
+    """The folders of a study's data.
 
     Attributes:
         root: `data.root`, a local path or a URI.
-        named: (split, location) of the folders in `data.train`, `data.test` and `data.recordings`; for the last of
-            these the split is None, because a table or the clock gives it.
+        named: (split, location) of the folders in `data.train`, `data.test` and `data.recordings`; the split is None
+            for the last of these, because a table or the time gives it.
         training_folders: `data.training_folders`.
     """
 
@@ -32,7 +32,7 @@ class DataFolders(NamedTuple):
 
     @property
     def locations(self) -> list[str]:
-        """All folders that are read: the named ones, or the root where none is named."""
+        """All folders that are read: the named ones, or else the root."""
         return [location for _, location in self.named] or [self.root]
 
 
@@ -55,10 +55,10 @@ class Layout(NamedTuple):
 
     Attributes:
         location: `module:function`; the function takes `DataFolders` and returns `LayoutFiles`.
-        suffixes: which files the index depends on: it is made anew when one of them changes.
-        keys: those keys of a study's section `data` that only some layouts read, and this one does.
-        contents: what the layout looks for below `data.root`, for messages; empty if the folders are named.
-        clip_s: length of a clip in seconds, if the files are clips already.
+        suffixes: of the files on which the index depends: if one of them changes, the index is made again.
+        keys: keys of a study's section `data` that this layout reads, but not every layout.
+        contents: what the layout reads below `data.root`, for messages; empty if the study names folders.
+        clip_s: seconds of a clip, if each file is a clip.
     """
 
     location: str

@@ -1,4 +1,4 @@
-"""Layout `audio`: recordings in the folders that a study names, and below."""
+"""Layout `audio`: recordings in the folders that a study names, and in their subfolders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def find_audio(folders: DataFolders) -> LayoutFiles:
     """The recordings in the named folders.
 
     Raises:
-        RecordingError: as `find_recordings`.
+        RecordingError: see `find_recordings`.
     """
     return LayoutFiles(find_recordings(folders.named), [], find_left_out(folders.locations))

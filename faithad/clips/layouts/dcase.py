@@ -3,8 +3,8 @@
     <root>/<machine>/train/section_00_source_train_normal_0001_<attributes>.wav
     <root>/<machine>/test/section_00_target_test_anomaly_0003_<attributes>.wav
 
-A file's folder gives its split and its machine, its name the section, the domain and the label. A name without these
-stands in the ledger: those of the evaluation data, whose labels are published apart, and what lies in `supplemental`.
+A file's folder gives its split and its machine; its name gives the section, the domain and the label. Other files get a
+ledger row: those of the evaluation data, whose labels are published separately, and those in `supplemental`.
 
 Source: Dohi et al., "Description and Discussion on DCASE 2022 Challenge Task 2", arXiv 2206.05876.
 """
@@ -28,7 +28,7 @@ _EXPECTED = "<machine>/{train,test}/section_00_source_train_normal_0001_<attribu
 
 
 def find_dcase(folders: DataFolders) -> LayoutFiles:
-    """The recordings below `<root>/<machine>/{train,test}`, with machine, section, domain, split and label.
+    """The recordings in `<root>/<machine>/{train,test}`, with machine, section, domain, split and label.
 
     Raises:
         RecordingError: the root does not exist, or holds no recordings.

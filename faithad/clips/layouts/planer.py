@@ -5,7 +5,7 @@
     <root>/evaluation/anomalies/<type>/       test, anomalous
 
 A file's name gives its recording and its window: `MPD_19-12-04_0848_00006_3.pt` is the third 10 s of a recording. The
-recording is called by its bare name (`MPD_19-12-04_0848_00006.wav`), because its clips may lie in several folders.
+recording's name has no folders (`MPD_19-12-04_0848_00006.wav`), because its clips may lie in several folders.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from faithad.errors import RecordingError
 from faithad.vocabulary import SPECTROGRAM_SUFFIX
 
 _TRAINING, _NORMAL, _ANOMALIES = _FOLDERS = "training/", "evaluation/normal/", "evaluation/anomalies/"
-# A window's number has no leading zeros; the recording's own number, at the end of a recording's name, has.
+# The number of a window has no leading zeros; the number at the end of a recording's name has.
 _CLIP_NAME = re.compile(r"(?P<stem>.+)_(?P<window>[1-9]\d{0,3})\.pt", re.IGNORECASE)
 _WINDOW_S = 10.0
 
 
 def find_planer(folders: DataFolders) -> LayoutFiles:
-    """The clips below the root, from all folders of `training` or from `training_folders` alone.
+    """The clips below the root, from all folders of `training` or only from `training_folders`.
 
     Raises:
         RecordingError: one of the three folders is missing or empty.
