@@ -33,7 +33,8 @@ def is_indexed(out: str) -> bool:
 def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
     """The manifest, corrected where the recordings have moved: that changes neither their names nor their clips."""
     manifest = read_manifest(out)
-    names, uris = (pa.array([getattr(one, key) for one in recordings], pa.string()) for key in ("path", "uri"))
+    names = pa.array([recording.path for recording in recordings], pa.string())
+    uris = pa.array([recording.uri for recording in recordings], pa.string())
     now = pc.take(uris, pc.index_in(manifest["recording"], value_set=names))
     if not manifest["uri"].equals(now):
         manifest = manifest.set_column(manifest.schema.get_field_index("uri"), schemas.MANIFEST.field("uri"), now)

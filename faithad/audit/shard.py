@@ -122,13 +122,13 @@ def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, expla
     x = trained.prepare(log_mels).to(model.device)
     outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
     squared = (outputs - x).square() if trained.reconstructs else None
-    found = outputs if squared is None else squared.mean(dim=(-2, -1), dtype=torch.float64)
-    scores = found.to(torch.float64).cpu().numpy()
+    pooled = outputs if squared is None else squared.mean(dim=(-2, -1), dtype=torch.float64)
+    scores = pooled.to(torch.float64).cpu().numpy()
 
     # All clips in one go: on a GPU each small copy would wait for the device.
     errors = None if squared is None else squared.cpu()
     maps = _attribute(model, x, [row["clip_id"] for row in clips], outputs) if explain else {}
-    maps = {method: each.cpu() for method, each in maps.items()}
+    maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
     good: list[tuple[int, _Clip]] = []
     for number, row in enumerate(clips):
         if not np.isfinite(scores[number]):
@@ -219,9 +219,9 @@ def _explain(
     if not clip.row["annotated"]:
         return
     clip.masks.append((method, "segment", segment_masks(peaks, clip.intervals, frames_per_s)))
-    found = localization(peaks, clip.intervals, frames_per_s=frames_per_s)
+    agreement = localization(peaks, clip.intervals, frames_per_s=frames_per_s)
     for position, percentile in enumerate(percentiles):
-        values = {name: getattr(found, name)[position].item() for name in schemas.LOCALIZATION.names[5:]}
+        values = {name: getattr(agreement, name)[position].item() for name in schemas.LOCALIZATION.names[5:]}
         rows["localization"].append({**keys, "percentile": percentile, **values})
 
 

@@ -7,8 +7,8 @@ that no ledger has, as long as each run gets further than the one before.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 import ray
@@ -45,6 +45,10 @@ class Pass(NamedTuple):
     step: Step
     clips: pa.Table
 
+    def shard_size(self, audit: Audit) -> int:
+        """Clips in a shard."""
+        return shard_size(self.clips.num_rows, largest=audit.clips_per_shard)
+
 
 class Spread(NamedTuple):
     """How the work is spread over a cluster.
@@ -72,20 +76,20 @@ def run_passes(
             cannot be seen here.
         CheckpointError: a model is missing, damaged or not what is expected.
     """
-    passes = [each for each in passes if each.clips.num_rows]
+    passes = [audit_pass for audit_pass in passes if audit_pass.clips.num_rows]
     todo = _missing_shards(passes, audit)
     if not todo:
         return
     for number in sorted({number for number, _ in todo}):
         passes[number].audit.load()  # a model that does not fit is better noticed here than on a hundred workers
     run = uuid.uuid4().hex
-    sizes = [shard_size(each.clips.num_rows, largest=audit.clips_per_shard) for each in passes]
+    sizes = [audit_pass.shard_size(audit) for audit_pass in passes]
     n_clips = sum(min(sizes[number], passes[number].clips.num_rows - shard * sizes[number]) for number, shard in todo)
     with ray_session(), progress(title, n_clips) as ticker:
         tally = Tally(ticker)
         sharded = [
-            ShardedPass(each.audit, each.step, ray.put(each.clips), size)
-            for each, size in zip(passes, sizes, strict=True)
+            ShardedPass(audit_pass.audit, audit_pass.step, ray.put(audit_pass.clips), size)
+            for audit_pass, size in zip(passes, sizes, strict=True)
         ]
         while todo:
             before = len(todo), _count_deaths(passes)
@@ -104,8 +108,8 @@ def run_passes(
                 )
             if lost is not None and (len(todo), _count_deaths(passes)) == before:
                 raise lost
-    for each in passes:
-        storage.delete(storage.join(each.audit.out, layout.ATTEMPTS))
+    for audit_pass in passes:
+        storage.delete(storage.join(audit_pass.audit.out, layout.ATTEMPTS))
 
 
 def spread(audit: Audit, *, cpus: float, gpus: float, n_shards: int, grows: bool = False) -> Spread:
@@ -152,35 +156,6 @@ def wait_for_room(audit: Audit) -> None:
     wait_for_machines(room, request=f"An audit actor asks for {resources_text(room)}", advice=advice)
 
 
-def stream(
-    rows: Sequence[ShardRow],
-    read: Callable[..., ShardRow],
-    read_options: dict[str, Any],
-    actor: type,
-    actor_options: dict[str, Any],
-    *,
-    spread: Spread,
-    gpus_per_actor: float,
-) -> ray.data.Dataset:
-    """Rows that name shards → read by tasks → processed by actors."""
-    reading = dataset(rows).map(
-        read,
-        fn_kwargs=read_options,
-        compute=TaskPoolStrategy(size=spread.readers),
-        num_cpus=_CPUS_PER_READER,
-    )
-    # A shard that waits for one actor cannot go to another one, so few may wait. A growing pool only grows while every
-    # actor has one waiting.
-    actors = ActorPoolStrategy(min_size=spread.actors, max_size=spread.most_actors, max_tasks_in_flight_per_actor=2)
-    return reading.map(
-        actor,
-        fn_constructor_kwargs=actor_options,
-        compute=actors,
-        num_cpus=_CPUS_PER_ACTOR,
-        num_gpus=gpus_per_actor or None,
-    )
-
-
 def _chain(
     rows: Sequence[ShardRow],
     passes: list[ShardedPass],
@@ -189,34 +164,40 @@ def _chain(
     features: FeatureSettings,
     run: str,
 ) -> ray.data.Dataset:
-    """Shards → features → tables; the rows that come out count the clips."""
+    """Rows that name shards → features, read by tasks → tables, written by actors, whose rows count clips."""
     wait_for_room(audit)
     room = spread(
         audit, cpus=cluster_total("CPU"), gpus=cluster_total("GPU"), n_shards=len(rows), grows=not ray_is_ours()
     )
     shared = {"passes": passes, "features": features, "run": run}
-    options = {**shared, "attribution": attribution, "audit": audit, "threads": room.threads}
-    return stream(
-        rows,
+    reading = dataset(rows).map(
         audit_worker.read_shard,
-        shared,
+        fn_kwargs=shared,
+        compute=TaskPoolStrategy(size=room.readers),
+        num_cpus=_CPUS_PER_READER,
+    )
+    # A shard that waits for one actor cannot go to another one, so few may wait. A growing pool only grows while every
+    # actor has one waiting.
+    actors = ActorPoolStrategy(min_size=room.actors, max_size=room.most_actors, max_tasks_in_flight_per_actor=2)
+    return reading.map(
         audit_worker.Auditor,
-        options,
-        spread=room,
-        gpus_per_actor=audit.gpus_per_actor,
+        fn_constructor_kwargs={**shared, "attribution": attribution, "audit": audit, "threads": room.threads},
+        compute=actors,
+        num_cpus=_CPUS_PER_ACTOR,
+        num_gpus=audit.gpus_per_actor or None,
     )
 
 
 def _missing_shards(passes: Sequence[Pass], audit: Audit) -> list[tuple[int, int]]:
     """The shards that no ledger has yet, each with the number of its pass."""
     missing: list[tuple[int, int]] = []
-    for number, each in enumerate(passes):
-        n_clips = each.clips.num_rows
-        n_shards = -(-n_clips // shard_size(n_clips, largest=audit.clips_per_shard))
-        done = {storage.name_of(file) for file in shard_files(storage.join(each.audit.out, each.step.ledger))}
+    for number, audit_pass in enumerate(passes):
+        n_shards = -(-audit_pass.clips.num_rows // audit_pass.shard_size(audit))
+        ledger = storage.join(audit_pass.audit.out, audit_pass.step.ledger)
+        done = {storage.name_of(file) for file in shard_files(ledger)}
         missing += [(number, shard) for shard in range(n_shards) if layout.shard(shard) not in done]
     return missing
 
 
 def _count_deaths(passes: Sequence[Pass]) -> float:
-    return sum(count_deaths(storage.join(each.audit.out, layout.ATTEMPTS)) for each in passes)
+    return sum(count_deaths(storage.join(audit_pass.audit.out, layout.ATTEMPTS)) for audit_pass in passes)
