@@ -98,7 +98,7 @@ def test_a_study_on_one_core_is_the_sum_of_its_parts() -> None:
     }
     assert total_s(estimate(case)) == pytest.approx(sum(value or 0 for value in seconds.values()))
     limits = {stage.name: stage.limit for stage in estimate(case)}
-    assert (limits["audit"], limits["train"]) == ("the cores", "one training on 1 thread(s)")
+    assert (limits["audit"], limits["train"]) == ("the cores", "one training on 1 thread")
     assert limits["tables and report"] == "the start of processes"
 
 

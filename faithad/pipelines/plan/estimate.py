@@ -23,6 +23,7 @@ from faithad.pipelines.shards.stream import shard_size
 from faithad.pipelines.training.places import Places, divide
 from faithad.runs import layout
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import count
 
 # Seconds on AMD EPYC cores (family 26): of a core for a minute of the demo mill; of the driver for a recording in the
 # index, for a shard that it hands out (8 to 11 ms with 1 to 64 actors), and for a clip of a model in the last tables.
@@ -153,7 +154,7 @@ def _train(case: Case) -> Stage:
     rounds = math.ceil(len(networks) / places.at_once)
     train_s = max([rounds * fmean(trainings_s), *trainings_s]) if networks else 0.0
     features_s = (clips.train + clips.validation + tested) * case.rates.read / max(1.0, case.machines.cpus)
-    alone = f"one training on {'its GPU' if gpus else f'{places.threads} thread(s)'}"
+    alone = f"one training on {'its GPU' if gpus else count(places.threads, 'thread')}"
     return Stage(name, features_s + train_s, alone if rounds <= 1 else "the GPUs" if gpus else "the cores")
 
 

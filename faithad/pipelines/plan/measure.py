@@ -57,6 +57,7 @@ _SHARDS = {
     "score one": (SCORE, 1, False),
     "score few": (SCORE, _N_SCORED, False),
 }
+# Given to the same share of the explained clips as has reference intervals among the planned ones.
 _INTERVALS = [{"onset_s": 1.0, "offset_s": 2.0}, {"onset_s": 4.0, "offset_s": 7.0}]
 # Nothing is timed once more after so many seconds.
 _ENOUGH_S = 2.0
