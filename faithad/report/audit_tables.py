@@ -36,8 +36,6 @@ MAX_PICTURES = 10
 
 _MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
-# faithad writes no longer header.
-_LONGEST_HEADER = 1 << 24
 
 EventRow = dict[str, Any]  # of schemas.EVENTS
 
@@ -77,7 +75,7 @@ class AuditTables:
     Attributes:
         settings: the resolved run, `audit.yaml`.
         settings_text: as it was written.
-        model: what is known of the trained model; empty where an early audit's model file is gone.
+        model: the trained model and its alarm when the audit was made; empty where the audit did not write them down.
         alarm: the alarm that was raised.
         clips: the manifest by clip_id.
         scores: one row per scored clip, with the manifest's columns of the clip.
@@ -135,7 +133,8 @@ def read_audit(out: str) -> AuditTables:
     manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS).to_pandas()
     events = _read(out, layout.EVENTS, schemas.EVENTS.names).to_pylist()
     scores = read_whole(storage.join(out, layout.SCORES), schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
-    model = _read_model(out) or read_model_card(str(settings.get("model", "")))
+    location = storage.join(out, layout.MODEL)
+    model = json.loads(storage.read_text(location)) if storage.exists(location) else {}
     alarm = _alarm(settings, model, events, scores)
     score_of = dict(zip(scores["clip_id"], scores[alarm.pooling.column], strict=True))
     # All events share a threshold, so the score ranks them also where it has no ratio to the threshold.
@@ -158,21 +157,6 @@ def read_audit(out: str) -> AuditTables:
     )
 
 
-def read_model_card(folder: str) -> dict[str, Any]:
-    """What the header of `model.safetensors` in a folder holds: features, alarm, name, seed.
-
-    A page must be possible without the model, so an absent or unreadable file gives an empty mapping.
-    """
-    try:
-        with storage.open_input(storage.join(folder, "model.safetensors")) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= _LONGEST_HEADER else {}
-        card = json.loads(header["__metadata__"]["faithad"])
-    except (OSError, ValueError, KeyError, TypeError, StudyError):
-        return {}
-    return card if isinstance(card, dict) else {}
-
-
 def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) -> list[str]:
     """At most MAX_CLIPS_OF_EVENT neighbouring clips of an event: those around the one with the highest score."""
     peak = max(range(len(clip_ids)), key=lambda index: scores.get(clip_ids[index], -np.inf))
@@ -183,13 +167,6 @@ def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) ->
 def _read(out: str, path: str, columns: list[str]) -> pa.Table:
     problem = f"The audit at {out} has not finished: no {path}. Run `faithad audit` again: it goes on."
     return storage.read_table(required(out, path, StudyError(problem)), columns=columns)
-
-
-def _read_model(out: str) -> dict[str, Any]:
-    """The model and its alarm when the audit was made; empty for an early audit, which did not write them down."""
-    location = storage.join(out, layout.MODEL)
-    model = json.loads(storage.read_text(location)) if storage.exists(location) else {}
-    return model if isinstance(model, dict) else {}
 
 
 def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:

@@ -143,7 +143,7 @@ def seconds_on_axis(
 
 
 def _scale(audit: AuditTables, n_frames: int) -> maps.ClipScale:
-    return maps.clip_scale(audit.setting, n_frames, float(audit.clips["duration_s"].median()), in_seconds=True)
+    return maps.clip_scale(audit.setting, n_frames, float(audit.clips["duration_s"].median()))
 
 
 def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:

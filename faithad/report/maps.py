@@ -34,22 +34,11 @@ class ClipScale:
 
     Attributes:
         frames_per_s: frame rate.
-        in_seconds: whether the time axis is in seconds; else it is in frames.
         sample_rate_hz: half of it is the upper end of the mel scale; None: bands are shown by number.
     """
 
     frames_per_s: float
-    in_seconds: bool
     sample_rate_hz: float | None
-
-    def extent(self, n_mels: int, n_frames: int) -> tuple[float, float, float, float]:
-        """Left, right, bottom, top of an (F, T) picture, cells centred on frames and bands."""
-        end = n_frames / self.frames_per_s if self.in_seconds else float(n_frames)
-        return 0.0, end, -0.5, n_mels - 0.5
-
-    def time(self, seconds: float) -> float:
-        """A time of the clip on the time axis."""
-        return seconds if self.in_seconds else seconds * self.frames_per_s
 
     def frequency_ticks(self, n_mels: int) -> tuple[list[float], list[str]] | None:
         """Places (in mel bands) and names of whole kilohertz."""
@@ -61,20 +50,12 @@ class ClipScale:
         return [mel(khz * 1_000) * step - 1 for khz in kilohertz], [f"{khz:g}" for khz in kilohertz]
 
 
-def clip_scale(setting: Callable[[str], Any], n_frames: int, duration_s: float, *, in_seconds: bool) -> ClipScale:
-    """The axes of a clip, as its features are configured.
-
-    Args:
-        setting: looks up a key of the configuration.
-        n_frames: T of the clip.
-        duration_s: of the clip.
-        in_seconds: whether the axis is in seconds also where the configuration does not give the frame rate.
-    """
+def clip_scale(setting: Callable[[str], Any], n_frames: int, duration_s: float) -> ClipScale:
+    """The axes of a clip of T frames as its features are configured; `setting` looks up a key of the configuration."""
     rate, hop = setting("features.sample_rate_hz"), setting("features.hop_samples")
-    sample_rate_hz = float(rate) if isinstance(rate, int | float) else None
-    if sample_rate_hz is not None and isinstance(hop, int | float):
-        return ClipScale(sample_rate_hz / hop, True, sample_rate_hz)
-    return ClipScale(n_frames / duration_s, in_seconds, sample_rate_hz)
+    if isinstance(rate, int | float) and isinstance(hop, int | float):
+        return ClipScale(rate / hop, float(rate))
+    return ClipScale(n_frames / duration_s, None)
 
 
 def color_limits(grid: np.ndarray, kind: Kind) -> tuple[float, float]:
@@ -117,22 +98,22 @@ def clip_figure(
     figure = Figure(figsize=(3.05, 2.12))
     picture = figure.add_axes((0.1, 0.4, 0.88, 0.54))
     below = figure.add_axes((0.1, 0.13, 0.88, 0.24), sharex=picture)
-    left, right, bottom, top = scale.extent(grid.shape[0] if grid is not None else 1, len(curve))
+    end = len(curve) / scale.frames_per_s
     if grid is not None:
         low, high = limits or color_limits(grid, kind)
         colors = mpl.colormaps[COLOR_MAPS[kind]].resampled(_COLOR_STEPS)
         picture.imshow(grid, origin="lower", aspect="auto", interpolation="none", cmap=colors, vmin=low, vmax=high,
-                       extent=(left, right, bottom, top))  # fmt: skip
+                       extent=(0, end, -0.5, grid.shape[0] - 0.5))  # fmt: skip
         _label_bands(picture, scale, grid.shape[0])
     else:
         picture.text(0.5, 0.5, "map not kept", transform=picture.transAxes, ha="center", color=MUTED)
         picture.set_yticks([])
     picture.tick_params(labelbottom=False, length=0)
     picture.spines[:].set_visible(False)
-    _draw_curve(below, curve, scale, peaks, color, signed=kind == "diverging")
+    _draw_curve(below, (np.arange(len(curve)) + 0.5) / scale.frames_per_s, curve, peaks, color, kind == "diverging")
     for onset, offset in intervals:
-        _mark(picture, below, scale.time(onset), scale.time(offset))
-    below.set_xlim(left, right)
+        _mark(picture, below, onset, offset)
+    below.set_xlim(0, end)
     return figure
 
 
@@ -145,10 +126,8 @@ def _label_bands(picture: Axes, scale: ClipScale, n_mels: int) -> None:
 
 
 def _draw_curve(
-    axes: Axes, curve: np.ndarray, scale: ClipScale, peaks: np.ndarray | None, color: str, *, signed: bool
+    axes: Axes, at: np.ndarray, curve: np.ndarray, peaks: np.ndarray | None, color: str, signed: bool
 ) -> None:
-    _, right, _, _ = scale.extent(1, len(curve))
-    at = (np.arange(len(curve)) + 0.5) * right / len(curve)
     low, high = float(curve.min()), float(curve.max())
     room = (high - low) or 1.0
     axes.plot(at, curve, color=color, linewidth=0.8)
@@ -221,7 +200,7 @@ def clip_panels(
         {
             "title": title,
             "note": note,
-            "svg": style.to_svg(figure, name=f"{name}-{index}", label=f"{title} of {subject}"),
+            "svg": style.to_svg(figure, name=f"{name}-{index}", label=f"{title}, {subject}"),
         }
         for index, (title, note, figure) in enumerate(panels)
     ]

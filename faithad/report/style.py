@@ -67,7 +67,6 @@ RC: Any = {
     "ytick.minor.size": 0,
     "text.color": INK,
     "text.parse_math": False,
-    "axes.formatter.use_mathtext": False,
     "lines.linewidth": 1.5,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "none",

@@ -100,7 +100,7 @@ def score_figure(line: TimeLine, threshold: float | None) -> Figure:
         here = (x >= first) & (x <= last)
         columns = max(1, round(PIXEL_COLUMNS * (last - first) / whole))
         _draw_scores(axes, line, here, columns)
-        _draw_events(axes, line, first, last, columns)
+        _draw_events(axes, line, first, last)
         _draw_unheard(axes, line.unheard, columns)
         if threshold is not None:
             axes.axhline(threshold, **THRESHOLD)
@@ -158,37 +158,27 @@ def _unbroken(at: np.ndarray, step: float) -> list[slice]:
     return [slice(first, last) for first, last in pairwise(cuts)]
 
 
-def _draw_events(axes: Axes, line: TimeLine, first: float, last: float, columns: int) -> None:
-    """A triangle for the strongest event of each column of pixels."""
-    here = np.flatnonzero((line.events >= first) & (line.events <= last))
-    width = (last - first) / columns or 1.0
-    column = ((line.events[here] - first) / width).astype(int)
-    strongest = here[np.lexsort((-line.event_scores[here], column))]
-    kept = strongest[np.unique(np.sort(column), return_index=True)[1]]
-    axes.plot(line.events[kept], line.event_scores[kept], **_TRIANGLES, markersize=4.5, label="events")
+def _draw_events(axes: Axes, line: TimeLine, first: float, last: float) -> None:
+    here = (line.events >= first) & (line.events <= last)
+    pixels = int(here.sum()) > FEW
+    axes.plot(
+        line.events[here], line.event_scores[here], **_TRIANGLES, rasterized=pixels, markersize=4.5, label="events"
+    )
     for number in line.ranked[:_NAMED_EVENTS]:
-        if first <= line.events[number] <= last:
+        if here[number]:
             axes.annotate(f"{number + 1}", (line.events[number], line.event_scores[number]), (0, 4),
                           textcoords="offset points", ha="center", color=EVENT, fontsize=8)  # fmt: skip
 
 
 def _draw_unheard(axes: Axes, unheard: np.ndarray, columns: int) -> None:
-    """At least one column wide each, neighbours as one: thousands of failed clips are still a few bars."""
+    """A bar for each stretch, at least one column of pixels wide."""
     left, right = axes.get_xlim()
-    width = (right - left) / columns
-    bars: list[tuple[float, float]] = []
-    for onset, offset in unheard[np.argsort(unheard[:, 0], kind="stable")]:
-        onset, offset = max(onset, left), min(max(offset, onset + width), right)
-        if offset <= onset:
-            continue
-        if bars and onset <= bars[-1][1] + width:
-            bars[-1] = (bars[-1][0], max(bars[-1][1], offset))
-        else:
-            bars.append((onset, offset))
-    if bars:
-        spans = [(onset, offset - onset) for onset, offset in bars]
+    lengths = np.maximum(unheard[:, 1] - unheard[:, 0], (right - left) / columns)
+    inside = (unheard[:, 0] < right) & (unheard[:, 0] + lengths > left)
+    spans = list(zip(unheard[inside, 0], lengths[inside], strict=True))
+    if spans:
         axes.broken_barh(spans, (0, 0.03), transform=axes.get_xaxis_transform(), color=_NOT_HEARD, linewidth=0,
-                         label="not heard")  # fmt: skip
+                         rasterized=len(spans) > FEW, label="not heard")  # fmt: skip
 
 
 def sessions(x: np.ndarray) -> list[tuple[float, float]]:

@@ -136,15 +136,13 @@ def _write_shards(out: str, table: str, rows: list[Row], schema: pa.Schema, rows
 def _write_folder(
     out: str, features: FeatureSettings, alarm: AlarmThreshold | None, own: Row | None, *, with_model: bool, note: str
 ) -> None:
-    """The resolved run, and the model's file as far as a report reads it: its header."""
+    """The resolved run, and what it wrote down of its model."""
     model = storage.join(out, "trained/mae-0")
     run = {"model": model, "recordings": [f"mill/{note}"], "out": out, "alarm": own, "audit": {"explain": "alarms"}}
     storage.write_text(storage.join(out, "audit.yaml"), yaml.safe_dump(run, sort_keys=False))
     card = {"name": "mae", "seed": 0, "features": vars(features), "alarm": None if alarm is None else vars(alarm)}
-    header = json.dumps({"__metadata__": {"faithad": json.dumps(card)}}).encode()
     if with_model:
-        content = len(header).to_bytes(8, "little") + header
-        storage.write_bytes(storage.join(model, "model.safetensors"), content)
+        storage.write_text(storage.join(out, "model.json"), json.dumps(card))
 
 
 def _clips(n_recordings: int, *, timed: bool, name: str) -> list[Row]:

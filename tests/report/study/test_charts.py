@@ -128,7 +128,7 @@ def test_maps_are_centred_and_bracketed(kind: maps.Kind) -> None:
     assert low < high
     assert kind != "diverging" or low == -high
     assert kind != "sequential" or low == 0
-    scale = maps.ClipScale(40.0, in_seconds=True, sample_rate_hz=20_000.0)
+    scale = maps.ClipScale(40.0, sample_rate_hz=20_000.0)
     figure = maps.clip_figure(grid, grid.sum(axis=0), scale=scale, kind=kind, intervals=[(0.5, 1.25)])
     picture, below = figure.axes
     assert picture.get_xlim() == (0, 2)
@@ -142,7 +142,7 @@ def test_maps_are_centred_and_bracketed(kind: maps.Kind) -> None:
 
 def test_silent_clips_can_be_drawn() -> None:
     grid = np.zeros((20, 80))
-    scale = maps.ClipScale(40.0, in_seconds=False, sample_rate_hz=None)
+    scale = maps.ClipScale(40.0, sample_rate_hz=None)
     for kind in ("level", "sequential", "diverging"):
         style.to_svg(maps.clip_figure(grid, grid.sum(axis=0), scale=scale, kind=kind), name="flat", label="flat")
     style.to_svg(maps.clip_figure(None, grid.sum(axis=0), scale=scale, kind="level"), name="none", label="none")
@@ -173,7 +173,7 @@ def test_roc_leaves_out_models_without_the_score(study: StudyTables) -> None:
 def test_pictures_keep_their_colours() -> None:
     """The palette and the fewer digits of `to_svg` change nothing that a reader sees."""
     grid = np.random.default_rng(0).normal(size=(20, 80))
-    scale = maps.ClipScale(40.0, in_seconds=True, sample_rate_hz=20_000.0)
+    scale = maps.ClipScale(40.0, sample_rate_hz=20_000.0)
     svg = style.to_svg(maps.clip_figure(grid, grid.sum(axis=0), scale=scale, kind="diverging"), name="p", label="p")
     encoded = re.search(r"data:image/png;base64,([^\"]+)", svg)
     assert encoded is not None

@@ -126,7 +126,7 @@ def test_without_labels_times_and_feature_settings(write_study: WriteStudy, tmp_
     _, page = render(write_study(tmp_path, models=("mae",), seeds=(3,), **options))
     assert page.text.count("No test clip carries a label") == 2
     assert "Score along the recordings" in page.text
-    assert "in frames; mel bands upwards, by number" in page.text
+    assert "in seconds; mel bands upwards, by number" in page.text
     assert "Seed 3" in page.text
 
 
