@@ -53,16 +53,12 @@ class ExtensibleTable(Mapping[str, TableRow]):
     def __init__(self, kind: str, group: str, row_type: type[TableRow], rows: Iterable[TableRow]) -> None:
         self.kind, self.group, self.row_type = kind, group, row_type
         self.built_in = {row.name: row for row in rows}
-        self._loaded: dict[EntryPoint, TableRow] = {}
 
     def __getitem__(self, name: str) -> TableRow:
         entry_points = self._entry_points()
         if name in self.built_in:
             return self.built_in[name]
-        entry_point = entry_points[name]
-        if entry_point not in self._loaded:
-            self._loaded[entry_point] = self._load(entry_point)
-        return self._loaded[entry_point]
+        return self._load(entry_points[name])
 
     def __iter__(self) -> Iterator[str]:
         yield from [*self.built_in, *self._entry_points()]

@@ -159,7 +159,9 @@ class _Stream:
         if any(method.needs == "forward" for method in self.methods_elsewhere):
             needs.append("forward")
         self.needs_at_the_clip: Needs | None = max(needs, key=_LEVELS.index, default=None)
-        self.layer = _WatchedLayer(network, [method.name for method in methods if method.needs == "activations"])
+        self.layer = _WatchedLayer(
+            watchable(network), [method.name for method in methods if method.needs == "activations"]
+        )
 
     def groups(self) -> Iterator[list[_Pair]]:
         """Pairs that may go through the network together, the clips themselves first."""
@@ -247,18 +249,24 @@ class _WatchedLayer:
         methods: the names of the methods that need the layer; with none, nothing is watched.
 
     Raises:
-        ConfigError: methods need the layer and the network has no such attribute.
+        ConfigError: methods need the layer and the network does not name it.
     """
 
     def __init__(self, network: nn.Module, methods: Sequence[str]) -> None:
         self._mine = threading.local()
-        self._layer = getattr(watchable(network), "grad_cam_layer", None) if methods else None
-        if methods and not isinstance(self._layer, nn.Module):
+        self._layer: nn.Module | None = None
+        if not methods:
+            return
+        name = getattr(network, "grad_cam_layer", None)
+        layers = dict(network.named_modules())
+        if name not in layers:
             raise ConfigError(
-                f"{', '.join(methods)} explains one layer of a network, and {type(watchable(network)).__name__} does "
-                "not say which: define its attribute grad_cam_layer, a layer whose output is (clips, channels, height, "
-                f"width), or leave {', '.join(methods)} out of the methods."
+                f"{', '.join(methods)} explains one layer of a network, and {type(network).__name__} does not say "
+                f"which: its attribute grad_cam_layer is {name!r} and must be the name of one of its layers, such as "
+                f"{list(layers)[-1]!r}, whose output is (clips, channels, height, width). Or leave "
+                f"{', '.join(methods)} out of the methods."
             )
+        self._layer = layers[name]
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ra
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -62,9 +63,9 @@ def _name(name: str) -> str:
 class Study(Section):
     """The whole study. See configs/demo.yaml and configs/paper.yaml.
 
-    `models`: `ae` and `mae` are the study's question: trained, audited and explained. `dense_ae`, `cae`, `skip_cae`,
-    `one_class_svm` and `isolation_forest` are the model paper's baselines: they are scored, for the detection table,
-    and `attribution` does not concern them.
+    `models`: `ae` and `mae` are the study's question. `dense_ae`, `cae`, `skip_cae`, `one_class_svm` and
+    `isolation_forest` are the model paper's baselines, for the detection table. `cae` and `skip_cae` are explained as
+    `ae` and `mae` are; the other baselines are scored only, and `attribution` does not concern them.
     """
 
     name: Annotated[str, AfterValidator(_name)] = Field(examples=["name"])
@@ -87,9 +88,9 @@ class Study(Section):
         return FeatureSettings(**values, clip_s=self.data.clip_s)
 
     def n_frames(self, model: str) -> int:
-        """Frames that a model takes: all of a clip, or as many as its patches divide if it is trained with patches."""
-        frames = self.feature_settings.n_frames
-        return frames - frames % self.train.patch if MODELS[model].masked else frames
+        """Frames that a model takes of a clip: the most that its row's multiple, and its patches if any, divide."""
+        frames, row = self.feature_settings.n_frames, MODELS[model]
+        return frames - frames % math.lcm(row.frames_multiple, self.train.patch if row.masked else 1)
 
     @property
     def runs(self) -> list[tuple[str, int]]:

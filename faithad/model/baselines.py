@@ -1,8 +1,9 @@
 """The networks that the model paper compares with: a dense, a convolutional, and a skip-connected autoencoder.
 
-They stand in the detection table beside the Skip-CAE-Transformer ("Planing It by Ear", Deschênes et al. 2025, arXiv
-2501.04819). They train on the same data in the same way and are asked for scores; nothing explains them. All map
-(B, F, T) to (B, F, T) for any F and T of at least 16, odd ones too, and are initialised as PyTorch does by default.
+They stand beside the Skip-CAE-Transformer in the detection table ("Planing It by Ear", Deschênes et al. 2025, arXiv
+2501.04819), and train on the same data in the same way. The two convolutional ones are explained as it is; Grad-CAM
+explains their encoder's last convolution, before its activation. All map (B, F, T) to (B, F, T) for any F and T of at
+least 16, odd ones too, and are initialised as PyTorch does by default.
 
 Shape letters: B clips, F mel bands, T frames, W windows of consecutive frames.
 """
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from faithad.model.fast_layers import with_fast_layers
 from faithad.model.layers import Conv3x3, act, first, halve, pad, refuse_other_shape, refuse_small, resize
 
 _WINDOW = 5
@@ -105,18 +107,22 @@ class CAE(nn.Module):
         ConfigError: the shape is too small for four poolings.
     """
 
+    grad_cam_layer = "encoder.12"
+    fast_form = with_fast_layers
+
     def __init__(self, n_mels: int, n_frames: int) -> None:
         super().__init__()
         refuse_small(n_mels, n_frames)
         self.n_mels, self.n_frames = n_mels, n_frames
         encoder: list[nn.Module] = []
         for before, after in itertools.pairwise((1, *_FILTERS)):
-            encoder += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+            convolution = Conv3x3(before, after, activated=False)
+            encoder += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         decoder: list[nn.Module] = []
         for before, after in itertools.pairwise((*reversed(_FILTERS), _FILTERS[0])):
             decoder += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
-        self.last = nn.Conv2d(_FILTERS[0], 1, 3, padding=1)
+        self.last = Conv3x3(_FILTERS[0], 1, activated=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T) → (B, F, T).
@@ -145,6 +151,9 @@ class SkipCAE(nn.Module):
     Raises:
         ConfigError: the shape is too small for four poolings.
     """
+
+    grad_cam_layer = "encoder.3.pairs.0.1"
+    fast_form = with_fast_layers
 
     def __init__(self, n_mels: int, n_frames: int) -> None:
         super().__init__()

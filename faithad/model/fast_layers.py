@@ -45,17 +45,29 @@ def _replace_layers(module: nn.Module) -> None:
 
 
 def _fast_layer(module: nn.Module) -> nn.Module | None:
+    """The fast form of a layer; None if there is none for a layer of its type and settings."""
     if isinstance(module, Conv3x3):
         return _Convolution(module)
-    if isinstance(module, nn.ConvTranspose2d) and module.kernel_size == module.stride == (2, 2):
+    if isinstance(module, nn.ConvTranspose2d) and _doubles(module):
         return _Upsampling(module)
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
         return _Affine(module)
-    if isinstance(module, nn.TransformerEncoderLayer):
+    if isinstance(module, nn.TransformerEncoderLayer) and _is_plain(module):
         return _Encoder(module)
-    if isinstance(module, nn.TransformerDecoderLayer):
+    if isinstance(module, nn.TransformerDecoderLayer) and _is_plain(module):
         return _Decoder(module)
     return None
+
+
+def _doubles(module: nn.ConvTranspose2d) -> bool:
+    usual = (module.stride, module.dilation, module.output_padding, module.groups) == ((2, 2), (1, 1), (0, 0), 1)
+    return usual and module.bias is not None and len(set(module.padding)) == 1
+
+
+def _is_plain(module: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> bool:
+    """Whether it has the settings that PyTorch gives it by default, but for the order of its axes."""
+    has_bias = module.linear1.bias is not None
+    return not module.norm_first and module.self_attn.batch_first and module.activation is functional.relu and has_bias
 
 
 class _ConvolutionFunction(torch.autograd.Function):
@@ -104,18 +116,19 @@ class _UpsamplingFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: _Upsampling) -> Tensor:
         ctx.layer = layer
         if not _by_onednn(x):
-            return functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+            return functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2, padding=layer.padding)
         x = x.contiguous(memory_format=torch.channels_last)
         y: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, layer.weight, layer.bias, [0, 0], [0, 0], [2, 2], [1, 1], 1, "none", [], ""
+            x, layer.weight, layer.bias, [layer.padding] * 2, [0, 0], [2, 2], [1, 1], 1, "none", [], ""
         )
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        weight, padding = ctx.layer.weight, ctx.layer.padding
         if not _by_onednn(gradient):
-            return functional.conv2d(gradient, ctx.layer.weight, stride=2), None
-        return _convolve(gradient, ctx.layer.weight, None, padding=0, stride=2), None
+            return functional.conv2d(gradient, weight, stride=2, padding=padding), None
+        return _convolve(gradient, weight, None, padding=padding, stride=2), None
 
 
 class _Upsampling(nn.Module):
@@ -123,6 +136,7 @@ class _Upsampling(nn.Module):
         super().__init__()
         self.weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
         self.bias = cast(Tensor, module.bias).detach()
+        self.padding = int(module.padding[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, _UpsamplingFunction.apply(x, self))  # type: ignore[no-untyped-call]

@@ -2,11 +2,12 @@
 
 Any `nn.Module` that maps spectrograms (B, F, T) to reconstructions (B, F, T) can be explained. Its class may define:
 
-    grad_cam_layer      an attribute: the layer that Grad-CAM explains; its output is (B, channels, height, width).
-                        Without it, all methods but Grad-CAM are available.
-    n_mels, n_frames    attributes: F and T, where the network takes one shape only.
-    fast_form()         a copy for CPUs, such as `with_fast_layers` makes: same function in eval mode, same gradient in
-                        its input.
+    grad_cam_layer      the name of the layer that Grad-CAM explains, as `named_modules` gives it; the layer's output is
+                        (B, channels, height, width). Without it, all methods but Grad-CAM are available.
+    n_mels, n_frames    F and T, if the network takes one shape only.
+    fast_form()         a copy for CPUs: same function in eval mode, same gradient in its input. `fast_form =
+                        with_fast_layers` in a class that is made of the layers that `fast_layers` replaces gives one
+                        whose results are the same to the last bit in a batch of any size.
 """
 
 from __future__ import annotations

@@ -44,6 +44,9 @@ class SkipCAETransformer(nn.Module):
         ConfigError: the shape is too small for four poolings.
     """
 
+    grad_cam_layer = "conv10"
+    fast_form = with_fast_layers
+
     def __init__(self, n_mels: int = 80, n_frames: int = 400, dropout: float = 0.1) -> None:
         super().__init__()
         refuse_small(n_mels, n_frames)
@@ -78,18 +81,9 @@ class SkipCAETransformer(nn.Module):
         self.linear_d = nn.Linear(bottleneck_frames, bottleneck_frames)
 
     @property
-    def grad_cam_layer(self) -> nn.Module:
-        """The layer that Grad-CAM explains: the encoder's last convolution, before its activation."""
-        return self.conv10
-
-    @property
     def options(self) -> dict[str, float]:
         """The arguments beside the shape that it was built with."""
         return {"dropout": self.dropout}
-
-    def fast_form(self) -> nn.Module:
-        """A copy for explaining on a CPU, see `faithad.model.fast_layers`."""
-        return with_fast_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct spectrograms.

@@ -33,7 +33,9 @@ class ModelRow:
         classical: fitted in one go instead of trained by gradient, with a score for each clip and no reconstruction.
         masked: trained with patches hidden from it, so that the patch size must divide the frames that it takes.
         seedless: chance plays no part in its training, so one seed stands for all.
-        explained: its scores are explained by attributions.
+        explained: its scores are explained by attributions; `faithad.model.fast_network` says what the class may define
+            for that, such as the layer that Grad-CAM explains.
+        frames_multiple: the network takes as many frames of a clip as this number divides.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ModelRow:
     masked: bool = False
     seedless: bool = False
     explained: bool = False
+    frames_multiple: int = 1
 
     def load(self) -> Callable[..., nn.Module]:
         """The class."""
@@ -62,8 +65,8 @@ MODELS = ExtensibleTable(
         ModelRow("ae", "AE", _SKIP_CAE_TRANSFORMER, explained=True),
         ModelRow("mae", "MAE", _SKIP_CAE_TRANSFORMER, masked=True, explained=True),
         ModelRow("dense_ae", "Dense AE", "faithad.model.baselines:DenseAE"),
-        ModelRow("cae", "CAE", "faithad.model.baselines:CAE"),
-        ModelRow("skip_cae", "Skip-CAE", "faithad.model.baselines:SkipCAE"),
+        ModelRow("cae", "CAE", "faithad.model.baselines:CAE", explained=True),
+        ModelRow("skip_cae", "Skip-CAE", "faithad.model.baselines:SkipCAE", explained=True),
         ModelRow("one_class_svm", "One-class SVM", _CLASSICAL, classical=True, seedless=True),
         ModelRow("isolation_forest", "Isolation forest", _CLASSICAL, classical=True),
     ],
@@ -73,7 +76,7 @@ MODELS = ExtensibleTable(
 def build_network(model: str, n_mels: int, n_frames: int, **options: float) -> nn.Module:
     """An untrained network that maps spectrograms (B, F, T) to reconstructions (B, F, T).
 
-    Its weights come from PyTorch's global generator.
+    It has the attributes `n_mels` and `n_frames`. Its weights come from PyTorch's global generator.
 
     Args:
         model: the name of a model that is trained by gradient.
@@ -87,4 +90,6 @@ def build_network(model: str, n_mels: int, n_frames: int, **options: float) -> n
     if model not in MODELS or MODELS[model].classical:
         allowed = ", ".join(name for name, row in MODELS.items() if not row.classical)
         raise ConfigError(f"There is no network {model!r} to train; allowed: {allowed}.")
-    return MODELS[model].load()(n_mels, n_frames, **options)
+    network = MODELS[model].load()(n_mels, n_frames, **options)
+    network.n_mels, network.n_frames = n_mels, n_frames  # type: ignore[assignment]
+    return network

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from faithad.attribution.gradient_stream import frozen
 from faithad.attribution.methods import choose_methods
 from faithad.attribution.noise import Noise
-from faithad.errors import ConfigError
 from faithad.model.masking import mse_per_clip
 from faithad.settings import AttributionSettings
 
@@ -73,14 +72,9 @@ def attribute(
         One map (F, T) per method, in the order of `methods`, without a graph.
 
     Raises:
-        ConfigError: a method is unknown, or x has another shape than the network.
+        ConfigError: a method is unknown.
     """
     chosen = choose_methods(methods)
-    if x.shape != (network.n_mels, network.n_frames):
-        raise ConfigError(
-            f"The network explains clips of {network.n_mels} mel bands x {network.n_frames} frames and was given "
-            f"{tuple(x.shape)}; one clip at a time, without a batch axis."
-        )
     maps = {}
     # Captum switches gradients on where it takes them; whatever it computes outside must not leave a graph behind.
     with _ONE_AT_A_TIME, frozen(network), torch.inference_mode(False), torch.no_grad():
@@ -140,7 +134,9 @@ def _gradient_shap(network: nn.Module, clip: Tensor, settings: AttributionSettin
 
 def _grad_cam(network: nn.Module, clip: Tensor, settings: AttributionSettings) -> Tensor:
     # Without a ReLU: the channels that lower the error count as much as those that raise it.
-    coarse = LayerGradCam(_explained(network), network.grad_cam_layer).attribute(clip, relu_attributions=False)
+    coarse = LayerGradCam(_explained(network), network.get_submodule(network.grad_cam_layer)).attribute(
+        clip, relu_attributions=False
+    )
     return functional.interpolate(coarse, clip.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -14,7 +14,7 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.classical import fit_classical
-from faithad.model.table import build_network
+from faithad.model.table import MODELS, build_network
 from faithad.runs import layout
 from faithad.settings import FeatureSettings
 
@@ -49,8 +49,9 @@ def audit(model: AuditModel, positions: Sequence[int], *, explain: bool) -> dict
     return found
 
 
-def test_scores_and_explanations_of_a_clip_do_not_depend_on_its_neighbours_nor_on_threads() -> None:
-    model = prepared("mae")
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.explained])
+def test_scores_and_explanations_of_a_clip_do_not_depend_on_its_neighbours_nor_on_threads(name: str) -> None:
+    model = prepared(name)
     together = audit(model, range(6), explain=True)
     threads = torch.get_num_threads()
     try:

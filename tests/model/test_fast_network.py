@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from faithad.model import fast_layers
 from faithad.model import fast_network as module
+from faithad.model.fast_layers import with_fast_layers
 from faithad.model.fast_network import CompiledNetwork, fast_network, watchable
 from faithad.model.precision import arithmetic, low_precision
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.table import build_network
 from faithad.settings import Precision
 
+FAST = ["ae", "cae", "skip_cae"]
 SHAPES = [(16, 40), (24, 61), (33, 50), (80, 400)]
 
 
@@ -27,11 +31,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def network_of(n_mels: int, n_frames: int) -> SkipCAETransformer:
+def network_of(n_mels: int, n_frames: int, model: str = "ae") -> Any:
     """With running statistics and affine terms of batch norm that are not those of a new network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = SkipCAETransformer(n_mels, n_frames).eval().requires_grad_(False)
+        network = build_network(model, n_mels, n_frames).eval().requires_grad_(False)
         for norm in (each for each in network.modules() if isinstance(each, nn.BatchNorm2d)):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
@@ -55,9 +59,10 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.parametrize("model", FAST)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_gradient_are_the_networks(shape: tuple[int, int]) -> None:
-    network, x = network_of(*shape), clips(3, *shape)
+def test_output_and_gradient_are_the_networks(shape: tuple[int, int], model: str) -> None:
+    network, x = network_of(*shape, model), clips(3, *shape)
     exact_output, exact_gradient = output_and_gradient(network.double(), x.double())
     output, gradient = output_and_gradient(network.fast_form(), x.double())
     assert relative(output, exact_output) < 1e-12
@@ -69,23 +74,26 @@ def test_output_and_gradient_are_the_networks(shape: tuple[int, int]) -> None:
     assert relative(gradient, exact_gradient) < max(1e-5, 3 * plain)
 
 
+@pytest.mark.parametrize("model", FAST)
 @pytest.mark.parametrize("shape", SHAPES[:2])
-def test_grad_cams_layer_is_the_last_convolution_before_its_activation(shape: tuple[int, int]) -> None:
-    network, x = network_of(*shape).double(), clips(2, *shape).double().requires_grad_()
+def test_grad_cams_layer_is_the_last_convolution_before_its_activation(shape: tuple[int, int], model: str) -> None:
+    network, x = network_of(*shape, model).double(), clips(2, *shape).double().requires_grad_()
     found: list[tuple[Tensor, Tensor]] = []
     for each in (network, network.fast_form()):
         outputs: list[Tensor] = []
-        handle = each.grad_cam_layer.register_forward_hook(lambda module, inputs, output, to=outputs: to.append(output))
+        layer = each.get_submodule(network.grad_cam_layer)
+        handle = layer.register_forward_hook(lambda module, inputs, output, to=outputs: to.append(output))
         error = (each(x) - x).square().mean()
         found.append((outputs[0], torch.autograd.grad(error, outputs)[0]))
         handle.remove()
-    assert found[0][0].min() < -0.1
+    assert found[0][0].min() < -0.1  # not after an activation
     assert relative(found[1][0], found[0][0]) < 1e-12
     assert relative(found[1][1], found[0][1]) < 1e-9
 
 
-def test_a_spectrogram_is_the_same_to_the_last_bit_in_any_batch() -> None:
-    fast, x = network_of(24, 61).fast_form(), clips(7, 24, 61)
+@pytest.mark.parametrize("model", FAST)
+def test_a_spectrogram_is_the_same_to_the_last_bit_in_any_batch(model: str) -> None:
+    fast, x = network_of(24, 61, model).fast_form(), clips(7, 24, 61)
     together = output_and_gradient(fast, x)
     for start, stop in [(0, 1), (6, 7), (2, 4), (1, 7)]:
         for found, expected in zip(output_and_gradient(fast, x[start:stop].clone()), together, strict=True):
@@ -145,6 +153,19 @@ def test_the_fast_form_of_a_subclass_computes_what_the_subclass_computes() -> No
         assert relative(found, expected) < max(1e-5, 3 * relative(plain, expected))
 
 
+def test_a_layer_with_other_settings_stays_as_it_is() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.ConvTranspose2d(2, 2, 3, 2, 1, output_padding=1),
+        nn.ConvTranspose2d(2, 2, 2, 2, bias=False),
+        nn.BatchNorm2d(2, affine=False),
+        nn.TransformerEncoderLayer(16, 2, 8, norm_first=True, batch_first=True),
+        nn.TransformerDecoderLayer(16, 2, 8, activation="gelu", batch_first=True),
+    )
+    fast = with_fast_layers(layers)
+    assert [type(layer) for layer in fast.children()] == [type(layer) for layer in layers]
+
+
 def test_precisions() -> None:
     network, x = network_of(16, 40), clips(2, 16, 40)
     rough = fast_network(network, "bfloat16")
@@ -175,7 +196,7 @@ def test_a_compiled_network_computes_the_same_and_is_watched_beside_it() -> None
     seen: list[Tensor] = []
     compiled = CompiledNetwork(network, "default", backend=traced)
     assert watchable(compiled) is network
-    network.grad_cam_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    network.conv10.register_forward_hook(lambda module, inputs, output: seen.append(output))
     for found, exact in zip(output_and_gradient(compiled, x), expected, strict=True):
         assert relative(found, exact) < 1e-12
     # All in one graph, with no hook in it.

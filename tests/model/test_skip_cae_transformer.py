@@ -217,7 +217,7 @@ def test_every_weight_is_used() -> None:
 
 def test_grad_cam_looks_at_the_last_encoder_convolution() -> None:
     network = SkipCAETransformer(16, 40)
-    assert network.grad_cam_layer is network.conv10
+    assert network.get_submodule(network.grad_cam_layer) is network.conv10
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 41), (2, 40, 16), (16, 40), (2, 1, 16, 40)])

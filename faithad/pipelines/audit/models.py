@@ -1,7 +1,7 @@
 """The study's audit: test clips x models → `audit/<model>-<seed>/`.
 
 Where all clips are to be explained, explained models score and explain them in one pass; else all clips are scored
-first, and the chosen ones explained in a second pass. Baselines are only scored. The passes are those of
+first, and the chosen ones explained in a second pass. Other models only score. The passes are those of
 `faithad audit --model`, see `passes`.
 """
 
@@ -29,7 +29,7 @@ from faithad.runs.stages import Stage, flatten
 
 # Settings that say how an audit is spread, not what it writes.
 SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
-# Settings of explanations, which baselines do not have.
+# Settings of explanations, which models that are scored only do not have.
 _EXPLANATIONS = {"percentiles", "explain", "maps"}
 
 

@@ -1,0 +1,190 @@
+"""A package that adds a method and a model, installed in a folder as pip installs it; and broken packages."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from faithad.attribution.gradient_stream import attribute_batch
+from faithad.attribution.methods import METHODS
+from faithad.audit.shard import AuditModel, audit_clips
+from faithad.config.sections import Attribution, Audit
+from faithad.config.study import parse_study
+from faithad.errors import ConfigError
+from faithad.extensions import extension_distributions
+from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel, load_model, save_model
+from faithad.model.table import MODELS, build_network
+from faithad.model.training import Training
+from faithad.settings import AttributionSettings, FeatureSettings, TrainingSettings
+
+CODE = """
+from torch import nn
+from faithad.attribution.methods import Method
+from faithad.model.table import ModelRow
+
+
+def _squares(points, evaluation, clip):
+    return evaluation.gradient.square().sum(dim=0)
+
+
+SQUARES = Method("squares", "Squared gradient", "here", signed=False, needs="gradient", reduce=_squares)
+
+
+class UNet(nn.Module):
+    grad_cam_layer = "down"
+
+    def __init__(self, n_mels, n_frames):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(1, 4, 4, 4), nn.ConvTranspose2d(4, 1, 4, 4)
+
+    def forward(self, x):
+        return self.up(self.down(x[:, None]).relu())[:, 0]
+
+
+U_NET = ModelRow("u_net", "U-Net", "acme_sound:UNet", explained=True, frames_multiple=4)
+NO_ROW = "no row"
+"""
+ENTRY_POINTS = """
+[faithad.methods]
+squares = acme_sound:SQUARES
+
+[faithad.models]
+u_net = acme_sound:U_NET
+"""
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Makes a package as an installed one lies on disk, and puts its folder on the path."""
+    installed: list[str] = []
+
+    def install(name: str, entry_points: str, code: str = CODE) -> Path:
+        folder = tmp_path / name
+        information = folder / f"{name}-2.1.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1\n")
+        (information / "entry_points.txt").write_text(textwrap.dedent(entry_points))
+        (folder / f"{name}.py").write_text(code)
+        monkeypatch.syspath_prepend(folder)
+        installed.append(name)
+        return folder
+
+    yield install
+    for name in installed:
+        sys.modules.pop(name, None)
+
+
+def test_a_study_may_name_what_a_package_adds(install: Install) -> None:
+    text = """
+        {name: s, root: r, models: [mae, u_net], attribution: {methods: [saliency, squares]},
+         data: {train: [a], test: [b]}}
+    """
+    with pytest.raises(
+        ConfigError, match=r"models\.1: allowed: ae, (.|\n)*attribution\.methods\.1: allowed: error_map"
+    ):
+        parse_study(text, name="x.yaml")
+    assert extension_distributions() == []
+    install("acme_sound", ENTRY_POINTS)
+    study = parse_study(text, name="x.yaml")
+    assert study.runs[-1] == ("u_net", 4)
+    assert (study.n_frames("mae"), study.n_frames("u_net"), study.n_frames("ae")) == (400, 400, 401)
+    assert study.explained_models == ("mae", "u_net")
+    assert (METHODS["squares"].title, MODELS["u_net"].title) == ("Squared gradient", "U-Net")
+    assert list(METHODS)[-1] == "squares"
+    assert extension_distributions() == ["acme_sound"]
+
+
+def test_a_packages_model_is_trained_saved_audited_and_explained_by_its_method(
+    install: Install, tmp_path: Path
+) -> None:
+    install("acme_sound", ENTRY_POINTS)
+    features = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
+    x = torch.randn(12, 16, 100, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    settings = TrainingSettings(3, 4, 1e-3, 1e-5, 0.01, 5, 30, 1e-5, None, 4, 0)
+    training = Training(build_network("u_net", 16, 100), x[:8], x[8:], settings)
+    while not training.finished:
+        training.run_epoch()
+    network = build_network("u_net", 16, 100)
+    network.load_state_dict(training.best_weights())
+    alarm = AlarmThreshold("quantile", "mean", 0.05, 0.5, 18.0, 4)
+    saved = TrainedModel(network, Normalization.identity(16), features, "u_net", 0, alarm, 3, "hash")
+    save_model(saved, str(tmp_path / "model"))
+    trained = load_model(str(tmp_path / "model"), expect={"name": "u_net", "n_frames": 100})
+    assert trained.explained
+
+    attribution = Attribution(methods=("squares", "saliency", "grad_cam"))
+    model = AuditModel.prepare(
+        trained, attribution=attribution, audit=Audit(percentiles=(95,)), device=torch.device("cpu")
+    )
+    keys = {"recording": "a.wav", "duration_s": 10.0, "intervals": None, "annotated": False, "keep_maps": True}
+    clips = [{**keys, "clip_id": f"{k:016x}", "onset_s": 10.0 * k} for k in range(2)]
+    log_mels = torch.randn(2, 16, 101, generator=torch.Generator().manual_seed(1))
+    rows = audit_clips(model, clips, log_mels, explain=True)
+    assert [row["status"] for row in rows["ledger"]] == ["done", "done"]
+    assert [row["method"] for row in rows["attributions"]] == [*attribution.methods] * 2
+    assert len(rows["faithfulness"]) == 2 * 3
+
+    maps = attribute_batch(
+        trained.network,
+        log_mels[..., :100],
+        methods=attribution.methods,
+        settings=AttributionSettings(),
+        seed=0,
+        clip_ids=[row["clip_id"] for row in clips],
+    )
+    torch.testing.assert_close(maps["squares"], maps["saliency"].square())
+    assert maps["squares"].max() > 0
+
+
+METHOD = "[faithad.methods]\n{} = acme_sound:{}\n"
+
+
+@pytest.mark.parametrize(
+    ("entry_points", "code", "message"),
+    [
+        (METHOD.format("saliency", "SQUARES"), CODE, r"acme_sound 2\.1 names a method 'saliency', and so does faithad"),
+        (METHOD.format("../x", "SQUARES"), CODE, r"acme_sound 2\.1 names a method '\.\./x'; allowed are small letters"),
+        (METHOD.format("other", "SQUARES"), CODE, r"acme_sound 2\.1 .*calls itself 'squares'"),
+        (METHOD.format("other", "NO_ROW"), CODE, r"acme_sound 2\.1 .*must be a Method, found str"),
+        (METHOD.format("other", "LOST"), CODE, r"acme_sound 2\.1 .*cannot be loaded: AttributeError"),
+        (
+            METHOD.format("squares", "SQUARES"),
+            "import lost_module",
+            r"acme_sound 2\.1 .*ModuleNotFoundError: .*lost_mod",
+        ),
+        (METHOD.format("squares", "SQUARES"), "1 / 0", r"acme_sound 2\.1 .*ZeroDivisionError"),
+    ],
+)
+def test_a_broken_package_is_named(install: Install, entry_points: str, code: str, message: str) -> None:
+    install("acme_sound", entry_points, code)
+    with pytest.raises(ConfigError, match=message):
+        dict(METHODS)
+
+
+def test_two_packages_cannot_share_a_name(install: Install) -> None:
+    for name in ("acme_sound", "bolt_sound"):
+        install(name, ENTRY_POINTS)
+    assert extension_distributions() == ["acme_sound", "bolt_sound"]
+    with pytest.raises(
+        ConfigError, match=r"bolt_sound 2\.1 names a model 'u_net', and so does the package acme_sound 2"
+    ):
+        build_network("u_net", 16, 100)
+
+
+def test_a_package_is_imported_when_its_row_is_used(install: Install) -> None:
+    install("acme_sound", METHOD.format("squares", "SQUARES"), "1 / 0")
+    assert "squares" in METHODS
+    assert METHODS["saliency"].title == "Saliency"
+    assert Attribution(methods=("squares",)).methods == ("squares",)
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        METHODS["squares"]
+    assert METHODS.get("lime") is None
