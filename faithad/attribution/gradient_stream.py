@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -104,10 +105,9 @@ def attribute_batch(
         if reconstruction is not None:
             reconstruction = reconstruction.detach().clone()
         maps = {method.name: torch.zeros_like(x) for method in chosen}
-        stream = _Stream(
-            fast_network(network, precision), precision, x, chosen, settings, seed, clip_ids, reconstruction
-        )
-        with stream.layer.watched():
+        fast = fast_network(network, precision)
+        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, precision, reconstruction)
+        with stream.watching():
             batches = MicroBatches(stream.evaluate, limit=limit, device=x.device)
             at_the_clips: dict[int, Evaluation] = {}
             for _, runs in batches.results(stream.groups()):
@@ -136,32 +136,28 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+@dataclass
 class _Stream:
-    """The points of a batch of clips, and their evaluation."""
+    """The points of a batch of clips, and their evaluation; the fields are the arguments of `attribute_batch`."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        precision: Precision,
-        x: Tensor,
-        methods: list[Method],
-        settings: AttributionSettings,
-        seed: int,
-        clip_ids: Sequence[str],
-        reconstruction: Tensor | None,
-    ) -> None:
-        self.network, self.precision, self.x = network, precision, x
-        self.settings, self.reconstruction = settings, reconstruction
-        self.seed, self.clip_ids = seed, clip_ids
-        self.methods_at_the_clip = [method for method in methods if method.points is None]
-        self.methods_elsewhere = [method for method in methods if method.points is not None]
+    network: nn.Module
+    x: Tensor
+    methods: list[Method]
+    settings: AttributionSettings
+    seed: int
+    clip_ids: Sequence[str]
+    precision: Precision
+    reconstruction: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.methods_at_the_clip = [method for method in self.methods if method.points is None]
+        self.methods_elsewhere = [method for method in self.methods if method.points is not None]
         needs: list[Needs] = [method.needs for method in self.methods_at_the_clip]
         if any(method.needs == "forward" for method in self.methods_elsewhere):
             needs.append("forward")
         self.needs_at_the_clip: Needs | None = max(needs, key=_LEVELS.index, default=None)
-        self.layer = _WatchedLayer(
-            watchable(network), [method.name for method in methods if method.needs == "activations"]
-        )
+        # The last output of the layer that Grad-CAM explains, of each thread its own.
+        self.watched = threading.local()
 
     def groups(self) -> Iterator[list[_Pair]]:
         """Pairs that may go through the network together, the clips themselves first."""
@@ -217,18 +213,43 @@ class _Stream:
         if needs == "forward":
             with torch.no_grad():
                 return _compare(points, self._reconstruct(self.network, points))
-        with torch.enable_grad(), self.layer.outputs(wanted=needs == "activations") as activations:
+        with torch.enable_grad():
             points = points.detach().requires_grad_()
             network = watchable(self.network) if needs == "activations" else self.network
-            evaluation = _compare(points, self._reconstruct(network, points))
-            gradient, *rest = torch.autograd.grad(evaluation.error.sum(), [points, *activations])
-        return Evaluation(
-            evaluation.error.detach(),
-            evaluation.reconstruction.detach(),
-            gradient,
-            activations[0].detach() if activations else None,
-            rest[0] if rest else None,
-        )
+            error, reconstruction, *_ = _compare(points, self._reconstruct(network, points))
+            # Taken away in any case: it holds the whole graph.
+            activation: Tensor | None = vars(self.watched).pop("output", None)
+            if activation is None or needs == "gradient":
+                (gradient,) = torch.autograd.grad(error.sum(), points)
+                return Evaluation(error.detach(), reconstruction.detach(), gradient)
+            gradients = torch.autograd.grad(error.sum(), (points, activation))
+        return Evaluation(error.detach(), reconstruction.detach(), gradients[0], activation.detach(), gradients[1])
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep each output of the layer that Grad-CAM explains, if a method needs it.
+
+        Raises:
+            ConfigError: a method needs it, and the network does not name the layer.
+        """
+        names = ", ".join(method.name for method in self.methods if method.needs == "activations")
+        if not names:
+            yield
+            return
+        network = watchable(self.network)
+        layer, layers = getattr(network, "grad_cam_layer", None), dict(network.named_modules())
+        if layer not in layers:
+            raise ConfigError(
+                f"{names} explains one layer of a network, and {type(network).__name__} does not say which: its "
+                f"attribute grad_cam_layer is {layer!r} and must be the name of one of its layers, such as "
+                f"{list(layers)[-1]!r}, whose output is (clips, channels, height, width). Or leave {names} out of the "
+                "methods."
+            )
+        hook = layers[layer].register_forward_hook(lambda _, inputs, output: setattr(self.watched, "output", output))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _reconstruct(self, network: nn.Module, points: Tensor) -> Tensor:
         with low_precision(self.precision, points.device):
@@ -239,59 +260,6 @@ class _Stream:
                 f"{tuple(reconstruction.shape)}."
             )
         return reconstruction.to(points.dtype)
-
-
-class _WatchedLayer:
-    """Catches the output of the layer that Grad-CAM explains, for the thread that wants it.
-
-    Args:
-        network: with the attribute `grad_cam_layer`.
-        methods: the names of the methods that need the layer; with none, nothing is watched.
-
-    Raises:
-        ConfigError: methods need the layer and the network does not name it.
-    """
-
-    def __init__(self, network: nn.Module, methods: Sequence[str]) -> None:
-        self._mine = threading.local()
-        self._layer: nn.Module | None = None
-        if not methods:
-            return
-        name = getattr(network, "grad_cam_layer", None)
-        layers = dict(network.named_modules())
-        if name not in layers:
-            raise ConfigError(
-                f"{', '.join(methods)} explains one layer of a network, and {type(network).__name__} does not say "
-                f"which: its attribute grad_cam_layer is {name!r} and must be the name of one of its layers, such as "
-                f"{list(layers)[-1]!r}, whose output is (clips, channels, height, width). Or leave "
-                f"{', '.join(methods)} out of the methods."
-            )
-        self._layer = layers[name]
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch the layer for the time of the block."""
-        handle = None if self._layer is None else self._layer.register_forward_hook(self._catch)
-        try:
-            yield
-        finally:
-            if handle is not None:
-                handle.remove()
-
-    @contextlib.contextmanager
-    def outputs(self, *, wanted: bool) -> Iterator[list[Tensor]]:
-        """The list that this thread's outputs of the layer are appended to."""
-        outputs: list[Tensor] = []
-        try:
-            self._mine.outputs = outputs if wanted else None
-            yield outputs
-        finally:
-            self._mine.outputs = None
-
-    def _catch(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        outputs = getattr(self._mine, "outputs", None)
-        if outputs is not None:
-            outputs.append(output)
 
 
 def _spans_clips(device: torch.device) -> bool:

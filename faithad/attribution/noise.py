@@ -1,4 +1,4 @@
-"""The noise of an attribution, keyed so that a clip's maps never depend on what is computed before or beside it."""
+"""Noise that is a function of keys, so that a clip's maps do not depend on what is computed before or beside it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from faithad.model.random_bits import random_bits
 
 @dataclass(frozen=True)
 class Noise:
-    """What one method draws for one clip: every sample has a key of its own.
+    """The noise of one method for one clip: every sample has a key of its own.
 
-    Sample 7 of a clip is the same in every batch, order, process and number of samples. It is drawn where it is used,
-    since a GPU would wait for noise from the host longer than for the gradients; there the random bits are the same,
-    the normal values up to the rounding of their logarithms and cosines.
+    Sample 7 of a clip is the same in every batch, order, process and number of samples. It is drawn on the device that
+    uses it, since copying it to a GPU would take longer than the gradients. The random bits are the same on all
+    devices, the normal values up to the rounding of logarithms and cosines.
 
     Attributes:
         seed: of the study.
@@ -61,8 +61,8 @@ def noise_key(seed: int, clip_id: str, method: str, sample: int) -> int:
 def _normal_pairs(bits: Tensor) -> Tensor:
     """Two independent standard normal values of each 64 random bits: (N, pairs) to (N, 2, pairs), float32.
 
-    Source: Box and Muller 1958, "A note on the generation of random normal deviates". Of 32 bits each: no value is
-    further out than 6.8.
+    Source: Box and Muller 1958, "A note on the generation of random normal deviates". With 32 bits for each, no value
+    exceeds 6.8.
     """
     above_0 = ((bits >> 32) & 0xFFFFFFFF).float().add_(0.5).mul_(2.0**-32)
     radius = above_0.log_().mul_(-2.0).sqrt_()

@@ -1,4 +1,4 @@
-"""The alarm that is stored with a model: a threshold, and what it promises."""
+"""The alarm that is stored with a model: a threshold and its expected rate of false alarms."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A trained model on disk: one `model.safetensors`, in which weights and everything needed to use them lie together.
+"""A trained model on disk: one `model.safetensors` with the weights and everything that is needed to use them.
 
 The file holds the tensors of the network, or of the classical detector (`network.*`), the normalisation's
 (`normalization.mean`, `normalization.std`), and in its header one JSON text with the model's name, its shape, the
-feature settings, where it comes from, and a digest of the tensors. Nothing is unpickled, so a file from elsewhere
-cannot run code. The same model gives the same bytes.
+feature settings, its origin, and a digest of the tensors. Nothing is unpickled, so a file from elsewhere cannot run
+code. The same model gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from faithad.vocabulary import listed
 
 FILE_NAME = "model.safetensors"
 _FORMAT = 3
-# One key only: safetensors writes several in the order of a hash map, another one each time.
+# One key only: safetensors writes several in the order of a hash map, which changes from run to run.
 _HEADER_KEY = "faithad"
 
 
 @dataclass
 class TrainedModel:
-    """A network, or a classical detector, with all that it needs to judge a clip.
+    """A network, or a classical detector, with all that it needs to score a clip.
 
     Attributes:
         network: `table.build_network` of that name with the weights of the best epoch, which reconstructs (B, F, T);
@@ -119,7 +119,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
 
 
 def save_model(trained: TrainedModel, folder: str) -> None:
-    """Write `model.safetensors` into a folder, local or remote; a reader never meets half of it."""
+    """Write `model.safetensors` into a folder, local or remote, so that a reader never sees half of it."""
     tensors = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -133,7 +133,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
 
     Args:
         folder: the folder that holds `model.safetensors`, local or remote.
-        expect: what the study asks for: any of `describe`'s keys; `features` may be `FeatureSettings`.
+        expect: the values that the study asks for: any of `describe`'s keys; `features` may be `FeatureSettings`.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or differs from what is expected; the text
@@ -216,12 +216,12 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
-    found, wanted = _flatten(header), _flatten(expect)
-    unknown = sorted(set(wanted) - set(found))
+    saved, wanted = _flatten(header), _flatten(expect)
+    unknown = sorted(set(wanted) - set(saved))
     if unknown:
         raise CheckpointError(f"{location} does not say {', '.join(unknown)}, which the study asks for. Train again.")
     differences = [
-        f"{key} is {found[key]!r}, asked for {value!r}" for key, value in wanted.items() if found[key] != value
+        f"{key} is {saved[key]!r}, asked for {value!r}" for key, value in wanted.items() if saved[key] != value
     ]
     if differences:
         raise CheckpointError(

@@ -1,12 +1,12 @@
 """The model paper's two classical detectors: a one-class SVM and an isolation forest on the flat spectrogram.
 
 Source: "Planing It by Ear" (Deschênes et al. 2025, arXiv 2501.04819) for their use, the SVM with `gamma="auto"`;
-Schölkopf et al. 2001 for the one-class SVM, Liu et al. 2008 for the isolation forest. scikit-learn fits them. What it
-found is then held as plain tensors, so that a detector is saved as safetensors, runs on any device and needs no
-scikit-learn to score. Both see what the networks see, each cell of the spectrogram one dimension: normalised if the
-study's features are, with no scaling of their own.
+Schölkopf et al. 2001 for the one-class SVM, Liu et al. 2008 for the isolation forest. scikit-learn fits them; the
+result is held as plain tensors, so that a detector is saved as safetensors, runs on any device and needs no
+scikit-learn to score. Their input is that of the networks, with each cell of the spectrogram as one dimension:
+normalised if the study's features are, and not scaled further.
 
-They give one score for a clip and no error for each cell: there is no worst second, and nothing to explain.
+They give one score for a clip and no error for each cell: a clip has no worst second, and no explanation.
 
 Shape letters: n clips to fit on, B clips, F mel bands, T frames, D = F x T dimensions, S support vectors, K trees,
 N nodes of the largest tree.
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from faithad.errors import ConfigError, StudyError
 
-# Clips that are held as float64 at a time, 66 MB at 80 x 401, and the support vectors beside them, which better fit a
-# processor's cache.
+# Clips that are converted to float64 at a time (66 MB at 80 x 401), and support vectors, which should fit a processor's
+# cache.
 _CLIPS = 256
 _SUPPORT = 64
 
@@ -118,8 +118,8 @@ class ClassicalDetector(nn.Module):
 def fit_classical(name: str, x: Tensor, *, seed: int) -> ClassicalDetector:
     """Fit a detector on spectrograms of normal clips.
 
-    The SVM gets its kernel matrix, computed here in blocks: for thousands of clips that takes seconds to minutes, and
-    the matrix n² x 8 bytes. It has nothing random. The forest draws 100 trees of 256 clips with the seed.
+    The SVM's kernel matrix is computed here in blocks: for thousands of clips that takes seconds to minutes, and n² x 8
+    bytes. Its fit is not random. The forest draws 100 trees of 256 clips with the seed.
 
     Args:
         name: `one_class_svm` (gamma 1/D, nu 0.5) or `isolation_forest`: scikit-learn's defaults but for gamma.
@@ -201,7 +201,7 @@ def _squared_distances(x: Tensor, y: Tensor, mean_square: Tensor) -> Tensor:
 
 
 def _refuse_misfits(name: str, n_dimensions: int, tensors: Mapping[str, Tensor]) -> None:
-    """Whatever a file holds, scoring must neither reach out of an array nor go in circles."""
+    """Refuse tensors with which scoring would read beyond an array or never end, whatever file they come from."""
     expected = _TENSORS[name]
     problems = [f"{key} is missing" for key in expected if key not in tensors]
     problems += [f"{key} is unknown" for key in tensors if key not in expected]
@@ -209,12 +209,12 @@ def _refuse_misfits(name: str, n_dimensions: int, tensors: Mapping[str, Tensor])
     for key, (dtype, letters) in expected.items():
         if key not in tensors:
             continue
-        found = tuple(tensors[key].shape)
-        if len(found) == len(letters):
-            sizes |= {letter: size for letter, size in zip(letters, found, strict=True) if letter not in sizes}
+        shape = tuple(tensors[key].shape)
+        if len(shape) == len(letters):
+            sizes |= {letter: size for letter, size in zip(letters, shape, strict=True) if letter not in sizes}
         wanted = tuple(sizes.get(letter, 1) for letter in letters)
-        if tensors[key].dtype != dtype or found != wanted or not all(found):
-            problems.append(f"{key} is {tensors[key].dtype} {found} instead of {dtype} {wanted}")
+        if tensors[key].dtype != dtype or shape != wanted or not all(shape):
+            problems.append(f"{key} is {tensors[key].dtype} {shape} instead of {dtype} {wanted}")
     if not problems and name == "isolation_forest":
         limits = {"feature": n_dimensions, "left": sizes["N"], "right": sizes["N"]}
         problems += [

@@ -1,8 +1,8 @@
-"""Work that comes in any number of like items, evaluated as many at a time as the device holds.
+"""Any number of like items, evaluated in micro-batches that fit the device's memory.
 
-On a CPU the micro-batches run side by side, one thread each: operations on tensors as small as ours gain little from
-several threads, and stand still where another process takes one of them. The result of a micro-batch does not depend
-on the number of threads, then. On a GPU they run one after the other.
+On a CPU the micro-batches run side by side, one thread each: operations on small tensors gain little from several
+threads, and all of these wait when another process takes a core from one. So the result of a micro-batch does not
+depend on the number of threads. On a GPU they run one after the other.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Result = TypeVar("Result")
 class MicroBatches(Generic[Item, Result]):
     """Evaluates groups of items in micro-batches.
 
-    A group is cut into as few parts of near-equal size as `limit` allows, so the way it is cut depends on nothing else.
-    Where a GPU's memory does not suffice, the limit is halved for good, with a warning, and the part done again.
+    A group is cut into as few parts of near-equal size as `limit` allows; nothing else decides how it is cut. If a GPU
+    runs out of memory, the limit is halved for good, with a warning, and the part is evaluated again.
 
     Args:
-        evaluate: one part to its result. It is called from several threads at once, and the modes of PyTorch (grad,
-            inference, autocast) are each thread's own.
-        limit: items in one call.
+        evaluate: computes the result of one part. Several threads call it at once, and PyTorch's modes (grad,
+            inference, autocast) belong to each thread.
+        limit: the most items in one call.
         device: where `evaluate` computes; on a CPU there are as many threads as PyTorch is set to.
     """
 
@@ -84,12 +84,12 @@ class MicroBatches(Generic[Item, Result]):
 
 
 def forwards_at_once(wanted: int | None, device: torch.device) -> int:
-    """The spectrograms in one forward pass: as wanted, or what suits the device. With few a GPU waits for its host."""
+    """Spectrograms in one forward pass: as wanted, or a number that suits the device. A GPU needs many."""
     return wanted or (16 if device.type == "cpu" else 256)
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device. Not from pinned memory, a GPU's host would wait until all that it asked for is done."""
+    """The values on the device, copied from pinned memory, so that a GPU's host need not wait for the copy."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -102,7 +102,7 @@ def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """This thread too computes alone, meanwhile; afterwards PyTorch has its threads back."""
+    """Let this thread compute without helpers, too; afterwards PyTorch has its threads back."""
     n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

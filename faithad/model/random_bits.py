@@ -1,4 +1,4 @@
-"""Random numbers that are had by their position, on any device: nothing is drawn before them."""
+"""Random numbers that are computed from their position in the sequence, on any device, without those before them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def random_bits(counter: Tensor, key: int | Tensor) -> Tensor:
-    """The numbers that SplitMix64, started with the key, draws at these positions; different ones at different ones.
+    """The numbers that SplitMix64, started with the key, draws at these positions; no two positions draw the same.
 
     Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17. int64 products wrap
     around as its unsigned ones do, on every device alike.
@@ -26,7 +26,7 @@ def random_bits(counter: Tensor, key: int | Tensor) -> Tensor:
 
 
 def _mixed(bits: Tensor, shift: int) -> Tensor:
-    """Exclusive or of the bits and themselves, moved down: PyTorch's own shift would bring in copies of the sign."""
+    """Exclusive or of the bits with themselves shifted down, without the copies of the sign that `>>` shifts in."""
     return bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (64 - shift)) - 1))
 
 

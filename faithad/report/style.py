@@ -100,7 +100,7 @@ class Model(NamedTuple):
 _METHOD_COLORS = ("vermilion", "blue", "sky", "green", "orange", "purple", "violet", "ink")
 _METHOD_MARKERS = "Xos^Dv<>*hpd8"
 _MODEL_COLORS = ("ink", "ink", "orange", "sky", "green", "purple", "violet", "blue", "vermilion")
-_MODEL_DASHES: tuple[Any, ...] = ((0, (4, 2)), "-", (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))
+_MODEL_DASHES: tuple[Any, ...] = ((0, (4, 2)), "-", (0, (6, 1.5, 1, 1.5)), (0, (2, 1)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 
 EVERY_SECOND, RANDOM = "every second flagged", "random curve"
 CONTROL_DASHES: dict[str, Any] = {EVERY_SECOND: (0, (7, 3)), RANDOM: (0, (2, 2))}

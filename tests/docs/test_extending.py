@@ -37,6 +37,8 @@ y = trained.network(trained.prepare(x))
 expected = (y - trained.prepare(x)).square().mean(dim=(1, 2)).tolist()
 found = faithad.score(faithad.load_model("narrow"), x)["score"].tolist()
 assert all(abs(a - b) < 1e-5 * b for a, b in zip(found, expected, strict=True)), (found, expected)
+maps = faithad.attribute(faithad.load_model("narrow"), x, methods=["error_map", "saliency", "grad_cam"])
+assert all(each.shape == x.shape and abs(each).max() > 0 for each in maps.values())
 """
 SUMMARY = """
 import faithad
