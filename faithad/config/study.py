@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
@@ -81,6 +81,12 @@ class Study(Section):
     alarm: Alarm = Alarm()
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_events(cls, values: Any) -> Any:
+        """Release 0.1.0 wrote a section `events`, which nothing read, into the `study.yaml` of each root."""
+        return {key: values[key] for key in values if key != "events"} if isinstance(values, dict) else values
 
     @property
     def feature_settings(self) -> FeatureSettings:

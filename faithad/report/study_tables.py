@@ -13,7 +13,7 @@ from faithad.errors import StudyError
 from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
-from faithad.runs.tables import read_whole
+from faithad.runs.tables import read_manifest, read_whole
 
 MAX_EXAMPLES = 4
 
@@ -58,7 +58,8 @@ def read_study(root: str) -> StudyTables:
     require_readable(root)
     problem = f"There is no study at {root}: no study.yaml. Check the root, or run `faithad index` first."
     text, settings = read_settings(required(root, layout.STUDY, StudyError(problem)))
-    manifest = _read(root, layout.MANIFEST, stage="index", columns=_MANIFEST_COLUMNS)
+    required(root, layout.MANIFEST, _not_run_yet(root, "index"))
+    manifest = read_manifest(root).select(_MANIFEST_COLUMNS).to_pandas()
     epochs = storage.list_files(storage.join(root, layout.MODELS), suffixes=["/epochs.parquet"])
     audits = _audits(root)
     if not audits:
@@ -85,8 +86,8 @@ def _not_run_yet(root: str, stage: str) -> StudyError:
     return StudyError(f"The stage `{stage}` has not finished for the study at {root}. Run `faithad {stage}` first.")
 
 
-def _read(root: str, path: str, *, stage: str, columns: list[str] | None = None) -> pd.DataFrame:
-    return storage.read_table(required(root, path, _not_run_yet(root, stage)), columns=columns).to_pandas()
+def _read(root: str, path: str, *, stage: str) -> pd.DataFrame:
+    return storage.read_table(required(root, path, _not_run_yet(root, stage))).to_pandas()
 
 
 def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: bool) -> pd.DataFrame:
