@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faithad.report.render import render_report
 
 from faithad import schemas, storage
 from faithad.audit.exports import export_events
@@ -18,7 +19,6 @@ from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.study import STAGES
 from faithad.report.audit_page import render_audit_report
-from faithad.report.render import render_report
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 
