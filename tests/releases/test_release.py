@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from faithad.report.render import render_report
 
 from faithad import schemas, storage
 from faithad.audit.exports import export_events
@@ -18,6 +17,7 @@ from faithad.config.study import load_study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.study import STAGES
+from faithad.report import render_report
 from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
