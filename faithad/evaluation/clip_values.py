@@ -105,11 +105,8 @@ def read_cube(table: pa.Table, value: str, keys: Sequence[str], clips: Clips) ->
 def _codes(column: pa.ChunkedArray[Any]) -> tuple[Integers, list[Any]]:
     """For each row the position of its value among the distinct values, and these, sorted."""
     encoded = column.combine_chunks().dictionary_encode()
-    values: list[Any] = encoded.dictionary.to_pylist()
-    order = sorted(range(len(values)), key=lambda index: values[index])
-    rank = np.empty(len(values), dtype=np.int64)
-    rank[order] = np.arange(len(values))
-    return rank[encoded.indices.to_numpy()], sorted(values)
+    rank = pc.rank(encoded.dictionary).to_numpy().astype(np.int64) - 1
+    return rank[encoded.indices.to_numpy()], sorted(encoded.dictionary.to_pylist())
 
 
 def _combinations(keys: Sequence[tuple[Integers, list[Any]]]) -> tuple[list[tuple[Any, ...]], Integers]:

@@ -38,10 +38,9 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         labels: 0 normal, 1 anomalous, (N,).
 
     Raises:
-        StudyError: scores that are not finite, other labels, or only one class.
+        StudyError: a score is not finite, a label is neither 0 nor 1, or there is only one class.
     """
-    scores, labels = _checked(scores, labels)
-    return _area_under_roc(scores, labels, max_fpr=None)
+    return pauc(scores, labels, max_fpr=1.0)
 
 
 def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> float:
@@ -50,14 +49,9 @@ def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> 
     Raises:
         StudyError: as `auc`.
     """
+    from sklearn import metrics  # takes a second to import, and most processes only score clips
+
     scores, labels = _checked(scores, labels)
-    return _area_under_roc(scores, labels, max_fpr=max_fpr)
-
-
-def _area_under_roc(scores: Reals, labels: Integers, *, max_fpr: float | None) -> float:
-    # Imported here: it takes a second of each process that only scores clips.
-    from sklearn import metrics
-
     return float(metrics.roc_auc_score(labels, scores, max_fpr=max_fpr))
 
 

@@ -110,10 +110,10 @@ def disturb(log_mel: npt.ArrayLike, kind: str, *, settings: FeatureSettings, see
     unit_db = 1.0 if settings.scale == "db" else 10.0
     level = np.asarray(log_mel, dtype=np.float64) * unit_db
     spread = max(float(np.median(level.std(axis=1))), _LEAST_SPREAD_DB)
-    weakest, strongest = _STRENGTHS[kind]
+    draw_pattern, weakest, strongest = _KINDS[kind]
     excess = spread * float(rng.uniform(weakest, strongest))
     n_mels, n_frames = level.shape
-    pattern = _KINDS[kind](rng, n_mels, n_frames, settings.frames_per_s)
+    pattern = draw_pattern(rng, n_mels, n_frames, settings.frames_per_s)
     if kind == "level_drop":
         changed = level - excess * pattern
     else:
@@ -187,19 +187,12 @@ _BITS_PER_DB = math.log2(10.0) / 10.0
 
 # For each kind its pattern (F, T), in dB relative to the disturbance's level, and the range of that level above the
 # clip's own, in level spreads: what fills fewer cells must stand out further to be noticed at all.
-_KINDS: dict[str, Callable[[np.random.Generator, int, int, float], Reals]] = {
-    "impact": _impact,
-    "rattle": _rattle,
-    "tone": _tone,
-    "band_noise": _band_noise,
-    "level_drop": _level_drop,
-}
-_STRENGTHS = {
-    "impact": (0.5, 5.0),
-    "rattle": (0.5, 5.0),
-    "tone": (1.0, 8.0),
-    "band_noise": (0.5, 5.0),
-    "level_drop": (0.5, 3.0),
+_KINDS: dict[str, tuple[Callable[[np.random.Generator, int, int, float], Reals], float, float]] = {
+    "impact": (_impact, 0.5, 5.0),
+    "rattle": (_rattle, 0.5, 5.0),
+    "tone": (_tone, 1.0, 8.0),
+    "band_noise": (_band_noise, 0.5, 5.0),
+    "level_drop": (_level_drop, 0.5, 3.0),
 }
 KINDS = tuple(_KINDS)
 

@@ -14,7 +14,7 @@ Shape letters: S seeds, N clips, C columns (one curve point each: model, method,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,15 +24,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas
-from faithad.evaluation import controls, detection
+from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
+from faithad.evaluation.controls import control_f_scores
 from faithad.evaluation.statistics import bootstrap_intervals, percentile_interval, resample_counts, std_over_seeds
 from faithad.vocabulary import POOLINGS
 
 SummaryRow = dict[str, Any]
 
-_AREAS: dict[str, tuple[Callable[..., float], float]] = {"auc": (detection.auc, 1.0), "pauc": (detection.pauc, 0.1)}
+_MAX_FPRS = {"auc": 1.0, "pauc": 0.1}
 
 
 @dataclass(frozen=True)
@@ -111,21 +112,28 @@ def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[Sum
     cube = read_cube(localization, "f_score", ["model", "method", "percentile"], clips)
     percentiles = sorted({percentile for *_, percentile in cube.columns})
     grids = {experiment.n_frames[model] for model, *_ in cube.columns}
-    controls_of = {n_frames: _controls(experiment, n_frames, percentiles) for n_frames in grids}
+    annotated = np.flatnonzero(clips.annotated)
+    intervals = {clips.ids[clip]: clips.intervals[clip] for clip in annotated}
+    options: dict[str, Any] = {"seed": experiment.seed, "n_draws": experiment.n_draws}
+    controls = {
+        n_frames: control_f_scores(intervals, n_frames, experiment.frames_per_s, percentiles, **options)
+        for n_frames in grids
+    }
     for anomaly_type, chosen in _by_type(clips):
         part = cube.of_clips(chosen)
         for column, estimate in _estimates(part, clips.recording[chosen], seed=experiment.seed):
             model, method, percentile = part.columns[column]
             measured = np.flatnonzero(chosen)[np.isfinite(part.values[:, :, column]).any(axis=0)]
-            random, every_second = controls_of[experiment.n_frames[model]]
+            rows = np.searchsorted(annotated, measured)
+            random, every_second = controls[experiment.n_frames[model]]
             yield {
                 "model": model,
                 "method": method,
                 "percentile": percentile,
                 "anomaly_type": anomaly_type,
                 **estimate,
-                "control_random": float(random[measured, percentiles.index(percentile)].mean()),
-                "control_every_second": float(every_second[measured].mean()),
+                "control_random": float(random[rows, percentiles.index(percentile)].mean()),
+                "control_every_second": float(every_second[rows].mean()),
             }
 
 
@@ -156,22 +164,6 @@ def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
         yield anomaly_type, clips.annotated & (clips.anomaly_type == anomaly_type)
 
 
-def _controls(experiment: Experiment, n_frames: int, percentiles: Sequence[float]) -> tuple[Reals, Reals]:
-    """F-scores of random curves (N, P) and of every second flagged (N,); NaN for clips without annotation."""
-    clips = experiment.clips
-    random, every_second = np.full((len(clips.ids), len(percentiles)), np.nan), np.full(len(clips.ids), np.nan)
-    chosen = np.flatnonzero(clips.annotated)
-    random[chosen], every_second[chosen] = controls.control_f_scores(
-        {clips.ids[clip]: clips.intervals[clip] for clip in chosen},
-        n_frames,
-        experiment.frames_per_s,
-        percentiles,
-        seed=experiment.seed,
-        n_draws=experiment.n_draws,
-    )
-    return random, every_second
-
-
 def _estimates(cube: Cube, recordings: Integers, *, seed: int) -> Iterator[tuple[int, SummaryRow]]:
     """Position and estimate of every column in which some clip was measured."""
     per_seed = _mean(cube.values, axis=1)
@@ -188,11 +180,11 @@ def _areas(values: Reals, labels: Reals, recordings: Integers, *, seed: int) -> 
     measured = np.isfinite(values)
     groups = np.unique(recordings, return_inverse=True)[1]
     drawn = resample_counts(int(groups.max()) + 1, seed=seed)
-    max_fprs = [max_fpr for _, max_fpr in _AREAS.values()]
+    max_fprs = list(_MAX_FPRS.values())
     points, resampled = [], []
     for scores, known in zip(values, measured, strict=True):
         if known.any():
-            points.append([area(scores[known], labels[known]) for area, _ in _AREAS.values()])
+            points.append([detection.pauc(scores[known], labels[known], max_fpr) for max_fpr in max_fprs])
             resampled.append(
                 detection.bootstrap_areas(scores[known], labels[known], groups[known], drawn, max_fprs=max_fprs)
             )
@@ -203,7 +195,7 @@ def _areas(values: Reals, labels: Reals, recordings: Integers, *, seed: int) -> 
     counts = {"n_normal": int((of_any_seed == 0).sum()), "n_anomalous": int((of_any_seed == 1).sum())}
     return {
         metric: {**_estimate(np.array(points)[:, column], low[column], high[column]), **counts}
-        for column, metric in enumerate(_AREAS)
+        for column, metric in enumerate(_MAX_FPRS)
     }
 
 

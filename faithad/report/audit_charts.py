@@ -6,7 +6,6 @@ Shape letters: F mel bands, T frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from faithad.report.maps import ClipScale
-from faithad.report.style import EVENT, MUTED, RC, SHADE, new_axes
+from faithad.report.style import EVENT, MUTED, RC, SHADE, Method, new_axes
 from faithad.report.timeline import PIXEL_COLUMNS, THRESHOLD, by_column, spans_decades
 
 
@@ -44,69 +43,62 @@ def distribution_figure(score: np.ndarray, threshold: float | None) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class EventPicture:
-    """What is drawn of one event, times in seconds.
+@mpl.rc_context(RC | {"axes.grid": False})
+def event_figure(
+    clips: Sequence[tuple[float, np.ndarray]],
+    *,
+    clip_s: float,
+    axis: str,
+    seconds: Sequence[tuple[float, float]],
+    profile: np.ndarray,
+    bands: tuple[int, int],
+    look: Method,
+    scale: ClipScale,
+) -> Figure:
+    """One event's explanation over time, with the seconds it points at, and on the right over the mel bands.
 
-    Attributes:
-        clips: onset of each explained clip, and its curve (T,).
-        axis: what the times count from.
+    Args:
+        clips: onset of each explained clip in seconds, and its curve (T,).
         clip_s: length of a clip.
+        axis: what the times count from.
         seconds: (onset, offset) of what the explanation points at.
         profile: (F,) how much each mel band carries.
         bands: first and last of the bands that carry the event.
-        color: of the curve.
-        signed: whether the curve may be negative.
+        look: of the method.
+        scale: of the mel bands.
     """
-
-    clips: Sequence[tuple[float, np.ndarray]]
-    axis: str
-    clip_s: float
-    seconds: Sequence[tuple[float, float]]
-    profile: np.ndarray
-    bands: tuple[int, int]
-    color: str
-    signed: bool
-
-
-@mpl.rc_context(RC | {"axes.grid": False})
-def event_figure(event: EventPicture, scale: ClipScale) -> Figure:
-    """The explanation over time, with the seconds it points at, and on the right over the mel bands."""
     figure = Figure(figsize=(11.6, 1.6))
     curve = figure.add_axes((0.012, 0.3, 0.81, 0.66))
-    bands = figure.add_axes((0.868, 0.3, 0.127, 0.66))
-    onsets = [onset for onset, _ in event.clips]
-    for onset, offset in event.seconds:
+    for onset, offset in seconds:
         curve.axvspan(onset, offset, color=EVENT, alpha=0.14, linewidth=0)
         curve.plot([onset, offset], [0, 0], transform=curve.get_xaxis_transform(), color=EVENT, linewidth=2.5,
                    solid_capstyle="butt", clip_on=False, label="points at")  # fmt: skip
-    columns = max(1, PIXEL_COLUMNS // len(event.clips))
-    for onset, values in event.clips:
-        at = onset + (np.arange(len(values)) + 0.5) * event.clip_s / len(values)
+    columns = max(1, PIXEL_COLUMNS // len(clips))
+    for onset, values in clips:
+        at = onset + (np.arange(len(values)) + 0.5) * clip_s / len(values)
         if len(values) > 2 * columns:
             at, low, _, high = by_column(at, values, columns)
-            curve.fill_between(at, low, high, color=event.color, linewidth=0.5, label="explanation")
+            curve.fill_between(at, low, high, color=look.color, linewidth=0.5, label="explanation")
         else:
-            curve.plot(at, values, color=event.color, linewidth=0.8, label="explanation")
+            curve.plot(at, values, color=look.color, linewidth=0.8, label="explanation")
         curve.axvline(onset, color=SHADE, linewidth=1, zorder=0)
-    if event.signed:
+    if look.signed:
         curve.axhline(0, color=MUTED, linewidth=0.4)
-    curve.set_xlim(min(onsets), max(onsets) + event.clip_s)
+    onsets = [onset for onset, _ in clips]
+    curve.set_xlim(min(onsets), max(onsets) + clip_s)
     curve.set_yticks([])
     curve.spines["left"].set_visible(False)
-    curve.set_xlabel(event.axis)
+    curve.set_xlabel(axis)
     curve.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     curve.xaxis.set_major_formatter("{x:,.0f}")
-    _draw_bands(bands, event, scale)
+    _draw_bands(figure.add_axes((0.868, 0.3, 0.127, 0.66)), profile, bands, look.color, scale)
     return figure
 
 
-def _draw_bands(axes: Axes, event: EventPicture, scale: ClipScale) -> None:
-    n_mels = len(event.profile)
-    low, high = event.bands
+def _draw_bands(axes: Axes, profile: np.ndarray, bands: tuple[int, int], color: str, scale: ClipScale) -> None:
+    n_mels, (low, high) = len(profile), bands
     axes.axhspan(low - 0.5, high + 0.5, color=EVENT, alpha=0.14, linewidth=0)
-    axes.stairs(event.profile, np.arange(n_mels + 1) - 0.5, orientation="horizontal", fill=True, color=event.color,
-                label="bands")  # fmt: skip
+    axes.stairs(profile, np.arange(n_mels + 1) - 0.5, orientation="horizontal", fill=True, color=color, label="bands")
     ticks = scale.frequency_ticks(n_mels)
     if ticks is not None:
         axes.set_yticks(*ticks)

@@ -102,19 +102,17 @@ def pictures(audit: AuditTables, number: int) -> dict[str, Any]:
 def _curve(audit: AuditTables, number: int, curves: dict[str, Curve]) -> Any:
     """The clips side by side, in the order of their time."""
     event, clips = audit.events[number], audit.clips.loc[list(curves)]
-    look = style.method(event["method"])
     starts, axis = clip_starts(clips)
-    picture = audit_charts.EventPicture(
-        clips=[(start, curve.values) for start, curve in zip(starts, curves.values(), strict=True)],
-        axis=axis,
+    figure = audit_charts.event_figure(
+        [(start, curve.values) for start, curve in zip(starts, curves.values(), strict=True)],
         clip_s=float(clips["duration_s"].iloc[0]),
+        axis=axis,
         seconds=seconds_on_axis(event["seconds"], clips, starts),
         profile=np.sum([curve.profile for curve in curves.values()], axis=0),
         bands=(event["mel_band_low"], event["mel_band_high"]),
-        color=look.color,
-        signed=look.signed,
+        look=style.method(event["method"]),
+        scale=_scale(audit, len(next(iter(curves.values())).values)),
     )
-    figure = audit_charts.event_figure(picture, _scale(audit, len(picture.clips[0][1])))
     return style.to_svg(figure, name=f"event-{number}", label=f"Explanation of event {number + 1} over time")
 
 
