@@ -45,22 +45,15 @@ def synth(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make recordings of a demo planer mill, with annotated disturbances in the test part, ready for a study."""
-    from faithad import storage
     from faithad.demo.making import make_local_mill
     from faithad.demo.mill import recordings_in
-    from faithad.demo.study import study_text
+    from faithad.demo.study import write_study
     from faithad.pipelines.cluster.session import usable_cores
 
     n_train, n_test = recordings_in(hours)
     mill = make_local_mill(out, train_recordings=n_train, test_recordings=n_test, seed=seed, workers=usable_cores())
-    folder = mill.annotations.parent
-    command = f"faithad study --config {shlex.quote(storage.join(out, 'study.yaml'))}"
-    if not (folder / "study.yaml").exists():  # it may have been changed since
-        storage.write_text(str(folder / "study.yaml"), study_text(folder, command))
-    _say(
-        f"{n_train} training and {n_test} test recordings with {mill.n_events} disturbances are in {out}. "
-        f"Next: {command}"
-    )
+    recordings = f"{n_train} training and {n_test} test recordings with {mill.n_events} disturbances"
+    _say(f"{recordings} are in {out}. Next: {write_study(mill.annotations.parent, out)}")
 
 
 @app.command(cls=Command)

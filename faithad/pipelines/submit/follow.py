@@ -170,8 +170,8 @@ def watch(
             return job, log
         if reached_at - started > limit_s:
             raise StudyError(
-                f"{job_id} did not end within {limit_s:.0f} s ({job.status}: {job.message}). "
-                f"{_commands(client, job_id)}"
+                f"{job_id} did not end within {limit_s:.0f} s ({job.status}: {job.message}). Look at its log: `ray job "
+                f"logs {job_id}`."
             )
         time.sleep(1 + len(log) / _CHARACTERS_PER_S)
 
