@@ -29,7 +29,7 @@ from faithad.runs import layout
 
 FAITHAD = Path(sys.executable).parent / "faithad"
 TRIALS = [Trial(ratio, 4, seed) for seed in (0, 1) for ratio in (0.3, 0.5)]
-EPOCHS, EPOCHS_TOGETHER = 60, 30
+EPOCHS = 60
 # The processes of a trial of two workers, by the beginning of their titles.
 OF_A_TRIAL = {"trial": "ray::ImplicitFunc", "leader": "ray::TrainController", "worker": "ray::RayTrainWorker"}
 
@@ -59,14 +59,13 @@ def undisturbed_together(mill: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def write_config(mill: Path, folder: Path, *, workers: int = 1) -> Path:
-    epochs = EPOCHS if workers == 1 else EPOCHS_TOGETHER
     values = {
         "name": "small",
         "root": str(folder / "study"),
         "seeds": [0, 1],
         "data": {"root": str(mill), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"},
         "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
-        "train": {"epochs": epochs, "patience": epochs, "workers": workers},
+        "train": {"epochs": EPOCHS, "patience": EPOCHS, "workers": workers},
         "search": {"mask_ratios": [0.3, 0.5], "patches": [4], "trials_at_once": 1},
     }
     if workers > 1:  # every core, so that what a lost trial keeps for itself is missing at once
