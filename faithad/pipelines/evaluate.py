@@ -25,7 +25,7 @@ def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_di
     settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
     settings["index ledger"] = ledger_digest
     outputs = tuple(layout.summary(name) for name in (*SUMMARIES, "ledger"))
-    return Stage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"))
+    return Stage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"), needs_all=True)
 
 
 def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:

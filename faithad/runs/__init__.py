@@ -1,1 +1,1 @@
-"""What a run leaves in a root: the layout, marks of stages, fingerprints of inputs, a lock, ledgers of shards."""
+"""What a run leaves in a root: where each table is, marks of stages, fingerprints of inputs, a lock."""

@@ -48,6 +48,7 @@ class Stage:
         settings: everything that its results depend on, flat and ready for JSON.
         outputs: what it writes, relative to the root; `redo` removes them.
         result: the last of what it writes, relative to the root; without it the stage is not done.
+        needs_all: whether it is not done without any of its outputs either, such as a summary that was added since.
     """
 
     root: str
@@ -55,6 +56,7 @@ class Stage:
     settings: Settings
     outputs: tuple[str, ...]
     result: str
+    needs_all: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -95,7 +97,8 @@ class Stage:
         """
         require_readable(self.root)
         is_marked = self._read(self._location) == self._comparable
-        return is_marked and storage.exists(storage.join(self.root, self.result))
+        needed = (self.result, *(self.outputs if self.needs_all else ()))
+        return is_marked and all(storage.exists(storage.join(self.root, output)) for output in needed)
 
     def begin(self, *, redo: bool, again: bool = False) -> bool:
         """Whether the stage has to run. It goes on from what an interrupted run of the same settings has left.

@@ -89,5 +89,15 @@ def test_a_new_summary_is_a_row(study: Study, monkeypatch: pytest.MonkeyPatch) -
     row = Summary(layout.SCORES, schemas.SCORES, ALARM_SHARE, alarm_share)
     monkeypatch.setitem(SUMMARIES, "alarm_share", row)
     stage = evaluated(study)
+    assert stage.is_done()
     assert summary(study, "alarm_share") == [{"model": "one_class_svm", "protocol": "paper", "alarms": 0.5}]
     assert layout.summary("alarm_share") in stage.outputs
+
+
+def test_a_summary_that_is_added_to_a_finished_study_is_written_by_the_next_run(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(study)
+    monkeypatch.setitem(SUMMARIES, "alarm_share", Summary(layout.SCORES, schemas.SCORES, ALARM_SHARE, alarm_share))
+    evaluated(study)
+    assert summary(study, "alarm_share") == [{"model": "one_class_svm", "protocol": "paper", "alarms": 0.5}]
