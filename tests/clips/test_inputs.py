@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from faithad import storage
 from faithad.clips.annotations import read_annotations
 from faithad.clips.inputs import find_recordings
 from faithad.clips.layouts import DataFolders
 from faithad.clips.layouts.planer import find_planer
 from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
-from faithad.clips.recordings import probe_recording
+from faithad.clips.recordings import probe_recording, read_clip
 from faithad.clips.spectrograms import read_spectrogram
-from faithad.errors import RecordingError
+from faithad.errors import RecordingError, StorageError
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -210,3 +213,35 @@ def test_missing_folders_are_named(planer: Path) -> None:
 
 
 # --- an object store --------------------------------------------------------------------------------------------------
+
+
+def test_recordings_in_an_object_store(object_store: str, tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 45_000)
+    for name in ("a.wav", "b.flac"):
+        soundfile.write(tmp_path / name, wave, 20_000)
+        storage.write_bytes(f"{object_store}/day/train/{name}", (tmp_path / name).read_bytes())
+    storage.write_bytes(f"{object_store}/day/train/empty.wav", b"")
+    found = find_recordings([("train", f"{object_store}/day/train")])
+    assert [r.path for r in found] == ["train/a.wav", "train/b.flac", "train/empty.wav"]
+    assert find_recordings([("train", f"{object_store}/day/train/a.wav")]) == found[:1]
+    for recording in found[:2]:
+        assert probe_recording(recording.uri).n_samples == 45_000
+        clip = read_clip(recording.uri, onset_s=1.0, duration_s=1.0, clip_s=1.0, sample_rate_hz=20_000)
+        np.testing.assert_allclose(clip, wave[20_000:40_000], atol=1e-4)
+    with pytest.raises(RecordingError, match="is empty"):
+        probe_recording(found[2].uri)
+    with pytest.raises(RecordingError, match="does not exist"):
+        probe_recording(f"{object_store}/day/train/none.wav")
+    with pytest.raises(RecordingError, match="s3://mill/night does not exist"):
+        find_recordings([("train", f"{object_store}/night")])
+
+
+def test_a_place_that_cannot_be_reached_is_named_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(location: str) -> bool:
+        raise StorageError(f"Location {location!r} cannot be reached or read: Could not connect.")
+
+    monkeypatch.setattr(storage, "is_folder", fail)
+    with pytest.raises(RecordingError, match=rf"{tmp_path} cannot be listed: .*Could not connect\. Check its"):
+        find_recordings([("test", str(tmp_path))])
