@@ -17,6 +17,7 @@ from faithad import storage
 from faithad.clips.access import read_or_reason
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader, probe_recording
+from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_session
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
 from faithad.runs.attempts import attempt
@@ -36,12 +37,14 @@ def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[Aud
 
     Raises:
         WorkersLost: Ray could not make up for processes that were lost, or the recordings are out of reach.
+        StudyError: no machine has a core, and none came in time.
     """
     if not recordings:
         return
     run = uuid.uuid4().hex
     size = shard_size(len(recordings), largest=_MOST_PER_TASK)
     with ray_session():
+        wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
         # A task that ends its process is tried again until `attempts` has found the file.
         read = ray.remote(_read_some).options(max_retries=-1, scheduling_strategy="SPREAD", name="read headers")
         at_once = 2 * max(1, int(cluster_total("CPU")))
