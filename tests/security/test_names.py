@@ -198,6 +198,7 @@ def test_codes_of_a_terminal_take_no_effect(capsys: pytest.CaptureFixture[str], 
     assert "[red] :bomb: \\x1b[2J" in said
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("name", ["it's $(touch pwned) `touch pwned`; touch pwned #", "a [/red] :bomb: b", "-c x"])
 def test_commands_that_are_printed_can_be_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
