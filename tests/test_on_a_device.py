@@ -12,6 +12,8 @@ import pytest
 
 from faithad.attribution.methods import METHODS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def outcome() -> Any:
@@ -21,7 +23,6 @@ def outcome() -> Any:
     return json.loads(run.stdout)
 
 
-@pytest.mark.long
 def test_all_maps_are_computed_where_the_clips_are(outcome: Any) -> None:
     assert outcome["all"]["maps"] == {name: [2, 16, 40, "elsewhere"] for name in METHODS}
 

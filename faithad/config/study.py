@@ -86,7 +86,10 @@ class Study(Section):
     @classmethod
     def _without_events(cls, values: Any) -> Any:
         """Release 0.1.0 wrote a section `events`, which nothing read, into the `study.yaml` of each root."""
-        return {key: values[key] for key in values if key != "events"} if isinstance(values, dict) else values
+        events = values.get("events") if isinstance(values, dict) else None
+        if isinstance(events, dict) and set(events) == {"merge_gap_s", "method", "percentile"}:
+            return {key: value for key, value in values.items() if key != "events"}
+        return values
 
     @property
     def feature_settings(self) -> FeatureSettings:

@@ -57,6 +57,7 @@ def test_the_package_is_baked_in_whole(image: tuple[Path, Path], tmp_path: Path)
     assert Path(run(environment, "python", "-c", code, folder=tmp_path).strip()).is_relative_to(environment)
 
 
+@pytest.mark.long
 def test_jobs_and_configurations_are_beside_it(image: tuple[Path, Path], tmp_path: Path) -> None:
     folder, environment = image
     assert "--config" in run(environment, "python", str(folder / "jobs" / "train.py"), "--help", folder=tmp_path)

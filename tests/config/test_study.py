@@ -95,6 +95,7 @@ attribution: {methods: [gradcam]}
         ("train=3", "train: "),
         ("attribution.compile=default", "attribution.compile: 'default' is for GPUs: set audit.gpus_per_actor"),
         ("attribution.engine=captum", "attribution.engine: unknown key; "),
+        ("events.merge_gap_s=3", "events: unknown key; "),
         ("attribution.compile=reduce-overhead", "attribution.compile: "),
     ],
 )

@@ -35,6 +35,7 @@ def test_two_worker_processes_train_the_same_network_as_one(
         torch.testing.assert_close(two["weights"][name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
+@pytest.mark.long
 def test_every_worker_notices_that_another_one_restored_a_different_state(
     one_and_two: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
