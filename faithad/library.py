@@ -173,7 +173,7 @@ def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
         ValueError: a percentile is below 0 or above 100.
     """
     several = peak_frames(curve(maps), np.atleast_1d(percentile).tolist())
-    return several if isinstance(percentile, Sequence) else several[..., 0, :]
+    return several if np.ndim(percentile) else several[..., 0, :]
 
 
 def localization(model: TrainedModel, peaks: Bools, intervals: Intervals) -> Localization:
@@ -236,7 +236,7 @@ def faithfulness(
         micro_batch=limit,
     )  # fmt: skip
     values = faithfulness_score(before[owners], after).reshape(len(x), -1)
-    return values if isinstance(percentile, Sequence) else values[:, 0]
+    return values if np.ndim(percentile) else values[:, 0]
 
 
 def events(audit: str | Path) -> pd.DataFrame:
