@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -143,6 +144,20 @@ def test_a_packages_model_is_trained_saved_audited_and_explained_by_its_method(
     )
     torch.testing.assert_close(maps["squares"], maps["saliency"].square())
     assert maps["squares"].max() > 0
+
+
+def test_a_saved_model_whose_package_is_broken_is_not_called_damaged(install: Install, tmp_path: Path) -> None:
+    folder = install("acme_sound", ENTRY_POINTS)
+    features = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
+    network = build_network("u_net", 16, 100)
+    saved = TrainedModel(network, Normalization.identity(16), features, "u_net", 0, None, 3, "hash")
+    save_model(saved, str(tmp_path / "model"))
+    del sys.modules["acme_sound"]
+    (folder / "acme_sound.py").write_text("import lost_module")
+    importlib.invalidate_caches()
+    with pytest.raises(ConfigError, match=r"acme_sound 2\.1 .*ModuleNotFoundError: .*lost_mod") as caught:
+        load_model(str(tmp_path / "model"))
+    assert "damaged" not in str(caught.value)
 
 
 METHOD = "[faithad.methods]\n{} = acme_sound:{}\n"
