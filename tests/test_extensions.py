@@ -97,7 +97,6 @@ def test_a_study_may_name_what_a_package_adds(install: Install) -> None:
     study = parse_study(text, name="x.yaml")
     assert study.runs[-1] == ("u_net", 4)
     assert (study.n_frames("mae"), study.n_frames("u_net"), study.n_frames("ae")) == (400, 400, 401)
-    assert study.explained_models == ("mae", "u_net")
     assert (METHODS["squares"].title, MODELS["u_net"].title) == ("Squared gradient", "U-Net")
     assert list(METHODS)[-1] == "squares"
     assert extension_distributions() == ["acme_sound"]
