@@ -335,10 +335,10 @@ def _clips_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> Tens
 
 
 def _prepared(model: TrainedModel) -> AuditModel:
-    """The model as an audit uses it, on the device where its network lies."""
+    """The model as an audit uses it, on the device where its network lies; `attribute` has methods of its own."""
     tensors = [*model.network.parameters(), *model.network.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(), device=device)
+    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=device)
 
 
 def _network_input(model: TrainedModel, log_mels: Array) -> Tensor:
