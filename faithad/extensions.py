@@ -45,9 +45,9 @@ class ExtensibleTable(Mapping[str, TableRow]):
         rows: faithad's own.
 
     Raises:
-        ConfigError: by every access, if two rows have the same name or a package's name is malformed; by access to a
-            package's row, if the package cannot be imported or its object is no such row. The message names the
-            package.
+        ConfigError: by a look at the packages' rows, if two rows have the same name or a package's name is malformed;
+            by access to a package's row, if the package cannot be imported or its object is no such row. The message
+            names the package.
     """
 
     def __init__(self, kind: str, group: str, row_type: type[TableRow], rows: Iterable[TableRow]) -> None:

@@ -173,7 +173,7 @@ def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
         ValueError: a percentile is below 0 or above 100.
     """
     several = peak_frames(curve(maps), np.atleast_1d(percentile).tolist())
-    return several if isinstance(percentile, Sequence) else several[..., 0, :]
+    return several if np.ndim(percentile) else several[..., 0, :]
 
 
 def localization(model: TrainedModel, peaks: Bools, intervals: Intervals) -> Localization:
@@ -236,7 +236,7 @@ def faithfulness(
         micro_batch=limit,
     )  # fmt: skip
     values = faithfulness_score(before[owners], after).reshape(len(x), -1)
-    return values if isinstance(percentile, Sequence) else values[:, 0]
+    return values if np.ndim(percentile) else values[:, 0]
 
 
 def events(audit: str | Path) -> pd.DataFrame:
@@ -338,10 +338,10 @@ def _clips_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> Tens
 
 
 def _prepared(model: TrainedModel) -> AuditModel:
-    """The model as an audit uses it, on the device where its network lies."""
+    """The model as an audit uses it, on the device where its network lies; `attribute` has methods of its own."""
     tensors = [*model.network.parameters(), *model.network.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(), device=device)
+    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=device)
 
 
 def _network_input(model: TrainedModel, log_mels: Array) -> Tensor:

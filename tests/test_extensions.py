@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import faithad
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS
 from faithad.audit.shard import AuditModel, audit_clips
 from faithad.config.sections import Attribution, Audit
-from faithad.config.study import parse_study
+from faithad.config.study import Study, parse_study
 from faithad.errors import ConfigError
 from faithad.extensions import extension_distributions
 from faithad.features import Normalization
@@ -22,6 +24,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model, save_model
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
+from faithad.pipelines.training.run import require_explainable
 from faithad.settings import AttributionSettings, FeatureSettings, TrainingSettings
 
 CODE = """
@@ -96,7 +99,6 @@ def test_a_study_may_name_what_a_package_adds(install: Install) -> None:
     study = parse_study(text, name="x.yaml")
     assert study.runs[-1] == ("u_net", 4)
     assert (study.n_frames("mae"), study.n_frames("u_net"), study.n_frames("ae")) == (400, 400, 401)
-    assert study.explained_models == ("mae", "u_net")
     assert (METHODS["squares"].title, MODELS["u_net"].title) == ("Squared gradient", "U-Net")
     assert list(METHODS)[-1] == "squares"
     assert extension_distributions() == ["acme_sound"]
@@ -143,6 +145,50 @@ def test_a_packages_model_is_trained_saved_audited_and_explained_by_its_method(
     )
     torch.testing.assert_close(maps["squares"], maps["saliency"].square())
     assert maps["squares"].max() > 0
+
+
+def test_a_saved_model_whose_package_is_broken_is_not_called_damaged(install: Install, tmp_path: Path) -> None:
+    folder = install("acme_sound", ENTRY_POINTS)
+    features = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
+    network = build_network("u_net", 16, 100)
+    saved = TrainedModel(network, Normalization.identity(16), features, "u_net", 0, None, 3, "hash")
+    save_model(saved, str(tmp_path / "model"))
+    del sys.modules["acme_sound"]
+    (folder / "acme_sound.py").write_text("import lost_module")
+    importlib.invalidate_caches()
+    with pytest.raises(ConfigError, match=r"acme_sound 2\.1 .*ModuleNotFoundError: .*lost_mod") as caught:
+        load_model(str(tmp_path / "model"))
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_model_without_grad_cams_layer_is_refused_before_its_training_and_its_audit(install: Install) -> None:
+    install("acme_sound", ENTRY_POINTS, CODE.replace("grad_cam_layer", "other_attribute"))
+    study = parse_study(
+        "{name: s, root: r, models: [ae, one_class_svm, u_net], data: {train: [a], test: [b]}}", name="x.yaml"
+    )
+    message = r"grad_cam explains one layer.* and UNet does not say which.* grad_cam_layer is None"
+    require_explainable(study, ["ae", "one_class_svm"])
+    with pytest.raises(ConfigError, match=message):
+        require_explainable(study, study.models)
+    scored_only = study.model_copy(update={"audit": Audit(explain="none")})
+    without = study.model_copy(update={"attribution": Attribution(methods=("saliency",))})
+    for allowed in (scored_only, without):
+        require_explainable(allowed, allowed.models)
+
+    features = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)
+    network = build_network("u_net", 16, 100)
+    trained = TrainedModel(network, Normalization.identity(16), features, "u_net", 0, None, 3, "hash")
+
+    def prepare(of: Study) -> AuditModel:
+        return AuditModel.prepare(trained, attribution=of.attribution, audit=of.audit, device=torch.device("cpu"))
+
+    with pytest.raises(ConfigError, match=message):
+        prepare(study)
+    for allowed in (scored_only, without):
+        assert prepare(allowed).explained is not None
+    log_mels = torch.randn(2, 16, 101, generator=torch.Generator().manual_seed(1))
+    assert len(faithad.score(trained, log_mels)) == 2
+    assert faithad.attribute(trained, log_mels, methods=["saliency"])["saliency"].shape == (2, 16, 100)
 
 
 METHOD = "[faithad.methods]\n{} = acme_sound:{}\n"

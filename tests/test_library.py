@@ -101,6 +101,8 @@ def test_maps_peaks_and_faithfulness_are_those_of_an_audit(
         for column, percentile in enumerate(percentiles):
             values = rows[rows["percentile"] == percentile]["faithfulness"].to_numpy()
             np.testing.assert_allclose(found[:, column], values, atol=1e-5)
+        as_array = faithad.faithfulness(model, log_mels[:1], of_method[:1], percentile=np.array(percentiles))
+        np.testing.assert_allclose(as_array, found[:1], atol=1e-6)
         single = faithad.faithfulness(model, log_mels[0], of_method[0], percentile=95.0)
         np.testing.assert_allclose(single, found[0, 1], atol=1e-6)
 
@@ -128,6 +130,7 @@ def test_peaks_and_where_they_should_be(model: TrainedModel) -> None:
     assert [np.flatnonzero(of_clip).tolist() for of_clip in faithad.peaks(maps, 97)] == [[12, 13], [34, 35]]
     assert peaks.shape == (2, 40)
     assert faithad.peaks(maps, [90, 95]).shape == (2, 2, 40)
+    np.testing.assert_array_equal(faithad.peaks(maps, np.array([90, 95])), faithad.peaks(maps, [90, 95]))
     assert model.features.frames_per_s == 10
     both = faithad.localization(model, faithad.peaks(maps[0], [97, 97]), [(1.2, 1.5), (3.0, 4.0)])
     assert (both.tp.tolist(), both.fp.tolist(), both.fn.tolist()) == ([1, 1], [0, 0], [1, 1])

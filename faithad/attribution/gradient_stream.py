@@ -120,6 +120,26 @@ def attribute_batch(
     return maps
 
 
+def grad_cam_layer(network: nn.Module, methods: Iterable[Method]) -> nn.Module | None:
+    """The layer of a network that some of the methods explain; None if none of them explains a layer.
+
+    Raises:
+        ConfigError: a method explains a layer, and the network does not name one of its layers.
+    """
+    names = ", ".join(method.name for method in methods if method.needs == "activations")
+    if not names:
+        return None
+    layer, layers = getattr(network, "grad_cam_layer", None), dict(network.named_modules())
+    if layer not in layers:
+        raise ConfigError(
+            f"{names} explains one layer of a network, and {type(network).__name__} does not say which: its "
+            f"attribute grad_cam_layer is {layer!r} and must be the name of one of its layers, such as "
+            f"{list(layers)[-1]!r}, whose output is (clips, channels, height, width). Or leave {names} out of the "
+            "methods."
+        )
+    return layers[layer]
+
+
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients for the weights; both are put back as they were, module by module."""
@@ -213,15 +233,22 @@ class _Stream:
         if needs == "forward":
             with torch.no_grad():
                 return _compare(points, self._reconstruct(self.network, points))
+        vars(self.watched).pop("output", None)  # of a pass without gradients
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             network = watchable(self.network) if needs == "activations" else self.network
             error, reconstruction, *_ = _compare(points, self._reconstruct(network, points))
             # Taken away in any case: it holds the whole graph.
             activation: Tensor | None = vars(self.watched).pop("output", None)
-            if activation is None or needs == "gradient":
+            if needs == "gradient":
                 (gradient,) = torch.autograd.grad(error.sum(), points)
                 return Evaluation(error.detach(), reconstruction.detach(), gradient)
+            if activation is None:
+                raise ConfigError(
+                    f"{type(network).__name__} does not call the layer that its attribute grad_cam_layer names, "
+                    f"{network.grad_cam_layer!r}, when it is called itself. Name a layer that it calls, or leave the "
+                    "methods out that explain a layer, such as grad_cam."
+                )
             gradients = torch.autograd.grad(error.sum(), (points, activation))
         return Evaluation(error.detach(), reconstruction.detach(), gradients[0], activation.detach(), gradients[1])
 
@@ -232,20 +259,12 @@ class _Stream:
         Raises:
             ConfigError: a method needs it, and the network does not name the layer.
         """
-        names = ", ".join(method.name for method in self.methods if method.needs == "activations")
-        if not names:
+        network = watchable(self.network)
+        layer = grad_cam_layer(network, self.methods)
+        if layer is None:
             yield
             return
-        network = watchable(self.network)
-        layer, layers = getattr(network, "grad_cam_layer", None), dict(network.named_modules())
-        if layer not in layers:
-            raise ConfigError(
-                f"{names} explains one layer of a network, and {type(network).__name__} does not say which: its "
-                f"attribute grad_cam_layer is {layer!r} and must be the name of one of its layers, such as "
-                f"{list(layers)[-1]!r}, whose output is (clips, channels, height, width). Or leave {names} out of the "
-                "methods."
-            )
-        hook = layers[layer].register_forward_hook(lambda _, inputs, output: setattr(self.watched, "output", output))
+        hook = layer.register_forward_hook(lambda _, inputs, output: setattr(self.watched, "output", output))
         try:
             yield
         finally:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from faithad import schemas
-from faithad.attribution.gradient_stream import attribute_batch
+from faithad.attribution.gradient_stream import attribute_batch, grad_cam_layer
+from faithad.attribution.methods import choose_methods
 from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.detection import worst_mel_band, worst_second
@@ -75,10 +76,16 @@ class AuditModel:
     def prepare(
         cls, trained: TrainedModel, *, attribution: Attribution, audit: Audit, device: torch.device
     ) -> AuditModel:
-        """Once for each model: the fast networks hold copies of its weights."""
+        """Once for each model: the fast networks hold copies of its weights.
+
+        Raises:
+            ConfigError: the clips are to be explained, and the network lacks what one of the methods needs.
+        """
         network = trained.network.to(device)
         if not trained.explained:
             return cls(trained, network, None, attribution, audit, device)
+        if audit.explain != "none":
+            grad_cam_layer(network, choose_methods(attribution.methods))
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)

@@ -40,13 +40,27 @@ def read_text(location: str, *, error: type[FaithadError]) -> str:
         FaithadError: of the given class; the file is missing or unreadable.
     """
     try:
-        return storage.read_bytes(location).decode("utf-8-sig")
+        return decoded(read_content(location, error=error))
+    except ValueError as cause:
+        raise error(f"{location} is {cause}.") from cause
+
+
+def read_content(location: str, *, error: type[FaithadError]) -> bytes:
+    """As `read_text`, of any file."""
+    try:
+        return storage.read_bytes(location)
     except FileNotFoundError as cause:
         raise error(f"{location} does not exist. Check the path.") from cause
     except (OSError, pa.ArrowException) as cause:
         raise error(f"{location} cannot be read: {cause}. Check its permissions and the connection.") from cause
-    except UnicodeDecodeError as cause:
-        raise error(f"{location} is no text in UTF-8 ({cause}). Save it as UTF-8.") from cause
+
+
+def decoded(content: bytes) -> str:
+    """The text of a UTF-8 file's content. Raises ValueError if it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no text in UTF-8 ({error}). Save it as UTF-8") from error
 
 
 def csv_rows(
@@ -60,10 +74,11 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV table that are not blank: their numbers, and their cells by column.
 
-    `problems` gets a line for each column that is missing, repeated or unknown, and for each row with too few or too
-    many cells. If a needed column is missing, there are no rows. Columns may have any order; their case, spaces and a
-    hint in brackets are ignored. Columns that are neither needed nor optional are ignored or refused. `noun` names the
-    table in messages.
+    `problems` gets a line for each needed column that is missing or repeated, and for each row with too few or too many
+    cells. If a needed column is missing, there are no rows. Columns may have any order; their case, spaces and a hint
+    in brackets are ignored. Of an optional column that is repeated, the last one counts. Where no others are allowed,
+    `problems` also gets a line for each optional column that is repeated, and for each column that is neither needed
+    nor optional. `noun` names the table in messages.
     """
     try:
         lines = [
@@ -82,7 +97,8 @@ def csv_rows(
         present = ", ".join(repr(" ".join(name.split())) for name in header) or "nothing"
         problems.append(f"row {top}: the {noun} has no column {', '.join(map(repr, missing))}, found {present}{hint}")
         return
-    repeated = [shorten(column) for column, times in Counter(columns).items() if column and times > 1]
+    single = needed if others_allowed else (*needed, *optional)
+    repeated = [shorten(column) for column, times in Counter(columns).items() if column in single and times > 1]
     problems += [f"row {top}: column {column!r} is there more than once; keep one" for column in repeated]
     if not others_allowed:
         allowed = ", ".join(map(shorten, names.values()))

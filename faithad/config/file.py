@@ -111,12 +111,12 @@ def _read_yaml(text: str, *, name: str) -> tuple[Any, list[str]]:
             return None, []
         return loader.construct_document(node), list(_repeated(node, (), set()))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
-        raise ConfigError(f"{name} is not valid YAML: {yaml_problem(error)}") from None
+        raise ConfigError(f"{name} is not valid YAML: {_yaml_problem(error)}") from None
     finally:
         loader.dispose()
 
 
-def yaml_problem(error: Exception) -> str:
+def _yaml_problem(error: Exception) -> str:
     """The message and the place of a YAML error, without the text around it, which may contain secrets."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)

@@ -1,6 +1,6 @@
 """A study's configuration: YAML in, one frozen and validated `Study` out.
 
-Every default of the system stands here or in `config_sections`, and nowhere else. Unknown keys are errors, and all
+Every default of the system stands here or in `config.sections`, and nowhere else. Unknown keys are errors, and all
 problems of a file are told at once, each under its key. `--set train.epochs=3` on the command line is a change to the
 YAML before validation.
 
@@ -108,11 +108,6 @@ class Study(Section):
         """
         return [(model, seed) for model in self.models for seed in self._seeds(model)]
 
-    @property
-    def explained_models(self) -> tuple[str, ...]:
-        """The models whose scores are explained, in the order of `models`."""
-        return tuple(model for model in self.models if MODELS[model].explained)
-
     def _seeds(self, model: str) -> tuple[int, ...]:
         return self.seeds[:1] if MODELS[model].seedless else self.seeds
 
@@ -133,9 +128,22 @@ class Study(Section):
             )
             found.append((keys, reason))
         else:
-            for model in [model for model in self.models if MODELS[model].masked][:1]:
-                found += self._patch_problems(model, (*keys, "models", "train.patch"))
+            for model in self.models:
+                if MODELS[model].masked:
+                    found += self._patch_problems(model, (*keys, "models", "train.patch"))
+                elif not MODELS[model].classical and self.n_frames(model) < _FEWEST_FRAMES:
+                    found.append(((*keys, "models"), self._too_few_frames(model)))
         return refuse(self, found)
+
+    def _too_few_frames(self, model: str) -> str:
+        frames, row = self.n_frames(model), MODELS[model]
+        divisors = [f"train.patch ({self.train.patch})"] if row.masked else []
+        divisors += [str(row.frames_multiple)] if row.frames_multiple > 1 else []
+        lower = ", or lower train.patch" if row.masked else ""
+        return (
+            f"the {row.title} sees {frames} frames of a clip, a multiple of {' and '.join(divisors)}, and needs "
+            f"{_FEWEST_FRAMES}: raise it{lower}"
+        )
 
     def _patch_problems(self, model: str, keys: tuple[str, ...]) -> Found:
         """Why the patches of a masked model do not fit a clip; `keys` are those that set its number of frames."""
@@ -146,11 +154,7 @@ class Study(Section):
             reason = f"{patch} must divide features.n_mels ({n_mels}) for the {title}"
             found.append((("train.patch", "features.n_mels", "models"), reason))
         if frames < _FEWEST_FRAMES:
-            reason = (
-                f"the {title} sees {frames} frames of a clip, a multiple of train.patch ({patch}), and needs "
-                f"{_FEWEST_FRAMES}: raise it, or lower train.patch"
-            )
-            found.append((keys, reason))
+            found.append((keys, self._too_few_frames(model)))
         if not found:
             try:
                 n_hidden_patches(n_mels // patch * (frames // patch), self.train.mask_ratio)

@@ -137,11 +137,13 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
 
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or differs from what is expected; the text
-            names each difference.
+            names each difference. Or its model comes from a package that is not installed here.
+        ConfigError: the package that adds its model cannot be loaded.
     """
     location = storage.join(folder, FILE_NAME)
     tensors, header = _read(location)
     _check_expected(location, header, expect or {})
+    _require_model(location, header.get("name"))
     try:
         normalization = Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std"))
         weights = {key.removeprefix("network."): value for key, value in tensors.items()}
@@ -156,6 +158,16 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         raise CheckpointError(f"{location} is damaged: its header lacks or garbles {error}. Train again.") from error
     trained.network.eval()
     return trained
+
+
+def _require_model(location: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise CheckpointError(f"{location} is damaged: its header calls the model {name!r}. Train again.")
+    if name not in MODELS:
+        raise CheckpointError(
+            f"{location} is a model {name!r}, which this installation does not have: install the package that adds it."
+        )
+    MODELS[name]  # imports its package, whose own problems are no damage of the file
 
 
 def read_state(location: str) -> dict[str, Any]:
@@ -205,7 +217,12 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{location} is damaged or no safetensors file: {error}. Train again.") from error
     if _HEADER_KEY not in metadata:
         raise CheckpointError(f"{location} was not written by faithad: its header lacks {_HEADER_KEY!r}.")
-    header = json.loads(metadata[_HEADER_KEY])
+    try:
+        header = json.loads(metadata[_HEADER_KEY])
+        if not isinstance(header, dict):
+            raise ValueError(f"it is {type(header).__name__}, no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{location} is damaged: its header cannot be read: {error}. Train again.") from error
     if header.get("format") != _FORMAT:
         raise CheckpointError(
             f"{location} has the format {header.get('format')!r}; this version of faithad reads {_FORMAT}."

@@ -40,21 +40,21 @@ def _replace_layers(module: nn.Module) -> None:
     for name, child in module.named_children():
         if (layer := _fast_layer(child)) is not None:
             setattr(module, name, layer)
-        else:
+        elif not isinstance(child, nn.TransformerEncoder | nn.TransformerDecoder):  # they read their layers' settings
             _replace_layers(child)
 
 
 def _fast_layer(module: nn.Module) -> nn.Module | None:
-    """The fast form of a layer; None if there is none for a layer of its type and settings."""
-    if isinstance(module, Conv3x3):
+    """The fast form of a layer; None if there is none for its type and settings. A subclass may compute anything."""
+    if type(module) is Conv3x3:
         return _Convolution(module)
-    if isinstance(module, nn.ConvTranspose2d) and _doubles(module):
+    if type(module) is nn.ConvTranspose2d and _doubles(module):
         return _Upsampling(module)
-    if isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
+    if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
         return _Affine(module)
-    if isinstance(module, nn.TransformerEncoderLayer) and _is_plain(module):
+    if type(module) is nn.TransformerEncoderLayer and _is_plain(module):
         return _Encoder(module)
-    if isinstance(module, nn.TransformerDecoderLayer) and _is_plain(module):
+    if type(module) is nn.TransformerDecoderLayer and _is_plain(module):
         return _Decoder(module)
     return None
 

@@ -7,7 +7,8 @@ Any `nn.Module` that maps spectrograms (B, F, T) to reconstructions (B, F, T) ca
     n_mels, n_frames    F and T, if the network takes one shape only.
     fast_form()         a copy for CPUs: same function in eval mode, same gradient in its input. `fast_form =
                         with_fast_layers` in a class that is made of the layers that `fast_layers` replaces gives one
-                        whose results are the same to the last bit in a batch of any size.
+                        whose results are the same to the last bit in a batch of any size. `forward` must then call a
+                        transformer layer with (x) or (x, memory) only: its fast form takes no masks.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ class ModelRow:
         location: `module:Class`, imported when a network is built. The class takes (n_mels, n_frames) and maps
             spectrograms (B, F, T) to reconstructions (B, F, T); a classical one is a `ClassicalDetector`.
         classical: fitted in one go instead of trained by gradient, with a score for each clip and no reconstruction.
+            Of faithad's own rows only: a package's model is trained by gradient.
         masked: trained with patches hidden from it, so that the patch size must divide the frames that it takes.
         seedless: chance plays no part in its training, so one seed stands for all.
         explained: its scores are explained by attributions; `faithad.model.fast_network` says what the class may define

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from faithad import schemas
+from faithad.model.table import MODELS
 from faithad.report import published, style
 from faithad.report.study_tables import StudyTables
 from faithad.report.words import records
@@ -179,9 +180,11 @@ def _in_order(rows: list[TableRow]) -> list[TableRow]:
 
 
 def missing_runs(study: StudyTables) -> list[str]:
-    """(model, seed) pairs that the configuration asks for and that have no scores."""
+    """(model, seed) pairs that the configuration asks for and that have no scores. A seedless model has one seed."""
     present = {(str(model), int(seed)) for model, seed in study.scores[["model", "seed"]].drop_duplicates().to_numpy()}
     models, seeds = study.setting("models"), study.setting("seeds")
     if not isinstance(models, list) or not isinstance(seeds, list):
         return []
-    return [f"{model}-{seed}" for model in models for seed in seeds if (model, seed) not in present]
+    seedless = {model for model in models if model in MODELS and MODELS[model].seedless}
+    runs = [(model, seed) for model in models for seed in (seeds[:1] if model in seedless else seeds)]
+    return [f"{model}-{seed}" for model, seed in runs if (model, seed) not in present]

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from faithad import schemas, storage
-from faithad.config.file import yaml_problem
-from faithad.errors import StudyError
+from faithad.config.file import read_mapping
+from faithad.errors import ConfigError, StudyError
 from faithad.runs.tables import read_shards, shard_files
 
 
@@ -54,11 +53,9 @@ def read_settings(location: str) -> tuple[str, dict[str, Any]]:
     """
     text = storage.read_text(location)
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise StudyError(f"{location} is not valid YAML: {yaml_problem(error)}") from None
-    if not isinstance(settings, dict):
-        raise StudyError(f"{location} must hold keys and values, found {type(settings).__name__}.")
+        settings, _ = read_mapping(text, name=location)
+    except ConfigError as error:
+        raise StudyError(str(error)) from None
     return text, settings
 
 

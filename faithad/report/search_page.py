@@ -26,8 +26,8 @@ _MEANING = {
     "seen",
     "validation_loss": "the loss on validation normals; no test label was seen. It is the error at hidden cells: how "
     "many are hidden changes how hard they are to tell, so losses of different mask ratios are not the same quantity",
-    "test_auc": "the AUC of the labelled test clips, as in the published experiment: the choice has seen what it is "
-    "measured by, so its test AUC flatters it",
+    "test_auc": "the AUC of the labelled test clips, as in the published experiment: the choice was made with the same "
+    "labels that measure it, so its test AUC is too high",
 }
 
 

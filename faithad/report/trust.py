@@ -3,8 +3,8 @@
 The test is frame-mode faithfulness: the moments that the explanation points at are replaced by what the model expects
 there, and the share of the model's error that vanishes is measured. It is compared with two other shares. The lower one
 is the replaced share of the time: about what any moments would take away if the error were even. The upper one is the
-result of the same test for the error map, which is about the most that can be taken away, because it is chosen by the
-very quantity that is measured.
+result of the same test for the error map, which is about the most that can be taken away, because the error map picks
+the moments with the largest error, and the error is what is measured.
 """
 
 from __future__ import annotations

@@ -106,6 +106,28 @@ def test_any_module_that_reconstructs_is_explained_by_all_methods_but_grad_cam(s
     check_with_captum(seeded(Watched), clips(*shape), list(METHODS))
 
 
+def test_a_layer_that_the_network_does_not_call_cannot_be_explained() -> None:
+    class Idle(Watched):
+        grad_cam_layer = "idle"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Conv2d(1, 3, 5)
+
+    class WithoutGradients(Watched):
+        """Calls the layer in passes without gradients only."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if not torch.is_grad_enabled() else x.tanh()
+
+    for network in (seeded(Idle), seeded(WithoutGradients)):
+        with pytest.raises(
+            ConfigError, match=rf"{type(network).__name__} does not call the layer .*{network.grad_cam_layer}"
+        ):
+            attribute(network, clips(19, 33), ["occlusion", "grad_cam"])
+        assert list(attribute(network, clips(19, 33), ["saliency"])) == ["saliency"]
+
+
 def test_float32_is_explained_too() -> None:
     network, x = seeded(Watched), clips(19, 33)
     exact, found = attribute(network, x, list(METHODS)), attribute(network.float(), x.float(), list(METHODS))

@@ -9,6 +9,7 @@ import pytest
 
 from faithad.clips.labels.reference import read_reference
 from faithad.errors import AnnotationError
+from tests.label_files import read_labels
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tBegin File"
 
@@ -149,6 +150,27 @@ def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{tmp_path}: 3 problems in the labels:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["a.txt, line 1", "a.txt, line 3", "b.csv, row 2"]
+
+
+def test_all_files_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.csv", "c.txt"):
+        (tmp_path / name).write_bytes("1\t2\tüber\n".encode("utf-8" if name == "b.csv" else "latin-1"))
+    with pytest.raises(AnnotationError) as caught:
+        read_reference(str(tmp_path))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{tmp_path}: 2 problems in the labels:"
+    assert [line.partition(" (")[0].strip() for line in lines[1:]] == [
+        "a.txt: no text in UTF-8",
+        "c.txt: no text in UTF-8",
+    ]
+
+
+def test_of_a_repeated_column_that_is_not_needed_the_last_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("recording,onset_s,offset_s,text,note,text,note\na,1,2,x,n,y,m\n")
+    (label,) = read_labels(str(tmp_path))
+    assert (label.recording, label.text) == ("a", "y")
+    text = "recording,onset_s,offset_s,onset_s\na,1,2,1\n"
+    assert "column 'onset_s' is there more than once; keep one" in refusal(tmp_path / "b.csv", text)
 
 
 def test_places_without_labels(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_the_names_of_dcase_files_are_understood(tmp_path: Path) -> None:
     assert all(row["reason"] for row in ledger)
 
 
+def test_the_case_of_dcase_names_does_not_matter(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "fan/Test/Section_00_Target_Test_Anomaly_0001.WAV", "fan/TRAIN/section_00_source_train_Anomaly_1.wav"
+    )
+    (recording,), _, (row,) = LAYOUTS["dcase"].find(DataFolders(str(tmp_path)))
+    assert (recording.split, recording.label, recording.domain, recording.section) == ("test", 1, "target", "00")
+    assert (row["status"], row["reason"]) == ("failed", "is an anomaly in train, whose clips must be normal")
+
+
 def test_the_folder_of_one_machine_may_be_the_root(tmp_path: Path) -> None:
     touch(tmp_path / "fan", *(name.removeprefix("fan/") for name in FILES if name.startswith("fan/")))
     recordings, _, ledger = LAYOUTS["dcase"].find(DataFolders(str(tmp_path / "fan")))

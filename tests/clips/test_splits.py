@@ -67,6 +67,7 @@ def test_two_columns_are_enough(tmp_path: Path) -> None:
         ("recording", "has no column 'split', found 'recording'"),
         ("recording,split,lable", "unknown column 'lable'; allowed: recording, split, label, anomaly_type"),
         ("recording,split,split", "column 'split' is there more than once; keep one"),
+        ("recording,split,label,label", "column 'label' is there more than once; keep one"),
         ("", "has no column 'recording', 'split', found nothing"),
     ],
 )

@@ -11,7 +11,7 @@ from faithad.config.audit import is_study, load_audit_run
 from faithad.config.sections import Attribution
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
-from faithad.model.table import MODELS
+from faithad.model.table import MODELS, ModelRow
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 SMALLEST = "{name: s, root: runs/s, data: {train: [a], test: [b]}}"
@@ -143,13 +143,29 @@ def test_the_mae_needs_sixteen_frames_that_its_patches_divide() -> None:
     assert parse_study(SMALLEST, name="x.yaml", overrides=["train.patch=3", "models=[ae]"]).train.patch == 3
 
 
+def test_every_network_needs_sixteen_frames_that_its_multiple_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS.built_in, "u_net", ModelRow("u_net", "U-Net", "x:y", frames_multiple=30))
+    monkeypatch.setitem(MODELS.built_in, "m_net", ModelRow("m_net", "M-Net", "x:y", masked=True, frames_multiple=27))
+    monkeypatch.setitem(MODELS.built_in, "fitted", ModelRow("fitted", "Fitted", "x:y", classical=True, seedless=True))
+    changes = ["models=[ae, mae, u_net, m_net, fitted]", "data.clip_s=1.3", "features.hop_samples=1000"]
+    with pytest.raises(ConfigError) as caught:
+        parse_study(SMALLEST, name="x.yaml", overrides=changes)
+    lines = str(caught.value).splitlines()
+    assert lines == [
+        "x.yaml has 2 problems:",
+        "  data.clip_s: the U-Net sees 0 frames of a clip, a multiple of 30, and needs 16: raise it",
+        "  data.clip_s: the M-Net sees 0 frames of a clip, a multiple of train.patch (4) and 27, and needs 16: "
+        "raise it, or lower train.patch",
+    ]
+    parse_study(SMALLEST, name="x.yaml", overrides=["models=[ae, mae, fitted]", *changes[1:]])
+
+
 def test_every_model_may_be_in_a_study() -> None:
     names = list(MODELS)
     assert {"ae", "mae", "dense_ae", "cae", "skip_cae", "one_class_svm", "isolation_forest"} <= set(names)
     assert parse_study(SMALLEST, name="x.yaml").models == ("ae", "mae")
     change = f"models=[{', '.join(reversed(names))}]"
     study = parse_study(SMALLEST, name="x.yaml", overrides=[change, "seeds=[3, 5]"])
-    assert study.explained_models == ("skip_cae", "cae", "mae", "ae")
     assert {name: study.n_frames(name) for name in names} == {name: 401 - (name == "mae") for name in names}
     assert [run for run in study.runs if run[0] == "cae"] == [("cae", 3), ("cae", 5)]
     assert [run for run in study.runs if run[0] == "isolation_forest"] == [
@@ -161,8 +177,7 @@ def test_every_model_may_be_in_a_study() -> None:
 
 def test_masking_concerns_the_mae_alone() -> None:
     changes = ["models=[one_class_svm, isolation_forest, dense_ae]", "train={patch: 77, mask_ratio: 0.001}"]
-    study = parse_study(SMALLEST, name="x.yaml", overrides=changes)
-    assert study.explained_models == ()
+    parse_study(SMALLEST, name="x.yaml", overrides=changes)
     with pytest.raises(ConfigError, match=r"train\.patch: 77 must divide"):
         parse_study(SMALLEST, name="x.yaml", overrides=[*changes[1:], "models=[cae, mae]"])
 

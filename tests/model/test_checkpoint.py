@@ -234,14 +234,29 @@ def test_tensors_that_do_not_fit_the_header_are_named(folder: Path) -> None:
         {"features": {"n_mels": 0}},
         {"n_mels": 3},
         {"n_frames": "many"},
-        {"name": "vae"},
-        {"name": ["mae"]},
         {"options": None},
     ],
 )
 def test_a_garbled_header_is_refused(folder: Path, header: dict[str, Any]) -> None:
     rewrite(folder, header=header)
     with pytest.raises(CheckpointError, match="its header lacks or garbles"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("header", ["{", "[1]", "5", "null", "[" * 100_000])
+def test_a_header_that_is_no_json_object_is_refused(folder: Path, header: str) -> None:
+    tensors = safetensors.torch.load((folder / FILE_NAME).read_bytes())
+    safetensors.torch.save_file(tensors, folder / FILE_NAME, {"faithad": header})
+    with pytest.raises(CheckpointError, match="is damaged: its header cannot be read"):
+        load_model(str(folder))
+
+
+def test_a_model_that_is_not_installed_is_not_called_damaged(folder: Path) -> None:
+    rewrite(folder, header={"name": "deep"})
+    with pytest.raises(CheckpointError, match="is a model 'deep', which this installation does not have: install the"):
+        load_model(str(folder))
+    rewrite(folder, header={"name": ["mae"]})
+    with pytest.raises(CheckpointError, match=r"is damaged: its header calls the model \['mae'\]"):
         load_model(str(folder))
 
 

@@ -14,6 +14,7 @@ from faithad.model import fast_layers
 from faithad.model import fast_network as module
 from faithad.model.fast_layers import with_fast_layers
 from faithad.model.fast_network import CompiledNetwork, fast_network, watchable
+from faithad.model.layers import Conv3x3
 from faithad.model.precision import arithmetic, low_precision
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.table import build_network
@@ -164,6 +165,30 @@ def test_a_layer_with_other_settings_stays_as_it_is() -> None:
     )
     fast = with_fast_layers(layers)
     assert [type(layer) for layer in fast.children()] == [type(layer) for layer in layers]
+
+
+def test_a_subclass_of_a_layer_stays_as_it_is() -> None:
+    layers = [
+        Conv3x3(1, 2),
+        nn.ConvTranspose2d(2, 2, 2, 2),
+        nn.BatchNorm2d(2),
+        nn.TransformerEncoderLayer(16, 2, 8, batch_first=True),
+        nn.TransformerDecoderLayer(16, 2, 8, batch_first=True),
+    ]
+    for layer in with_fast_layers(nn.Sequential(*copy.deepcopy(layers))).children():
+        assert type(layer).__module__ == fast_layers.__name__
+    for layer in layers:
+        layer.__class__ = type("Other", (type(layer),), {})
+    fast = with_fast_layers(nn.Sequential(*layers))
+    assert [type(layer) for layer in fast.children()] == [type(layer) for layer in layers]
+
+
+def test_pytorchs_stacks_of_transformer_layers_stay_as_they_are() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Transformer(16, 2, 1, 1, 8, batch_first=True).eval()
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(with_fast_layers(network)(x, x), network(x, x))
 
 
 def test_precisions() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -20,6 +21,7 @@ from faithad.pipelines import headers, index
 from faithad.pipelines.plan.counts import Counts, count_study
 from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Case, estimate, total_s, written
 from faithad.pipelines.plan.machines import Machines, read_section
+from faithad.pipelines.plan.measure import readable_clips
 from faithad.pipelines.plan.rates import Rates, rate_settings, write_rates
 from faithad.pipelines.plan.run import plan_case
 from faithad.pipelines.plan.text import duration, plan_text, size
@@ -418,3 +420,25 @@ def test_the_demo_mill_is_counted_before_it_is_made(tmp_path: Path, monkeypatch:
         assert (clips.train, clips.validation) == (splits.count("train"), splits.count("validation"))
         assert (clips.test, clips.annotated) == (24, sample["annotated"].to_pylist().count(True))
         assert clips.annotated > 0
+
+
+@pytest.mark.parametrize(
+    ("n_clips", "unreadable", "read", "kept"),
+    [
+        (20, set(), [8], [0, 1, 2, 3, 4, 5, 6, 7]),
+        (20, {1, 2, 8}, [8, 2, 1], [0, 3, 4, 5, 6, 7, 9, 10]),
+        (9, {0, 8}, [8, 1], [1, 2, 3, 4, 5, 6, 7]),
+        (3, set(), [3], [0, 1, 2]),
+    ],
+)
+def test_no_more_clips_are_read_for_rates_than_are_needed(
+    n_clips: int, unreadable: set[int], read: list[int], kept: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def readable(part: pa.Table) -> pa.Table:
+        sizes.append(part.num_rows)
+        return part.filter([clip not in unreadable for clip in part["clip"].to_pylist()])
+
+    assert readable_clips(pa.table({"clip": range(n_clips)}), readable)["clip"].to_pylist() == kept
+    assert sizes == read

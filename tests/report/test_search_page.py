@@ -86,7 +86,7 @@ def test_the_page_says_what_was_chosen_and_by_what(tmp_path: Path, render: Rende
 def test_test_labels_are_owned_up_to(tmp_path: Path, render: Render) -> None:
     _, page = render(write_search(tmp_path, objective="test_auc"), render_search_report)
     assert "Test labels were used for the choice." in page.text
-    assert "its test AUC flatters it" in page.text
+    assert "the choice was made with the same labels that measure it, so its test AUC is too high" in page.text
     assert "No test label was used" not in page.text
     assert page.text.count("Mask ratio") == 2  # no second map of the same values
 

@@ -9,7 +9,7 @@ from faithad import storage
 from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
-from faithad.clips.problems import ProblemList, read_text
+from faithad.clips.problems import ProblemList, decoded, read_content
 from faithad.errors import AnnotationError, StudyError
 from faithad.vocabulary import AUDIO_SUFFIXES, listed
 
@@ -25,7 +25,7 @@ def label_texts(location: str) -> dict[str, str]:
     """The text of a label file, or of all label files in a folder and its subfolders, by relative path.
 
     Raises:
-        AnnotationError: there is no label file, or one cannot be read as UTF-8.
+        AnnotationError: there is no label file, one cannot be read, or some are not UTF-8; the message names all these.
     """
     if location.lower().endswith(AUDIO_SUFFIXES):
         raise AnnotationError(f"{location} is a recording. Give the file or the folder of its labels.")
@@ -44,7 +44,14 @@ def label_texts(location: str) -> dict[str, str]:
         raise AnnotationError(
             f"{location} holds no labels: no file whose name ends in {' or '.join(SUFFIXES)}. {_KNOWN}"
         )
-    return {path: read_text(place, error=AnnotationError) for path, place in places.items()}
+    texts: dict[str, str] = {}
+    problems = ProblemList()
+    for path, place in places.items():
+        content = read_content(place, error=AnnotationError)
+        with problems.at(path):
+            texts[path] = decoded(content)
+    problems.refuse(location, "labels", error=AnnotationError)
+    return texts
 
 
 def parse_labels(text: str, path: str, problems: ProblemList) -> list[Label]:

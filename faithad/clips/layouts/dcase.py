@@ -39,17 +39,19 @@ def find_dcase(folders: DataFolders) -> LayoutFiles:
         match = _PATH.fullmatch(recording.path)
         if match is None:
             ledger.append(ledger_row(recording.path, "skipped", f"its path does not end in {_EXPECTED}"))
-        elif match["split"] == "train" and match["label"] == "anomaly":
+            continue
+        split, label, domain = (match[name].lower() for name in ("split", "label", "domain"))
+        if split == "train" and label == "anomaly":
             ledger.append(ledger_row(recording.path, "failed", "is an anomaly in train, whose clips must be normal"))
         else:
             recordings.append(
                 replace(
                     recording,
-                    split=match["split"],
-                    label=int(match["label"] == "anomaly"),
+                    split=split,
+                    label=int(label == "anomaly"),
                     machine=match["machine"],
                     section=match["section"],
-                    domain=match["domain"],
+                    domain=domain,
                 )
             )
     return LayoutFiles(recordings, [], ledger)

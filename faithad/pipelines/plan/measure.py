@@ -47,8 +47,8 @@ from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
 
-# Shards that are timed, by name: what is done, to how many clips, and whether whole maps are kept. An explained model's
-# first one warms up.
+# Shards that are timed, by name: what is done, to how many clips at most, and whether whole maps are kept. An explained
+# model's first one warms up.
 _N_SCORED, _N_EXPLAINED = 8, 3
 _SHARDS = {
     "explain map": (EXPLAIN, 1, True),
@@ -168,9 +168,10 @@ def time_clips(
     torch.set_num_threads(1)
 
     def read(some: pa.Table) -> pa.Table:
-        return add_log_mels(some, features, mark=f"{folder}/mark.json", run="plan")[0]
+        # A mark of its own for each part: if reading a later one ends the process, the next process reads all again.
+        return add_log_mels(some, features, mark=f"{folder}/{some['clip_id'][0]}.json", run="plan")[0]
 
-    clips = read(clips).slice(0, _N_SCORED)
+    clips = readable_clips(clips, read)
     read_s = _seconds(lambda: read(clips.drop_columns(["log_mel"]))) / clips.num_rows
     for name, part in (("score one", clips.slice(0, 1)), ("score few", clips)):
         for table, columns in ((layout.FEATURES, ["clip_id", "log_mel"]), ("manifest", schemas.MANIFEST.names)):
@@ -178,6 +179,7 @@ def time_clips(
             storage.write_table(rows, f"{folder}/{name}/{table}/{layout.shard(0)}", schema=rows.schema)
     clips = _annotated(clips, math.ceil(annotated_share * _N_EXPLAINED))
     speed: dict[str, Any] = {"score": {}, "explain": {}}
+    n_scored, n_explained = clips.num_rows, min(clips.num_rows, _N_EXPLAINED)
     for model, seed in [] if trial.searches else dict(trial.runs).items():
         place = f"{root}/{layout.model(model, seed)}" if isinstance(of, Study) else of.model
         shards = {name: shard for name, shard in _SHARDS.items() if MODELS[model].explained or shard[0] == SCORE}
@@ -192,13 +194,25 @@ def time_clips(
             part = part.append_column("keep_maps", pa.array([keep_maps] * part.num_rows))
             row = {"pass": k, "shard": 0, "clips": to_bytes(part), "failed": to_bytes(ledger_table([]))}
             took_s[name] = share * _seconds(functools.partial(auditor, row))
-        speed["score"][model] = score_s = max(0.0, took_s["score few"] - took_s["score one"]) / (_N_SCORED - 1)
+        further_s = max(0.0, took_s["score few"] - took_s["score one"])
+        speed["score"][model] = score_s = further_s / (n_scored - 1) if n_scored > 1 else took_s["score one"]
         speed["shard"] = shard_s = max(0.0, took_s["score one"] - score_s)
         if "explain few" in took_s:
-            speed["explain"][model] = max(0.0, took_s["explain few"] - shard_s) / _N_EXPLAINED
+            speed["explain"][model] = max(0.0, took_s["explain few"] - shard_s) / n_explained
     scored = ("manifest", layout.FEATURES, layout.SCORES, SCORE.ledger)
     tables = {table: _table_bytes(folder, table, "score") for table in scored}
     return read_s, speed, tables | {table: _table_bytes(folder, table, "explain") for table in layout.EXPLANATIONS}
+
+
+def readable_clips(clips: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """The first clips that can be read, as many as are scored; no more are read than that takes."""
+    parts: list[pa.Table] = []
+    n_wanted = _N_SCORED
+    while n_wanted and clips.num_rows:
+        part, clips = clips.slice(0, n_wanted), clips.slice(n_wanted)
+        parts.append(read(part))
+        n_wanted -= parts[-1].num_rows
+    return pa.concat_tables(parts)
 
 
 def _seconds(do: Callable[[], object]) -> float:

@@ -26,7 +26,7 @@ _HEADER = """\
 
 
 class Speed(Section):
-    """Seconds of one core, or of one whole GPU, for a clip, by model; what is missing, nobody has measured.
+    """Seconds of one core, or of one whole GPU, for a clip, by model; a missing model has not been measured.
 
     `explain`: all methods, and what is computed of their maps. `learn`: in one epoch, by a training on `threads`
     threads. `shard`: of each shard beside its clips.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -22,10 +22,12 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from faithad import storage
+from faithad.attribution.gradient_stream import grad_cam_layer
+from faithad.attribution.methods import choose_methods
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.model.checkpoint import FILE_NAME
-from faithad.model.table import MODELS
+from faithad.model.table import MODELS, build_network
 from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
@@ -70,12 +72,14 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
     """Train all (model, seed) pairs of the study that are not done yet.
 
     Raises:
+        ConfigError: a network lacks what one of the study's methods needs to explain it.
         StudyError: the cluster can never give what the workers ask for, or trainings failed for good. The others are
             finished first, and the error names each one that failed.
     """
     todo = [run for run in study.runs if stages[run].begin(redo=redo)]
     if not todo:
         return
+    require_explainable(study, {model for model, _ in todo})
     normalization = fit_normalization(study)
     with ray_session():
         places = find_places(study.train, len(study.runs), queue=True)
@@ -96,6 +100,18 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
             f"{len(failures)} of {len(todo)} trainings failed; the models of the others are kept. The failed ones:\n"
             f"{listing}"
         )
+
+
+def require_explainable(study: Study, models: Iterable[str]) -> None:
+    """Notice before a training what would stop the audit after it.
+
+    Raises:
+        ConfigError: a network lacks what one of the study's methods needs to explain it.
+    """
+    methods = choose_methods(study.attribution.methods)
+    for model in models if study.audit.explain != "none" else ():
+        if MODELS[model].explained:
+            grad_cam_layer(build_network(model, study.features.n_mels, study.n_frames(model)), methods)
 
 
 def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +22,7 @@ from faithad import schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
 from faithad.report import render_report, style
+from faithad.report.findings import missing_runs
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 
 WriteStudy = Callable[..., str]
@@ -65,7 +68,7 @@ def test_headline_says_what_was_run_and_found(rendered: tuple[str, Any]) -> None
     assert "SmoothGrad on the MAE is the most faithful of the attributions" in text
     assert "takes away 13.8 % of the anomaly score" in text
     assert "89 went through, 0 were skipped and 1 failed; 3 pieces of recordings" in text
-    assert "it is chosen by the very quantity that is scored" in text
+    assert "it picks the moments with the largest error, and the error is what is scored" in text
 
 
 def test_tables_of_the_page(rendered: tuple[str, Any]) -> None:
@@ -151,6 +154,13 @@ def test_missing_runs_are_named(write_study: WriteStudy, tmp_path: Path, render:
     assert "no scores were found: mae-1." in render(root)[1].text
 
 
+def test_a_model_without_chance_is_trained_with_the_first_seed_only(study: StudyTables) -> None:
+    scores = pd.DataFrame({"model": ["one_class_svm", "ae", "ae"], "seed": [3, 3, 5]})
+    settings = {"models": ["one_class_svm", "ae"], "seeds": [3, 5]}
+    assert missing_runs(replace(study, scores=scores, settings=settings)) == []
+    assert missing_runs(replace(study, scores=scores[2:], settings=settings)) == ["one_class_svm-3", "ae-3"]
+
+
 def test_long_ledgers_are_cut(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
     _, page = render(write_study(tmp_path, n_rejected=70, models=("ae",), seeds=(0,), n_examples=0))
     assert page.text.count("_rejected_") == 49
@@ -203,7 +213,7 @@ def test_models_trained_elsewhere(write_study: WriteStudy, tmp_path: Path, rende
     assert "the models were trained elsewhere" in render(root)[1].text
 
 
-@pytest.mark.parametrize("text", ["- a\n- list\n", "a: [1", ""])
+@pytest.mark.parametrize("text", ["- a\n- list\n", "a: [1", "", "day: 2026-02-99", "[" * 5_000])
 def test_damaged_configuration(write_study: WriteStudy, tmp_path: Path, text: str) -> None:
     root = write_study(tmp_path, n_recordings=3, models=("ae",), seeds=(0,), n_examples=0)
     storage.write_text(storage.join(root, "study.yaml"), text)
