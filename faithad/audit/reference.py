@@ -107,6 +107,7 @@ def _evaluate(audit: str, annotations: str) -> str:
         if summary.source != "localization":
             source = read_whole(storage.join(audit, summary.source), summary.source_schema)
         tables[name] = summarize(name, source, experiment)
+        require_still_alone()
         storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
     counts = _event_counts(audit, reference, scored)
     line = " ".join(

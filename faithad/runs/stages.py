@@ -148,7 +148,12 @@ class Stage:
         storage.delete(self._begun_location)
 
     def reset(self) -> None:
-        """Remove what the stage wrote. If this is killed in between, the next run first removes the rest."""
+        """Remove what the stage wrote. If this is killed in between, the next run first removes the rest.
+
+        Raises:
+            StudyError: another driver has taken over the root.
+        """
+        require_still_alone()
         storage.write_text(self._begun_location, json.dumps(_REMOVING))
         storage.delete(self._location)
         for output in self.outputs:
