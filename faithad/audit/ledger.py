@@ -76,7 +76,7 @@ def _require_each_once(tests: pa.Table, scored: pa.Table, folder: str) -> None:
         missing = f" (without {listed(names, most=3)})" if names else ""
         raise StudyError(
             f"The ledgers in {folder} hold {scored.num_rows} clips{missing}, the manifest {tests.num_rows}: results "
-            "were removed or added by hand. Remove that folder, or audit with --redo."
+            "were removed or added by hand. Remove that folder, and audit again."
         )
 
 

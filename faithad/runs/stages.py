@@ -22,7 +22,7 @@ from faithad.errors import StudyError
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
-from faithad.runs.formats import mark_format, require_readable
+from faithad.runs.formats import mark_format, replace_damaged, require_readable
 from faithad.runs.lock import require_still_alone
 from faithad.vocabulary import listed
 
@@ -112,6 +112,7 @@ class Stage:
                 this root, or another driver has taken it over.
         """
         require_still_alone()
+        replace_damaged(self.root)
         if self.is_done() and not again:
             return False
         if self._read(self._begun_location) == _REMOVING:

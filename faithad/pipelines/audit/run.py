@@ -5,7 +5,8 @@ on it:
 
     score      recordings → manifest → a score and perhaps an alarm for every clip
     explain    the clips that `audit.explain` asks for → curves, maps, faithfulness
-    events     all tables → the whole ledger, events and the report; made anew whenever it is asked for
+    events     all tables → the whole ledger, events and the report; replaced without --redo when settings or
+               tables changed
 
 Beside the tables, `out` holds `audit.yaml`, the resolved configuration; `model.json`, the model's card with the alarm
 that is raised, so that the results can be read without the model; and `inputs.parquet`, the files that were read.
