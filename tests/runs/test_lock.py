@@ -304,9 +304,6 @@ def test_a_driver_that_was_suspended_writes_nothing_after_another_has_taken_over
 
 
 def test_a_store_that_is_away_for_a_moment_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(_: str) -> bool:
-        raise StudyError("no answer")
-
     root = str(tmp_path / "out")
     with alone_in(root):
         with monkeypatch.context() as outage:
@@ -315,6 +312,33 @@ def test_a_store_that_is_away_for_a_moment_ends_nothing(tmp_path: Path, monkeypa
             require_still_alone()
         require_still_alone()
     assert not storage.exists(mark(root))
+
+
+def away(_: str) -> bool:
+    raise StudyError("no answer")
+
+
+def in_an_outage(outage: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Work after the storage has been away for longer than others wait for a sign of life."""
+    outage.setattr(storage, "exists", away)
+    time.sleep(1.2)
+    work()
+
+
+def test_a_driver_that_cannot_look_for_long_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take it for dead by then. Its mark may be another's meanwhile, so that it stays."""
+    root = str(tmp_path / "out")
+    patience_s(monkeypatch, 0.5)
+    said = r"could not be read for \d+ s, so another run may"
+    with monkeypatch.context() as outage, pytest.raises(StudyError, match=said), alone_in(root):
+        in_an_outage(outage, require_still_alone)
+    assert storage.exists(mark(root))
+
+
+def test_an_error_of_a_store_that_is_away_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience_s(monkeypatch, 0.5)
+    with monkeypatch.context() as outage, pytest.raises(StudyError, match="no answer"), alone_in(str(tmp_path)):
+        in_an_outage(outage, lambda: storage.exists("a table"))
 
 
 def test_a_mark_cut_off_by_a_power_cut_is_none(root: str) -> None:
