@@ -97,7 +97,7 @@ class Stage:
         """
         require_readable(self.root)
         is_marked = self._read(self._location) == self._comparable
-        needed = (self.result, *(self.outputs if self.needs_all else ()))
+        needed = (self.result, *(self._results if self.needs_all else ()))
         return is_marked and all(storage.exists(storage.join(self.root, output)) for output in needed)
 
     def begin(self, *, redo: bool, again: bool = False) -> bool:
@@ -171,7 +171,12 @@ class Stage:
         return settings
 
     def _is_in_the_way(self) -> bool:
-        return any(storage.exists(storage.join(self.root, output)) for output in self.outputs)
+        return any(storage.exists(storage.join(self.root, output)) for output in self._results)
+
+    @property
+    def _results(self) -> list[str]:
+        """The outputs without the marks of attempts, which a killed run leaves and a finished one does not."""
+        return [output for output in self.outputs if output not in (layout.HEADER_ATTEMPTS, layout.ATTEMPTS)]
 
     @staticmethod
     def _read(location: str) -> dict[str, Any] | None:
