@@ -12,6 +12,7 @@ from faithad import schemas, storage
 from faithad.clips.manifest import Recording
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint
+from faithad.runs.formats import mark_format
 from faithad.runs.lock import require_still_alone
 from faithad.runs.tables import read_manifest
 
@@ -40,5 +41,6 @@ def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
     if not manifest["uri"].equals(now):
         manifest = manifest.set_column(manifest.schema.get_field_index("uri"), schemas.MANIFEST.field("uri"), now)
         require_still_alone()
+        mark_format(out)
         storage.write_table(manifest, storage.join(out, layout.MANIFEST), schema=schemas.MANIFEST)
     return manifest
