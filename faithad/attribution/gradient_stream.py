@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,8 @@ def grad_cam_layer(network: nn.Module, methods: Iterable[Method]) -> nn.Module |
     names = ", ".join(method.name for method in methods if method.needs == "activations")
     if not names:
         return None
-    layer, layers = getattr(network, "grad_cam_layer", None), dict(network.named_modules())
+    layer = getattr(network, "grad_cam_layer", None)
+    layers: dict[Any, nn.Module] = dict(network.named_modules())
     if layer not in layers:
         raise ConfigError(
             f"{names} explains one layer of a network, and {type(network).__name__} does not say which: its "

@@ -12,6 +12,8 @@ from faithad import schemas, storage
 from faithad.clips.manifest import Recording
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint
+from faithad.runs.formats import mark_format
+from faithad.runs.lock import require_still_alone
 from faithad.runs.tables import read_manifest
 
 
@@ -38,5 +40,7 @@ def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
     now = pc.take(uris, pc.index_in(manifest["recording"], value_set=names))
     if not manifest["uri"].equals(now):
         manifest = manifest.set_column(manifest.schema.get_field_index("uri"), schemas.MANIFEST.field("uri"), now)
+        require_still_alone()
+        mark_format(out)
         storage.write_table(manifest, storage.join(out, layout.MANIFEST), schema=schemas.MANIFEST)
     return manifest

@@ -14,6 +14,7 @@ from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.ledger import LedgerRow
 from faithad.errors import StudyError
 from faithad.runs import layout
+from faithad.runs.lock import require_still_alone
 from faithad.runs.tables import read_shards, read_whole, shard_files
 from faithad.schemas import LEDGER
 from faithad.vocabulary import listed
@@ -75,7 +76,7 @@ def _require_each_once(tests: pa.Table, scored: pa.Table, folder: str) -> None:
         missing = f" (without {listed(names, most=3)})" if names else ""
         raise StudyError(
             f"The ledgers in {folder} hold {scored.num_rows} clips{missing}, the manifest {tests.num_rows}: results "
-            "were removed or added by hand. Remove that folder, or audit with --redo."
+            "were removed or added by hand. Remove that folder, and audit again."
         )
 
 
@@ -94,8 +95,13 @@ def count_ledger(location: str) -> LedgerCounts:
 
 
 def remove_failed_shards(out: str, step: Step) -> None:
-    """Delete a step's shards in which a clip failed. Its stage must have begun, or it would still count as done."""
+    """Delete a step's shards in which a clip failed. Its stage must have begun, or it would still count as done.
+
+    Raises:
+        StudyError: another driver has taken over the folder.
+    """
     folder = storage.join(out, step.ledger)
     for location, table in zip(shard_files(folder), read_shards(folder, columns=["status"]), strict=True):
         if pc.any(pc.equal(table["status"], "failed")).as_py():
+            require_still_alone()
             storage.delete(location)

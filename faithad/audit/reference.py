@@ -23,7 +23,7 @@ from faithad.clips.annotations import Annotation
 from faithad.clips.labels.names import look_up
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
-from faithad.config.audit import AuditRun, load_audit_run
+from faithad.config.audit import AuditRun, load_written_audit
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
@@ -89,7 +89,7 @@ def evaluate_audit(audit: str, annotations: str) -> str:
 
 
 def _evaluate(audit: str, annotations: str) -> str:
-    run = load_audit_run(storage.join(audit, layout.AUDIT))
+    run = load_written_audit(storage.join(audit, layout.AUDIT))
     reference = read_reference(annotations)
     scores = read_whole(storage.join(audit, layout.SCORES), schemas.SCORES)
     manifest = _labelled_manifest(audit, reference, source=annotations)
@@ -107,6 +107,7 @@ def _evaluate(audit: str, annotations: str) -> str:
         if summary.source != "localization":
             source = read_whole(storage.join(audit, summary.source), summary.source_schema)
         tables[name] = summarize(name, source, experiment)
+        require_still_alone()
         storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
     counts = _event_counts(audit, reference, scored)
     line = " ".join(

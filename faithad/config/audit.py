@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from faithad.config.file import parse, read_mapping, read_text
+from faithad.config.file import parse, read_mapping, read_text, validated
 from faithad.config.sections import Alarm, Attribution, Audit, Events, Explain, Section, compiled_without_gpu, refuse
 from faithad.config.study import Study, absolute, load_study
 
@@ -61,6 +61,18 @@ class AuditRun(Section):
     def to_yaml(self) -> str:
         """The resolved configuration; `load_audit_run` reads it back to an equal one."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+
+
+def load_written_audit(location: str) -> AuditRun:
+    """Read the `audit.yaml` that an audit has written. An `engine`, which release 0.1.0 could choose, is left out.
+
+    Raises:
+        ConfigError: as `load_audit_run`.
+    """
+    values, repeated = read_mapping(read_text(location), name=location)
+    if isinstance(attribution := values.get("attribution"), dict):
+        attribution.pop("engine", None)
+    return validated(AuditRun, values, name=location, repeated=repeated)
 
 
 def is_study(location: str) -> bool:

@@ -199,6 +199,8 @@ class Attribution(Section):
     @classmethod
     def _leave_out_the_engine(cls, values: Any) -> Any:
         """Release 0.1.0 wrote `engine: stream` into each study; that engine is the only one now."""
+        if isinstance(values, dict) and values.get("engine") == "captum":
+            raise ValueError("engine 'captum' is gone; leave the key out")
         if isinstance(values, dict) and values.get("engine") == "stream":
             return {key: value for key, value in values.items() if key != "engine"}
         return values

@@ -54,8 +54,8 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
         seed=study.evaluation.seed,
     )
     tables = {name: summarize(name, sources[row.source], experiment) for name, row in SUMMARIES.items()}
-    require_still_alone()
     for name, table in {**tables, "ledger": ledger}.items():
+        require_still_alone()
         storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()
 

@@ -54,8 +54,8 @@ def index_stage(study: Study) -> Stage:
         if table is not None:
             files |= contents(data.locate(table))
     settings = _settings(study) | {f"{FILE_KEY}{name}": digest for name, digest in files.items()}
-    outputs = (layout.MANIFEST, layout.INDEX_LEDGER)
-    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER)
+    outputs = (layout.MANIFEST, layout.INDEX_LEDGER, layout.HEADER_ATTEMPTS)
+    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs_all=True)
 
 
 def check_index(study: Study) -> None:

@@ -72,7 +72,7 @@ def evaluate_study(study: Study, *, redo: bool = False) -> None:
 
 
 def report(study: Study, *, redo: bool = False) -> None:
-    """All tables → `report.html`. An old report is always replaced: it costs little and nothing builds upon it."""
+    """All tables → `report.html`. Replaced without `--redo` when its settings or tables changed."""
     stages, _ = open_study(study)
     _need([stages.evaluate], before="evaluate")
     if stages.report.begin(redo=True):

@@ -13,11 +13,16 @@ import jinja2
 
 from faithad import storage
 from faithad.report import maps, style, words
+from faithad.runs.lock import require_still_alone
 from faithad.vocabulary import count
 
 
 def write(location: str, template: str, values: dict[str, Any]) -> str:
-    """Write the page that a template of this package gives with these values, and return its location."""
+    """Write the page that a template of this package gives with these values, and return its location.
+
+    Raises:
+        StudyError: another driver has taken over the folder meanwhile.
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, lstrip_blocks=True, loader=jinja2.FunctionLoader(_source)
     )
@@ -30,7 +35,9 @@ def write(location: str, template: str, values: dict[str, Any]) -> str:
         "model": lambda name: style.model(name).title,
     }
     always = {"colors": style.COLORS, "gradients": {kind: maps.css_gradient(kind) for kind in maps.COLOR_MAPS}}
-    storage.write_text(location, environment.get_template(template).render(always | values))
+    content = environment.get_template(template).render(always | values)
+    require_still_alone()
+    storage.write_text(location, content)
     return location
 
 

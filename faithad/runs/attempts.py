@@ -93,14 +93,14 @@ def _left_out(clip_ids: Sequence[str], died: dict[str, float], what: str) -> dic
     """The reason for each clip that is not tried any more, by its position."""
     left_out = {
         position: f"{what} ended its process {died[clip_id]:g} times, without an error to tell: too little memory, or "
-        "a decoder that crashed. Look at the recording; --retry-failed tries it again."
+        "a decoder that crashed. Look at the recording."
         for position, clip_id in enumerate(clip_ids)
         if died.get(clip_id, 0.0) >= _DEATHS_OF_ONE
     }
     if died.get(_TOGETHER, 0.0) >= _DEATHS_OF_ALL:
         reason = (
             f"{what} together with its neighbours ended their process {died[_TOGETHER]:g} times, though each of them "
-            "passes alone: too little memory, most likely. --retry-failed tries them again."
+            "passes alone: too little memory, most likely."
         )
         left_out = dict.fromkeys(range(len(clip_ids)), reason) | left_out
     return left_out

@@ -21,9 +21,16 @@ def require_readable(root: str) -> int:
     """The FORMAT of the tables below a root.
 
     Raises:
-        StudyError: a newer faithad wrote them.
+        StudyError: a newer faithad wrote them, or `format.json` is damaged.
     """
-    format, version = _read(root)
+    location = storage.join(root, layout.FORMAT)
+    content = _read(location)
+    if content is None:
+        raise StudyError(
+            f"{location} is damaged: it does not say which FORMAT the tables beside it have. Delete {location}, and "
+            "run the same command again."
+        )
+    format, version = content
     if format > schemas.FORMAT:
         raise StudyError(
             f"The results in {root} were made by a newer faithad, {version}: their tables have FORMAT {format}, and "
@@ -41,22 +48,26 @@ def mark_format(root: str) -> None:
     """
     location = storage.join(root, layout.FORMAT)
     if require_readable(root) < schemas.FORMAT or not storage.exists(location):
-        content = {"format": schemas.FORMAT, "faithad": faithad.__version__}
-        storage.write_text(location, json.dumps(content))
+        _write(location)
 
 
-def _read(root: str) -> tuple[int, str]:
-    """The FORMAT of a root and the version of faithad that wrote it there."""
+def replace_damaged(root: str) -> None:
+    """Write `format.json` anew where a power cut has left half of it, for a driver that is about to write there."""
     location = storage.join(root, layout.FORMAT)
+    if _read(location) is None:
+        _write(location)
+
+
+def _write(location: str) -> None:
+    storage.write_text(location, json.dumps({"format": schemas.FORMAT, "faithad": faithad.__version__}))
+
+
+def _read(location: str) -> tuple[int, str] | None:
+    """The FORMAT and the version of faithad that `format.json` holds. None: it is damaged, as by a power cut."""
     try:
-        text = storage.read_text(location)
-    except FileNotFoundError:
-        return _FIRST, "0.1.0"
-    try:
-        content = json.loads(text)
+        content = json.loads(storage.read_text(location))
         return int(content["format"]), str(content["faithad"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise StudyError(
-            f"{location} does not say which FORMAT the tables beside it have: it holds {text[:100]!r}. "
-            "Restore the file; a faithad that writes there puts it."
-        ) from error
+    except (FileNotFoundError, NotADirectoryError):  # NotADirectoryError: the root is a file
+        return _FIRST, "0.1.0"
+    except (ValueError, TypeError, KeyError):
+        return None

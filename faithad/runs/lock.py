@@ -9,7 +9,8 @@ has to clean up after a driver that was killed:
 
 A driver may lose its folder: two that start in the same moment may both find nobody, and one that was suspended for
 long is taken for dead. Then the driver whose mark was written last goes on. The other one calls `require_still_alone`
-before it writes and between its steps; that finds another's mark, or none, and raises.
+before it writes and between its steps. That raises if it finds another's mark, or none, and also if the folder could
+not be read for so long that others may take this driver for dead.
 """
 
 from __future__ import annotations
@@ -63,27 +64,41 @@ class _Hold:
     seen_at: float = field(default_factory=time.time)
     is_lost: bool = False
 
-    def look(self) -> None:
-        """Read the file. While the storage is away, what was seen last holds."""
+    def look(self) -> bool:
+        """Read the file, and return whether that worked. While the storage is away, what was seen last holds."""
         with contextlib.suppress(*_AWAY):
             mark = _read(_location(self.root))
             # No mark means that the other driver is done already: its tables must not be touched either.
             self.is_lost = self.is_lost or mark is None or mark["run"] != self.mark["run"]
             self.seen_at = time.time()
+            return True
+        return False
+
+    @property
+    def unseen_s(self) -> float:
+        """Seconds since the file was last seen."""
+        return abs(time.time() - self.seen_at)
 
     def renew(self, done: threading.Event) -> None:
         """Renew the mark until the work is done or the folder is lost."""
         while not (done.wait(_RENEWAL_S) or self.is_lost):
-            self.look()
-            if not self.is_lost:
+            # A process may be suspended between the look and here. Then others may have come, and it looks again first.
+            if self.look() and not self.is_lost and self.unseen_s < _patience_s(self.root) / 2:
                 with contextlib.suppress(*_AWAY):
                     self.mark["renewals"] += 1
                     storage.write_text(_location(self.root), json.dumps(self.mark))
 
-    def require(self, *, look: bool = True) -> None:
-        """Raise if the folder was lost. Reads the file only if the renewals stopped, as in a suspended process."""
-        if look and abs(time.time() - self.seen_at) > 2 * _RENEWAL_S:
-            self.look()
+    def check(self) -> None:
+        """Raise if the folder was or may be lost. Reads the file only if the renewals stopped, as when suspended."""
+        if self.unseen_s > 2 * _RENEWAL_S and not self.look() and self.unseen_s > _patience_s(self.root):
+            raise StudyError(
+                f"{self.root} could not be read for {self.unseen_s:.0f} s, so another run may have taken it over; this "
+                "one stopped. Run the same command again once it can be read: what was finished stays."
+            )
+        self.require()
+
+    def require(self) -> None:
+        """Raise if the folder was lost when the file was last seen."""
         if self.is_lost:
             raise StudyError(f"Another run has taken over {self.root} meanwhile; this one stopped.")
 
@@ -117,28 +132,28 @@ def alone_in(root: str) -> Iterator[None]:
     try:
         yield
     except Exception:
+        hold.look()
         hold.require()  # the error may come from tables that the other driver has removed
         raise
     finally:
         del _held[root]
         done.set()
         renewal.join()
-        hold.look()
-        if not hold.is_lost:
+        if hold.look() and not hold.is_lost:
             with contextlib.suppress(*_AWAY):
                 storage.delete(_location(root))
-    hold.require(look=False)
+    hold.require()
 
 
 def require_still_alone() -> None:
     """Return if this thread still has all folders to itself that it holds by `alone_in`; cheap enough for any loop.
 
     Raises:
-        StudyError: another driver has taken one over.
+        StudyError: another driver has taken one over, or may have done so while it could not be read.
     """
     for hold in list(_held.values()):
         if hold.thread == threading.get_ident():
-            hold.require()
+            hold.check()
 
 
 def _leave_mark(hold: _Hold) -> bool:
@@ -169,7 +184,7 @@ def require_nobody_in(root: str) -> None:
         if born is not None or other["user"] == _user():
             return
         # The system may hide the processes of other users, so this one may be alive.
-    patience_s = _DEAD_IN_A_STORE_AFTER_S if storage.is_remote(root) else _DEAD_AFTER_S
+    patience_s = _patience_s(root)
     console.print(f"{root}: {_who(other)} worked here; waiting up to {patience_s:.0f} s for a sign of life")
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
@@ -179,6 +194,11 @@ def require_nobody_in(root: str) -> None:
             return
         if now != other:
             raise _refusal(root, now)
+
+
+def _patience_s(root: str) -> float:
+    """The time without a renewal after which other drivers take one for dead."""
+    return _DEAD_IN_A_STORE_AFTER_S if storage.is_remote(root) else _DEAD_AFTER_S
 
 
 def _location(root: str) -> str:

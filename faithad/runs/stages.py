@@ -22,7 +22,7 @@ from faithad.errors import StudyError
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
-from faithad.runs.formats import mark_format, require_readable
+from faithad.runs.formats import mark_format, replace_damaged, require_readable
 from faithad.runs.lock import require_still_alone
 from faithad.vocabulary import listed
 
@@ -97,7 +97,7 @@ class Stage:
         """
         require_readable(self.root)
         is_marked = self._read(self._location) == self._comparable
-        needed = (self.result, *(self.outputs if self.needs_all else ()))
+        needed = (self.result, *(self._results if self.needs_all else ()))
         return is_marked and all(storage.exists(storage.join(self.root, output)) for output in needed)
 
     def begin(self, *, redo: bool, again: bool = False) -> bool:
@@ -112,6 +112,7 @@ class Stage:
                 this root, or another driver has taken it over.
         """
         require_still_alone()
+        replace_damaged(self.root)
         if self.is_done() and not again:
             return False
         if self._read(self._begun_location) == _REMOVING:
@@ -148,7 +149,12 @@ class Stage:
         storage.delete(self._begun_location)
 
     def reset(self) -> None:
-        """Remove what the stage wrote. If this is killed in between, the next run first removes the rest."""
+        """Remove what the stage wrote. If this is killed in between, the next run first removes the rest.
+
+        Raises:
+            StudyError: another driver has taken over the root.
+        """
+        require_still_alone()
         storage.write_text(self._begun_location, json.dumps(_REMOVING))
         storage.delete(self._location)
         for output in self.outputs:
@@ -165,7 +171,12 @@ class Stage:
         return settings
 
     def _is_in_the_way(self) -> bool:
-        return any(storage.exists(storage.join(self.root, output)) for output in self.outputs)
+        return any(storage.exists(storage.join(self.root, output)) for output in self._results)
+
+    @property
+    def _results(self) -> list[str]:
+        """The outputs without the marks of attempts, which a killed run leaves and a finished one does not."""
+        return [output for output in self.outputs if output not in (layout.HEADER_ATTEMPTS, layout.ATTEMPTS)]
 
     @staticmethod
     def _read(location: str) -> dict[str, Any] | None:

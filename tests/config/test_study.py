@@ -94,7 +94,7 @@ attribution: {methods: [gradcam]}
         ("train.mask_ratio=1.0", "train.mask_ratio"),
         ("train=3", "train: "),
         ("attribution.compile=default", "attribution.compile: 'default' is for GPUs: set audit.gpus_per_actor"),
-        ("attribution.engine=captum", "attribution.engine: unknown key; "),
+        ("attribution.engine=captum", "attribution: engine 'captum' is gone; leave the key out"),
         ("events.merge_gap_s=3", "events: unknown key; "),
         ("attribution.compile=reduce-overhead", "attribution.compile: "),
     ],

@@ -11,10 +11,13 @@ import torch
 
 from faithad import schemas, storage
 from faithad.audit.exports import export_events
+from faithad.audit.inputs import relocated
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.labels.files import FORMATS
+from faithad.clips.manifest import Recording
+from faithad.config.audit import load_audit_run
 from faithad.config.study import load_study
-from faithad.errors import StudyError
+from faithad.errors import ConfigError, StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.study import STAGES
 from faithad.report import render_report
@@ -80,6 +83,26 @@ def test_an_audit_is_evaluated(released_audit: Path, tmp_path: Path) -> None:
     assert detection.schema.equals(schemas.DETECTION_SUMMARY)
     assert detection.to_pylist()[0]["n_anomalous"] == 5
     assert require_readable(str(released_audit)) == schemas.FORMAT, "it holds tables of today now"
+
+
+def test_an_audit_by_the_engine_that_is_gone_is_evaluated(released_audit: Path, tmp_path: Path) -> None:
+    configuration = released_audit / layout.AUDIT
+    written = configuration.read_text()
+    assert written.count("engine: stream") == 1
+    export_events(str(released_audit), str(tmp_path / "labels"), format="csv")
+    line = evaluate_audit(str(released_audit), str(tmp_path / "labels"))
+    configuration.write_text(written.replace("engine: stream", "engine: captum"))
+    assert evaluate_audit(str(released_audit), str(tmp_path / "labels")) == line
+    with pytest.raises(ConfigError, match=r"attribution: engine 'captum' is gone; leave the key out"):
+        load_audit_run(str(configuration))
+
+
+def test_an_audit_of_moved_recordings_gets_a_manifest_of_today(released_audit: Path) -> None:
+    names = storage.read_table(str(released_audit / layout.MANIFEST))["recording"].unique().to_pylist()
+    relocated(str(released_audit), [Recording(name, f"/elsewhere/{name}", "test") for name in names])
+    uris = storage.read_table(str(released_audit / layout.MANIFEST))["uri"].unique().to_pylist()
+    assert uris == [f"/elsewhere/{name}" for name in names]
+    assert require_readable(str(released_audit)) == schemas.FORMAT
 
 
 def test_what_a_newer_faithad_made_is_refused(released_study: Path, released_audit: Path, tmp_path: Path) -> None:

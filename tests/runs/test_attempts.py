@@ -47,6 +47,7 @@ def test_a_clip_that_kills_is_left_out_and_all_others_are_done_together(tmp_path
     assert result == ["a", "b", "d"]
     assert list(left_out) == ["c"]
     assert left_out["c"].startswith("Reading this clip ended its process 2 times")
+    assert left_out["c"].endswith("Look at the recording."), "a study has no --retry-failed"
     assert not (tmp_path / "mark.json").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from faithad import storage
+from faithad.audit import reference
+from faithad.audit.exports import export_events
+from faithad.audit.inputs import relocated
+from faithad.audit.ledger import remove_failed_shards
+from faithad.audit.reference import evaluate_audit
+from faithad.audit.steps import SCORE
+from faithad.clips.manifest import Recording
+from faithad.config.study import load_study
 from faithad.errors import StudyError
-from faithad.runs import lock
+from faithad.pipelines import study as study_stages
+from faithad.pipelines.audit.run import _withdraw_conclusions
+from faithad.pipelines.study import STAGES
+from faithad.runs import layout, lock
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
 
@@ -119,9 +132,14 @@ def overtaken(root: str, work: Callable[[], object], *, is_done: bool = True) ->
         if is_done:
             storage.delete(mark(root))
         else:
-            other = json.loads(storage.read_text(mark(root))) | {"run": "another"}
-            storage.write_text(mark(root), json.dumps(other))
+            take_over(root)
         work()
+
+
+def take_over(root: str) -> None:
+    """Put the mark of another driver in the place of ours."""
+    other = json.loads(storage.read_text(mark(root))) | {"run": "another"}
+    storage.write_text(mark(root), json.dumps(other))
 
 
 def steps() -> None:
@@ -151,6 +169,76 @@ def test_a_driver_that_was_overtaken_marks_no_stage(root: str, write: str) -> No
     with pytest.raises(StudyError, match="Another run has taken over"):
         overtaken(root, work)
     assert [name for name, _ in storage.list_files(root, suffixes=[""])] == []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, but for the drivers' marks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "driver.json")
+    return {str(path): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda root: Stage(root, "score", {}, (SCORE.ledger, layout.MANIFEST), result=SCORE.ledger).reset(),
+        lambda root: remove_failed_shards(root, SCORE),
+        lambda root: relocated(root, [Recording("week/loud.wav", "/elsewhere/loud.wav", "test")]),
+        _withdraw_conclusions,
+    ],
+    ids=["reset", "retry", "moved recordings", "withdraw"],
+)
+def test_a_driver_that_was_overtaken_changes_no_table(released_audit: Path, write: Callable[[str], object]) -> None:
+    before = contents(released_audit)
+
+    def work() -> None:
+        time.sleep(0.5)
+        write(str(released_audit))
+
+    with pytest.raises(StudyError, match="Another run has taken over"):
+        overtaken(str(released_audit), work, is_done=False)
+    assert contents(released_audit) == before
+
+
+def test_a_command_that_was_overtaken_leaves_the_other_ones_page(
+    released_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(released_study, tmp_path / "study")
+    study = load_study(str(root / layout.STUDY), overrides=[f"root={root}"])
+    render = study_stages.render_report
+
+    def render_late(root: str) -> None:
+        take_over(root)
+        storage.write_text(storage.join(root, layout.REPORT), "the page of the other driver")
+        time.sleep(0.5)
+        render(root)
+
+    monkeypatch.setattr(study_stages, "render_report", render_late)
+    with pytest.raises(StudyError, match="Another run has taken over"):
+        STAGES["report"](study)
+    assert (root / layout.REPORT).read_text() == "the page of the other driver"
+    assert not (root / layout.STAGES / "report.json").exists()
+    assert json.loads(storage.read_text(mark(str(root))))["run"] == "another"
+
+
+def test_an_evaluation_that_was_overtaken_leaves_the_other_ones_tables(
+    released_audit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_events(str(released_audit), str(tmp_path / "labels"), format="csv")
+    table = released_audit / layout.summary("f_score")
+    summarize = reference.summarize
+
+    def summarize_late(name: str, *arguments: Any) -> Any:
+        if name == "f_score":
+            take_over(str(released_audit))
+            table.write_text("the table of the other driver")
+            time.sleep(0.5)
+        return summarize(name, *arguments)
+
+    monkeypatch.setattr(reference, "summarize", summarize_late)
+    with pytest.raises(StudyError, match="Another run has taken over"):
+        evaluate_audit(str(released_audit), str(tmp_path / "labels"))
+    assert table.read_text() == "the table of the other driver"
+    assert not (released_audit / layout.summary("faithfulness")).exists()
 
 
 def test_an_error_that_the_other_driver_caused_is_told_as_that(root: str) -> None:
@@ -216,9 +304,6 @@ def test_a_driver_that_was_suspended_writes_nothing_after_another_has_taken_over
 
 
 def test_a_store_that_is_away_for_a_moment_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(_: str) -> bool:
-        raise StudyError("no answer")
-
     root = str(tmp_path / "out")
     with alone_in(root):
         with monkeypatch.context() as outage:
@@ -227,6 +312,33 @@ def test_a_store_that_is_away_for_a_moment_ends_nothing(tmp_path: Path, monkeypa
             require_still_alone()
         require_still_alone()
     assert not storage.exists(mark(root))
+
+
+def away(_: str) -> bool:
+    raise StudyError("no answer")
+
+
+def in_an_outage(outage: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Work after the storage has been away for longer than others wait for a sign of life."""
+    outage.setattr(storage, "exists", away)
+    time.sleep(1.2)
+    work()
+
+
+def test_a_driver_that_cannot_look_for_long_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take it for dead by then. Its mark may be another's meanwhile, so that it stays."""
+    root = str(tmp_path / "out")
+    patience_s(monkeypatch, 0.5)
+    said = r"could not be read for \d+ s, so another run may"
+    with monkeypatch.context() as outage, pytest.raises(StudyError, match=said), alone_in(root):
+        in_an_outage(outage, require_still_alone)
+    assert storage.exists(mark(root))
+
+
+def test_an_error_of_a_store_that_is_away_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience_s(monkeypatch, 0.5)
+    with monkeypatch.context() as outage, pytest.raises(StudyError, match="no answer"), alone_in(str(tmp_path)):
+        in_an_outage(outage, lambda: storage.exists("a table"))
 
 
 def test_a_mark_cut_off_by_a_power_cut_is_none(root: str) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from faithad import storage
+from faithad.config.study import Study, parse_study
 from faithad.errors import StudyError
+from faithad.pipelines.index import index_stage
+from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 
@@ -178,3 +181,34 @@ def test_fingerprints_change_with_any_setting_and_with_nothing_else(tmp_path: Pa
 
 def test_settings_are_flattened_with_their_section() -> None:
     assert flatten("train", {"epochs": 3, "split": {"by": "csv"}}) == {"train.epochs": 3, "train.split.by": "csv"}
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["manifest", "no manifest"])
+def test_an_index_is_not_done_without_its_manifest(tmp_path: Path, is_whole: bool) -> None:
+    indexing = index_stage(study(tmp_path))
+    indexing.begin(redo=False)
+    for table in (layout.MANIFEST, layout.INDEX_LEDGER):
+        storage.write_text(str(tmp_path / "out" / table), "precious")
+    indexing.finish()
+    if not is_whole:
+        (tmp_path / "out" / layout.MANIFEST).unlink()
+    assert indexing.begin(redo=False) is not is_whole
+
+
+def test_a_killed_index_is_in_nobodys_way_and_condemns_no_file_that_was_replaced(tmp_path: Path) -> None:
+    assert index_stage(study(tmp_path)).begin(redo=False)
+    storage.write_text(str(tmp_path / "out" / layout.HEADER_ATTEMPTS / "0.json"), "{}")
+    assert index_stage(study(tmp_path)).begin(redo=False)
+    assert (tmp_path / "out" / layout.HEADER_ATTEMPTS).exists(), "the same files: the next run counts their deaths"
+    (tmp_path / "data" / "a.wav").write_text("another recording")
+    assert index_stage(study(tmp_path)).begin(redo=False)
+    assert not (tmp_path / "out" / layout.HEADER_ATTEMPTS).exists()
+
+
+def study(folder: Path) -> Study:
+    """A study of one file, which no test opens."""
+    (folder / "data").mkdir(exist_ok=True)
+    if not (folder / "data" / "a.wav").exists():
+        (folder / "data" / "a.wav").write_text("a recording")
+    data = f"{{root: {folder}, train: [data], test: [data]}}"
+    return parse_study(f"{{name: s, root: {folder}/out, data: {data}}}", name="x.yaml")

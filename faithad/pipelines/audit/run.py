@@ -5,7 +5,8 @@ on it:
 
     score      recordings → manifest → a score and perhaps an alarm for every clip
     explain    the clips that `audit.explain` asks for → curves, maps, faithfulness
-    events     all tables → the whole ledger, events and the report; made anew whenever it is asked for
+    events     all tables → the whole ledger, events and the report; replaced without --redo when settings or
+               tables changed
 
 Beside the tables, `out` holds `audit.yaml`, the resolved configuration; `model.json`, the model's card with the alarm
 that is raised, so that the results can be read without the model; and `inputs.parquet`, the files that were read.
@@ -45,7 +46,7 @@ from faithad.progress import console
 from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint, contents, fingerprints, table_digest
-from faithad.runs.lock import alone_in
+from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.runs.tables import read_manifest
 from faithad.vocabulary import listed
@@ -141,6 +142,7 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
 
 def _withdraw_conclusions(out: str) -> None:
     """Remove what was made of tables that are about to change: nobody must read the two together."""
+    require_still_alone()
     for name in (f"{layout.STAGES}/events.json", layout.LEDGER, layout.EVENTS, layout.REPORT):
         storage.delete(storage.join(out, name))
 
@@ -200,6 +202,7 @@ def _score(audit: _OpenAudit) -> None:
 
 def _describe(audit: _OpenAudit) -> None:
     """Write beside the results what they are made with."""
+    require_still_alone()
     storage.write_text(storage.join(audit.run.out, layout.AUDIT), audit.run.to_yaml())
     card = json.dumps(describe(audit.trained), indent=1)
     storage.write_text(storage.join(audit.run.out, layout.MODEL), card)
@@ -235,8 +238,10 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     if stage.begin(redo=True, again=again):
         _describe(audit)
         ledger = merge_ledgers(run.out, read_manifest(run.out), [run.out])
+        require_still_alone()
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
         events = events_table(run.out, audit.trained, run.events)
+        require_still_alone()
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
         render_audit_report(run.out)
         stage.finish()

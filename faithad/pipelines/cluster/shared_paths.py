@@ -91,7 +91,10 @@ def _refuse_unshared(location: str, n_nodes: int) -> None:
 
 
 def _sample(location: str) -> str | None:
-    """What a machine that sees `location` must find. A mount point is there without its mount, a file in it is not."""
+    """What a machine that sees `location` must find.
+
+    An unmounted mount point still exists as an empty folder, so a file inside it is looked for.
+    """
     if storage.is_remote(location) or not storage.is_folder(location):
         return location if storage.exists(location) else None
     with os.scandir(storage.locate(location)[1]) as entries:
