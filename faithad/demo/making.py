@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 
 from faithad import storage
-from faithad.demo.mark import MARK, refuse_strangers
+from faithad.demo.mark import MARK, read_mark, refuse_foreign_files, refuse_strangers, write_mark
 from faithad.demo.mill import SyntheticMill, synthesize
 from faithad.errors import ConfigError
 from faithad.progress import progress
@@ -22,13 +21,16 @@ def make_mill(root: str, *, train_recordings: int, test_recordings: int, seed: i
     if not storage.is_remote(root):
         make_local_mill(root, **settings, workers=workers)
         return
-    mark = storage.join(root, MARK)  # copied last
-    if storage.exists(mark) and json.loads(storage.read_text(mark)).items() >= settings.items():
+    mark = read_mark(root)
+    if mark is not None and mark.items() >= settings.items():
         return
     with tempfile.TemporaryDirectory() as folder:
         make_local_mill(folder, **settings, workers=workers)
         files = dict(storage.list_files(folder, suffixes=[""]))
         refuse_strangers(root, files)
+        if mark is None:
+            refuse_foreign_files(root, files)
+        write_mark(root)  # a copy that is killed is known as ours, and as no whole mill
         for name in sorted(files, key=lambda name: name == MARK):
             storage.write_bytes(storage.join(root, name), storage.read_bytes(files[name]))
 

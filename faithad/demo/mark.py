@@ -5,10 +5,12 @@ The content of a folder without a mark may be somebody's data, so nothing is wri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from faithad import storage
 from faithad.errors import StudyError
@@ -18,9 +20,28 @@ MARK = "mill.json"
 _MADE_BY = "faithad synth"
 
 
-def write_mark(out: Path, **settings: float | str) -> None:
-    """Mark a folder as a mill with these settings."""
-    storage.write_text(str(out / MARK), json.dumps({"made_by": _MADE_BY, **settings}, indent=1) + "\n")
+def write_mark(root: str, **settings: float | str) -> None:
+    """Mark a folder or URI as a mill with these settings; without any, as a mill that is being made."""
+    storage.write_text(storage.join(root, MARK), json.dumps({"made_by": _MADE_BY, **settings}, indent=1) + "\n")
+
+
+def read_mark(root: str) -> dict[str, Any] | None:
+    """The mark at a folder or URI; None if there is none.
+
+    Raises:
+        StudyError: its `mill.json` is somebody else's.
+    """
+    location = storage.join(root, MARK)
+    if not storage.exists(location):
+        return None
+    with contextlib.suppress(ValueError):
+        mark = json.loads(storage.read_text(location))
+        if isinstance(mark, dict) and mark.get("made_by") == _MADE_BY:
+            return mark
+    raise StudyError(
+        f"{location} is not the mark of a demo mill: what lies beside it may be somebody's data. Choose an empty or a "
+        "new folder."
+    )
 
 
 def refuse_foreign_folder(out: Path) -> None:
@@ -61,9 +82,31 @@ def refuse_strangers(root: str, names: Collection[str]) -> None:
         )
 
 
+def refuse_foreign_files(root: str, files: Mapping[str, str]) -> None:
+    """Refuse a URI without a mark that holds anything but a part of this mill, as a killed copy leaves it.
+
+    Args:
+        root: where the mill is copied to.
+        files: of the mill, by their paths below the root; values are their local copies.
+
+    Raises:
+        StudyError: there are other files, or another annotation table.
+    """
+    foreign = [
+        name
+        for name, location in storage.list_files(root, suffixes=[""])
+        if name not in files
+        or (not name.endswith(AUDIO_SUFFIXES) and storage.read_bytes(location) != storage.read_bytes(files[name]))
+    ]
+    if foreign:
+        raise StudyError(
+            f"{root} holds {listed(foreign, most=3)} and no {MARK} of a demo mill: its content may be somebody's data. "
+            "Choose an empty or a new folder."
+        )
+
+
 def _is_marked(out: Path) -> bool:
     try:
-        mark = json.loads((out / MARK).read_text())
-    except (OSError, ValueError):
+        return read_mark(str(out)) is not None
+    except (OSError, StudyError):
         return False
-    return isinstance(mark, dict) and mark.get("made_by") == _MADE_BY

@@ -129,7 +129,7 @@ def synthesize(
     refuse_foreign_folder(out)
     refuse_strangers(str(out), {recording.path.relative_to(out).as_posix() for recording in planned})
     write_mark(
-        out,
+        str(out),
         seed=seed,
         train_recordings=train_recordings,
         test_recordings=test_recordings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -59,3 +60,46 @@ def test_other_recordings_are_left_alone(object_store: str) -> None:
     ):
         make(data)
     assert [name for name, _ in storage.list_files(data.root, suffixes=[""])] == ["train/mine.wav"]
+
+
+@pytest.mark.parametrize("name", ["annotations.csv", "notes.txt", "train/notes.txt"])
+def test_other_files_are_left_alone(object_store: str, name: str) -> None:
+    data = demo(f"{object_store}/files {name.replace('/', ' ')}")
+    storage.write_text(f"{data.root}/{name}", "a year's work")
+    with pytest.raises(StudyError, match=rf"holds {name} and no mill\.json of a demo mill: its content may be"):
+        make(data)
+    assert [found for found, _ in storage.list_files(data.root, suffixes=[""])] == [name]
+    assert storage.read_text(f"{data.root}/{name}") == "a year's work"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"made_by": "me"}'])
+def test_a_foreign_mark_is_named(object_store: str, content: str) -> None:
+    data = demo(f"{object_store}/mark {len(content)}")
+    storage.write_text(f"{data.root}/mill.json", content)
+    with pytest.raises(StudyError, match=r"mill\.json is not the mark of a demo mill"):
+        make(data)
+    assert storage.read_text(f"{data.root}/mill.json") == content
+
+
+def test_a_mill_of_other_settings_is_no_whole_mill_until_all_is_copied(
+    object_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = f"{object_store}/again"
+    before, now = demo(root, seed=0), demo(root, seed=1)
+    make(before)
+    first = storage.read_text(f"{root}/annotations.csv")
+    write = storage.write_bytes
+
+    def killed(location: str, content: bytes) -> None:
+        if location.startswith(root) and "/test/" in location:
+            raise KeyboardInterrupt
+        write(location, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(now)
+    assert json.loads(storage.read_text(f"{root}/mill.json")) == {"made_by": "faithad synth"}
+    make(before)
+    assert storage.read_text(f"{root}/annotations.csv") == first
+    assert json.loads(storage.read_text(f"{root}/mill.json"))["seed"] == 0
