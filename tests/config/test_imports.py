@@ -45,4 +45,4 @@ def test_importing_and_checking_a_study_loads_no_numerical_library() -> None:
         for _ in range(3)
     ]
     assert {tuple(output[1:]) for output in outputs} == {()}
-    assert min(float(output[0]) for output in outputs) < 0.3
+    assert min(float(output[0]) for output in outputs) < 0.6  # 0.2 s where nothing else runs
