@@ -53,7 +53,7 @@ def spectrograms(n_clips: int, n_mels: int = F, n_frames: int = T) -> Tensor:
 def fitted(network: SkipCAETransformer, steps: int = 30) -> SkipCAETransformer:
     """Trained a little, so that its gradients have the size that they have in earnest."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    x = spectrograms(6, network.n_mels, network.n_frames)
+    x = spectrograms(6, network.n_mels, network.n_frames).to(network.conv1.weight.dtype)
     for _ in range(steps):
         optimizer.zero_grad()
         (network(x) - x).square().mean().backward()
@@ -400,7 +400,12 @@ def test_the_callers_grad_mode_does_not_matter(network: SkipCAETransformer, x: T
         assert torch.equal(inside[name], expected[name])
 
 
-def test_bfloat16_is_near(network: SkipCAETransformer, x: Tensor) -> None:
+def test_bfloat16_is_near(x: Tensor) -> None:
+    # Fitted in float64: in float32, processors that round differently come to different networks, and the maps of some
+    # lie at kinks.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = fitted(SkipCAETransformer(F, T).double()).float()
     exact = attribute_all(network, x)
     rough = attribute_batch(network, x, methods=METHODS, settings=SETTINGS, seed=0, clip_ids=IDS, precision="bfloat16")
     for name in METHODS:
