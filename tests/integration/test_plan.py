@@ -55,10 +55,12 @@ def test_everything_is_as_large_as_planned(planned: Planned, finished: Study) ->
 
 
 def test_the_plan_is_roughly_right_about_the_time(planned: Planned, finished: Study) -> None:
-    """More strictly, where nothing else runs: `tests/benchmarks/planning.py` asks for a quarter."""
+    """Other programs may keep the machine busy, and processes be there already in one of the two: where nothing else
+    runs, `tests/benchmarks/planning.py` asks for a quarter.
+    """
     begun, ended = (Path(finished.root, "stages", f"{name}.json").stat().st_mtime for name in ("index", "report"))
     seconds = sum(stage.seconds for stage in estimate(planned.plan) if stage.name not in ("start", "index"))
-    assert seconds == pytest.approx(ended - begun, rel=0.6)
+    assert 0.4 < seconds / (ended - begun) < 2.5
 
 
 def test_saved_rates_make_the_same_plan(planned: Planned) -> None:
