@@ -56,7 +56,7 @@ def test_importing_and_checking_a_study_loads_no_numerical_library() -> None:
         assert {package for package in packages if not package.startswith("_")} == {"faithad", *LIBRARIES}
         assert sum(module.startswith("faithad") for module in modules) <= 30
         assert len(modules) <= 250
-        # In units of the libraries' time: 1.7, or 0.25 s, where nothing else runs.
-        if float(took) < 2.0:
+        # In units of the libraries' time, which is 0.12 s where nothing else runs: 0.3 s in all.
+        if float(took) < 2.5:
             return
     pytest.fail(f"{took} times as long as the libraries alone")
