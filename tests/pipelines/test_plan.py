@@ -20,7 +20,8 @@ from faithad.pipelines.plan import run
 from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Plan, estimate, total_s, written
 from faithad.pipelines.plan.run import make_plan
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
-from faithad.pipelines.plan.text import duration, plan_text, size
+from faithad.pipelines.plan.text import plan_text, size
+from faithad.report.words import duration
 from faithad.settings import FeatureSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -207,15 +208,6 @@ def test_the_text_says_what_costs_what_and_what_takes_longest() -> None:
     alarms = plan_text(plan_of(audit_of(), machines_with(1)))
     assert "Explained: 32 clips by each explained model (audit.explain: alarms)." in alarms
     assert "5.0% of the clips are expected to alarm" in alarms
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"),
-     (3599.7, "1 h 00 min"), (367_000, "101 h 57 min")],
-)  # fmt: skip
-def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_sizes_are_for_people() -> None:

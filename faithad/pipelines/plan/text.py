@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from faithad.config.study import Study
 from faithad.model.table import MODELS
 from faithad.pipelines.plan.estimate import Plan, estimate, total_s, written
+from faithad.report.words import duration
 from faithad.vocabulary import count
 
 
@@ -54,17 +55,6 @@ def _dollars(plan: Plan, seconds: float, n_bytes: float) -> Iterator[str]:
     missing = {"dollars_per_hour of each group": per_hour, "storage.dollars_per_gb_month": per_gb}
     if names := [name for name, price in missing.items() if price is None]:
         yield f"Prices are missing: give {' and '.join(names)} in the file of --machines."
-
-
-def duration(seconds: float) -> str:
-    """Such as `3 h 05 min`, `4 min 10 s`, `12 s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def size(n_bytes: float) -> str:
