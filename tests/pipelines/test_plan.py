@@ -196,7 +196,7 @@ def test_the_text_says_what_costs_what_and_what_takes_longest() -> None:
     assert f"Machines: ${2 * 3.6 * whole / 3600:,.2f}" in text
     assert "give storage.dollars_per_gb_month in the file" in text
     assert "640 test (160 with reference intervals), from 20 recordings." in text
-    assert "1 trainings, up to 1 at a time, each of 2 epochs at the most; early stopping" in text
+    assert "1 training, up to 1 at a time, each of 2 epochs at the most; early stopping" in text
     slowest = f"audit, {duration(seconds_of(plan)['audit'])} of {duration(whole)}"
     assert text.endswith(f"Bottleneck: {slowest}, limited by the cores.")
     trains_long = plan_of(study_of(models=["mae"], train={"epochs": 1000}), machines_with(1))

@@ -36,7 +36,7 @@ def _work(plan: Plan) -> Iterator[str]:
     recordings = count(clips.recordings, "recording")
     yield f"Clips: {splits} ({clips.annotated:,} with reference intervals), from {recordings}."
     if plan.command != "audit":
-        trainings = f"{len(plan.runs):,} trainings, up to {plan.places.at_once} at a time"
+        trainings = f"{count(len(plan.runs), 'training')}, up to {plan.places.at_once} at a time"
         yield f"{trainings}, each of {plan.train.epochs:,} epochs at the most; early stopping may end one sooner."
     if plan.command != "search":
         yield f"Explained: {plan.n_explained:,} clips by each explained model (audit.explain: {audit.explain})."
