@@ -26,7 +26,8 @@ class Planned(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def planned(mill: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Planned:
+def planned(mill: Path, finished: Study, tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """Made after the study, so that both find the same processes in each run of the tests."""
     folder = tmp_path_factory.mktemp("plan")
     config, rates = folder / "small.yaml", folder / "rates.yaml"
     config.write_text(yaml.safe_dump(small_values(mill, folder / "study")))
@@ -55,12 +56,10 @@ def test_everything_is_as_large_as_planned(planned: Planned, finished: Study) ->
 
 
 def test_the_plan_is_roughly_right_about_the_time(planned: Planned, finished: Study) -> None:
-    """Other programs may keep the machine busy, and processes be there already in one of the two: where nothing else
-    runs, `tests/benchmarks/planning.py` asks for a quarter.
-    """
+    """By a factor of 3, on a machine on which others work, too: `tests/benchmarks/planning.py` asks for a quarter."""
     begun, ended = (Path(finished.root, "stages", f"{name}.json").stat().st_mtime for name in ("index", "report"))
     seconds = sum(stage.seconds for stage in estimate(planned.plan) if stage.name not in ("start", "index"))
-    assert 0.4 < seconds / (ended - begun) < 2.5
+    assert 1 / 3 < seconds / (ended - begun) < 3
 
 
 def test_saved_rates_make_the_same_plan(planned: Planned) -> None:
