@@ -205,12 +205,11 @@ def plan(
     save_rates: Annotated[str | None, typer.Option(help="Where to write the rates that were measured.")] = None,
 ) -> None:
     """Say how long a study, a search or an audit will take, what it will write and cost, and its bottleneck."""
-    from faithad.pipelines.plan.run import plan_case
+    from faithad.pipelines.plan.run import make_plan
     from faithad.pipelines.plan.text import plan_text
 
     options = {"machines": machines, "rates": rates, "save_rates": save_rates}
-    case, source = plan_case(config, overrides=overrides or [], search=search, **options)
-    _say(plan_text(case, source=source))
+    _say(plan_text(make_plan(config, overrides=overrides or [], search=search, **options)))
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

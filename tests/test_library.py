@@ -58,9 +58,9 @@ def of_recording(audit: Path, table: str, name: str) -> pd.DataFrame:
 def test_the_import_is_quick_and_loads_nothing() -> None:
     code = """
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 import faithad
-took = time.perf_counter() - started
+took = time.process_time() - started
 heavy = {"torch", "numpy", "pyarrow", "pandas", "ray", "pydantic"} & set(sys.modules)
 assert took < 0.1 and not heavy, (took, heavy)
 assert set(faithad.__all__) <= set(dir(faithad)) and len(faithad.__all__) == 10

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from faithad import locations
 from faithad.clips.layouts import LAYOUTS, DataFolders
-from faithad.config.sections import Found, Fraction, Section, Seed, refuse
+from faithad.config.file import KeyProblem
+from faithad.config.sections import Fraction, Section, Seed, refuse
 
 
 def _wall_clock(value: Any) -> Any:
@@ -96,33 +97,33 @@ class Data(Section):
         given = [key for key in ("synthetic", "train", "test", "recordings", "training_folders") if getattr(self, key)]
         given += [] if by_folder else ["split.by"]
         misplaced = [key for key in given if key not in layout.keys]
-        found: Found = []
+        problems: list[KeyProblem] = []
         if misplaced and layout.contents:
             reason = (
                 f"layout '{self.layout}' finds {layout.contents} below data.root by itself: leave "
                 f"{', '.join(misplaced)} out"
             )
-            found.append(((*misplaced, "layout"), reason))
+            problems.append(((*misplaced, "layout"), reason))
         elif misplaced:
             names = " or ".join(repr(name) for name, other in LAYOUTS.items() if misplaced[0] in other.keys)
-            found.append(((*misplaced, "layout"), f"{', '.join(misplaced)} belongs to layout {names}: leave it out"))
+            problems.append(((*misplaced, "layout"), f"{', '.join(misplaced)} belongs to layout {names}: leave it out"))
         if layout.clip_s not in (None, self.clip_s):
             reason = f"layout '{self.layout}' holds clips of {layout.clip_s:g} s: leave clip_s out"
-            found.append((("clip_s", "layout"), reason))
+            problems.append((("clip_s", "layout"), reason))
         if "train" in layout.keys:
-            found += self._folder_problems(by_folder)
+            problems += self._folder_problems(by_folder)
         if self.remainder == "overlap" and self.split.validation_unit == "clip" and layout.clip_s is None:
             reason = (
                 "'overlap' lets clips of one recording share sound, so that a model would be validated with what it "
                 "was trained on: set data.split.validation_unit to recording"
             )
-            found.append((("remainder", "split.validation_unit", "layout"), reason))
+            problems.append((("remainder", "split.validation_unit", "layout"), reason))
         for key, by in (("csv", "csv"), ("train_until", "time")):
             if (self.split.by == by) != (getattr(self.split, key) is not None):
-                found.append(((f"split.{key}", "split.by"), f"is needed with split.by '{by}', and only there"))
-        return refuse(self, found)
+                problems.append(((f"split.{key}", "split.by"), f"is needed with split.by '{by}', and only there"))
+        return refuse(self, problems)
 
-    def _folder_problems(self, by_folder: bool) -> Found:
+    def _folder_problems(self, by_folder: bool) -> list[KeyProblem]:
         """The folders that the split needs, or does not want."""
         misplaced = [key for key in ("train", "test") if bool(getattr(self, key)) != by_folder]
         misplaced += ["recordings"] if bool(self.recordings) == by_folder else []

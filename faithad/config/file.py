@@ -23,6 +23,8 @@ from faithad.vocabulary import count
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str, ...]
+# Dotted keys of a section whose values do not fit each other, and why.
+KeyProblem = tuple[tuple[str, ...], str]
 
 # Our words for pydantic's types of errors, and (`_BOUNDS`) for its names of bounds.
 _WORDS = {
@@ -36,15 +38,16 @@ _WORDS = {
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-class Problems(ValueError):
-    """The problems that a model's validator finds in several keys together.
+class SectionError(ValueError):
+    """Values of a section do not fit each other.
 
-    Each one is the dotted keys that take part in it, relative to the model, and what is wrong. The first key is named.
+    Each problem names the dotted keys that take part in it, relative to the section, and says what is wrong. Messages
+    name the first key.
     """
 
-    def __init__(self, found: Iterable[tuple[tuple[str, ...], str]]) -> None:
-        self.found = list(found)
-        super().__init__("; ".join(f"{keys[0]}: {message}" for keys, message in self.found))
+    def __init__(self, problems: Iterable[KeyProblem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(f"{keys[0]}: {message}" for keys, message in self.problems))
 
 
 class _Problem(NamedTuple):
@@ -226,8 +229,8 @@ def _problems(
     key = place[: in_list[0]] if in_list and details["type"] != "invalid_key" else place
     label = ".".join(place) or "(whole file)"
     cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, Problems):
-        for names, message in cause.found:
+    if isinstance(cause, SectionError):
+        for names, message in cause.problems:
             keys = tuple((*place, *name.split(".")) for name in names)
             yield _Problem(f"{'.'.join(keys[0])}: {message}", keys, place)
     elif details["type"] == "extra_forbidden":

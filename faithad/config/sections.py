@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from faithad import locations
 from faithad.attribution.methods import METHODS, PAPER_METHODS
-from faithad.config.file import Problems
+from faithad.config.file import KeyProblem, SectionError
 from faithad.evaluation.alarms import RULES
 from faithad.settings import AttributionSettings, Compile, Precision
 from faithad.vocabulary import POOLINGS
@@ -42,7 +42,6 @@ Explain = Annotated[str, AfterValidator(_explain)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Found = list[tuple[tuple[str, ...], str]]
 AnySection = TypeVar("AnySection", bound="Section")
 
 
@@ -71,18 +70,18 @@ class Section(BaseModel):
         return value
 
 
-def refuse(section: AnySection, found: Found) -> AnySection:
-    """Return the section where nothing was found.
+def refuse(section: AnySection, problems: list[KeyProblem]) -> AnySection:
+    """Return the section if it has no problems.
 
     Raises:
-        Problems: all that was found.
+        SectionError: it has some; the error names all of them.
     """
-    if found:
-        raise Problems(found)
+    if problems:
+        raise SectionError(problems)
     return section
 
 
-def all_different(section: Section, key: str) -> Found:
+def all_different(section: Section, key: str) -> list[KeyProblem]:
     values = getattr(section, key)
     if values and len(set(values)) == len(values):
         return []
@@ -103,19 +102,19 @@ class Features(Section):
 
     @model_validator(mode="after")
     def _hop_fits(self) -> Features:
-        found: Found = []
+        problems: list[KeyProblem] = []
         if self.n_fft % 2:
-            found.append((("n_fft",), f"{self.n_fft} must be even: frames are centred"))
+            problems.append((("n_fft",), f"{self.n_fft} must be even: frames are centred"))
         if self.hop_samples > self.n_fft:
             reason = f"{self.hop_samples} may not exceed n_fft ({self.n_fft}): sound would be lost"
-            found.append((("hop_samples", "n_fft"), reason))
+            problems.append((("hop_samples", "n_fft"), reason))
         if self.hop_samples > self.sample_rate_hz:
             reason = (
                 f"{self.hop_samples} samples are {self.hop_samples / self.sample_rate_hz:g} s at sample_rate_hz "
                 f"{self.sample_rate_hz}: at least one frame per second is needed"
             )
-            found.append((("hop_samples", "sample_rate_hz"), reason))
-        return refuse(self, found)
+            problems.append((("hop_samples", "sample_rate_hz"), reason))
+        return refuse(self, problems)
 
 
 class Train(Section):
@@ -152,21 +151,21 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _batch_feeds_workers(self) -> Train:
-        found: Found = []
+        problems: list[KeyProblem] = []
         if self.batch_size % self.workers:
             reason = f"{self.batch_size} must be a multiple of workers ({self.workers})"
-            found.append((("batch_size", "workers"), reason))
+            problems.append((("batch_size", "workers"), reason))
         if self.minimum_learning_rate > self.learning_rate:
             reason = f"{self.minimum_learning_rate} may not exceed learning_rate ({self.learning_rate})"
-            found.append((("minimum_learning_rate", "learning_rate"), reason))
+            problems.append((("minimum_learning_rate", "learning_rate"), reason))
         # NCCL refuses two workers on one GPU.
         if self.gpus_per_worker % 1 and (self.gpus_per_worker > 1 or self.workers > 1):
             reason = f"{self.gpus_per_worker} must be a whole number, or with one worker a share of one GPU"
-            found.append((("gpus_per_worker", "workers"), reason))
+            problems.append((("gpus_per_worker", "workers"), reason))
         if self.schedule == "warmup_cosine" and self.warmup_epochs >= self.epochs:
             reason = f"{self.warmup_epochs} must be below epochs ({self.epochs}): the cosine needs one epoch or more"
-            found.append((("warmup_epochs", "epochs", "schedule"), reason))
-        return refuse(self, found)
+            problems.append((("warmup_epochs", "epochs", "schedule"), reason))
+        return refuse(self, problems)
 
 
 class Attribution(Section):
@@ -239,7 +238,7 @@ class Audit(Section):
         return self
 
 
-def compiled_without_gpu(attribution: Attribution, audit: Audit) -> Found:
+def compiled_without_gpu(attribution: Attribution, audit: Audit) -> list[KeyProblem]:
     """On a CPU the compiled network takes 2.7 times as long as the one that is used there, and minutes to compile."""
     if attribution.compile == "none" or audit.gpus_per_actor:
         return []

@@ -21,14 +21,13 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from faithad.config.data import Data
-from faithad.config.file import parse, read_text
+from faithad.config.file import KeyProblem, parse, read_text
 from faithad.config.sections import (
     Alarm,
     Attribution,
     Audit,
     Evaluation,
     Features,
-    Found,
     Search,
     Section,
     Seed,
@@ -113,27 +112,27 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
-        found = [*all_different(self, "models"), *all_different(self, "seeds")]
-        found += compiled_without_gpu(self.attribution, self.audit)
+        problems = [*all_different(self, "models"), *all_different(self, "seeds")]
+        problems += compiled_without_gpu(self.attribution, self.audit)
         try:
             frames = self.feature_settings.n_frames
         except ConfigError as error:
             keys = ("data.clip_s", "features.sample_rate_hz", "features.n_fft")
-            return refuse(self, [*found, (keys, str(error).removeprefix("clip_s "))])
+            return refuse(self, [*problems, (keys, str(error).removeprefix("clip_s "))])
         keys = ("data.clip_s", "features.hop_samples", "features.sample_rate_hz")
         if frames < _FEWEST_FRAMES:
             reason = (
                 f"a clip of {self.data.clip_s:g} s has fewer than {_FEWEST_FRAMES} frames ({frames}): raise it, or "
                 "lower features.hop_samples"
             )
-            found.append((keys, reason))
+            problems.append((keys, reason))
         else:
             for model in self.models:
                 if MODELS[model].masked:
-                    found += self._patch_problems(model, (*keys, "models", "train.patch"))
+                    problems += self._patch_problems(model, (*keys, "models", "train.patch"))
                 elif not MODELS[model].classical and self.n_frames(model) < _FEWEST_FRAMES:
-                    found.append(((*keys, "models"), self._too_few_frames(model)))
-        return refuse(self, found)
+                    problems.append(((*keys, "models"), self._too_few_frames(model)))
+        return refuse(self, problems)
 
     def _too_few_frames(self, model: str) -> str:
         frames, row = self.n_frames(model), MODELS[model]
@@ -145,23 +144,23 @@ class Study(Section):
             f"{_FEWEST_FRAMES}: raise it{lower}"
         )
 
-    def _patch_problems(self, model: str, keys: tuple[str, ...]) -> Found:
+    def _patch_problems(self, model: str, keys: tuple[str, ...]) -> list[KeyProblem]:
         """Why the patches of a masked model do not fit a clip; `keys` are those that set its number of frames."""
         patch, n_mels, frames = self.train.patch, self.features.n_mels, self.n_frames(model)
         title = MODELS[model].title
-        found: Found = []
+        problems: list[KeyProblem] = []
         if n_mels % patch:
             reason = f"{patch} must divide features.n_mels ({n_mels}) for the {title}"
-            found.append((("train.patch", "features.n_mels", "models"), reason))
+            problems.append((("train.patch", "features.n_mels", "models"), reason))
         if frames < _FEWEST_FRAMES:
-            found.append((keys, self._too_few_frames(model)))
-        if not found:
+            problems.append((keys, self._too_few_frames(model)))
+        if not problems:
             try:
                 n_hidden_patches(n_mels // patch * (frames // patch), self.train.mask_ratio)
             except ConfigError as error:
                 reason = str(error).removeprefix("ratio ")
-                found.append((("train.mask_ratio", "features.n_mels", *keys), reason))
-        return found
+                problems.append((("train.mask_ratio", "features.n_mels", *keys), reason))
+        return problems
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_study` reads it back to an equal study."""

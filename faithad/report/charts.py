@@ -1,6 +1,6 @@
-"""A study's line charts: pandas frames in, matplotlib figures out. Charts over time are in `timeline`.
+"""Line charts of a study: pandas frames in, matplotlib figures out. Charts over time are in `timeline`.
 
-No file is read here, and no text that comes from files is drawn.
+This module reads no files, and draws no text that comes from files.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from faithad.report.style import (
 )
 
 PARTIAL_FPR = 0.1
-# Of more models than these, lines for every seed would hide each other.
+# With more models than this, the lines of all seeds would hide each other.
 FEW_MODELS = 2
 
 
 @mpl.rc_context(RC)
 def roc_figure(scores: pd.DataFrame, *, column: str) -> Figure:
-    """ROC of each model: the mean over seeds (at equal false-positive rate), on thin lines per seed for few models.
+    """ROC of each model: its mean over the seeds at each false-positive rate. For up to two models also each seed's.
 
     Args:
         scores: one row per labelled test clip, model and seed.
-        column: which score ranks the clips; models without it (null) are left out.
+        column: the score that ranks the clips. Models whose scores are null are left out.
     """
     figure, axes = new_axes(5.2, 4.0)
     axes.axvspan(0, PARTIAL_FPR, color=SHADE, linewidth=0)
@@ -65,12 +65,12 @@ def roc_figure(scores: pd.DataFrame, *, column: str) -> Figure:
 
 @mpl.rc_context(RC)
 def percentile_figure(curves: pd.DataFrame, *, y_label: str, controls: dict[str, pd.Series] | None = None) -> Figure:
-    """One line per (model, method) over the percentiles: colour and marker say the method, the dash says the model.
+    """One line for each model and method over the percentiles. Colour and marker show the method, dashes the model.
 
     Args:
         curves: columns model, method, percentile, mean.
-        y_label: what `mean` is.
-        controls: name to values over percentiles (the index), drawn dashed in grey.
+        y_label: label of the axis of `mean`.
+        controls: values of each control by its name, with the percentiles as index; drawn as dashed grey lines.
     """
     figure, axes = new_axes(5.6, 4.2)
     for name, values in (controls or {}).items():
@@ -95,7 +95,7 @@ def percentile_figure(curves: pd.DataFrame, *, y_label: str, controls: dict[str,
 
 @mpl.rc_context(RC)
 def training_figure(epochs: pd.DataFrame) -> Figure:
-    """Losses of one model over epochs, a pair of lines per seed; a dot marks the epoch whose weights were kept."""
+    """Losses of one model over its epochs: two lines for each seed. A dot marks the epoch whose weights were kept."""
     figure, axes = new_axes(5.2, 3.2)
     for _, run in epochs.sort_values("epoch").groupby("seed"):
         axes.plot(run["epoch"], run["train_loss"], color=MUTED, linewidth=0.9, alpha=0.7, label="training")

@@ -1,7 +1,7 @@
-"""Figures that were published for the planer data, to stand beside a study's own; always labelled as published.
+"""Published figures for the planer data. The report shows them beside a study's own, labelled as published.
 
-Sources: `the paper`, arXiv 2601.12660 (ICASSP 2026), and the `model paper` it builds on, arXiv 2501.04819 (ICASSP
-2025). They speak of the planer recordings under the `paper` protocol and of nothing else.
+Sources: `the paper`, arXiv 2601.12660 (ICASSP 2026), and the `model paper` that it builds on, arXiv 2501.04819 (ICASSP
+2025). They hold for the planer recordings and the `paper` protocol only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Detection(NamedTuple):
     pauc: tuple[Figure, ...]
 
 
-# Of the whole clip's score, by this project's model names.
+# For the score of the whole clip, by our names of the models.
 DETECTION: dict[str, Detection] = {
     "ae": Detection((Figure(0.916, "the paper"), Figure(0.875, "model paper")), (Figure(0.786, "the paper"),)),
     "mae": Detection((Figure(0.902, "best seed"), Figure(0.830, "later rerun")), (Figure(0.747, "later rerun"),)),
@@ -30,8 +30,7 @@ DETECTION: dict[str, Detection] = {
     "dense_ae": Detection((Figure(0.520, ""),), (Figure(0.477, ""),)),
 }
 
-# Table 2 of the paper: test AUC of the MAE by (mask ratio, patch). Its larger patch is 8 or 16, depending on the
-# reading, so it is called the larger patch here.
+# Table 2 of the paper: test AUC of the MAE by (mask ratio, patch). Whether its larger patch is 8 or 16 is not clear.
 SMALL_PATCH, LARGER_PATCH = "4", "larger patch"
 SEARCH: dict[tuple[float, str], float] = {
     (0.15, SMALL_PATCH): 0.821,

@@ -30,7 +30,7 @@ import yaml
 
 from faithad.demo.mill import synthesize
 from faithad.pipelines.plan.estimate import estimate, total_s, written
-from faithad.pipelines.plan.run import plan_case
+from faithad.pipelines.plan.run import make_plan
 
 OUTPUT = Path("runs/bench/planning.json")
 FAITHAD = Path(sys.executable).parent / "faithad"
@@ -104,19 +104,19 @@ def repeat(command: str, config: Path, root: Path) -> dict[str, Any]:
     """One plan and one run."""
     change = f"{'out' if command == 'audit' else 'root'}={root}"
     load, started = os.getloadavg()[0], time.monotonic()
-    case, _ = plan_case(str(config), overrides=[change], search=command == "search")
-    stages, planning_s = estimate(case), time.monotonic() - started
+    plan = make_plan(str(config), overrides=[change], search=command == "search")
+    planned_s, planning_s = total_s(plan), time.monotonic() - started
     started = time.monotonic()
     subprocess.run([FAITHAD, command, "--config", config, "--set", change], check=True)
     real_s = time.monotonic() - started
     figures = {
         "load": load,
         "planning_s": planning_s,
-        "planned_s": total_s(stages),
+        "planned_s": planned_s,
         "real_s": real_s,
-        "error": total_s(stages) / real_s - 1,
-        "planned_stages_s": {stage.name: stage.seconds for stage in stages},
-        "planned_bytes": sum(written(case).values()),
+        "error": planned_s / real_s - 1,
+        "planned_stages_s": {stage.name: stage.seconds for stage in estimate(plan)},
+        "planned_bytes": sum(written(plan).values()),
         "real_bytes": sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
     }
     print(json.dumps(figures), flush=True)

@@ -13,7 +13,7 @@ import soundfile
 
 from faithad.config.study import Study
 from faithad.pipelines import headers
-from faithad.pipelines.plan.counts import count_study
+from faithad.pipelines.index import find_clips
 from faithad.pipelines.study import STAGES
 from tests.deadly_clips import DEADLY_TO_OPEN, opening_kills
 from tests.integration.audits import table
@@ -32,13 +32,13 @@ def test_a_file_that_kills_its_decoder_costs_one_row_of_the_ledger(
     study = small_study(data=values)
     with monkeypatch.context() as patch:
         patch.setattr(headers, "_read_some", opening_kills)
-        planned, _ = count_study(study)
+        planned, _ = find_clips(study.data, marks=str(tmp_path / "marks"))
         STAGES["index"](study)
     (lost,) = table(study.root, "index_ledger.parquet").to_dict("records")
     assert (lost["recording"], lost["status"]) == (f"train/{DEADLY_TO_OPEN}", "failed")
     assert lost["reason"].startswith("Opening this recording ended its process 2 times")
     manifest = table(study.root, "manifest.parquet")
-    assert planned.train + planned.validation + planned.test == len(manifest)
+    assert [row.clip_id for row in planned] == manifest["clip_id"].to_list()
     calm = small_study(root=str(tmp_path / "calm"), data=values | {"root": str(mill)})
     STAGES["index"](calm)
     columns = ["clip_id", "split", "label", "annotated"]

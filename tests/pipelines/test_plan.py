@@ -2,63 +2,44 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 
 from faithad.clips.manifest import manifest_table
 from faithad.config.audit import AuditRun
-from faithad.config.study import Study, load_study, parse_study
-from faithad.demo.making import make_mill
+from faithad.config.study import Study, parse_study
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation.disturbances import disturbed_clips, n_disturbed
 from faithad.pipelines import headers, index
-from faithad.pipelines.plan.counts import Counts, count_study
-from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Case, estimate, total_s, written
-from faithad.pipelines.plan.machines import Machines, read_section
-from faithad.pipelines.plan.measure import readable_clips
-from faithad.pipelines.plan.rates import Rates, rate_settings, write_rates
-from faithad.pipelines.plan.run import plan_case
-from faithad.pipelines.plan.text import duration, plan_text, size
+from faithad.pipelines.plan import run
+from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Plan, estimate, total_s, written
+from faithad.pipelines.plan.run import make_plan
+from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
+from faithad.pipelines.plan.text import plan_text, size
+from faithad.report.words import duration
 from faithad.settings import FeatureSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = Path(__file__).parents[2] / "cluster" / "machines.yaml"
 
 # Round numbers, so that each figure can be had by hand.
+SCORE = {"clip_s": 0.02, "shard_s": 0.1, "clip_bytes": 7, "shard_bytes": 20}
+EXPLAIN = {"clip_s": 1.0, "shard_s": 0.1, "clip_bytes": 147, "shard_bytes": 420, "maps_bytes": 1600}
 RATES: dict[str, Any] = {
     "measured": "by nobody",
-    "settings": {},
     "read": 0.01,
-    "cpu": {
-        "score": {"ae": 0.02, "mae": 0.02},
-        "explain": {"ae": 1.0, "mae": 1.0},
-        "learn": {"ae": 0.1, "mae": 0.1},
-        "threads": 1,
-        "shard": 0.1,
-    },
+    "score": {"ae": SCORE, "mae": SCORE},
+    "explain": {"ae": EXPLAIN, "mae": EXPLAIN},
+    "learn": {"ae": 0.1, "mae": 0.1},
     "fixed": {"start": 8, "train": 4, "search": 3, "audit": 2, "tables and report": 7},
-    "bytes": {
-        "manifest": {"file": 0, "clip": 50},
-        "report": {"file": 1000},
-        "features": {"file": 100, "clip": 1000},
-        "models": {"file": 5000},
-        "scores": {"file": 10, "clip": 4},
-        "ledger": {"file": 10, "clip": 3},
-        "attributions": {"file": 200, "clip": 90, "maps": 700},
-        "localization": {"file": 100, "clip": 20},
-        "faithfulness": {"file": 100, "clip": 30},
-        "spectrograms": {"file": 0, "clip": 0, "maps": 900},
-    },
+    "bytes": {"report": 1000, "features": 1100, "models": 5000},
 }
-GPU = {"score": {"ae": 0.001, "mae": 0.001}, "explain": {"ae": 0.05, "mae": 0.05}, "learn": {"ae": 0.002, "mae": 0.002}}
-CLIPS = Counts(train=400, validation=100, test=640, annotated=160, recordings=20, source="a list")
-PLAIN_AUDIT = {"model": "model", "recordings": ["sounds"], "out": "out"}
+CLIPS = Counts(train=400, validation=100, test=640, annotated=160, recordings=20)
 # One epoch of the one training: what it learns from, and what it validates on.
 EPOCH_S = (400 + 100 * FORWARD) * 0.1
 
@@ -67,9 +48,10 @@ def machines_with(cpus: float, gpus: float = 0, count: int = 1, **more: Any) -> 
     return Machines.model_validate({"groups": [{"name": "box", "count": count, "cpus": cpus, "gpus": gpus, **more}]})
 
 
-def case_of(of: Study | AuditRun, machines: Machines, *, searches: bool = False, **changes: Any) -> Case:
+def plan_of(of: Study | AuditRun, machines: Machines, *, command: str = "", **changes: Any) -> Plan:
+    command = command or ("study" if isinstance(of, Study) else "audit")
     rates = Rates.model_validate(RATES | changes)
-    return Case(of, 0.05, FeatureSettings(), searches, ("mae", 0), clips=CLIPS, machines=machines, rates=rates)
+    return Plan(command, of, FeatureSettings(), 0.05, ("mae", 0), CLIPS, machines, rates)
 
 
 def study_of(**sections: Any) -> Study:
@@ -78,19 +60,24 @@ def study_of(**sections: Any) -> Study:
 
 
 def audit_of(**audit: Any) -> AuditRun:
-    return AuditRun.model_validate(PLAIN_AUDIT | {"audit": {"clips_per_shard": 10} | audit})
+    values = {"model": "model", "recordings": ["sounds"], "out": "out", "audit": {"clips_per_shard": 10} | audit}
+    return AuditRun.model_validate(values)
 
 
-def seconds_of(case: Case) -> dict[str, float | None]:
-    return {stage.name: stage.seconds for stage in estimate(case)}
+def seconds_of(plan: Plan) -> dict[str, float]:
+    return {stage.name: stage.seconds for stage in estimate(plan)}
+
+
+def limits_of(plan: Plan) -> dict[str, str]:
+    return {stage.name: stage.limit for stage in estimate(plan)}
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
 def test_a_study_on_one_core_is_the_sum_of_its_parts() -> None:
-    case = case_of(study_of(models=["mae"], audit={"clips_per_shard": 10}), machines_with(1))
-    seconds = seconds_of(case)
+    plan = plan_of(study_of(models=["mae"], audit={"clips_per_shard": 10}), machines_with(1))
+    seconds = seconds_of(plan)
     assert seconds == {
         "start": 8,
         "index": pytest.approx(20 * INDEX_S),
@@ -98,9 +85,9 @@ def test_a_study_on_one_core_is_the_sum_of_its_parts() -> None:
         "audit": pytest.approx(640 * (0.01 + 1.0) + 64 * (0.1 + HAND_OUT_S) + 2),
         "tables and report": pytest.approx(640 * CONCLUDE_S + 7),
     }
-    assert total_s(estimate(case)) == pytest.approx(sum(value or 0 for value in seconds.values()))
-    limits = {stage.name: stage.limit for stage in estimate(case)}
-    assert (limits["audit"], limits["train"]) == ("the cores", "one training on 1 thread")
+    assert total_s(plan) == pytest.approx(sum(seconds.values()))
+    limits = limits_of(plan)
+    assert (limits["audit"], limits["train"]) == ("the cores", "one training")
     assert limits["tables and report"] == "the start of processes"
 
 
@@ -116,9 +103,8 @@ def test_a_study_on_one_core_is_the_sum_of_its_parts() -> None:
     ],
 )
 def test_trainings_share_the_cores(cpus: int, models: list[str], seeds: list[int], threads: int, epochs: int) -> None:
-    cpu = RATES["cpu"] | {"threads": threads}
-    case = case_of(study_of(models=models, seeds=seeds), machines_with(cpus), cpu=cpu)
-    assert seconds_of(case)["train"] == pytest.approx(epochs * EPOCH_S + 500 * 0.01 / cpus + 4)
+    plan = plan_of(study_of(models=models, seeds=seeds), machines_with(cpus), threads=threads)
+    assert seconds_of(plan)["train"] == pytest.approx(epochs * EPOCH_S + 500 * 0.01 / cpus + 4)
 
 
 @pytest.mark.parametrize(
@@ -126,47 +112,54 @@ def test_trainings_share_the_cores(cpus: int, models: list[str], seeds: list[int
     [("all", 640, 64), ("none", 0, 0), ("alarms", 32, 32), ("top:100", 100, 50), ("top:1000", 640, 64)],
 )
 def test_an_audit_scores_all_and_explains_some(explain: str, explained: int, shards: int) -> None:
-    case = case_of(audit_of(explain=explain), machines_with(1))
+    plan = plan_of(audit_of(explain=explain), machines_with(1))
     expected = 640 * 0.03 + explained * 1.01 + (64 + shards) * (0.1 + HAND_OUT_S) + 2
-    assert seconds_of(case)["audit"] == pytest.approx(expected)
+    assert seconds_of(plan)["audit"] == pytest.approx(expected)
 
 
 def test_a_shard_is_never_divided() -> None:
     """64 shards on 60 cores take as long as two of them, one after the other."""
-    case = case_of(study_of(models=["mae"], audit={"clips_per_shard": 10}), machines_with(60))
-    assert seconds_of(case)["audit"] == pytest.approx(2 * (10 * 1.0 + 0.1) + 2)
+    plan = plan_of(study_of(models=["mae"], audit={"clips_per_shard": 10}), machines_with(60))
+    assert seconds_of(plan)["audit"] == pytest.approx(2 * (10 * 1.0 + 0.1) + 2)
 
 
 def test_more_machines_are_faster_until_the_driver_cannot_keep_up() -> None:
     clips = CLIPS.model_copy(update={"test": 200_000})
     times, limits = {}, {}
     for cpus in (1, 10, 1000):
-        case = case_of(audit_of(explain="none"), machines_with(cpus), read=0.002)
-        (audit,) = (s for s in estimate(Case(**vars(case) | {"clips": clips})) if s.name == "audit")
-        times[cpus], limits[cpus] = audit.seconds or 0.0, audit.limit
+        plan = replace(plan_of(audit_of(explain="none"), machines_with(cpus), read=0.002), clips=clips)
+        times[cpus], limits[cpus] = seconds_of(plan)["audit"], limits_of(plan)["audit"]
     assert 9 < times[1] / times[10] < 10.01
     assert times[1000] == pytest.approx(20_000 * HAND_OUT_S + 2)
-    assert (limits[1], limits[1000]) == ("the cores", "the driver, which hands out shards one by one")
+    assert (limits[1], limits[1000]) == ("the cores", "the driver, which hands out the shards")
+
+
+def test_gpus_train_and_audit_while_the_cores_read() -> None:
+    study = study_of(models=["mae"], train={"epochs": 10, "gpus_per_worker": 1}, audit={"gpus_per_actor": 0.5})
+    plan = plan_of(study, machines_with(16, 1), threads=4)
+    seconds = seconds_of(plan)
+    assert seconds["train"] == pytest.approx(10 * EPOCH_S + 500 * 0.01 / 16 + 4)
+    assert seconds["audit"] == pytest.approx((640 * 1.0 + 80 * 0.1) / 2 + 2)  # two actors share the GPU
+    assert limits_of(plan)["audit"] == "the GPUs"
+    with pytest.raises(StudyError, match=r"0.5 GPU"):
+        estimate(plan_of(study_of(audit={"gpus_per_actor": 0.5}), machines_with(16)))
 
 
 def test_a_search_is_as_many_trainings_and_their_judging() -> None:
     search = {"mask_ratios": [0.3, 0.5, 0.7], "patches": [4, 8]}
-    case = case_of(study_of(seeds=[0, 1], search=search), machines_with(4), searches=True)
+    plan = plan_of(study_of(seeds=[0, 1], search=search), machines_with(4), command="search")
     judged = 10 * 200 * FORWARD * 0.1 + 640 * FORWARD * 0.1  # 200 disturbed clips each epoch, the test clips at the end
     trials_s = 3 * (10 * EPOCH_S + judged)  # 12 trials, 4 at a time
-    assert seconds_of(case) == {
+    assert seconds_of(plan) == {
         "start": 8,
         "index": pytest.approx(20 * INDEX_S),
         "search": pytest.approx(trials_s + 1140 * 0.01 / 4 + 3),
     }
-    assert set(written(case)) == {"manifest", "report", "features"}
-    text = plan_text(case, source="stated")
-    assert "Search 'small' on box" in text
-    assert "Trials: 12, up to 4 at a time, each of 10 epochs at the most" in text
+    text = plan_text(plan)
+    assert "Search of 'small' on 1 x box (4 CPU)" in text
+    assert "12 trainings, up to 4 at a time, each of 10 epochs at the most" in text
     drawn = study_of(seeds=[0, 1], search={"algorithm": "optuna", "trials": 9, "trials_at_once": 2})
-    assert "Trials: 18, up to 2 at a time" in plan_text(case_of(drawn, machines_with(4), searches=True), source="-")
-    assert "with --search it is that of `faithad search`" in plan_text(case_of(drawn, machines_with(4)), source="-")
-    assert "search" not in plan_text(case_of(study_of(), machines_with(2)), source="-")
+    assert "18 trainings, up to 2 at a time" in plan_text(plan_of(drawn, machines_with(4), command="search"))
 
 
 @pytest.mark.parametrize("n", [1, 7, 60, 100, 300])
@@ -177,81 +170,44 @@ def test_so_many_disturbed_clips_are_judged(n: int) -> None:
     assert len(made.log_mels) == n_disturbed(n)
 
 
-def test_the_bytes_of_every_table() -> None:
-    case = case_of(study_of(models=["ae", "mae"], audit={"clips_per_shard": 10, "maps": 4}), machines_with(1))
-    assert written(case) == pytest.approx(
-        {
-            "manifest": 1140 * 50,
-            "report": 1000,
-            "features": (58 + 50) * 100 + 500 * 1000,
-            "models": 2 * 5000,
-            "scores": 2 * (64 * 10 + 640 * 4),
-            "ledger": 2 * (64 * 10 + 640 * 3),
-            "attributions": 2 * (64 * 200 + 640 * 90 + 4 * 700),
-            "localization": 2 * (64 * 100 + 160 * 20),
-            "faithfulness": 2 * (64 * 100 + 640 * 30),
-            "spectrograms": 2 * 4 * 900,
-        }
-    )
-    assert set(written(case_of(audit_of(explain="none"), machines_with(1)))) == {
-        "manifest",
-        "report",
-        "scores",
-        "ledger",
+def test_the_bytes_of_everything_that_is_written() -> None:
+    study = study_of(models=["ae", "mae"], audit={"clips_per_shard": 10, "maps": 4})
+    files = {"report": 1000, "features": 500 * 1100, "models": 2 * 5000}
+    tables = 2 * (64 * 420 + 640 * 147)
+    assert written(plan_of(study, machines_with(1))) == pytest.approx(files | {"tables": tables, "maps": 2 * 4 * 1600})
+    searched = written(plan_of(study, machines_with(1), command="search"))
+    assert searched == {"report": 1000, "features": 1140 * 1100}
+    scored = 64 * 20 + 640 * 7
+    assert written(plan_of(audit_of(explain="none", maps=-1), machines_with(1))) == {
+        "report": 1000,
+        "tables": scored,
+        "maps": 0,
     }
-    some = written(case_of(audit_of(explain="top:100"), machines_with(1)))
-    assert some["scores"] == 64 * 10 + 640 * 4
-    assert some["ledger"] == (64 + 50) * 10 + 740 * 3
-    assert some["attributions"] == 50 * 200 + 100 * 90 + 20 * 700
-
-
-def test_a_gpu_that_nobody_measured_is_not_guessed() -> None:
-    study = study_of(train={"epochs": 10, "gpus_per_worker": 1}, audit={"gpus_per_actor": 1})
-    case = case_of(study, machines_with(16, 1))
-    seconds = seconds_of(case)
-    assert (seconds["train"], seconds["audit"]) == (None, None)
-    text = plan_text(case, source="stated")
-    assert "The rates lack figures for train and audit on the CPUs or GPUs that the configuration asks for" in text
-    assert re.search(r"^total +at least 1\d s", text, re.MULTILINE)
-    known = case_of(study, machines_with(16, 1), gpu=GPU)
-    assert seconds_of(known)["train"] == pytest.approx(2 * 10 * EPOCH_S / 50 + 500 * 0.01 / 16 + 4)
-    shared = study_of(train={"epochs": 10, "gpus_per_worker": 0.5}, audit={"gpus_per_actor": 0.5})
-    assert seconds_of(case_of(shared, machines_with(16, 1), gpu=GPU)) == pytest.approx(seconds_of(known))
-    assert "GPUs that the configuration does not use" in plan_text(
-        case_of(study_of(), machines_with(16, 1)), source="-"
-    )
-    assert "does not use" not in plan_text(known, source="-")
+    some = written(plan_of(audit_of(explain="top:100"), machines_with(1)))
+    assert some["tables"] == scored + 50 * 420 + 100 * 147
+    assert some["maps"] == 20 * 1600
+    assert written(plan_of(audit_of(explain="top:100", maps=-1), machines_with(1)))["maps"] == 100 * 1600
 
 
 def test_the_text_says_what_costs_what_and_what_takes_longest() -> None:
     prices = {"dollars_per_hour": 3.6, "count": 2}
-    case = case_of(study_of(models=["mae"], train={"epochs": 2}), machines_with(2, **prices))
-    text = plan_text(case, source="stated")
-    whole = total_s(estimate(case))
+    plan = plan_of(study_of(models=["mae"], train={"epochs": 2}), machines_with(2, **prices))
+    text, whole = plan_text(plan), total_s(plan)
     assert f"Machines: ${2 * 3.6 * whole / 3600:,.2f}" in text
     assert "give storage.dollars_per_gb_month in the file" in text
-    assert "1,140 from 20 recordings" in text
-    assert "1 at a time, each of 2 epochs at the most; early stopping" in text
-    twice = duration(total_s(estimate(case_of(case.of, machines_with(2, **prices | {"count": 4})))))
-    assert (
-        f"Bottleneck: audit, {duration(seconds_of(case)['audit'])} of {duration(whole)}, limited by the cores" in text
-    )
-    assert text.endswith(f"With twice the machines: {twice}.")
-    trains_long = case_of(study_of(models=["mae"], train={"epochs": 1000}), machines_with(1))
-    assert "Bottleneck: train" in plan_text(trains_long, source="stated")
-    stored = Machines(groups=case.machines.groups, storage={"dollars_per_gb_month": 100.0})
-    priced = plan_text(Case(**vars(case) | {"machines": stored}), source="stated")
-    assert f"Storage: ${sum(written(case).values()) / 1e7:,.2f} a month." in priced
+    assert "640 test (160 with reference intervals), from 20 recordings." in text
+    assert "1 training, up to 1 at a time, each of 2 epochs at the most; early stopping" in text
+    slowest = f"audit, {duration(seconds_of(plan)['audit'])} of {duration(whole)}"
+    assert text.endswith(f"Bottleneck: {slowest}, limited by the cores.")
+    trains_long = plan_of(study_of(models=["mae"], train={"epochs": 1000}), machines_with(1))
+    assert "Bottleneck: train" in plan_text(trains_long)
+    stored = Machines(groups=plan.machines.groups, storage={"dollars_per_gb_month": 100.0})
+    priced = plan_text(replace(plan, machines=stored))
+    assert f"Storage: ${sum(written(plan).values()) / 1e7:,.2f} a month." in priced
     assert "Prices are missing" not in priced
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "not known"), (0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"),
-     (3599.7, "1 h 00 min"), (367_000, "101 h 57 min")],
-)  # fmt: skip
-def test_durations_are_for_people(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
+    alarms = plan_text(plan_of(audit_of(), machines_with(1)))
+    assert "Explained: 32 clips by each explained model (audit.explain: alarms)." in alarms
+    assert "5.0% of the clips are expected to alarm" in alarms
 
 
 def test_sizes_are_for_people() -> None:
@@ -269,34 +225,60 @@ def test_sizes_are_for_people() -> None:
 
 
 def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
-    settings = rate_settings(study_of(), study_of().feature_settings)
-    rates = Rates.model_validate(RATES | {"settings": settings, "gpu": GPU, "clips": CLIPS.model_dump()})
+    rates = Rates.model_validate(RATES | {"settings": {"models": ["ae", "mae"]}, "clips": CLIPS.model_dump()})
     write_rates(rates, str(tmp_path / "rates.yaml"))
     assert read_section(Rates, str(tmp_path / "rates.yaml")) == rates
     write_rates(rates.model_copy(update={"read": 0.123456}), str(tmp_path / "rates.yaml"))
     assert read_section(Rates, str(tmp_path / "rates.yaml")).read == 0.1235
 
 
-def test_rates_of_other_settings_are_refused(tmp_path: Path) -> None:
-    config, rates = files_of(tmp_path)
-    case, source = plan_case(config, rates=rates)
-    assert "Study 'small' on this machine (" in plan_text(case, source=source)
-    with pytest.raises(StudyError, match=r"attribution\.smooth_grad_samples: 25 there, 3 here"):
-        plan_case(config, overrides=["attribution.smooth_grad_samples=3"], rates=rates)
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """The demo's configuration for a mill that is not made, and a file of rates that were saved for it."""
+    config, rates = tmp_path / "study.yaml", tmp_path / "rates.yaml"
+    data = {"root": str(tmp_path / "mill"), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"}
+    values = yaml.safe_load((CONFIGS / "demo.yaml").read_text()) | {"root": str(tmp_path / "study"), "data": data}
+    config.write_text(yaml.safe_dump(values))
+    manifest = manifest_table([])
+    with monkeypatch.context() as patch:
+        patch.setattr("faithad.pipelines.plan.run._find_clips", lambda plan: manifest)
+        patch.setattr("faithad.pipelines.plan.run.count_clips", lambda manifest: CLIPS)
+        patch.setattr("faithad.pipelines.plan.run.measure", lambda plan, manifest: Rates.model_validate(RATES))
+        measured = make_plan(str(config), save_rates=str(rates))
+    assert (measured.clips, measured.rates.read) == (CLIPS, 0.01)
+    return str(config), str(rates)
+
+
+def test_rates_of_other_settings_are_refused(saved: tuple[str, str]) -> None:
+    config, rates = saved
+    for change, line in {
+        "attribution.smooth_grad_samples=3": r"attribution\.smooth_grad_samples: 8 there, 3 here",
+        "models=[mae]": r"models: \['ae', 'mae'\] there, \['mae'\] here",
+        "audit.gpus_per_actor=1": r"audit\.gpus_per_actor: 0\.0 there, 1\.0 here",
+    }.items():
+        with pytest.raises(StudyError, match=line):
+            make_plan(config, overrides=[change], rates=rates)
+    with pytest.raises(StudyError, match="command: 'study' there, 'search' here"):
+        make_plan(config, search=True, rates=rates)
     with pytest.raises(ConfigError, match="one of the two"):
-        plan_case(config, rates=rates, save_rates=rates)
+        make_plan(config, rates=rates, save_rates=rates)
 
 
-def test_what_a_file_of_machines_may_say(tmp_path: Path) -> None:
-    example = read_section(Machines, str(EXAMPLE))
-    assert (example.cpus, example.gpus, example.dollars_per_hour) == (68, 0, None)
-    assert example.storage.dollars_per_gb_month is None
-    assert str(example) == "1 x head (4 CPU, 16 GiB) and 4 x cpu-worker (16 CPU, 64 GiB)"
-    config, rates = files_of(tmp_path)
-    assert plan_case(config, rates=rates, machines=str(EXAMPLE))[0].machines == example
+def test_clips_may_be_stated_where_the_recordings_are_not_at_hand(saved: tuple[str, str]) -> None:
+    config, rates = saved
+    with pytest.raises(RecordingError, match="does not exist"):
+        make_plan(config, rates=rates)
+    values = yaml.safe_load(Path(rates).read_text())
+    Path(rates).write_text(yaml.safe_dump(values | {"clips": {"train": 40, "test": 30, "recordings": 10}}))
+    plan = make_plan(config, rates=rates, machines=str(EXAMPLE))
+    assert (plan.clips.train, plan.clips.test, plan.clips.annotated) == (40, 30, 0)
+    assert plan.machines == read_section(Machines, str(EXAMPLE))
+    text = plan_text(plan)
+    assert "Study of 'demo' on 1 x head (4 CPU) and 4 x cpu-worker (16 CPU)" in text
+    assert f"Rates: {rates}, by nobody." in text
 
 
-ALLOWED = "allowed: name, count, cpus, gpus, memory, dollars_per_hour"
+ALLOWED = "allowed: name, count, cpus, gpus, dollars_per_hour"
 WRONG_MACHINES = {
     "": ["must hold keys and values (groups: ...), found nothing: it is empty"],
     "[]": ["must hold keys and values (groups: ...), found list"],
@@ -328,117 +310,26 @@ def test_what_is_wrong_with_a_file_of_machines_is_told_as_of_a_study(tmp_path: P
 
 def test_what_is_wrong_with_a_file_of_rates_is_told_as_of_a_study(tmp_path: Path) -> None:
     wrong = tmp_path / "rates.yaml"
-    cpu = {"scorn": {"mae": 0.1}, "learn": {"mae": "fast"}}
-    tables = {"scores": {"file": 1, "clip": 1, "clips": 2}}
-    values = RATES | {"cpu": cpu, "bytes": tables}
-    del values["read"]
+    values = RATES | {"learn": {"mae": "fast"}, "score": {"mae": {"clips_s": 1, "clip_s": 1}}, "scorn": {}}
     wrong.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError) as caught:
         read_section(Rates, str(wrong))
     assert str(caught.value).splitlines() == [
-        f"{wrong} has 4 problems:",
-        "  read: missing, give it a value",
-        "  cpu.learn.mae: must be a number, found 'fast'",
-        "  cpu.scorn: unknown key; did you mean 'score'?",
-        "  bytes.scores.clips: unknown key; did you mean 'clip'?",
+        f"{wrong} has 3 problems:",
+        "  score.mae.clips_s: unknown key; did you mean 'clip_s'?",
+        "  learn.mae: must be a number, found 'fast'",
+        "  scorn: unknown key; did you mean 'score'?",
     ]
 
 
-def test_rates_that_cannot_be_saved_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, rates = files_of(tmp_path)
-    before = Path(rates).read_text()
-
-    def measured(*_: Any, **__: Any) -> None:
-        raise InterruptedError
-
-    monkeypatch.setattr("faithad.pipelines.plan.run.measure", measured)
-    for place, problem in ((f"{rates}/r.yaml", "cannot be written"), (str(tmp_path), "is a folder")):
-        with pytest.raises(StudyError, match=problem) as caught:
-            plan_case(config, save_rates=place)
-        assert f"{place!r} " in str(caught.value)
-    for place in (rates, str(tmp_path / "new" / "r.yaml")):
-        with pytest.raises(InterruptedError):
-            plan_case(config, save_rates=place)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "rates.yaml", "study.yaml"]
-    assert Path(rates).read_text() == before
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-
-def files_of(folder: Path, **clips: int) -> tuple[str, str]:
-    """A configuration whose recordings are not there, and rates that say how many clips there will be."""
-    values = {
-        "name": "small",
-        "root": str(folder / "study"),
-        "data": {"root": str(folder), "train": ["a"], "test": ["b"]},
-    }
-    config, rates = folder / "study.yaml", folder / "rates.yaml"
-    config.write_text(yaml.safe_dump(values))
-    study = load_study(str(config))
-    stated = {"train": 40, "validation": 4, "test": 30, "recordings": 10} | clips
-    settings = {"settings": rate_settings(study, study.feature_settings), "clips": stated}
-    write_rates(Rates.model_validate(RATES | settings), str(rates))
-    return str(config), str(rates)
-
-
-def test_clips_may_be_stated_where_the_recordings_are_not_at_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, rates = files_of(tmp_path, annotated=7)
-    case, source = plan_case(config, rates=rates)
-    assert (case.clips.train, case.clips.test, case.clips.annotated) == (40, 30, 7)
-    assert source.startswith(rates)
-    values = yaml.safe_load(Path(rates).read_text())
-    del values["clips"]
-    Path(rates).write_text(yaml.safe_dump(values))
-    with pytest.raises(RecordingError, match=r"(?s)does not exist.*say in that file under `clips`"):
-        plan_case(config, rates=rates)
-    # Without the recordings, rates are measured on a demo mill, saved, and no plan is made.
-    measured = read_section(Rates, rates)
-    monkeypatch.setattr("faithad.pipelines.plan.run.measure", lambda *_: measured)
-    saved = tmp_path / "saved.yaml"
-    with pytest.raises(StudyError, match=r"not there to be counted.*say there under `clips`"):
-        plan_case(config, save_rates=str(saved))
-    assert read_section(Rates, str(saved)) == measured
-
-
-def test_the_demo_mill_is_counted_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_mill_is_made_to_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"root={tmp_path}/study", f"data.root={tmp_path}/mill", "data.synthetic.train_recordings=3",
                  "data.synthetic.test_recordings=4"]  # fmt: skip
-    study = load_study(str(CONFIGS / "demo.yaml"), overrides=overrides)
-    before, sample = count_study(study)
-    assert (before.to_make, sample.num_rows) == (7, 0)
-    assert study.data.synthetic is not None
-    make_mill(study.data.root, **study.data.synthetic.model_dump(), workers=2)
     monkeypatch.setattr(index, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
-    after, sample = count_study(study)
-    assert (after.to_make, after.source) == (0, "the names and headers of the recordings")
-    splits = manifest_table(index.find_clips(study.data, marks="")[0])["split"].to_pylist()
-    assert sample["split"].to_pylist() == splits
-    for clips in (before, after):
-        assert (clips.train, clips.validation) == (splits.count("train"), splits.count("validation"))
-        assert (clips.test, clips.annotated) == (24, sample["annotated"].to_pylist().count(True))
-        assert clips.annotated > 0
-
-
-@pytest.mark.parametrize(
-    ("n_clips", "unreadable", "read", "kept"),
-    [
-        (20, set(), [8], [0, 1, 2, 3, 4, 5, 6, 7]),
-        (20, {1, 2, 8}, [8, 2, 1], [0, 3, 4, 5, 6, 7, 9, 10]),
-        (9, {0, 8}, [8, 1], [1, 2, 3, 4, 5, 6, 7]),
-        (3, set(), [3], [0, 1, 2]),
-    ],
-)
-def test_no_more_clips_are_read_for_rates_than_are_needed(
-    n_clips: int, unreadable: set[int], read: list[int], kept: list[int]
-) -> None:
-    sizes: list[int] = []
-
-    def readable(part: pa.Table) -> pa.Table:
-        sizes.append(part.num_rows)
-        return part.filter([clip not in unreadable for clip in part["clip"].to_pylist()])
-
-    assert readable_clips(pa.table({"clip": range(n_clips)}), readable)["clip"].to_pylist() == kept
-    assert sizes == read
+    rates = tmp_path / "rates.yaml"
+    settings = {"settings": run._rate_settings(run._open(str(CONFIGS / "demo.yaml"), overrides, False))}
+    write_rates(Rates.model_validate(RATES | settings), str(rates))
+    clips = make_plan(str(CONFIGS / "demo.yaml"), overrides=overrides, rates=str(rates)).clips
+    assert (clips.train + clips.validation, clips.test, clips.recordings) == (18, 24, 7)
+    assert 0 < clips.annotated < 24
+    assert not (tmp_path / "study").exists()

@@ -27,7 +27,7 @@ from faithad import cli
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.submit import follow as submit_follow
 from faithad.pipelines.submit.check import MARK, misfits, summary
-from faithad.pipelines.submit.package import LIMIT_BYTES, files_of, inside, pack, require_small
+from faithad.pipelines.submit.package import LIMIT_BYTES, files_of, inside, require_small
 from faithad.pipelines.submit.run import submit_job
 
 PROJECT = Path(__file__).parents[2]
@@ -83,23 +83,11 @@ def test_a_checkout_travels_small_and_with_the_files_that_ray_would_pack(
     assert not set(LITTER) & set(files)
     needed = {"jobs/full_study.py", "configs/demo.yaml", "faithad/report/page.css.j2", "faithad/runs/layout.py"}
     assert needed <= set(files)
-    assert files == packed(checkout, tmp_path / "of_ray.zip", heeds_gitignore=heeds_gitignore)
-
-
-def test_the_package_holds_the_files_and_is_no_larger_than_was_said(checkout: Path, tmp_path: Path) -> None:
-    package, again = tmp_path / "package.zip", tmp_path / "again.zip"
-    files = files_of(str(checkout))
-    pack(files, str(checkout), str(package))
-    with zipfile.ZipFile(package) as archive:
-        assert {entry.filename: entry.file_size for entry in archive.infolist()} == files
-        for name in ("jobs/full_study.py", "faithad/cli.py"):
-            assert archive.read(name) == (checkout / name).read_bytes()
-    size = package.stat().st_size
+    archive = tmp_path / "of_ray.zip"
+    assert files == packed(checkout, archive, heeds_gitignore=heeds_gitignore)
+    size = archive.stat().st_size
     assert size < 3_000_000
     assert size <= require_small(files, str(checkout)) <= size + 100 * len(files)
-    os.utime(checkout / "jobs" / "full_study.py", (0, 0))
-    pack(files_of(str(checkout)), str(checkout), str(again))
-    assert again.read_bytes() == package.read_bytes(), "Ray would upload it again"
 
 
 IGNORED = """
@@ -286,15 +274,14 @@ def test_the_options_of_a_script_of_the_users_own_are_its_own(
     assert "did not take the job" in said, "it was given to the server, which takes nothing"
 
 
-@pytest.mark.parametrize(
-    ("answer", "message"), [("<html>Grafana</html>", "is no job server of Ray"), ("{}", "is no job server of Ray")]
-)
+@pytest.mark.parametrize("answer", ["<html>Grafana</html>", "{}"])
 def test_a_server_that_is_no_job_server(
-    answering: Callable[..., str], answer: str, message: str, monkeypatch: pytest.MonkeyPatch
+    answering: Callable[..., str], answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-    with pytest.raises(StudyError, match=message):
-        submit_job("train", [], {}, address=answering(text=answer), working_dir=str(PROJECT))
+    address = answering(text=answer)
+    with pytest.raises(StudyError, match=f"There is no job server of Ray at http://{address}"):
+        submit_job("train", [], {}, address=address, working_dir=str(PROJECT))
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "auto://", "http://"])

@@ -1,8 +1,8 @@
-"""The machines of the cluster: those that are there, and those that may still come.
+"""The machines of the cluster, and waiting for machines that an autoscaler starts.
 
-A cluster that grows with its work begins with little, often with a head that has no core to give, and Ray cannot tell
-how far it may grow. So a request that is too large for the machines that are there is made, and waited for, before it
-is refused. A Ray of our own does not grow, so nothing is waited for.
+A cluster with an autoscaler often starts with only a head that has no CPUs, and Ray does not say how far it can grow.
+So if the present machines are too small for a request, the autoscaler is asked for more, and the request fails only
+if they do not arrive in time. A Ray that faithad started for itself cannot grow: there, such a request fails at once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from faithad.progress import console
 
 Nodes = list[dict[str, float]]
 
-# Seconds for which machines are waited for. A cloud may take ten minutes to give one with a GPU and to set it up.
+# How many seconds to wait for machines. A cloud may take ten minutes to start and set up one with a GPU.
 WAIT = "FAITHAD_WAIT_S"
 _WAIT_S = 900.0
 _LOOK_EVERY_S = 0.5
-# For the answers of all machines. One that has just joined may still unpack the job's working directory.
+# How long to wait for the answers of all machines: one that has just joined may still unpack the working directory.
 _ANSWER_S = 60.0
 
 
 class Answers(NamedTuple):
-    """What other machines answered, by their names, and the last line of the error of those that could not."""
+    """The answers of other machines by the names of the machines, and the last line of each machine's error."""
 
     answers: dict[str, Any]
     errors: dict[str, str]
@@ -74,10 +74,10 @@ def alive_nodes() -> Nodes:
 
 
 def wait_s() -> float:
-    """How long machines are waited for, in seconds.
+    """How many seconds to wait for machines.
 
     Raises:
-        StudyError: FAITHAD_WAIT_S is no number of seconds.
+        StudyError: FAITHAD_WAIT_S is not a number of seconds.
     """
     said = os.environ.get(WAIT, "")
     try:
@@ -90,16 +90,16 @@ def wait_s() -> float:
 
 
 def wait_for_machines(each: Mapping[str, float], count: int = 1, *, request: str, advice: str) -> None:
-    """Return as soon as the machines that are alive can hold `count` times `each`, with whatever else is on them.
+    """Wait until `count` workers with the resources `each` fit on the machines, whatever else runs on them.
 
     Args:
-        each: what is asked for; a machine holds all of it or nothing.
-        count: how many times.
-        request: the same for a reader: `An audit actor asks for 1 CPU`.
-        advice: what a user can do where nothing of the kind comes.
+        each: resources of one worker, all on one machine.
+        count: how many workers.
+        request: the request in words: `An audit actor asks for 1 CPU`.
+        advice: what the user can do if no such machines arrive.
 
     Raises:
-        StudyError: no such machines came in time, or none can come because this Ray is our own.
+        StudyError: no such machines arrived in time, or this Ray was started by faithad and cannot grow.
     """
     if held(alive_nodes(), each) >= count:
         return
@@ -110,8 +110,8 @@ def wait_for_machines(each: Mapping[str, float], count: int = 1, *, request: str
         f"up to {wait_s():.0f} s ({WAIT})"
     )
     started = time.monotonic()
-    # An autoscaler looks at this. Unlike a call of its `request_resources`, it ends with this process, however that
-    # ends: nobody is to pay for machines that a killed job has asked for.
+    # The autoscaler sees this placement group. Unlike a call of `request_resources`, it ends with this process, even
+    # if that is killed: nobody should pay for machines that a killed job asked for.
     demand = placement_group([dict(each)] * count)
     try:
         while held(alive_nodes(), each) < count:
@@ -124,19 +124,19 @@ def wait_for_machines(each: Mapping[str, float], count: int = 1, *, request: str
 
 
 def refusal(nodes: Nodes, request: str, advice: str) -> StudyError:
-    """The error for a request that the machines cannot meet."""
+    """The error for a request that does not fit on the machines."""
     return StudyError(f"{request}, the cluster's machines have: {_listed(nodes)}. {advice}")
 
 
 def held(nodes: Nodes, each: Mapping[str, float]) -> int:
-    """How many times the nodes hold what is asked for; a machine holds all of it or nothing."""
+    """How many workers with the resources `each` fit on the nodes; each worker needs all of them on one machine."""
     return sum(
         min(_held(node.get(resource, 0), resource, amount) for resource, amount in each.items()) for node in nodes
     )
 
 
 def _held(total: float, resource: str, amount: float) -> int:
-    """How often a node's resource is enough. Nobody has parts of two GPUs: 0.4 goes twice into each."""
+    """How many workers fit, by one resource of a node. A share of a GPU is of one GPU: 0.4 fits twice on each."""
     if resource == "GPU" and amount < 1:
         return int(total) * math.floor(1 / amount + 1e-9)
     return math.floor(total / amount + 1e-9)

@@ -1,1 +1,1 @@
-"""What a study or an audit will take on a cluster, before anything of it is run."""
+"""What a study, a search or an audit will take on some machines, before any of it is done."""

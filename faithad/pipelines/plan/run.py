@@ -1,8 +1,8 @@
 """`faithad plan`: what a study, a search or an audit will take, before any of it is done.
 
-    clips       counted (`plan.counts`), or stated in the file of rates
-    rates       measured on this machine (`plan.measure`), or read from a file (`plan.rates`)
-    machines    this one, or those of a file (`plan.machines`)
+    clips       counted here by the headers of the recordings, or stated in the file of rates
+    rates       measured on this machine (`plan.measure`), or read from a file
+    machines    this one, or those of a file (`plan.sections`)
     the plan    their products (`plan.estimate`), as text (`plan.text`)
 
 `tests/benchmarks/planning.py` compares plans with real runs.
@@ -10,25 +10,30 @@
 
 from __future__ import annotations
 
-import uuid
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad.clips.inputs import find_recordings
+from faithad.clips.manifest import manifest_table
 from faithad.config.audit import is_study, load_audit_run
 from faithad.config.study import Study, load_study
+from faithad.demo.making import make_mill
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.model.checkpoint import load_model
-from faithad.pipelines.plan.counts import Counts, count_audit, count_study
-from faithad.pipelines.plan.estimate import Case, Subject
-from faithad.pipelines.plan.machines import Machines, read_section, this_machine
-from faithad.pipelines.plan.measure import measure
-from faithad.pipelines.plan.rates import Rates, rate_settings, refuse_other_settings, write_rates
+from faithad.pipelines.cluster.session import usable_cores
+from faithad.pipelines.index import cut_recordings, find_clips
+from faithad.pipelines.plan.estimate import Plan
+from faithad.pipelines.plan.measure import count_clips, measure, this_machine
+from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
 from faithad.pipelines.search.plan import check_search
+from faithad.runs.stages import flatten
 
 
-def plan_case(
+def make_plan(
     config: str,
     *,
     overrides: Sequence[str] = (),
@@ -36,8 +41,8 @@ def plan_case(
     machines: str | None = None,
     rates: str | None = None,
     save_rates: str | None = None,
-) -> tuple[Case, str]:
-    """Plan a study, a search or an audit.
+) -> Plan:
+    """Plan a study, a search or an audit. A demo mill of a study is made, as the study would make it.
 
     Args:
         config: a study's YAML file, or an audit's.
@@ -46,9 +51,6 @@ def plan_case(
         machines: YAML file of the cluster to plan for; None: this machine.
         rates: YAML file of rates; None: they are measured here, which takes a minute or two.
         save_rates: where to write the rates that were measured.
-
-    Returns:
-        What `plan_text` makes a text of, and where the rates come from.
 
     Raises:
         ConfigError: a file cannot be read, is wrong, or the arguments do not fit each other.
@@ -59,65 +61,79 @@ def plan_case(
     """
     if rates is not None and save_rates is not None:
         raise ConfigError("--rates says them and --save-rates measures them: give one of the two.")
-    subject = _subject(config, overrides, search)
-    cluster = this_machine() if machines is None else read_section(Machines, machines)
+    plan = _open(config, overrides, search)
+    if machines is not None:
+        plan = replace(plan, machines=read_section(Machines, machines))
+    settings = _rate_settings(plan)
     if rates is not None:
         known = read_section(Rates, rates)
-        refuse_other_settings(known, rate_settings(subject.of, subject.features), name=rates)
-        clips, source = known.clips or _count(subject, may_lack=False)[0], f"{rates}, measured {known.measured}"
-    else:
-        if save_rates is not None:  # rather than after minutes of measuring
-            _require_writable(save_rates)
-        clips, sample = _count(subject, may_lack=save_rates is not None)
-        known = measure(subject, clips, sample.slice(0, 32))
-        source = f"measured {known.measured}"
-        if save_rates is not None:
-            write_rates(known, save_rates)
-    if clips is None:
-        raise StudyError(
-            f"The recordings are not there to be counted. The rates are in {save_rates}: say there under `clips` how "
-            f"many there will be (train, validation, test, recordings), and plan with --rates {save_rates}."
-        )
-    return Case(**vars(subject), clips=clips, machines=cluster, rates=known), source
+        _refuse_other_settings(known.settings, settings, name=rates)
+        clips = known.clips or count_clips(_find_clips(plan))
+        return replace(plan, clips=clips, rates=known.model_copy(update={"measured": f"{rates}, {known.measured}"}))
+    manifest = _find_clips(plan)
+    plan = replace(plan, clips=count_clips(manifest))
+    plan = replace(plan, rates=measure(plan, manifest).model_copy(update={"settings": settings}))
+    if save_rates is not None:
+        write_rates(plan.rates, save_rates)
+    return plan
 
 
-def _subject(config: str, overrides: Sequence[str], search: bool) -> Subject:
+def _open(config: str, overrides: Sequence[str], search: bool) -> Plan:
+    """The plan without clips and rates."""
+    unknown = Counts(test=1, recordings=1), this_machine(), Rates()
     if is_study(config):
         study = load_study(config, overrides=overrides)
         if search:
             check_search(study)
-        return Subject(study, study.alarm.false_alarm_rate, study.feature_settings, searches=search)
+        rate = study.alarm.false_alarm_rate
+        return Plan("search" if search else "study", study, study.feature_settings, rate, ("", 0), *unknown)
     if search:
         raise ConfigError(f"--search plans the search of a study, and {config} is the configuration of an audit.")
     run = load_audit_run(config, overrides=overrides)
     trained = load_model(run.model)
     alarm = run.alarm or trained.alarm
     rate = alarm.false_alarm_rate if alarm is not None else 0.0
-    return Subject(run, rate, trained.features, audited=(trained.name, trained.seed))
+    return Plan("audit", run, trained.features, rate, (trained.name, trained.seed), *unknown)
 
 
-def _count(subject: Subject, *, may_lack: bool) -> tuple[Counts | None, pa.Table]:
-    """The clips; None where there are no recordings and there may be none."""
-    try:
-        if isinstance(subject.of, Study):
-            return count_study(subject.of)
-        return count_audit(subject.of, clip_s=subject.features.clip_s)
-    except RecordingError as error:
-        if may_lack:
-            return None, schemas.MANIFEST.empty_table()
-        raise RecordingError(
-            f"{error}\nTo plan without the recordings, measure with --save-rates, say in that file under `clips` how "
-            "many there will be, and plan with --rates."
-        ) from error
+def _find_clips(plan: Plan) -> pa.Table:
+    """The clips, as rows of the manifest that the command will write."""
+    with tempfile.TemporaryDirectory() as marks:
+        if isinstance(plan.of, Study):
+            data = plan.of.data
+            if data.synthetic is not None:
+                make_mill(data.root, **data.synthetic.model_dump(), workers=usable_cores())
+            rows, _ = find_clips(data, marks=marks)
+        else:
+            recordings = find_recordings([("test", location) for location in plan.of.recordings])
+            clips = cut_recordings(recordings, clip_s=plan.features.clip_s, remainder=plan.of.remainder, marks=marks)
+            rows = [row for some, _ in clips for row in some]
+    if not rows:
+        raise RecordingError("There is nothing to audit: not one recording gives a clip.")
+    return manifest_table(rows)
 
 
-def _require_writable(location: str) -> None:
-    """Refuse a place where `write_rates` would fail; a file that stands there is left as it is."""
-    if storage.is_folder(location):
-        raise StudyError(f"--save-rates {location!r} is a folder: name a file, such as rates.yaml in it.")
-    probe = f"{location}.{uuid.uuid4().hex}"
-    try:
-        storage.write_text(probe, "")
-        storage.delete(probe)
-    except StudyError as error:
-        raise StudyError(str(error).replace(probe, location)) from error
+def _rate_settings(plan: Plan) -> dict[str, Any]:
+    """The settings that rates depend on."""
+    of, audit = plan.of, {"percentiles", "micro_batch", "gpus_per_actor"}
+    settings: dict[str, Any] = {"command": plan.command, "models": sorted({model for model, _ in plan.runs})}
+    settings |= flatten("features", vars(plan.features))
+    settings |= flatten("attribution", of.attribution.model_dump(mode="json", exclude={"seed"}))
+    settings |= flatten("audit", of.audit.model_dump(mode="json", include=audit))
+    if isinstance(of, Study):
+        train = {"batch_size", "patch", "precision", "optimizer", "compile", "workers", "gpus_per_worker"}
+        settings |= flatten("train", plan.train.model_dump(mode="json", include=train))
+    return settings
+
+
+def _refuse_other_settings(stated: dict[str, Any], wanted: dict[str, Any], *, name: str) -> None:
+    lines = [
+        f"  {key}: {stated.get(key, 'not said')!r} there, {value!r} here\n"
+        for key, value in wanted.items()
+        if stated.get(key, "not said") != value
+    ]
+    if lines:
+        raise StudyError(
+            f"The rates in {name} hold for other settings:\n{''.join(lines)}Measure them anew with --save-rates, or "
+            "change what the file says under `settings` if its figures hold for these."
+        )

@@ -1,4 +1,4 @@
-"""The job server of a cluster: reached, and a job's log followed through dropped connections to the job's end.
+"""A cluster's job server: reached, and a job's log followed through dropped connections to the job's end.
 
 Ray's client waits for an answer for ever, and lets RAY_API_SERVER_ADDRESS win over the address that it is given. Its
 stream of a log ends with the connection, so the log is asked for again and again.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -28,7 +28,6 @@ from faithad.pipelines.cluster.session import token_refusal
 Answer = TypeVar("Answer")
 
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
-_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _CONNECT_S = 20.0
 # A tunnel whose far end is gone takes requests and never answers.
 _REPLY_S = 120.0
@@ -69,10 +68,9 @@ def connect(address: str | None) -> JobSubmissionClient:
         ConfigError: it is no HTTP address.
         StudyError: nothing answers there, or no job server; the token is missing or wrong.
     """
-    given = address or os.environ.get(_ADDRESS) or _DEFAULT_ADDRESS
+    given = address or os.environ.get(_ADDRESS) or "127.0.0.1:8265"
     url = (given if "://" in given else f"http://{given}").rstrip("/")
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not re.match("https?://[^/]", url):
         raise ConfigError(
             f"--address {url!r} is not the address of a job server: give its URL, such as http://head:8265 "
             "(the port of the dashboard, not that of ray:// or of `ray start --address`)."
@@ -84,17 +82,12 @@ def connect(address: str | None) -> JobSubmissionClient:
         return ask(JobSubmissionClient, url, within_s=_CONNECT_S)
     except AuthenticationError as error:
         raise StudyError(token_refusal(url, error.message)) from None
-    except (ConnectionError, TimeoutError) as error:
-        reason = str(error) if isinstance(error, TimeoutError) else "no connection"
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        lost = isinstance(error, ConnectionError) and not isinstance(error, requests.RequestException)
         raise StudyError(
-            f"There is no job server at {url}: {reason}. Is the head running, and its dashboard's port reachable "
-            f"from here (over `kubectl port-forward` or `ssh -L`, where it listens on loopback)? Give --address or "
-            f"{_ADDRESS}."
-        ) from error
-    except (RuntimeError, ValueError, LookupError, TypeError, requests.RequestException) as error:
-        raise StudyError(
-            f"What answers at {url} is no job server of Ray ({error}). Give the address of the cluster's dashboard, "
-            "such as http://head:8265."
+            f"There is no job server of Ray at {url}: {'no connection' if lost else error}. Is the head running, and "
+            f"its dashboard's port, such as 8265, reachable from here (over `kubectl port-forward` or `ssh -L`, where "
+            f"it listens on loopback)? Give --address or {_ADDRESS}."
         ) from error
 
 
@@ -112,8 +105,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
 
     def show(log: str) -> None:
         nonlocal n_written
-        sys.stdout.write(log[n_written:])
-        sys.stdout.flush()
+        print(log[n_written:], end="", flush=True)
         n_written = len(log)
 
     try:
@@ -121,13 +113,13 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     except KeyboardInterrupt:
         print(f"\n{job_id} goes on. {_commands(client, job_id)}", file=sys.stderr)
         return _INTERRUPTED
-    code = job.driver_exit_code
     if job.status == JobStatus.SUCCEEDED:
         return 0
+    code, end = job.driver_exit_code, f"ended with exit status {job.driver_exit_code}"
     if job.status == JobStatus.STOPPED:
         end = "was stopped"
-    else:
-        end = f"could not be run: {job.message}" if code is None else f"ended with exit status {code}"
+    elif code is None:
+        end = f"could not be run: {job.message}"
     print(f"{job_id} {end}.", file=sys.stderr)
     return code if code is not None and 0 < code < 256 else 1
 

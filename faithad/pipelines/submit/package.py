@@ -1,15 +1,13 @@
-"""The package that travels with a job: the files of the working directory that no .rayignore and no .gitignore names.
+"""The files that travel with a job: those of the working directory that no .rayignore and no .gitignore names.
 
-Ray would make one itself, but says only after the upload that it is too large. So it is made here, as a zip file, which
-Ray takes for a working directory as well.
+Ray packs them, and says only after the upload that they are too large. So they are listed here first.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from pathspec import GitIgnoreSpec
 
@@ -24,29 +22,26 @@ _NEVER = (".git", ".venv", "venv", "__pycache__")
 _HEADERS_BYTES = 120
 # Files of this size or more are named themselves, smaller ones by their folder.
 _BIG_BYTES = 1 << 20
-# Of every file, so that equal files make an equal package, which Ray uploads once.
-_TIME = (2020, 1, 1, 0, 0, 0)
 
 
 def files_of(working_dir: str) -> dict[str, int]:
     """Relative path and bytes of every file that travels.
 
     Raises:
-        ConfigError: there is no such local folder, or something in it cannot be read.
+        ConfigError: there is no such local folder, or it cannot be read.
     """
-    if not os.path.isdir(working_dir):
-        raise ConfigError(
-            f"--working-dir {working_dir!r} is no folder of this machine. Give the folder that holds jobs/."
-        )
     try:
         return dict(_files_below(working_dir, "", [("", GitIgnoreSpec.from_lines(_NEVER))]))
     except OSError as error:
-        raise _cannot_pack(working_dir, error) from error
+        raise ConfigError(
+            f"--working-dir {working_dir!r} cannot be packed: {error}. Give the folder of this machine that holds "
+            "jobs/, and leave out by .rayignore what cannot be read."
+        ) from error
 
 
 def _files_below(root: str, folder: str, ignored: list[tuple[str, GitIgnoreSpec]]) -> Iterator[tuple[str, int]]:
     """Files below `folder`, which is empty or ends with a slash. `ignored`: patterns of the folders above it."""
-    # `ray job submit` heeds this variable, too.
+    # Ray heeds this variable, too.
     heeds_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1"
     for name in (".rayignore", ".gitignore") if heeds_gitignore else (".rayignore",):
         if os.path.isfile(file := os.path.join(root, folder, name)):
@@ -94,35 +89,12 @@ def inside(name: str, files: dict[str, int], working_dir: str, *, what: str) -> 
     path, folder = os.path.normpath(name), os.path.abspath(working_dir)
     if path in files:
         return path
+    reason = "there is no such file in"
     if os.path.isabs(path) or path.startswith(".."):
         reason = "it lies outside"
     elif os.path.isfile(os.path.join(folder, path)):
         reason = "a .rayignore or .gitignore leaves it out of"
-    else:
-        reason = "there is no such file in"
     raise ConfigError(f"{what} {name!r}: {reason} {folder}, the working directory that travels with the job.")
-
-
-def pack(files: Iterable[str], working_dir: str, package: str) -> None:
-    """Write the package.
-
-    Raises:
-        ConfigError: a file cannot be read.
-    """
-    try:
-        with zipfile.ZipFile(package, "w") as archive:
-            for name in files:
-                file = os.path.join(working_dir, name)
-                info = zipfile.ZipInfo.from_file(file, name, strict_timestamps=False)
-                info.date_time = _TIME
-                with open(file, "rb") as content:
-                    archive.writestr(info, content.read())
-    except (OSError, ValueError) as error:
-        raise _cannot_pack(working_dir, error) from error
-
-
-def _cannot_pack(working_dir: str, error: Exception) -> ConfigError:
-    return ConfigError(f"--working-dir {working_dir!r} cannot be packed: {error}. Leave the file out by .rayignore.")
 
 
 def _mib(n_bytes: int) -> str:

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ import faithad
 from faithad.errors import ConfigError, StudyError, masked
 from faithad.pipelines.submit.check import JOBS, MARK, load
 from faithad.pipelines.submit.follow import LOST, ask, connect, follow, watch
-from faithad.pipelines.submit.package import files_of, inside, pack, require_small
+from faithad.pipelines.submit.package import files_of, inside, require_small
 
 # A process of a job starts within seconds; many machines unpack the package, and answer twice, within a minute each.
 _CHECK_S = 300.0
@@ -78,14 +77,10 @@ def submit_job(
     else:
         raise ConfigError(f"There is no job {job!r}. Jobs are {', '.join(JOBS)}, and Python scripts in --working-dir.")
     require_small(files, working_dir)
-    with tempfile.TemporaryDirectory() as folder:
-        package = os.path.join(folder, "package.zip")
-        pack(files, working_dir, package)
-        environment = {"working_dir": package, "env_vars": variables}
-        request = {"needs": _needs(), "faithad": faithad.__version__, "job": job, "options": options}
-        print(_ask_cluster(client, environment, request), flush=True)
-        job_id = _submit(client, ["python", script, *arguments], environment)
-    return follow(client, job_id)
+    environment = {"working_dir": working_dir, "env_vars": variables}
+    request = {"needs": _needs(), "faithad": faithad.__version__, "job": job, "options": options}
+    print(_ask_cluster(client, environment, request), flush=True)
+    return follow(client, _submit(client, ["python", script, *arguments], environment))
 
 
 def _variables(shared: Sequence[str]) -> dict[str, str]:
@@ -125,7 +120,7 @@ def _check_configuration(job: str, options: Mapping[str, Any], files: dict[str, 
 
 def _submit(client: JobSubmissionClient, command: Sequence[str], environment: dict[str, Any]) -> str:
     try:
-        job = {"entrypoint": shlex.join(command), "runtime_env": environment}
+        job = {"entrypoint": shlex.join(command), "runtime_env": {**environment}}  # Ray changes it
         return str(ask(client.submit_job, within_s=_UPLOAD_S, **job))
     except LOST as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1]

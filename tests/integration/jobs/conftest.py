@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+import requests
 
 PROJECT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -84,13 +85,22 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         try:
             # The agent that starts jobs comes up some seconds after the server that takes them.
             deadline = time.monotonic() + 120
-            while reached.ray_submit("-c", "print()", folder=PROJECT / "jobs").returncode != 0:
+            while not takes_jobs(reached.url, token.read_text()):
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
+                time.sleep(0.2)
             yield reached
         finally:
             shutil.rmtree(sockets, ignore_errors=True)
+
+
+def takes_jobs(url: str, token: str) -> bool:
+    """Whether the job server starts a job that does nothing."""
+    with contextlib.suppress(requests.ConnectionError):
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = requests.post(f"{url}/api/jobs/", json={"entrypoint": "true"}, headers=headers, timeout=60)
+        return answer.status_code == 200
+    return False
 
 
 @pytest.fixture

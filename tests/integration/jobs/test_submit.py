@@ -36,7 +36,7 @@ def jobs_alone(tmp_path: Path, finished: Study) -> Path:
         ({"RAY_AUTH_MODE": "disabled"}, None, "asks for a token, and none was sent. Set RAY_AUTH_MODE=token."),
         ({"RAY_AUTH_TOKEN": "0" * 64}, None, "does not accept this token"),
         # --address wins over the variable, unlike Ray's own.
-        ({}, "http://127.0.0.1:9", "There is no job server at http://127.0.0.1:9"),
+        ({}, "http://127.0.0.1:9", "There is no job server of Ray at http://127.0.0.1:9: no connection. "),
     ],
 )
 def test_a_cluster_out_of_reach(head: Head, variables: dict[str, str], address: str | None, message: str) -> None:

@@ -252,7 +252,7 @@ def test_baselines_stand_beside_the_published_figures(write_study: WriteStudy, t
     assert svm in page.text
     assert "One-class SVM worst second" not in page.text
     assert f"Dense AE worst second 0.850 0.013 0.790 to 0.900 {dash}" in page.text
-    assert "they show what these models reached there, and are no yardstick" in page.text
+    assert "they do not say what these models should reach on the recordings of this study" in page.text
     assert "then by AUC" in page.text
     assert page.text.count("best epoch") == 0
     # Only explained models have curves, and legends name none of the others.
