@@ -22,7 +22,7 @@ from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
 from faithad.clips.labels.label import Label, alarm_text
 from faithad.clips.labels.names import plain_name
-from faithad.clips.recordings import reasons
+from faithad.clips.sound_files import reasons
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
