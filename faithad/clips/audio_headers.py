@@ -10,7 +10,6 @@ All take an open binary file and return texts that follow the file's name: "is t
 
 from __future__ import annotations
 
-import io
 from typing import BinaryIO
 
 from faithad.clips import wav_chunks
@@ -41,15 +40,15 @@ def foreign(file: BinaryIO, uri: str) -> str | None:
     return f"is no audio file that can be decoded, whatever its name says: it holds {kind}. WAV or FLAC is needed."
 
 
-def correct(file: BinaryIO, *, until_s: float | None) -> Correction | str:
+def correct(file: BinaryIO, size: int, *, until_s: float | None) -> Correction | str:
     """How a WAV or FLAC file must be read whose header is wrong, or why it cannot be.
 
     Args:
         file: the whole file.
+        size: in bytes.
         until_s: up to where it is going to be read. Then no more bytes are looked at than that needs. None: the file
             is examined as a whole, so that the correction knows what is not heard.
     """
-    size = file.seek(0, io.SEEK_END)
     if is_wav(_start(file)):
         return correct_wav(file, size, behind=until_s is None)
     stream = read_stream(file)

@@ -32,13 +32,15 @@ class Correction:
 
 
 class CorrectedFile(io.RawIOBase):
-    """A file as the decoder shall see it, see `Correction`."""
+    """A file as the decoder shall see it, see `Correction`.
 
-    def __init__(self, file: BinaryIO, correction: Correction) -> None:
+    To seek the end costs nothing here, while it would empty the buffer of a file that reads ahead.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, correction: Correction) -> None:
         self._file, self._patches = file, correction.patches
-        size = file.seek(0, io.SEEK_END)
         self._end = size if correction.end is None else min(correction.end, size)
-        file.seek(0)
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -47,19 +49,19 @@ class CorrectedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            offset, whence = self._end + offset, io.SEEK_SET
-        return self._file.seek(offset, whence)
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
+        return self._position
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        start = self._file.tell()
-        content = bytearray(self._file.read(max(0, min(len(buffer), self._end - start))))
+        start, view = self._position, memoryview(buffer).cast("B")
+        self._file.seek(start)
+        n: int = self._file.readinto(view[: max(0, self._end - start)])  # type: ignore[attr-defined]
         for place, patch in self._patches.items():
-            first, last = max(place, start), min(place + len(patch), start + len(content))
+            first, last = max(place, start), min(place + len(patch), start + n)
             if first < last:
-                content[first - start : last - start] = patch[first - place : last - place]
-        buffer[: len(content)] = content
-        return len(content)
+                view[first - start : last - start] = patch[first - place : last - place]
+        self._position += n
+        return n

@@ -18,7 +18,8 @@ from faithad.clips.corrections import Correction
 DECODED_BITS = (8, 16, 24)
 
 _TAIL_BYTES = 1 << 16
-_PLACES_BETWEEN = 7
+_PARTS = 8
+_SMALL_BYTES = 1 << 18
 _SCAN_BYTES = 1 << 20
 # A stream's start: its mark, then the header of the first block, which is STREAMINFO (34 bytes).
 _STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
@@ -36,14 +37,12 @@ class Stream:
         start: where its mark `fLaC` stands.
         frames_start: where the first frame begins.
         largest_block: samples in a frame, at the most.
-        largest_frame_bytes: None if it is not told.
         n_samples: announced for each channel; 0 if it is not told.
     """
 
     start: int
     frames_start: int
     largest_block: int
-    largest_frame_bytes: int | None
     rate_hz: int
     channels: int
     bits: int
@@ -55,9 +54,9 @@ class Stream:
         return self.start + 8 + 13
 
     @property
-    def frame_bound_bytes(self) -> int:
-        """No frame is longer; one that is not compressed at all has a few bytes beside its samples."""
-        return self.largest_frame_bytes or self.largest_block * self.channels * (self.bits + 1) // 8 + 64
+    def uncompressed_bytes(self) -> int:
+        """No frame is longer: its samples as they are, one more bit for the difference of channels, and its header."""
+        return self.largest_block * self.channels * (self.bits + 1) // 8 + 64
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,6 @@ def read_stream(file: BinaryIO) -> Stream | None:
         start=start,
         frames_start=place,
         largest_block=int.from_bytes(info[2:4], "big"),
-        largest_frame_bytes=int.from_bytes(info[7:10], "big") or None,
         rate_hz=fields >> 44,
         channels=(fields >> 41 & 7) + 1,
         bits=(fields >> 36 & 31) + 1,
@@ -130,13 +128,15 @@ def correct_flac(file: BinaryIO, size: int, stream: Stream, *, until: float | No
             "holds two or more FLAC files, one behind the other, whose samples have the same numbers. "
             "Use the single files instead, or split this one where the bytes 'fLaC' stand."
         )
-    if n_present is None or is_right:
+    if n_present is None or is_right or (n_present == 0 and stream.n_samples == 0):
         return Correction()
+    if n_present == 0:
+        return "is truncated: not one of its frames is whole. Copy the file again."
     length = (_read(file, stream.length_at, 1)[0] >> 4 << 36 | n_present).to_bytes(5, "big")
     patches, present_s = {stream.length_at: length}, n_present / stream.rate_hz
     if stream.n_samples == 0:
         remark = (
-            f"does not say how long it is (FLAC written into a pipe): it was read to its last frame, {present_s:g} s."
+            f"does not say how long it is (written into a pipe): it was read to its last whole frame, {present_s:g} s."
         )
         return Correction(patches, remark=remark)
     announced_s = stream.n_samples / stream.rate_hz
@@ -158,7 +158,7 @@ def correct_flac(file: BinaryIO, size: int, stream: Stream, *, until: float | No
 
 def _last_sample(file: BinaryIO, size: int, stream: Stream, headers: Callable[[bytes], Iterator[_Frame]]) -> int | None:
     """How many samples there are up to the end of the last whole frame; None if the end of the file has no frames."""
-    start = max(stream.frames_start, size - max(_TAIL_BYTES, 3 * stream.frame_bound_bytes))
+    start = max(stream.frames_start, size - max(_TAIL_BYTES, 3 * stream.uncompressed_bytes))
     tail = _read_only(file, start, size - start)
     if tail[-128:-125] == b"TAG":  # ID3v1
         tail = tail[:-128]
@@ -179,26 +179,36 @@ def _begins_again(
     """Whether another FLAC file follows within this one.
 
     The numbers of frames fall where it begins. If the last frame is the one that the header announces, a second file
-    could only be as long as the first, and then its numbers fall between two of a few places, unless one of the two
-    takes less than an eighth of the bytes: then it begins near the start or the end. Else the whole file is searched.
+    can only be as long as the first: then the numbers fall between two of a few places, which lie the closer to each
+    other the nearer to an end they are, for one of the two may need far fewer bytes. Else the whole file is searched.
     """
     first = stream.frames_start
     if not is_right:
         return _holds_start(file, first, size)
+    if size - first <= _SMALL_BYTES:
+        return _holds_start(file, first, size)
     ends = ((first, min(size, first + _TAIL_BYTES)), (max(first, size - _TAIL_BYTES), size))
     if any(_holds_start(file, *span) for span in ends):
         return True
-    reach = stream.frame_bound_bytes + _LONGEST_FRAME_HEADER_BYTES
+    # A frame that is not compressed at all is no longer; those of a second file may be longer than the first one's.
+    reach = stream.uncompressed_bytes + _LONGEST_FRAME_HEADER_BYTES
     before = 0
-    for number in range(1, _PLACES_BETWEEN + 1):
-        place = first + (size - first) * number // (_PLACES_BETWEEN + 1)
+    for place in _places_between(first, size):
         found = next(headers(_read_only(file, place, reach)), None)
-        if found is None:
-            continue
-        if found.first < before:
+        if found is None or found.first < before:
             return _holds_start(file, first, size)
         before = found.first
     return False
+
+
+def _places_between(first: int, last: int) -> list[int]:
+    span = last - first
+    places = {first + span * number // _PARTS for number in range(1, _PARTS)}
+    distance = _TAIL_BYTES
+    while distance < span // _PARTS:
+        places |= {first + distance, last - distance}
+        distance *= 2
+    return sorted(places)
 
 
 def _holds_start(file: BinaryIO, start: int, stop: int) -> bool:

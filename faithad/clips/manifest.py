@@ -89,8 +89,8 @@ def cut_recording(
     if header.remark is not None:  # All is heard: the row is about no second of it.
         ledger.append(ledger_row(recording.path, "done", header.remark, onset_s=0.0, duration_s=0.0))
     if header.unheard is not None:
-        span = {"onset_s": header.duration_s, "duration_s": header.unheard_s}
-        ledger.append(ledger_row(recording.path, "failed", header.unheard, **span))
+        end_s, unheard_s = header.duration_s, header.unheard_s
+        ledger.append(ledger_row(recording.path, "failed", header.unheard, onset_s=end_s, duration_s=unheard_s))
     windows, dropped_s = cut_windows(header.duration_s, clip_s=clip_s, remainder=remainder)
     label = 0 if recording.split in ("train", "validation") else recording.label
     rows = [

@@ -221,7 +221,8 @@ def _lower_24_bits(uri: str, words: npt.NDArray[np.int32]) -> npt.NDArray[np.flo
             "holds samples of 24 bits in four bytes each, which are not the lower three (S24_LE of ALSA). Which they "
             "are, its header does not say: export the recording again, with 24 or 32 bits.",
         )
-    return np.multiply(shifted, np.float32(2**-31), dtype=np.float32)
+    samples: npt.NDArray[np.float32] = np.multiply(shifted, np.float32(2**-31), dtype=np.float32)
+    return samples
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

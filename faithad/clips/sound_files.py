@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO, cast
 
 import pyarrow as pa
 import soundfile
@@ -51,18 +51,15 @@ def open_sound(uri: str, *, until_s: float | None = None) -> Iterator[tuple[soun
     """The decoder, and what of the file's header was corrected, see `audio_headers.correct`."""
     _refuse_no_file(uri)
     with reasons(uri), storage.open_input(uri) as raw, for_decoder(raw, _READ_AHEAD_BYTES) as file:
+        size = file.seek(0, io.SEEK_END)
         # libsndfile accepts other formats, too, but silently shortens a truncated file of theirs.
         if (wrong := audio_headers.foreign(file, uri)) is not None:
             raise refusal(uri, wrong)
-        correction = audio_headers.correct(file, until_s=until_s)
+        correction = audio_headers.correct(file, size, until_s=until_s)
         if isinstance(correction, str):
             raise refusal(uri, correction)
-        seen = file
-        if correction.patches or correction.end is not None:
-            seen = cast(BinaryIO, CorrectedFile(file, correction))
-        seen.seek(0)
         try:
-            sound = soundfile.SoundFile(seen)
+            sound = soundfile.SoundFile(CorrectedFile(file, size, correction))
         except soundfile.LibsndfileError as error:
             wrong = f"is no audio file that can be decoded: {audio_headers.complaint(file, uri)}."
             raise refusal(uri, wrong) from error

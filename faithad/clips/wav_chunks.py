@@ -133,14 +133,15 @@ def correct_wav(file: BinaryIO, size: int, *, behind: bool) -> Correction | str:
 
     # Notes follow the sound in chunks of their own. Other bytes are sound, if they last more than a tenth of a second.
     negligible = 0 if wav.promised == 0 else bytes_per_s // 10
+    if wav.is_open or wav.promised > wav.present:
+        # Of a block that is cut in two, a decoder makes noise.
+        end = size if is_by_sample else size - wav.present % max(1, frame_bytes)
     if wav.is_open:
-        end = size
         remarks.append(
             f"has a header without a length, as a recorder that was killed or a pipe leaves it ({wav.promised} bytes "
             f"of sound): it was read to the end of the file, {wav.present} bytes"
         )
     elif wav.promised > wav.present:
-        end = size
         unheard = (
             f"is truncated: its header announces {wav.promised} bytes of sound, {wav.present} are there "
             f"({wav.present / wav.promised:.0%}). An interrupted copy, a full disk or a recorder's fault does this: "
