@@ -27,7 +27,7 @@ import torch
 import torchaudio.functional
 
 from faithad import storage
-from faithad.clips.sound_files import DamagedError, open_sound, refusal
+from faithad.clips.sound_files import DamagedError, lower_24_bits, open_sound, refusal
 from faithad.errors import shown
 
 Remainder = Literal["drop", "pad", "overlap"]
@@ -185,7 +185,7 @@ def _read_window(
         sound.seek(start)
         if correction.is_s24_in_32:
             words = sound.read(frames=wanted, dtype="int32", always_2d=True)
-            return _lower_24_bits(uri, words), wanted, rate
+            return np.multiply(lower_24_bits(uri, words), np.float32(2**-31), dtype=np.float32), wanted, rate
         if sound.subtype == "PCM_16":
             # libsndfile would convert 16-bit samples to the same floats, but in many small pieces.
             steps = sound.read(frames=wanted, dtype="int16", always_2d=True)
@@ -210,19 +210,6 @@ def recorded_at(name: str) -> datetime | None:
         (only,) = times
         return datetime.strptime(" ".join(only), "%Y %m %d %H %M %S")
     return None
-
-
-def _lower_24_bits(uri: str, words: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Samples of 24 bits in the lower three bytes of four, whose highest byte is the sign or zero."""
-    shifted = words << 8
-    if not (np.array_equal(shifted >> 8, words) or not (words >> 24).any()):
-        raise refusal(
-            uri,
-            "holds samples of 24 bits in four bytes each, which are not the lower three (S24_LE of ALSA). Which they "
-            "are, its header does not say: export the recording again, with 24 or 32 bits.",
-        )
-    samples: npt.NDArray[np.float32] = np.multiply(shifted, np.float32(2**-31), dtype=np.float32)
-    return samples
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

@@ -9,6 +9,8 @@ import os
 import stat
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import soundfile
 
@@ -80,6 +82,22 @@ def open_sound(uri: str, *, until_s: float | None = None) -> Iterator[tuple[soun
                     "Export the recording again, as PCM (encoding 1).",
                 )
             yield sound, correction
+
+
+def lower_24_bits(uri: str, words: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Samples that stand in the lower three bytes of four, at the scale of 32 bits.
+
+    Raises:
+        RecordingError: the highest byte is neither the sign nor zero, so that these are other samples.
+    """
+    shifted = words << 8
+    if np.array_equal(shifted >> 8, words) or not (words >> 24).any():
+        return shifted
+    raise refusal(
+        uri,
+        "holds samples of 24 bits in four bytes each, which are not the lower three (S24_LE of ALSA). Which they are, "
+        "its header does not say: export the recording again, with 24 or 32 bits.",
+    )
 
 
 def _refuse_no_file(uri: str) -> None:

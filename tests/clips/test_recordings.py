@@ -265,7 +265,7 @@ def test_flac_of_unknown_length(tmp_path: Path) -> None:
     header = probe_recording(str(path))
     assert header.duration_s == 1.0
     assert "does not say how long it is" in (header.remark or "")
-    path.write_bytes(content[:4_000])  # in its first frame
+    path.write_bytes(content[:200])  # in its first frame
     assert "does not say how long it is" in reason_of(path)
 
 
