@@ -183,9 +183,7 @@ def _begins_again(
     other the nearer to an end they are, for one of the two may need far fewer bytes. Else the whole file is searched.
     """
     first = stream.frames_start
-    if not is_right:
-        return _holds_start(file, first, size)
-    if size - first <= _SMALL_BYTES:
+    if not is_right or size - first <= _SMALL_BYTES:
         return _holds_start(file, first, size)
     ends = ((first, min(size, first + _TAIL_BYTES)), (max(first, size - _TAIL_BYTES), size))
     if any(_holds_start(file, *span) for span in ends):
