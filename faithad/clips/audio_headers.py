@@ -66,7 +66,7 @@ def complaint(file: BinaryIO, uri: str) -> str:
     if stream is not None and stream.bits not in DECODED_BITS:
         return (
             f"it holds FLAC sound of {stream.bits} bits a sample, of which only "
-            f"{', '.join(map(str, DECODED_BITS))} can be decoded here. Convert it: {ffmpeg_command(uri)}"
+            f"{', '.join(map(str, DECODED_BITS))} can be decoded here. Convert it ({ffmpeg_command(uri)})"
         )
     return "its FLAC header is damaged or cut off. Copy the file again"
 

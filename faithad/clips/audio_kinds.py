@@ -33,6 +33,8 @@ _OTHERS = (
     (b"<", "a web page or XML text (HTML)"),
     (b"\0\0\0\0\0\0\0\0", "zeros, as a failing disk or a download that was cut off leaves them"),
 )
+# They may have 32 bits a sample.
+_LOSSLESS = (".flac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".caf", ".w64", ".wv")
 _TEXT_CONTROLS = b"\t\n\r\f"
 
 
@@ -62,10 +64,11 @@ def _is_text(start: bytes) -> bool:
 
 
 def ffmpeg_command(uri: str) -> str:
-    """The command that converts a sound file to FLAC, in the file's folder."""
+    """The command that converts a sound file, in the file's folder: to FLAC, or to WAV if it may have over 24 bits."""
     name = posixpath.basename(uri.partition("?")[0] if "://" in uri else uri)
     stem, ending = posixpath.splitext(name)
-    new = f"{stem}-converted.flac" if ending.lower() == ".flac" else f"{stem}.flac"
+    to_wav = ending.lower() in _LOSSLESS
     # A name that begins with a dash would be an option.
-    source, target = (f"./{path}" if path.startswith("-") else path for path in (name, new))
-    return f"ffmpeg -i {shlex.quote(source)} {shlex.quote(target)}"
+    start = "./" if name.startswith("-") else ""
+    source, target = shlex.quote(start + name), shlex.quote(f"{start}{stem}{'.wav' if to_wav else '.flac'}")
+    return f"ffmpeg -i {source} -c:a pcm_s24le -rf64 auto {target}" if to_wav else f"ffmpeg -i {source} {target}"

@@ -235,7 +235,7 @@ HEADERS = [
         failed(
             f"{bits} bits.flac",
             lambda s, bits=bits: verbatim_flac(s << bits - 8, bits=bits),
-            reason=f"of {bits} bits a sample.*{CONVERT}'{bits} bits.flac' '{bits} bits-converted.flac'",
+            reason=f"of {bits} bits a sample.*ffmpeg -i '{bits} bits.flac' .* '{bits} bits.wav'",
         )
         for bits in (12, 20, 32)
     ),
