@@ -14,6 +14,7 @@ These functions hold everything in memory, which suits minutes of sound. `faitha
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,7 +327,12 @@ def _tables_in(root: str) -> list[str]:
 
 def _clips_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> Tensor:
     """A recording's clips as waveforms, (B, samples)."""
-    windows, _ = cut_windows(probe_recording(uri).duration_s, clip_s=settings.clip_s, remainder=remainder)
+    header = probe_recording(uri)
+    if header.unheard is not None:
+        raise RecordingError(header.unheard)
+    if header.remark is not None:
+        warnings.warn(header.remark, stacklevel=3)
+    windows, _ = cut_windows(header.duration_s, clip_s=settings.clip_s, remainder=remainder)
     if not windows:
         raise RecordingError(f"{uri} is shorter than a clip of {settings.clip_s:g} s. Set remainder to 'pad'.")
     clips = [

@@ -315,7 +315,7 @@ MEANINGS = {
     "worst_mel_band": "mel band with the largest mean error, from 0",
     "status": "`done`, `skipped` or `failed`",
     "stage": "the stage that says so",
-    "reason": "why it was skipped or failed",
+    "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header",
     "ledger.clip_id": "name of the clip; null for a recording, or a part of one, that became no clip",
     "ledger.onset_s": "its start, in seconds from the start of the recording; null for a whole recording",
     "ledger.duration_s": "its length in seconds; null where it is not known",

@@ -150,6 +150,22 @@ def test_waveforms_give_what_their_file_gives(model: TrainedModel, tmp_path: Pat
     assert len(faithad.log_mel(tmp_path / "sound.wav", model.features, remainder="drop")) == 2
 
 
+def test_a_sound_that_is_not_whole_is_refused_and_a_corrected_header_is_told(
+    model: TrainedModel, tmp_path: Path
+) -> None:
+    """A notebook has no ledger."""
+    rate, clip = model.features.sample_rate_hz, model.features.clip_samples
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 2 * clip), rate, subtype="PCM_16")
+    whole, content = faithad.log_mel(path, model.features), path.read_bytes()
+    path.write_bytes(content[:40] + b"\xff\xff\xff\xff" + content[44:])
+    with pytest.warns(UserWarning, match="without a length"):
+        np.testing.assert_array_equal(faithad.log_mel(path, model.features), whole)
+    path.write_bytes(content[:-100])
+    with pytest.raises(RecordingError, match="is truncated"):
+        faithad.log_mel(path, model.features)
+
+
 def test_a_detector_is_scored_only(released_study: Path, recording: Path) -> None:
     forest = faithad.load_model(str(released_study / "models" / "isolation_forest-0"))
     log_mels = faithad.log_mel(recording, forest.features)

@@ -5,8 +5,6 @@ Both are made of `events.parquet` and `manifest.parquet` in the audit's folder.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
 from faithad.clips.labels.label import Label, alarm_text
 from faithad.clips.labels.names import plain_name
-from faithad.clips.recordings import reasons
+from faithad.clips.sound_files import lower_24_bits, open_sound
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
@@ -180,7 +178,7 @@ def _write_cut(cut: _Cut, place: str | None, target: str, *, margin_s: float) ->
     if place is None:
         raise RecordingError(f"The manifest does not hold {cut.recording!r}: it belongs to another audit.")
     with tempfile.TemporaryFile() as aside:
-        with reasons(place), _opened(place) as sound:
+        with open_sound(place) as (sound, correction):
             start = max(0, round((cut.onset_s - margin_s) * sound.samplerate))
             end = min(sound.frames, round((cut.offset_s + margin_s) * sound.samplerate))
             if start >= end:
@@ -191,7 +189,7 @@ def _write_cut(cut: _Cut, place: str | None, target: str, *, margin_s: float) ->
             with soundfile.SoundFile(
                 aside, "w", sound.samplerate, sound.channels, subtype=subtype, format=container
             ) as review:
-                n_copied = _copy(sound, review, start, end)
+                n_copied = _copy(sound, review, start, end, lower_of=place if correction.is_s24_in_32 else None)
             if n_copied == 0:
                 raise RecordingError(f"{place} is truncated: nothing is there at {cut.onset_s:g} s. Copy it again.")
         aside.seek(0)
@@ -199,18 +197,10 @@ def _write_cut(cut: _Cut, place: str | None, target: str, *, margin_s: float) ->
             shutil.copyfileobj(aside, file, 1 << 20)
 
 
-@contextlib.contextmanager
-def _opened(place: str) -> Iterator[soundfile.SoundFile]:
-    with (
-        storage.open_input(place) as raw,
-        io.BufferedReader(cast(Any, raw), 1 << 18) as file,
-        soundfile.SoundFile(file) as sound,
-    ):
-        yield sound
-
-
-def _copy(sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, end: int) -> int:
-    """Copy samples start to end, as far as they are there, and count them."""
+def _copy(
+    sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, end: int, *, lower_of: str | None
+) -> int:
+    """Copy samples start to end, as far as they are there, and count them; `lower_of`: see `lower_24_bits`."""
     exact = sound.subtype in _EXACT
     sound.seek(start)
     n_copied = 0
@@ -219,6 +209,8 @@ def _copy(sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, e
         block = sound.read(wanted, dtype="int32" if exact else "float64", always_2d=True)
         if not len(block):
             break
+        if lower_of is not None:
+            block = lower_24_bits(lower_of, block)
         review.write(block if exact else np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0))
         n_copied += len(block)
     return n_copied

@@ -22,12 +22,16 @@ from faithad.vocabulary import listed
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """How many clips a ledger has, and how many recordings or parts of them (`parts`) became no clip."""
+    """How many clips a ledger has, and how many recordings or parts of them (`parts`) became no clip.
+
+    `recordings_failed` are those parts that failed and are whole recordings.
+    """
 
     clips: int
     clips_done: int
     clips_failed: int
     parts_failed: int
+    recordings_failed: int
     parts_skipped: int
 
 
@@ -82,14 +86,17 @@ def _require_each_once(tests: pa.Table, scored: pa.Table, folder: str) -> None:
 
 def count_ledger(location: str) -> LedgerCounts:
     """Count the rows of a merged ledger."""
-    table = storage.read_table(location, columns=["clip_id", "status"])
+    table = storage.read_table(location, columns=["clip_id", "status", "onset_s"])
     clips = Counter(table.filter(pc.is_valid(table["clip_id"]))["status"].to_pylist())
-    parts = Counter(table.filter(pc.is_null(table["clip_id"]))["status"].to_pylist())
+    of_parts = table.filter(pc.is_null(table["clip_id"]))
+    parts = Counter(of_parts["status"].to_pylist())
+    whole = Counter(of_parts.filter(pc.is_null(of_parts["onset_s"]))["status"].to_pylist())
     return LedgerCounts(
         clips=clips.total(),
         clips_done=clips["done"],
         clips_failed=clips["failed"],
         parts_failed=parts["failed"],
+        recordings_failed=whole["failed"],
         parts_skipped=parts["skipped"],
     )
 

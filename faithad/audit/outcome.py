@@ -63,7 +63,9 @@ def audit_outcome(out: str) -> Outcome:
     counts = count_ledger(storage.join(out, layout.LEDGER))
     parts = [f"{counts.clips_done:,} of {count(counts.clips, 'clip')} audited"]
     parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
-    parts += [f"{count(counts.parts_failed, 'recording')} unreadable"] if counts.parts_failed else []
+    incomplete = counts.parts_failed - counts.recordings_failed
+    parts += [f"{count(counts.recordings_failed, 'recording')} unreadable"] if counts.recordings_failed else []
+    parts += [f"{count(incomplete, 'recording')} incomplete"] if incomplete else []
     parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {storage.join(out, layout.LEDGER)})" if len(parts) > 1 else ""
     events = storage.join(out, layout.EVENTS)

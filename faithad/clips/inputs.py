@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from faithad import storage
+from faithad.clips.audio_kinds import ffmpeg_command
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import Recording
 from faithad.errors import RecordingError
@@ -88,7 +89,9 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
             if entry.kind == "folder":
                 continue
             if ending in _OTHER_SOUNDS and not entry.is_hidden:
-                reason = f"is no {' or '.join(suffixes)} file: convert it to have it audited"
+                reason = (
+                    f"is no {' or '.join(suffixes)} file. Convert it to have it audited: {ffmpeg_command(entry.path)}"
+                )
                 rows.append(ledger_row(f"{name}/{entry.path}", "skipped", reason))
             elif ending in suffixes and entry.is_hidden:
                 reason = "is hidden: its name, or that of a folder above it, begins with a dot"

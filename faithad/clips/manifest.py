@@ -81,10 +81,16 @@ def clip_id(recording: str, onset_s: float) -> str:
 def cut_recording(
     recording: Recording, header: AudioHeader, *, clip_s: float, remainder: Remainder
 ) -> tuple[list[ClipRow], list[LedgerRow]]:
-    """The clips of one recording, and a ledger row for an end that no clip covers.
+    """The clips of one recording, and ledger rows for what no clip covers, and for what was wrong with its header.
 
     `recordings.cut_windows` describes the remainder policies.
     """
+    ledger = []
+    if header.remark is not None:  # All is heard: the row is about no second of it.
+        ledger.append(ledger_row(recording.path, "done", header.remark, onset_s=0.0, duration_s=0.0))
+    if header.unheard is not None:
+        end_s, unheard_s = header.duration_s, header.unheard_s
+        ledger.append(ledger_row(recording.path, "failed", header.unheard, onset_s=end_s, duration_s=unheard_s))
     windows, dropped_s = cut_windows(header.duration_s, clip_s=clip_s, remainder=remainder)
     label = 0 if recording.split in ("train", "validation") else recording.label
     rows = [
@@ -103,11 +109,12 @@ def cut_recording(
         for onset_s, duration_s in windows
     ]
     if dropped_s == 0:
-        return rows, []
+        return rows, ledger
     part = f"the last {dropped_s:g} s are" if rows else f"the recording, {dropped_s:g} s, is"
     reason = f"{part} shorter than a clip of {clip_s:g} s (remainder: drop)"
     onset_s = header.duration_s - dropped_s
-    return rows, [ledger_row(recording.path, "skipped", reason, onset_s=onset_s, duration_s=dropped_s)]
+    dropped = ledger_row(recording.path, "skipped", reason, onset_s=onset_s, duration_s=dropped_s)
+    return rows, [dropped, *ledger]
 
 
 def attach_annotations(

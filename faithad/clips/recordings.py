@@ -14,28 +14,21 @@ the person who looks after the recorder. Digital silence is a valid sound.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import os
 import re
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
-from typing import BinaryIO, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import soundfile
 import torch
 import torchaudio.functional
 
 from faithad import storage
-from faithad.clips import audio_headers
-from faithad.clips.access import AccessError, for_decoder
-from faithad.errors import RecordingError, shown
+from faithad.clips.sound_files import DamagedError, lower_24_bits, open_sound, refusal
+from faithad.errors import shown
 
 Remainder = Literal["drop", "pad", "overlap"]
 
@@ -43,15 +36,10 @@ Remainder = Literal["drop", "pad", "overlap"]
 # to count as a remainder.
 _SHORTEST_REMAINDER_S = 0.002
 
-# libsndfile reads headers in many small pieces; without read-ahead each would be a request to an object store.
-_READ_AHEAD_BYTES = 1 << 18
-
 # A resampling filter has one phase per unit of the reduced ratio's numerator. Odd rates (17067 Hz) hardly reduce and
 # would need gigabytes. The nearest ratio with terms up to this limit is off by less than 1e-6, less than the clock of a
 # recorder.
 _LARGEST_RATIO_TERM = 2000
-
-_LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 100, 1_000_000
 
 # No encoding has such samples at full scale, even if its integers were read as fractions; the power fits a float32.
 _LARGEST_SAMPLE = 2.0**32
@@ -67,12 +55,22 @@ _DATE_AND_TIME = re.compile(
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """The header of a recording; `n_samples` is per channel."""
+    """The header of a recording, where it is wrong as its sound is.
+
+    Attributes:
+        n_samples: of each channel.
+        remark: what the ledger says of a header that is wrong although all sound is heard; None if it is right.
+        unheard: why sound that is announced, or that follows, is not heard; None if all is heard.
+        unheard_s: length of that sound, which begins at `duration_s`; None if it is unknown.
+    """
 
     duration_s: float
     sample_rate_hz: int
     channels: int
     n_samples: int
+    remark: str | None = None
+    unheard: str | None = None
+    unheard_s: float | None = None
 
 
 class Window(NamedTuple):
@@ -86,18 +84,24 @@ def probe_recording(uri: str) -> AudioHeader:
     """Read the header of a recording.
 
     Raises:
-        RecordingError: the file is missing, empty, no audio or without samples, or a WAV file is shorter or longer than
-            its header says. (Whether a FLAC file is truncated is only seen when its end is read.)
+        RecordingError: the file is missing, empty, no audio or without samples, or its header contradicts itself.
     """
-    with _open_sound(uri) as (sound, file):
-        if (wrong := audio_headers.partial(file)) is not None:
-            raise _refusal(uri, wrong)
+    with open_sound(uri) as (sound, correction):
         if sound.frames == 0:
-            raise _refusal(uri, "holds no samples: its header announces a length of zero. Remove or replace it.")
+            raise refusal(uri, "holds no samples: its header announces a length of zero. Remove or replace it.")
         if sound.frames >= _UNKNOWN_N_SAMPLES:
             wrong = "does not say how long it is (FLAC written into a pipe). Encode it again from file to file."
-            raise _refusal(uri, wrong)
-        return AudioHeader(sound.frames / sound.samplerate, sound.samplerate, sound.channels, sound.frames)
+            raise refusal(uri, wrong)
+        rate_hz = int(sound.samplerate)
+        return AudioHeader(
+            sound.frames / rate_hz,
+            rate_hz,
+            sound.channels,
+            sound.frames,
+            remark=None if correction.remark is None else f"{shown(uri)} {correction.remark}",
+            unheard=None if correction.unheard is None else f"{shown(uri)} {correction.unheard}",
+            unheard_s=correction.unheard_s,
+        )
 
 
 def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tuple[list[Window], float]:
@@ -135,21 +139,13 @@ def read_clip(
     Raises:
         RecordingError: the window cannot be read, is not whole, or holds samples that are no sound: NaN, infinite.
     """
-    with _open_sound(uri) as (sound, _):
-        rate = int(sound.samplerate)
-        start = round(onset_s * rate)
-        # The end is rounded, not the length: else a window that ends with its recording could want one sample more.
-        wanted = round((onset_s + duration_s) * rate) - start
-        samples = np.empty((0, 1), dtype=np.float32)
-        if start < sound.frames:
-            sound.seek(start)
-            # libsndfile would convert 16-bit samples to the same floats, but in many small pieces.
-            is_short = sound.subtype == "PCM_16"
-            samples = sound.read(frames=wanted, dtype="int16" if is_short else "float32", always_2d=True)
-            if is_short:
-                samples = np.multiply(samples, np.float32(2**-15), dtype=np.float32)
+    try:
+        samples, wanted, rate = _read_window(uri, onset_s, duration_s, until_s=onset_s + duration_s)
+    except DamagedError:
+        # The decoder looks for the last samples of a FLAC file in vain where the header announces too many.
+        samples, wanted, rate = _read_window(uri, onset_s, duration_s, until_s=math.inf)
     if len(samples) < wanted:
-        raise _refusal(
+        raise refusal(
             uri,
             f"is truncated: of the clip at {onset_s:g} s only {len(samples) / rate:.3f} s of {duration_s:g} s are "
             "there. Copy the file again, or index the folder anew if the file has changed.",
@@ -162,7 +158,7 @@ def read_clip(
             if math.isfinite(loudest)
             else f"NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)})"
         )
-        raise _refusal(uri, f"holds {wrong}. The program that wrote this file is at fault: export the recording again.")
+        raise refusal(uri, f"holds {wrong}. The program that wrote this file is at fault: export the recording again.")
     mono = samples[:, 0]
     if samples.shape[1] > 1:
         mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -173,6 +169,28 @@ def read_clip(
     clip = np.zeros(n_samples, dtype=np.float32)
     clip[: len(resampled)] = resampled
     return clip
+
+
+def _read_window(
+    uri: str, onset_s: float, duration_s: float, *, until_s: float
+) -> tuple[npt.NDArray[np.float32], int, int]:
+    """What there is of a window: the samples (n, channels), how many were wanted, and their rate in Hz."""
+    with open_sound(uri, until_s=until_s) as (sound, correction):
+        rate = int(sound.samplerate)
+        start = round(onset_s * rate)
+        # The end is rounded, not the length: else a window that ends with its recording could want one sample more.
+        wanted = round((onset_s + duration_s) * rate) - start
+        if start >= sound.frames:
+            return np.empty((0, 1), dtype=np.float32), wanted, rate
+        sound.seek(start)
+        if correction.is_s24_in_32:
+            words = sound.read(frames=wanted, dtype="int32", always_2d=True)
+            return np.multiply(lower_24_bits(uri, words), np.float32(2**-31), dtype=np.float32), wanted, rate
+        if sound.subtype == "PCM_16":
+            # libsndfile would convert 16-bit samples to the same floats, but in many small pieces.
+            steps = sound.read(frames=wanted, dtype="int16", always_2d=True)
+            return np.multiply(steps, np.float32(2**-15), dtype=np.float32), wanted, rate
+        return sound.read(frames=wanted, dtype="float32", always_2d=True), wanted, rate
 
 
 def recorded_at(name: str) -> datetime | None:
@@ -192,74 +210,6 @@ def recorded_at(name: str) -> datetime | None:
         (only,) = times
         return datetime.strptime(" ".join(only), "%Y %m %d %H %M %S")
     return None
-
-
-@contextlib.contextmanager
-def reasons(uri: str) -> Iterator[None]:
-    """Turn decoding errors of the block into `RecordingError`, and errors of the disk or store into `AccessError`."""
-    try:
-        yield
-    except soundfile.LibsndfileError as error:
-        raise _refusal(uri, "cannot be decoded: it is damaged or truncated. Copy it again.") from error
-    except FileNotFoundError as error:
-        wrong = "does not exist. Was it moved or removed since the folder was listed?"
-        raise AccessError(f"{shown(uri)} {wrong}") from error
-    except (OSError, pa.ArrowException) as error:
-        why = str(getattr(error, "strerror", None) or error).rstrip(".")
-        wrong = f"cannot be read: {why}. Check its permissions and the connection."
-        raise AccessError(f"{shown(uri)} {wrong}") from error
-
-
-@contextlib.contextmanager
-def _open_sound(uri: str) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
-    """The decoder, and the file below it."""
-    _refuse_no_file(uri)
-    with reasons(uri), storage.open_input(uri) as raw, for_decoder(raw, _READ_AHEAD_BYTES) as file:
-        # libsndfile accepts other formats, too, but silently shortens a truncated file of theirs.
-        if (wrong := audio_headers.foreign(file)) is not None:
-            raise _refusal(uri, wrong)
-        file.seek(0)
-        try:
-            sound = soundfile.SoundFile(file)
-        except soundfile.LibsndfileError as error:
-            wrong = f"is no audio file that can be decoded: {audio_headers.complaint(file)}."
-            raise _refusal(uri, wrong) from error
-        with sound:
-            if not _LOWEST_RATE_HZ <= sound.samplerate <= _HIGHEST_RATE_HZ:
-                raise _refusal(
-                    uri,
-                    f"has a sample rate of {sound.samplerate} Hz by its header, which cannot be right: "
-                    f"{_LOWEST_RATE_HZ} to {_HIGHEST_RATE_HZ} Hz are taken. Export the recording again.",
-                )
-            yield sound, file
-
-
-def _refuse_no_file(uri: str) -> None:
-    """Refuse a local path that is no regular file: opening a pipe would wait for ever."""
-    if storage.is_remote(uri):
-        return
-    path = storage.locate(uri)[1]
-    why = None
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            why = "cannot be read: it is a folder, no file"
-        elif not stat.S_ISREG(mode):
-            why = "cannot be read: it is a pipe or a device, no file"
-    except FileNotFoundError:
-        if os.path.islink(path):
-            why = f"is a link to {shown(os.readlink(path))}, which does not exist"
-        elif storage.NO_TEXT in path:
-            why = "cannot be opened: its name is not valid text (UTF-8). Rename it"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            why = "is a link that leads back to itself"
-    if why is not None:
-        raise _refusal(uri, f"{why}.")
-
-
-def _refusal(uri: str, wrong: str) -> RecordingError:
-    return RecordingError(f"{shown(uri)} {wrong}")
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from faithad import storage
-from faithad.clips.recordings import count_bad, reasons
+from faithad.clips.recordings import count_bad
+from faithad.clips.sound_files import reasons
 from faithad.errors import RecordingError
 
 _HOW_TO_SAVE = "Write it with torch.save(tensor, path), tensor being float32 of shape (mel bands, frames)."

@@ -212,8 +212,9 @@ def opened_since(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
     ledger = storage.join(run.out, layout.INDEX_LEDGER)
     if not storage.exists(ledger):
         return []
-    rows = storage.read_table(ledger, columns=["recording", "status"]).to_pylist()
-    failed = {row["recording"] for row in rows if row["status"] == "failed"}
+    rows = storage.read_table(ledger, columns=["recording", "onset_s", "status"]).to_pylist()
+    # A part that failed has an onset: its recording was opened.
+    failed = {row["recording"] for row in rows if row["status"] == "failed" and row["onset_s"] is None}
     again = [recording for recording in recordings if recording.path in failed]
     headers = read_headers(again, marks=storage.join(run.out, layout.HEADER_ATTEMPTS))
     return [recording.path for recording, header in zip(again, headers, strict=True) if not isinstance(header, str)]
@@ -226,8 +227,11 @@ def _write(root: str, manifest: pa.Table, ledger: Sequence[LedgerRow]) -> None:
 
 
 def _left_over(ledger: Sequence[LedgerRow]) -> str:
-    parts = count(len(ledger), "recording or part of one", "recordings or parts of them")
-    return f", {parts} skipped or failed" if ledger else ""
+    n_remarks = sum(row["status"] == "done" for row in ledger)
+    n_left = len(ledger) - n_remarks
+    parts = count(n_left, "recording or part of one", "recordings or parts of them")
+    remarks = count(n_remarks, "header", "headers")
+    return (f", {parts} skipped or failed" if n_left else "") + (f", {remarks} corrected" if n_remarks else "")
 
 
 def _require_both_splits(rows: Sequence[ClipRow], ledger: Sequence[LedgerRow]) -> None:

@@ -20,7 +20,7 @@ class LedgerView:
     clips: by status.
     hours: of sound by status, as far as lengths are known.
     rejected: what never became a clip, in words; empty where there is nothing.
-    rows: the first rows of what did not go through, failures before skips.
+    rows: the first rows that have a reason: failures, then skips, then headers that were corrected.
     more: how many further rows there are.
     """
 
@@ -40,13 +40,16 @@ def ledger_view(ledger: pd.DataFrame) -> LedgerView:
     is_clip = ledger["clip_id"].notna()
     clips = ledger[is_clip]["status"].value_counts()
     hours = ledger.groupby("status")["duration_s"].sum() / 3_600
-    n_rejected = int((~is_clip).sum())
+    n_rejected = int((~is_clip & (ledger["status"] != "done")).sum())
     pieces = count(n_rejected, "piece of recordings", "pieces of recordings")
-    bad = ledger[ledger["status"] != "done"].sort_values(["status", "recording", "onset_s"], kind="stable")
+    # A row that is done and has a reason is about a header that was corrected.
+    told = ledger[(ledger["status"] != "done") | ledger["reason"].notna()]
+    order = told["status"].map({"failed": 0, "skipped": 1, "done": 2})
+    bad = told.assign(order=order).sort_values(["order", "recording", "onset_s"], kind="stable")
     return LedgerView(
         clips={status: int(clips.get(status, 0)) for status in schemas.STATUSES},
         hours={status: float(hours.get(status, 0.0)) for status in schemas.STATUSES},
         rejected=f"{pieces} (a whole file or its rest) never became clips" if n_rejected else "",
-        rows=records(bad.head(MAX_ROWS)),  # "failed" sorts before "skipped"
+        rows=records(bad.head(MAX_ROWS)),
         more=max(0, len(bad) - MAX_ROWS),
     )

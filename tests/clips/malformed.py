@@ -2,7 +2,8 @@
 
 Each `Entry` says what must become of its file.
 
-    audited   its clip is scored; where it is `plain`, exactly as the same sound in an ordinary file
+    audited   its clip is scored; where it is `plain`, exactly as the same sound in an ordinary file. What was wrong
+              with its header, or is not heard, stands in the ledger beside: it matches `reason`
     failed    it stands in the ledger, and somebody should look at it: the reason matches `reason`
     skipped   it stands in the ledger, left out by rule: the reason matches `reason`
     absent    it is nowhere, because what it leads to is listed already
@@ -23,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from tests.clips.sound_bytes import (
+    RATE_HZ,
     at_rate,
     chunk,
     encoded,
@@ -36,7 +38,9 @@ from tests.clips.sound_bytes import (
     pcm,
     rf64,
     riff,
+    s24_in_32,
     sound,
+    verbatim_flac,
     wav,
     with_bad,
 )
@@ -78,10 +82,13 @@ failed = partial(Entry, outcome="failed")
 skipped = partial(Entry, outcome="skipped")
 
 FMT = chunk(b"fmt ", fmt())
+EMPTY = chunk(b"note", b"") * 200_000
 UNREADABLE = "unreadable.wav"
 NO_AUDIO = "is no audio file that can be decoded"
 TRUNCATED = "(is truncated|damaged or truncated).*[Cc]opy"
 UNFINISHED = "never finished its header"
+OPEN = "without a length"
+CONVERT = "Convert it: ffmpeg -i "
 SHORT = "shorter than a clip"
 FAULT = "The program that wrote this file is at fault"
 
@@ -128,11 +135,34 @@ HEADERS = [
     plain("fmt of 40 bytes.wav", lambda s: wav(s, extra=bytes(24))),
     plain("bytes per second wrong.wav", lambda s: wav(s, bytes_per_s=1)),
     plain("frame of no bytes.wav", lambda s: wav(s, frame_bytes=0)),
-    plain("frame of 3 bytes.wav", lambda s: wav(s, frame_bytes=3)),
+    failed("frame of 3 bytes.wav", lambda s: wav(s, frame_bytes=3), reason="contradicts itself.*2 bytes.*says 3"),
+    failed("frame of 4 bytes.wav", lambda s: wav(s, frame_bytes=4), reason="contradicts itself.*2 bytes.*says 4"),
+    plain("frame of 3 bytes, but not by the second.wav", lambda s: wav(s, frame_bytes=3, bytes_per_s=2 * RATE_HZ)),
+    plain("20 bits in 3 bytes.wav", lambda s: wav(s, bits=24, tag=0xFFFE, extra=extensible(1, 20))),
+    plain("S24_LE.wav", s24_in_32, reason="lower three"),
+    plain("S24_LE, quiet.wav", lambda s: s24_in_32(s), reason="lower three"),
+    plain("S24_LE of 2 channels.wav", lambda s: s24_in_32(s, channels=2), reason="lower three"),
+    failed(
+        "24 bits in the upper three bytes.wav",
+        lambda s: riff(chunk(b"fmt ", fmt(bits=24, frame_bytes=4)), chunk(b"data", pcm(s, 32))),
+        reason="not the lower three",
+    ),
     plain("RIFF size zero.wav", lambda s: riff(FMT, data(s), size=0)),
     plain("RIFF size too small.wav", lambda s: riff(FMT, data(s), size=1000)),
     plain("RIFF size too large.wav", lambda s: riff(FMT, data(s), size=2**31)),
-    plain("sizes open.wav", lambda s: riff(FMT, data(s, size=2**32 - 1), size=2**32 - 1)),
+    plain("sizes open.wav", lambda s: riff(FMT, data(s, size=2**32 - 1), size=2**32 - 1), reason=OPEN),
+    plain("sizes of arecord.wav", lambda s: riff(FMT, data(s, size=2**31), size=2**31 + 36), reason=OPEN),
+    plain("sizes of SoX.wav", lambda s: riff(FMT, data(s, size=0x7FFFF000), size=0x7FFFF024), reason=OPEN),
+    plain("data size zero.wav", lambda s: riff(FMT, data(s, size=0)), reason=OPEN),
+    plain("RF64 of negative size.wav", lambda s: rf64(s, n_bytes=2**64 - 1), reason=OPEN),
+    plain("RF64 of no size.wav", lambda s: rf64(s, n_bytes=0), reason=OPEN),
+    plain("44 bytes too many.wav", lambda s: riff(FMT, data(s, size=2 * len(s) + 44)), reason=TRUNCATED),
+    plain("two joined.wav", lambda s: wav(s) + wav(s), reason="two or more WAV files"),
+    plain(
+        "two joined, with notes.wav", lambda s: riff(FMT, data(s), chunk(b"LIST", b"a")) + rf64(s), reason="two or m"
+    ),
+    plain("200,000 chunks behind.wav", lambda s: riff(FMT, data(s), EMPTY)),
+    failed("200,000 chunks before.wav", lambda s: riff(FMT, EMPTY, data(s)), reason="more than 1000 chunks"),
     plain("odd number of bytes.wav", lambda s: riff(FMT, chunk(b"data", pcm(s) + b"\1"))),
     plain("notes before.wav", lambda s: riff(chunk(b"note", b"saw 2"), FMT, chunk(b"LIST", b"abc"), data(s))),
     plain("notes behind.wav", lambda s: riff(FMT, data(s), chunk(b"LIST", b"INFO"), chunk(b"junk", b"x" * 9999))),
@@ -141,9 +171,8 @@ HEADERS = [
     Entry("A-law.wav", lambda s: encoded(s / 128, format="WAV", subtype="ALAW")),
     Entry("IMA ADPCM.wav", lambda s: encoded(s / 128, format="WAV", subtype="IMA_ADPCM")),
     Entry("Microsoft ADPCM.wav", lambda s: encoded(s / 128, format="WAV", subtype="MS_ADPCM")),
-    failed("data size zero.wav", lambda s: riff(FMT, data(s, size=0)), reason=UNFINISHED),
     failed("data size too small.wav", lambda s: riff(FMT, data(s, size=len(s))), reason=UNFINISHED),
-    failed("data size too large.wav", lambda s: riff(FMT, data(s, size=2**31)), reason=TRUNCATED),
+    failed("data size too large.wav", lambda s: riff(FMT, data(s[:-1], size=2**30)), reason=TRUNCATED),
     failed("beyond 4 GiB.wav", place=outgrow, reason="outgrown the 4 GiB"),
     failed("fmt missing.wav", lambda s: riff(data(s)), reason=r"'fmt '.*missing"),
     failed("fmt behind the sound.wav", lambda s: riff(data(s), FMT), reason="stands before"),
@@ -167,14 +196,24 @@ HEADERS = [
     failed("rate of 4 GHz.wav", lambda s: wav(s, rate_hz=4_000_000_000), reason="4000000000 Hz"),
     failed("no bits.wav", lambda s: riff(chunk(b"fmt ", fmt(bits=0)), data(s)), reason=r"\b0 bits"),
     failed("unknown encoding.wav", lambda s: wav(s, tag=0x1234), reason="encoding 4660"),
-    failed("MP3 in WAV.wav", lambda s: wav(s, tag=0x55, extra=bytes(14)), reason="MP3"),
-    failed("AIFF.wav", lambda s: encoded(s / 128, format="AIFF"), reason="AIFF"),
-    failed("AU.wav", lambda s: encoded(s / 128, format="AU"), reason="AU"),
-    failed("MP3.wav", lambda s: encoded(s / 128, 16_000, format="MP3"), reason="MP3"),
-    failed("Vorbis.wav", lambda s: encoded(s / 128, format="OGG"), reason="Ogg"),
-    failed("W64.wav", lambda s: encoded(s / 128, format="W64"), reason="W64"),
+    failed("MP3 in WAV.wav", lambda s: wav(s, tag=0x55, extra=bytes(14)), reason=f"MP3.*{CONVERT}"),
+    failed("AIFF.wav", lambda s: encoded(s / 128, format="AIFF"), reason=f"AIFF.*{CONVERT}AIFF.wav AIFF.flac"),
+    failed("AU.wav", lambda s: encoded(s / 128, format="AU"), reason=f"AU.*{CONVERT}"),
+    failed("MP3.wav", lambda s: encoded(s / 128, 16_000, format="MP3"), reason=f"MP3.*{CONVERT}"),
+    failed("Vorbis.wav", lambda s: encoded(s / 128, format="OGG"), reason=f"Ogg.*{CONVERT}"),
+    failed("Opus.wav", lambda s: encoded(s / 128, 16_000, format="OGG", subtype="OPUS"), reason=f"Ogg.*{CONVERT}"),
+    failed("M4A.wav", lambda s: b"\0\0\0\x20ftypM4A " + bytes(99), reason=f"M4A.*{CONVERT}"),
+    failed("W64.wav", lambda s: encoded(s / 128, format="W64"), reason=f"W64.*{CONVERT}"),
+    *(
+        failed(
+            f"{subtype}.wav",
+            lambda s, subtype=subtype: encoded(s / 128, 8_000, format="WAV", subtype=subtype),
+            reason=f"{title}.*no part.*{CONVERT}",
+        )
+        for subtype, title in (("GSM610", "GSM 6.10"), ("G721_32", "G721"), ("NMS_ADPCM_32", "NMS ADPCM"))
+    ),
     failed("ZIP.wav", archive, reason="ZIP"),
-    failed("letter.wav", lambda s: b"Dear mill, the recorder is broken.\n" * 99, reason="Dear mill"),
+    failed("letter.wav", lambda s: b"Dear mill, the recorder is broken.\n" * 99, reason="it holds text"),
     failed("web page.flac", lambda s: b"<!DOCTYPE html><p>404", reason="web page"),
     failed("zeros.wav", lambda s: bytes(5000), reason="zeros"),
     plain("FLAC.wav", flac),
@@ -187,9 +226,20 @@ HEADERS = [
     failed("cut in the middle.flac", lambda s: flac(s)[: len(flac(s)) // 2], reason=TRUNCATED),
     failed("cut in the header.flac", lambda s: flac(s)[:30], reason="FLAC header is damaged"),
     failed("damaged in the middle.flac", lambda s: damaged(flac(s)), reason=TRUNCATED),
-    failed("no length.flac", lambda s: patched_flac(s, 13, flac_length(0)), reason="does not say how long"),
-    failed("too long by its header.flac", lambda s: patched_flac(s, 13, flac_length(2 * len(s))), reason=TRUNCATED),
-    failed("too long by far.flac", lambda s: patched_flac(s, 13, flac_length(2**36 - 1)), reason="can hold"),
+    plain("no length.flac", lambda s: patched_flac(s, 13, flac_length(0)), reason="does not say how long"),
+    plain("too long by its header.flac", lambda s: patched_flac(s, 13, flac_length(2 * len(s))), reason=TRUNCATED),
+    plain("too long by far.flac", lambda s: patched_flac(s, 13, flac_length(2**36 - 1)), reason="can hold"),
+    plain("too short by its header.flac", lambda s: patched_flac(s, 13, flac_length(len(s) // 3)), reason="goes on"),
+    failed("two joined.flac", lambda s: flac(s) + flac(s), reason="two or more FLAC files"),
+    *(
+        failed(
+            f"{bits} bits.flac",
+            lambda s, bits=bits: verbatim_flac(s << bits - 8, bits=bits),
+            reason=f"of {bits} bits a sample.*ffmpeg -i '{bits} bits.flac' .* '{bits} bits.wav'",
+        )
+        for bits in (12, 20, 32)
+    ),
+    plain("not compressed.flac", lambda s: verbatim_flac(s << 8)),
 ]
 
 LENGTHS = [
@@ -267,7 +317,11 @@ PLACES = [
     failed("<b>bold.wav", lambda s: b"", reason="0 bytes"),
     failed("not text \udce9\udcff.wav", wav, reason="not valid text.*Rename"),
     skipped(".hidden.wav", wav, reason="hidden"),
-    skipped("other format.mp3", lambda s: encoded(s / 128, 16_000, format="MP3"), reason="convert"),
+    skipped(
+        "other format.mp3",
+        lambda s: encoded(s / 128, 16_000, format="MP3"),
+        reason="ffmpeg -i 'other format.mp3' 'other format.flac'",
+    ),
     failed("folder.wav", place=lambda path, s: path.mkdir(), reason="is a folder"),
     plain("folder with sound.wav/inside.wav", place=put_inside),
     failed("pipe.wav", place=lambda path, s: os.mkfifo(path), reason="is a pipe"),

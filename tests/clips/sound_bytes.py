@@ -69,10 +69,10 @@ def extensible(tag: int, valid_bits: int) -> bytes:
     return struct.pack("<HHI", 22, valid_bits, 4) + guid
 
 
-def rf64(steps: np.ndarray) -> bytes:
-    """A file of more than 4 GiB in form, if not in size (EBU Tech 3306)."""
+def rf64(steps: np.ndarray, *, n_bytes: int | None = None) -> bytes:
+    """A file of more than 4 GiB in form, if not in size (EBU Tech 3306); `n_bytes` of sound are announced."""
     data = pcm(steps)
-    sizes = struct.pack("<QQQI", len(data) + 72, len(data), len(steps), 0)
+    sizes = struct.pack("<QQQI", len(data) + 72, len(data) if n_bytes is None else n_bytes, len(steps), 0)
     chunks = chunk(b"ds64", sizes), chunk(b"fmt ", fmt()), chunk(b"data", data, size=0xFFFFFFFF)
     return riff(*chunks, form=b"RF64", size=0xFFFFFFFF)
 
@@ -93,6 +93,45 @@ def patched_flac(steps: np.ndarray, first: int, fields: bytes) -> bytes:
     content = bytearray(flac(steps))
     content[8 + first : 8 + first + len(fields)] = fields
     return bytes(content)
+
+
+def verbatim_flac(samples: np.ndarray, *, bits: int = 16, block: int = 1000, n_announced: int | None = None) -> bytes:
+    """FLAC without compression, after RFC 9639: one channel of `bits` a sample, blocks of any size."""
+    n_announced = len(samples) if n_announced is None else n_announced
+    info = block.to_bytes(2, "big") * 2 + bytes(6)
+    info += (RATE_HZ << 44 | (bits - 1) << 36 | n_announced).to_bytes(8, "big") + bytes(16)
+    frames = [
+        _verbatim_frame(samples[start : start + block], start // block, bits) for start in range(0, len(samples), block)
+    ]
+    return b"fLaC\x80\0\0\x22" + info + b"".join(frames)
+
+
+def _verbatim_frame(samples: np.ndarray, number: int, bits: int) -> bytes:
+    # Size of the block in two bytes, rate and bits as in the file's header, one channel.
+    head = b"\xff\xf8\x70\x00" + chr(number).encode() + (len(samples) - 1).to_bytes(2, "big")
+    head += bytes([_remainder(head, 0x07, 8)])
+    sound = "".join(f"{int(sample) & (1 << bits) - 1:0{bits}b}" for sample in samples)
+    sound += "0" * (-len(sound) % 8)
+    body = head + b"\x02" + int(sound, 2).to_bytes(len(sound) // 8, "big")
+    return body + _remainder(body, 0x8005, 16).to_bytes(2, "big")
+
+
+def _remainder(content: bytes, polynomial: int, bits: int) -> int:
+    """The cyclic redundancy check, by long division."""
+    value = 0
+    for byte in content:
+        value ^= byte << bits - 8
+        for _ in range(8):
+            value <<= 1
+            if value >> bits:
+                value ^= 1 << bits | polynomial
+    return value
+
+
+def s24_in_32(steps: np.ndarray, channels: int = 1) -> bytes:
+    """What `arecord -f S24_LE` writes: 24 bits in the lower three of four bytes."""
+    data = np.repeat(steps << 16, channels).astype("<i4").tobytes()
+    return riff(chunk(b"fmt ", fmt(bits=24, frame_bytes=4 * channels, channels=channels)), chunk(b"data", data))
 
 
 def flac_length(n_samples: int) -> bytes:

@@ -35,7 +35,7 @@ def found(corpus: Path) -> dict[str, Recording]:
 
 
 def outcome(recording: Recording) -> tuple[str, str, list[np.ndarray]]:
-    """What becomes of a recording, why, and its clips."""
+    """What becomes of a recording, why, or what else the ledger says of it, and its clips."""
     try:
         header = probe_recording(recording.uri)
         rows, ledger = cut_recording(recording, header, clip_s=CLIP_S, remainder="drop")
@@ -45,7 +45,9 @@ def outcome(recording: Recording) -> tuple[str, str, list[np.ndarray]]:
         ]
     except RecordingError as error:
         return "failed", str(error), []
-    return ("audited" if clips else "skipped"), "".join(row["reason"] or "" for row in ledger), clips
+    statuses = {row["status"] for row in ledger}
+    became = "audited" if clips else "failed" if "failed" in statuses else "skipped"
+    return became, " ".join(row["reason"] or "" for row in ledger), clips
 
 
 def test_the_corpus_is_large_and_its_names_differ() -> None:
@@ -74,8 +76,11 @@ def test_entry(entry: Entry, found: dict[str, Recording]) -> None:
         return
     became, reason, clips = outcome(found[entry.listed])
     assert became == entry.outcome, reason
+    assert re.search(entry.reason, reason, re.DOTALL), reason
+    if entry.plain and not entry.reason:
+        assert not reason
+    assert "Dear" not in reason, "contents are quoted"
     if became == "failed":
-        assert re.search(entry.reason, reason, re.DOTALL)
         # Without its own name, which may be anything, except that it may not break a line or colour a terminal.
         assert reason.isprintable()
         assert not JARGON.search(reason.partition(entry.listed)[2] or reason)

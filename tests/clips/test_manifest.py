@@ -87,6 +87,22 @@ def test_a_dropped_remainder_is_in_the_ledger() -> None:
     assert ledger[0]["reason"] == "the recording, 4 s, is shorter than a clip of 10 s (remainder: drop)"
 
 
+def test_what_was_wrong_with_a_header_is_in_the_ledger() -> None:
+    """A remark is about no second of the recording; what is not heard begins where the clips end."""
+    recording = Recording("test/a.wav", "/x/a.wav", "test")
+    corrected = replace(header(20.0), remark="/x/a.wav goes on.")
+    rows, (remark,) = cut_recording(recording, corrected, clip_s=10.0, remainder="drop")
+    assert len(rows) == 2
+    assert (remark["status"], remark["reason"], remark["clip_id"]) == ("done", "/x/a.wav goes on.", None)
+    assert (remark["onset_s"], remark["duration_s"]) == (0.0, 0.0)
+    truncated = replace(header(25.0), unheard="/x/a.wav is truncated.", unheard_s=7.0)
+    rows, ledger = cut_recording(recording, truncated, clip_s=10.0, remainder="drop")
+    assert [(row["status"], row["onset_s"], row["duration_s"]) for row in ledger] == [
+        ("skipped", 20.0, 5.0),
+        ("failed", 25.0, 7.0),
+    ]
+
+
 def test_a_label_of_the_split_table_reaches_the_clips() -> None:
     recording = Recording("a.wav", "/a.wav", "test", label=1, anomaly_type="stuck")
     rows, _ = cut_recording(recording, header(20.0), clip_s=10.0, remainder="drop")

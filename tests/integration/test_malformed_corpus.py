@@ -77,13 +77,13 @@ def test_every_odd_file_is_audited_or_in_the_ledger_with_its_reason(
         if entry.outcome == "absent":
             continue
         found = rows[f"corpus/{entry.listed}"]
+        if entry.reason:
+            reasons = found["reason"].dropna().tolist()
+            assert any(re.search(entry.reason, reason, re.DOTALL) for reason in reasons), (entry.listed, reasons)
         wanted = "done" if entry.outcome == "audited" else entry.outcome
         assert wanted in set(found["status"]), (entry.listed, found["reason"].tolist())
         if wanted != "done":
             assert "done" not in set(found["status"])
-            assert any(re.search(entry.reason, reason, re.DOTALL) for reason in found["reason"]), found[
-                "reason"
-            ].tolist()
     listed = {f"corpus/{entry.listed}" for entry in audited[0]}
     assert {name for name in rows if name.startswith("corpus/")} <= listed
 
@@ -92,26 +92,34 @@ def test_every_second_of_what_can_be_read_is_accounted_for(
     audited: tuple[list[Entry], Path, Outcome], ledger: pd.DataFrame, mill: Path
 ) -> None:
     accounted = ledger.groupby("recording")["duration_s"].sum()
+    missing = ledger[ledger["clip_id"].isna() & (ledger["status"] == "failed")].groupby("recording")["duration_s"].sum()
     files = {f"corpus/{entry.listed}": audited[1].parent / "corpus" / entry.listed for entry in audited[0]}
     files |= {f"test/{path.name}": path for path in (mill / "test").glob("*.wav")}
     read = ledger[ledger["onset_s"].notna()]["recording"].unique()
     assert len(read) > 80
     for name in read:
-        assert accounted[name] == pytest.approx(probe_recording(str(files[name])).duration_s, abs=1e-3), name
+        heard_s = accounted[name] - missing.get(name, 0.0)
+        assert heard_s == pytest.approx(probe_recording(str(files[name])).duration_s, abs=1e-3), name
 
 
 def test_the_last_line_and_the_counts_tell_of_them(
     audited: tuple[list[Entry], Path, Outcome], ledger: pd.DataFrame
 ) -> None:
     entries, out, outcome = audited
-    statuses = ledger["status"].value_counts()
+    is_remark = ledger["clip_id"].isna() & (ledger["status"] == "done")
+    assert is_remark.sum() >= 10
+    statuses = ledger[~is_remark]["status"].value_counts()
     assert (outcome.n_done, outcome.n_failed, outcome.n_skipped) == tuple(
         statuses[status] for status in ("done", "failed", "skipped")
     )
     assert outcome.n_done >= 8 + sum(entry.outcome == "audited" for entry in entries)
     assert outcome.n_failed >= sum(entry.outcome == "failed" for entry in entries)
     clips_failed = int((ledger["status"].eq("failed") & ledger["clip_id"].notna()).sum())
-    assert f"{clips_failed} failed, {outcome.n_failed - clips_failed} recordings unreadable" in outcome.line
+    incomplete = int((ledger["status"].eq("failed") & ledger["clip_id"].isna() & ledger["onset_s"].notna()).sum())
+    unreadable = outcome.n_failed - clips_failed - incomplete
+    assert (
+        f"{clips_failed} failed, {unreadable} recordings unreadable, {incomplete} recordings incomplete" in outcome.line
+    )
     assert f"see {out}/ledger.parquet" in outcome.line
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from faithad import schemas, storage
 from faithad.audit.raised_alarm import raised_alarm
+from faithad.clips.ledger import ledger_row, ledger_table
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config.audit import AuditRun
@@ -15,6 +17,7 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.pipelines import index
+from faithad.runs import layout
 from faithad.settings import FeatureSettings
 
 
@@ -24,6 +27,11 @@ from faithad.settings import FeatureSettings
         ([20.0, 10.0], "index: 3 clips of 2 recordings"),
         ([10.0, None], "index: 1 clip of 1 recording, 1 recording or part of one skipped or failed"),
         ([25.0, None, 3.0], "index: 2 clips of 1 recording, 3 recordings or parts of them skipped or failed"),
+        ([-20.0, 10.0], "index: 3 clips of 2 recordings, 1 header corrected"),
+        (
+            [-20.0, -10.0, None],
+            "index: 3 clips of 2 recordings, 1 recording or part of one skipped or failed, 2 headers corrected",
+        ),
     ],
 )
 def test_what_is_said_of_the_clips(
@@ -33,13 +41,32 @@ def test_what_is_said_of_the_clips(
     seconds: list[float | None],
     said: str,
 ) -> None:
-    headers = [AudioHeader(s, 8_000, 1, int(8_000 * s)) if s else "cannot be decoded" for s in seconds]
+    """A negative length: the header was corrected."""
+    headers = [
+        AudioHeader(abs(s), 8_000, 1, int(8_000 * abs(s)), remark="goes on" if s < 0 else None)
+        if s
+        else "cannot be decoded"
+        for s in seconds
+    ]
     monkeypatch.setattr(index, "read_headers", lambda *_, **__: iter(headers))
     (tmp_path / "mill").mkdir()
     run = AuditRun(model="m", recordings=(str(tmp_path / "mill"),), out=str(tmp_path / "out"), remainder="drop")
     recordings = [Recording(f"mill/{k}.wav", f"{tmp_path}/mill/{k}.wav", "test") for k in range(len(seconds))]
     index.index_recordings(run, recordings, {}, clip_s=10.0)
     assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+def test_a_recording_whose_end_is_missing_is_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was opened: only what has no clip at all may be readable now."""
+    ledger = [
+        ledger_row("mill/a.wav", "failed", "is truncated", onset_s=20.0, duration_s=5.0),
+        ledger_row("mill/b.wav", "failed", "cannot be read"),
+    ]
+    storage.write_table(ledger_table(ledger), str(tmp_path / layout.INDEX_LEDGER), schema=schemas.LEDGER)
+    monkeypatch.setattr(index, "read_headers", lambda some, **_: iter(AudioHeader(1.0, 8_000, 1, 8_000) for _ in some))
+    run = AuditRun(model="m", recordings=("mill",), out=str(tmp_path))
+    recordings = [Recording(f"mill/{name}.wav", f"/mill/{name}.wav", "test") for name in "abc"]
+    assert index.opened_since(run, recordings) == ["mill/b.wav"]
 
 
 @pytest.mark.parametrize(
