@@ -21,7 +21,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from faithad.config.data import Data
-from faithad.config.file import parse, read_text
+from faithad.config.file import parse
 from faithad.config.sections import (
     Alarm,
     Attribution,
@@ -37,6 +37,7 @@ from faithad.config.sections import (
     compiled_without_gpu,
     refuse,
 )
+from faithad.config.yaml_text import read_text
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
 from faithad.settings import FeatureSettings, n_hidden_patches

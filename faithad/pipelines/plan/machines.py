@@ -8,8 +8,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from faithad.config.file import parse, read_text
+from faithad.config.file import parse
 from faithad.config.sections import AnySection, Section
+from faithad.config.yaml_text import read_text
 from faithad.pipelines.cluster.machines import Nodes
 from faithad.pipelines.cluster.session import usable_cores
 
