@@ -31,8 +31,8 @@ from faithad.attribution.methods import PAPER_METHODS
 from faithad.audit.finished import require_finished
 from faithad.audit.shard import AuditModel, audit_clips
 from faithad.clips.recordings import Remainder, cut_windows, probe_recording, read_clip
-from faithad.config.yaml_text import read_mapping, read_text
 from faithad.config.sections import Attribution, Audit
+from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation import temporal
 from faithad.evaluation.arrays import Bools
