@@ -39,8 +39,7 @@ def ray_session() -> Iterator[None]:
     In a submitted job RAY_ADDRESS is set and the job's cluster is joined. Without one, a local Ray is started on the
     cores that this process may use, for this user alone: it has no dashboard, listens on loopback, asks for a token,
     and keeps its sockets and logs in a folder that nobody else may enter. That folder goes at the end, but stays after
-    an error, which may tell the user to look into it. (One socket is open to other machines: the store in which
-    PyTorch's workers find each other, where several share a training. It can be told no address.)
+    an error, which may tell the user to look into it.
 
     Raises:
         ConfigError: RAY_ADDRESS is not the address of a head.
