@@ -23,7 +23,7 @@ def work(rank: int, pipe: Connection, interface: str | None, is_one_machine: boo
     if rank == 0:
         pipe.send(open_meeting_point(is_one_machine=is_one_machine, interface=interface))
     host, port = pipe.recv()
-    meet(host, port, rank=rank, n_workers=2, backend="gloo", timeout_s=60, interface=interface or "lo")
+    meet(host, port, worker_rank=rank, n_workers=2, backend="gloo", timeout_s=60, interface=interface or "lo")
     total = torch.tensor([rank + 1.0])
     dist.all_reduce(total)
     listening = [c.laddr for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN]

@@ -57,7 +57,7 @@ class _Meeting(_TorchBackend):  # type: ignore[misc]
                     meet,
                     host,
                     port,
-                    rank=rank,
+                    worker_rank=rank,
                     n_workers=len(worker_group),
                     backend="nccl" if has_gpus else "gloo",
                     timeout_s=backend_config.timeout_s,
@@ -83,15 +83,15 @@ def open_meeting_point(*, is_one_machine: bool, interface: str | None) -> tuple[
 
 
 def meet(
-    host: str, port: int, *, rank: int, n_workers: int, backend: str, timeout_s: float, interface: str | None
+    host: str, port: int, *, worker_rank: int, n_workers: int, backend: str, timeout_s: float, interface: str | None
 ) -> None:
     """Join the process group, in each worker; the first one holds the store."""
     for variable in _INTERFACE_VARIABLES if interface else ():
         os.environ.setdefault(variable, str(interface))
     timeout = timedelta(seconds=timeout_s)
-    listening = {"master_listen_fd": _listening.pop().detach()} if rank == 0 else {}
-    store = dist.TCPStore(host, port, n_workers, rank == 0, timeout=timeout, **listening)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=n_workers, timeout=timeout)
+    listening = {"master_listen_fd": _listening.pop().detach()} if worker_rank == 0 else {}
+    store = dist.TCPStore(host, port, n_workers, worker_rank == 0, timeout=timeout, **listening)
+    dist.init_process_group(backend, store=store, rank=worker_rank, world_size=n_workers, timeout=timeout)
 
 
 def _machine() -> str:
