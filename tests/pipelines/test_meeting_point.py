@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from faithad.errors import ConfigError
+from faithad.pipelines.training import meeting_point
 from faithad.pipelines.training.meeting_point import meet, open_meeting_point
 
 Place = tuple[str, int]
@@ -59,6 +60,7 @@ def test_without_an_interface_the_addresses_of_the_cluster_are_used(monkeypatch:
     socket.create_connection((host, port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+    meeting_point._listening.pop().close()
 
 
 def test_an_interface_that_is_not_there_is_named_beside_those_that_are() -> None:

@@ -89,8 +89,10 @@ def meet(
     for variable in _INTERFACE_VARIABLES if interface else ():
         os.environ.setdefault(variable, str(interface))
     timeout = timedelta(seconds=timeout_s)
-    listening = {"master_listen_fd": _listening.pop().detach()} if worker_rank == 0 else {}
-    store = dist.TCPStore(host, port, n_workers, worker_rank == 0, timeout=timeout, **listening)
+    listening = _listening.pop().detach() if worker_rank == 0 else None
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, n_workers, worker_rank == 0, timeout=timeout, master_listen_fd=listening
+    )
     dist.init_process_group(backend, store=store, rank=worker_rank, world_size=n_workers, timeout=timeout)
 
 
