@@ -32,8 +32,8 @@ from faithad.attribution.methods import PAPER_METHODS
 from faithad.audit.finished import require_finished
 from faithad.audit.shard import AuditModel, audit_clips
 from faithad.clips.recordings import Remainder, cut_windows, probe_recording, read_clip
-from faithad.config.file import read_mapping
 from faithad.config.sections import Attribution, Audit
+from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation import temporal
 from faithad.evaluation.arrays import Bools
@@ -311,13 +311,14 @@ def open_study(root: str | Path) -> StudyResults:
 
     Raises:
         StudyError: there is no study, or a newer faithad made it.
+        ConfigError: its `study.yaml` is damaged.
     """
     root = str(root)
     require_readable(root)
     location = storage.join(root, layout.STUDY)
     if not storage.exists(location):
         raise StudyError(f"There is no study in {root}: no {layout.STUDY}. Check the folder, or run the study first.")
-    settings, _ = read_mapping(storage.read_text(location), name=location)
+    settings, _ = read_mapping(read_text(location), name=location)
     return StudyResults(root, settings, run_folders(root, "models"), tuple(_tables_in(root)))
 
 

@@ -24,6 +24,10 @@ ENVIRONMENT = {
 # Rarely needed: no hint if it is not set.
 _SELDOM_SET = {"AWS_SESSION_TOKEN"}
 
+_EXPIRED = re.compile(r"ExpiredToken|TokenExpired|EXPIRED_TOKEN|invalid_grant|token .*expired", re.IGNORECASE)
+# S3 answers so where it may send no text and the credentials have expired.
+_BARE_400 = re.compile(r"HTTP status 400.*No response body", re.IGNORECASE)
+
 # The punctuation that stays unquoted in a URI: `%` only before two hex digits, `#` never, since it is part of a name.
 _IN_URI = "".join(set(string.punctuation) - set('"#<>[\\]^`{|}'))
 _BARE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -71,9 +75,19 @@ def name_of(location: str) -> str:
     return location.rstrip("/").rsplit("/", 1)[-1]
 
 
+def have_expired(error: Exception) -> bool:
+    """Whether a store says that the credentials were valid and no longer are."""
+    return _EXPIRED.search(str(error)) is not None
+
+
 def store_message(error: Exception, location: str) -> str:
-    """The message of a store's error, and the names of the environment variables that are not set, never a value."""
+    """The message of a store's error, and what to do: renew credentials, or set environment variables, by name."""
+    text = str(error).rstrip(".")
+    if have_expired(error):
+        return f"{text}. The credentials have expired: renew them; the same command goes on."
+    if _BARE_400.search(text):
+        return f"{text}. Have the credentials expired? Then renew them; the same command goes on."
     scheme = location.partition("://")[0]
     unset = [name for name in ENVIRONMENT.get(scheme, ()) if name not in _SELDOM_SET and not os.environ.get(name)]
     hint = f" Not set in the environment here: {', '.join(unset)}." if unset else ""
-    return f"{str(error).rstrip('.')}.{hint}"
+    return f"{text}.{hint}"

@@ -18,6 +18,12 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
 
 
+# Of one clip, so that a wrong setting cannot ask for more memory than machines have: samples for 3,355 s at 20 kHz, and
+# cells of its spectrogram before it becomes mel bands, in 2 GiB.
+_MOST_SAMPLES = 1 << 26
+_MOST_CELLS = 1 << 28
+
+
 @dataclass(frozen=True)
 class FeatureSettings:
     """What one spectrogram is. The defaults are those of the planer data.
@@ -46,6 +52,16 @@ class FeatureSettings:
                 f"clip_s is {self.clip_s} s, {self.clip_samples} samples; it must be longer than half a window "
                 f"(n_fft {self.n_fft})."
             )
+        if self.clip_samples > _MOST_SAMPLES:
+            raise ConfigError(
+                f"clip_s is {self.clip_s} s, {self.clip_samples:,} samples; at most {_MOST_SAMPLES:,} are allowed."
+            )
+        for name, rows in (("n_fft", self.n_fft // 2 + 1), ("n_mels", self.n_mels)):
+            if rows * self.n_frames > _MOST_CELLS:
+                raise ConfigError(
+                    f"clip_s is {self.clip_s} s: with {name} {getattr(self, name)} and hop_samples {self.hop_samples} "
+                    f"its spectrogram has {rows * self.n_frames:,} cells; at most {_MOST_CELLS:,} are allowed."
+                )
 
     @property
     def clip_samples(self) -> int:

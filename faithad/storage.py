@@ -4,7 +4,8 @@ A write is all or nothing: a local file is written under another name and then r
 object only when it is complete. No reader sees half a file, and a process that is killed leaves none.
 
 pyarrow repeats a request that a store does not answer: with S3 for 6 s if the connection is refused, for 100 s if there
-is no answer at all. Then the functions here raise `StorageError`.
+is no answer at all. A request to read that a store refuses, or answers with too few bytes, is repeated here. Then the
+functions here raise `StorageError`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
+import time
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from faithad.errors import StorageError, StudyError, without_secrets
-from faithad.locations import ENVIRONMENT, location_problem, store_message
+from faithad.locations import ENVIRONMENT, have_expired, location_problem, store_message
 from faithad.locations import is_remote as is_remote
 from faithad.locations import join as join
 from faithad.locations import join_path as join_path
@@ -37,6 +40,13 @@ from faithad.locations import quoted as quoted
 # costs money after a kill. Google: without a limit, pyarrow repeats unanswered requests for a quarter of an hour.
 _OPTIONS = {"s3": {"allow_delayed_open": "true"}, "gs": {"retry_limit_seconds": "60"}}
 
+# Pauses before a store is asked again that has refused a request, or has sent too few bytes: under load some do so at
+# random.
+_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+_MARK_BYTES = 16
+_REFUSED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|HTTP status 403")
+
+Result = TypeVar("Result")
 TableOrSchema = TypeVar("TableOrSchema", pa.Table, pa.Schema)
 
 # Replaces each byte of a file name that is not valid UTF-8.
@@ -107,36 +117,68 @@ def is_filled(folder: str) -> bool | None:
 
 
 def _kind(location: str) -> pafs.FileType:
-    file_system, path = locate(location)
-    with _read_errors(location):
-        kind: pafs.FileType = file_system.get_file_info(path).type
+    kind: pafs.FileType = _information(location).type
     return kind
 
 
-def list_files(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, str]]:
+def _information(location: str) -> pafs.FileInfo:
+    file_system, path = locate(location)
+
+    def ask() -> pafs.FileInfo:
+        with _read_errors(location):
+            info = file_system.get_file_info(path)
+            # Some tools make an empty object with the name of a folder.
+            if is_remote(location) and info.type == pafs.FileType.File and info.size == 0:
+                below = file_system.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+                return pafs.FileInfo(path, pafs.FileType.Directory) if below else info
+            return info
+
+    return _asked_again(location, ask)
+
+
+def _asked_again(location: str, ask: Callable[[], Result]) -> Result:
+    """The result of a request, repeated if a store refuses it or sends too few bytes."""
+    for pause_s in _PAUSES_S if is_remote(location) else ():
+        try:
+            return ask()
+        except StorageError as error:
+            if not (isinstance(error, _TooFewBytes) or _REFUSED.search(str(error))):
+                raise
+        time.sleep(pause_s)
+    return ask()
+
+
+def list_files(folder: str, *, suffixes: Iterable[str], leave_out_unreadable: bool = False) -> list[tuple[str, str]]:
     """(relative path, location) of all files in a folder and its subfolders whose name has one of the suffixes, sorted.
 
     Suffixes are compared without case. Hidden files and hidden folders are left out. If `folder` is a file, the list
     contains that file alone, under its name.
+
+    Raises:
+        PermissionError: a subfolder may not be listed; `leave_out_unreadable` leaves it out.
     """
-    paths = [path for path, _ in sizes(folder, suffixes=suffixes)]
+    paths = [path for path, _ in sizes(folder, suffixes=suffixes, leave_out_unreadable=leave_out_unreadable)]
     if len(paths) == 1 and is_file(folder):
         return [(paths[0], folder)]
     return [(path, join_path(folder, path)) for path in paths]
 
 
-def sizes(folder: str, *, suffixes: Iterable[str]) -> list[tuple[str, int]]:
+def sizes(folder: str, *, suffixes: Iterable[str], leave_out_unreadable: bool = False) -> list[tuple[str, int]]:
     """(relative path, bytes) of the files that `list_files` lists."""
     endings = tuple(suffix.lower() for suffix in suffixes)
+    entries = walk(folder)
+    unreadable = [entry.path for entry in entries if entry.kind == "unreadable"]
+    if unreadable and not leave_out_unreadable:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), join_path(folder, unreadable[0]))
     return [
         (entry.path, entry.n_bytes)
-        for entry in walk(folder)
+        for entry in entries
         if entry.kind == "file" and not entry.is_hidden and entry.path.lower().endswith(endings)
     ]
 
 
 class Entry(NamedTuple):
-    """An entry of a folder. `kind`: "file", "folder", or "other" (a pipe, a device, a broken link)."""
+    """An entry of a folder. `kind`: "file", "folder", "unreadable" (a folder), or "other" (a pipe, a broken link)."""
 
     path: str
     kind: str
@@ -146,24 +188,43 @@ class Entry(NamedTuple):
     def is_hidden(self) -> bool:
         return any(part.startswith(".") for part in self.path.split("/"))
 
+    @property
+    def can_be_opened(self) -> bool:
+        """Whether pyarrow opens it: not an object whose key has two slashes in a row."""
+        return "" not in self.path.split("/")
+
 
 def walk(folder: str) -> list[Entry]:
     """Everything in a folder and its subfolders, sorted by relative path. A single file is listed under its name.
 
-    Links are followed, but each local folder is listed only once, even if several links lead to it. In a name that is
-    not valid UTF-8, `NO_TEXT` and two hex digits replace each invalid byte; such a name cannot be opened.
+    Links are followed, but each local folder is listed only once, even if several links lead to it. Local hidden
+    folders are named and not listed. In a name that is not valid UTF-8, `NO_TEXT` and two hex digits replace each
+    invalid byte; such a name cannot be opened.
+
+    Raises:
+        PermissionError: the folder itself may not be listed.
     """
     file_system, root = locate(folder)
-    with _read_errors(folder):
-        itself = file_system.get_file_info(root)
-        if itself.type == pafs.FileType.File:
-            return [Entry(itself.base_name, "file", itself.size)]
-        if isinstance(file_system, pafs.LocalFileSystem):
-            return sorted(_walk_local(root))
-        infos = file_system.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    itself = _information(folder)
+    if itself.type == pafs.FileType.File:
+        return [Entry(itself.base_name, "file", itself.size)]
+    if isinstance(file_system, pafs.LocalFileSystem):
+        return sorted(_walk_local(root))
+
+    def ask() -> list[pafs.FileInfo]:
+        with _read_errors(folder):
+            infos: list[pafs.FileInfo] = file_system.get_file_info(
+                pafs.FileSelector(root, recursive=True, allow_not_found=True)
+            )
+            return infos
+
     kinds = {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}
+    # An object's key may have two slashes in a row, of which one ends the name of the folder.
+    paths = {info.path[len(root) + 1 :]: info for info in _asked_again(folder, ask)}
     return sorted(
-        Entry(info.path[len(root) :].lstrip("/"), kinds.get(info.type, "other"), info.size or 0) for info in infos
+        Entry(path, kinds.get(info.type, "other"), info.size or 0)
+        for path, info in paths.items()
+        if path and info.path.startswith(f"{root}/")
     )
 
 
@@ -175,12 +236,18 @@ def _walk_local(root: str) -> Iterator[Entry]:
         folder = folders.pop() if folders else links.pop()
         try:
             status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            listing = os.scandir(folder)
         except FileNotFoundError:
             continue
-        if (status.st_dev, status.st_ino) in visited:
+        except PermissionError:
+            if folder == root:
+                raise
+            yield Entry(_as_text(os.path.relpath(folder, root)), "unreadable", 0)
             continue
-        visited.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
+        with listing as entries:
             for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                 try:
                     kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
@@ -188,7 +255,7 @@ def _walk_local(root: str) -> Iterator[Entry]:
                 except OSError:  # a link to itself, or a file that was just deleted
                     kind, n_bytes = "other", 0
                 yield Entry(_as_text(os.path.relpath(entry.path, root)), kind, n_bytes)
-                if kind == "folder":
+                if kind == "folder" and not entry.name.startswith("."):
                     (links if entry.is_symlink() else folders).append(entry.path)
 
 
@@ -207,10 +274,54 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
     file_system, path = locate(location)
     if isinstance(file_system, pafs.LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file", path)
-    with _read_errors(location):
-        file = file_system.open_input_file(path)
-    with file:
-        yield file
+
+    def ask() -> pa.NativeFile:
+        with _read_errors(location):
+            return file_system.open_input_file(path)
+
+    with _asked_again(location, ask) as file:
+        yield pa.PythonFile(_PatientFile(file, location), mode="r") if is_remote(location) else file
+
+
+class _TooFewBytes(StorageError):
+    """A store sent fewer bytes than the object has, as if they were all."""
+
+
+class _PatientFile(io.RawIOBase):
+    """An object of a store: each read gives all bytes, and is repeated as `_asked_again` says."""
+
+    def __init__(self, file: pa.NativeFile, location: str) -> None:
+        self._file, self._location, self._n_bytes = file, location, int(file.size())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self.tell()
+        left = max(0, self._n_bytes - start)
+        due = left if size is None or size < 0 else min(size, left)
+
+        def ask() -> bytes:
+            # pyarrow takes a short answer of S3 for a whole one and leaves the rest of the buffer as it was.
+            content, unwritten = bytearray(due), os.urandom(min(due, _MARK_BYTES))
+            content[due - len(unwritten) :] = unwritten
+            with _read_errors(self._location):
+                self._file.seek(start)
+                n_bytes = self._file.readinto(content)
+            if n_bytes < due or (due and content.endswith(unwritten)):
+                raise _TooFewBytes(f"Location {self._location!r}: fewer than {due:,} bytes came.")
+            return bytes(content)
+
+        return _asked_again(self._location, ask)
 
 
 @contextlib.contextmanager
@@ -250,7 +361,7 @@ def _read_errors(location: str) -> Iterator[None]:
     """Turn errors of a store into `StorageError`; errors of a local disk stay as they are."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, StorageError):
         raise
     except (OSError, pa.ArrowInvalid) as error:
         if not is_remote(location):
@@ -265,10 +376,8 @@ def _write_errors(location: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StudyError(
-            f"Location {location!r} cannot be written: {store_message(error, location)} Choose another one, or make it "
-            "writable."
-        ) from error
+        hint = "" if have_expired(error) else " Choose another one, or make it writable."
+        raise StudyError(f"Location {location!r} cannot be written: {store_message(error, location)}{hint}") from error
 
 
 def read_bytes(location: str) -> bytes:

@@ -208,3 +208,32 @@ def test_deleting_takes_files_folders_and_nothing(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "a"))
     storage.delete(str(tmp_path / "a"))
     assert not storage.exists(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("AWS Error UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: ExpiredToken "
+         "Message: The provided token has expired.",
+         "The credentials have expired: renew them; the same command goes on."),
+        ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.",
+         "Have the credentials expired? Then renew them; the same command goes on."),
+    ],
+)  # fmt: skip
+def test_credentials_that_have_expired_are_to_be_renewed(
+    said: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Expired:
+        def open_output_stream(self, _: str) -> None:
+            raise OSError(said)
+
+        open_input_file = get_file_info = open_output_stream
+
+    monkeypatch.setattr(storage, "locate", lambda location: (Expired(), location))
+    for use in (lambda: storage.write_text("s3://mill/a", "x"), lambda: storage.read_text("s3://mill/a")):
+        with pytest.raises(StudyError) as caught:
+            use()
+        assert advice in str(caught.value)
+        assert "Not set" not in str(caught.value)
+    with pytest.raises(StorageError, match="renew them"):
+        storage.exists("s3://mill/a")

@@ -22,7 +22,7 @@ from faithad.errors import RecordingError, StorageError, StudyError
 Result = TypeVar("Result")
 
 # Pauses between tries to read a remote file. A busy store refuses some requests; pyarrow repeats a request that opens a
-# file, but not one that reads from it.
+# file, but not one that reads from it. `storage` repeats what is refused at random, within 4 s.
 _PAUSES_S = (0.5, 2.0, 5.0)
 # After this time only one more try follows.
 _PATIENCE_S = 8.0
@@ -72,7 +72,7 @@ def read_or_reason(recording: str, uri: str, read: Callable[[], Result]) -> Resu
 
 def _is_final(error: AccessError) -> bool:
     """Whether another try would give the same error."""
-    return isinstance(error.__cause__, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(error)
+    return isinstance(error.__cause__, FileNotFoundError | PermissionError)
 
 
 def require_reach(recording: str, uri: str) -> None:

@@ -20,6 +20,9 @@ _OTHER_SOUNDS = (
     *(".rf64", ".w64", ".wave", ".wma", ".wv"),
 )
 
+# The reason why a folder failed.
+UNREADABLE = "may not be listed: make the folder readable, or move it elsewhere"
+
 
 def find_recordings(
     folders: Sequence[tuple[str | None, str]], *, suffixes: Sequence[str] = AUDIO_SUFFIXES
@@ -80,23 +83,36 @@ def find_recordings(
 
 
 def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_SUFFIXES) -> list[LedgerRow]:
-    """Ledger rows of the sounds in some folders that `find_recordings` ignores: hidden files and other formats."""
+    """Ledger rows of what `find_recordings` leaves out of some folders.
+
+    These are hidden files and folders, sounds of other formats, folders that may not be listed, and objects of a store
+    that cannot be opened.
+    """
     rows: list[LedgerRow] = []
     for location in map(absolute, locations):
         name = storage.name_of(location)
         for entry in storage.walk(location) if storage.is_folder(location) else []:
-            ending = posixpath.splitext(entry.path)[1].lower()
-            if entry.kind == "folder":
-                continue
-            if ending in _OTHER_SOUNDS and not entry.is_hidden:
-                reason = (
-                    f"is no {' or '.join(suffixes)} file. Convert it to have it audited: {ffmpeg_command(entry.path)}"
-                )
-                rows.append(ledger_row(f"{name}/{entry.path}", "skipped", reason))
-            elif ending in suffixes and entry.is_hidden:
-                reason = "is hidden: its name, or that of a folder above it, begins with a dot"
-                rows.append(ledger_row(f"{name}/{entry.path}", "skipped", reason))
+            if (left_out := _left_out(entry, suffixes)) is not None:
+                rows.append(ledger_row(f"{name}/{entry.path}", *left_out))
     return rows
+
+
+def _left_out(entry: storage.Entry, suffixes: Sequence[str]) -> tuple[str, str] | None:
+    """The status of an entry that is left out, and why."""
+    ending = posixpath.splitext(entry.path)[1].lower()
+    if entry.kind == "unreadable":
+        return "failed", UNREADABLE
+    if entry.kind == "folder":
+        is_hidden = posixpath.basename(entry.path).startswith(".")
+        return ("skipped", "is a hidden folder, which is not searched") if is_hidden else None
+    if ending in suffixes and entry.is_hidden:
+        return "skipped", "is hidden: its name, or that of a folder above it, begins with a dot"
+    if ending in suffixes and not entry.can_be_opened:
+        return "failed", "has a key with an empty part (two slashes in a row), which cannot be opened: rename it"
+    if ending in _OTHER_SOUNDS and not entry.is_hidden:
+        converts = ffmpeg_command(entry.path)
+        return "skipped", f"is no {' or '.join(suffixes)} file. Convert it to have it audited: {converts}"
+    return None
 
 
 def absolute(location: str) -> str:
@@ -118,7 +134,14 @@ def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] |
 
 def _recordings_among(entries: Sequence[storage.Entry], suffixes: tuple[str, ...]) -> list[str]:
     """The paths with the name of a recording. A folder with such a name counts only if no recording lies in it."""
-    named = [entry for entry in entries if entry.path.lower().endswith(suffixes) and not entry.is_hidden]
+    named = [
+        entry
+        for entry in entries
+        if entry.path.lower().endswith(suffixes)
+        and not entry.is_hidden
+        and entry.can_be_opened
+        and entry.kind != "unreadable"
+    ]
     used = {
         above.as_posix() for entry in named if entry.kind != "folder" for above in PurePosixPath(entry.path).parents
     }

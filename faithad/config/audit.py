@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from faithad.config.file import parse, read_mapping, read_text, validated
+from faithad.config.file import parse, validated
 from faithad.config.sections import Alarm, Attribution, Audit, Events, Explain, Section, compiled_without_gpu, refuse
 from faithad.config.study import Study, absolute, load_study
+from faithad.config.yaml_text import read_mapping, read_text
 
 Location = Annotated[str, Field(min_length=1)]
 

@@ -13,12 +13,12 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from faithad.errors import ConfigError, StudyError
+from faithad.config.yaml_text import read_mapping, read_yaml
+from faithad.errors import ConfigError
 from faithad.vocabulary import count
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,6 +36,11 @@ _WORDS = {
     "model_type": "must be a section, with keys and values of its own",
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+# Of more unknown keys than this, only the number is told.
+_MOST_UNKNOWN = 10
+# Characters of a wrong value in a message.
+_MOST_SHOWN = 200
 
 
 class SectionError(ValueError):
@@ -77,63 +82,12 @@ def parse(
     return validated(model, values, name=name, repeated=repeated, ask=ask)
 
 
-def read_text(location: str) -> str:
-    """The text of a configuration, local or at a URI.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    from faithad import storage  # imports pyarrow, which nothing else here needs
-
-    try:
-        return storage.read_text(location)
-    except FileNotFoundError:
-        raise ConfigError(f"There is no configuration {location!r}. Check the path.") from None
-    except (OSError, StudyError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {location!r}: {error}") from error
-
-
-def read_mapping(text: str, *, name: str, hint: str = "") -> tuple[dict[str, Any], list[str]]:
-    """The keys and values of a YAML text, and a line for each key that it repeats.
-
-    Raises:
-        ConfigError: the text is not valid YAML, or no mapping.
-    """
-    values, repeated = _read_yaml(text, name=name)
-    if not isinstance(values, dict):
-        found = "nothing: it is empty" if values is None else type(values).__name__
-        raise ConfigError(f"{name} must hold keys and values{hint}, found {found}")
-    return values, repeated
-
-
-def _read_yaml(text: str, *, name: str) -> tuple[Any, list[str]]:
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None, []
-        return loader.construct_document(node), list(_repeated(node, (), set()))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
-        raise ConfigError(f"{name} is not valid YAML: {_yaml_problem(error)}") from None
-    finally:
-        loader.dispose()
-
-
-def _yaml_problem(error: Exception) -> str:
-    """The message and the place of a YAML error, without the text around it, which may contain secrets."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return str(error)
-    mark = error.problem_mark
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-    return f"{', '.join(filter(None, (error.context, error.problem)))}{place}"
-
-
 def _change(values: dict[str, Any], override: str) -> None:
     """Set one value as `section.key=value` says; missing sections are created."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
-    value, repeated = _read_yaml(text, name=f"--set {override!r}: the value")
+    value, repeated = read_yaml(text, name=f"--set {override!r}: the value")
     if repeated:
         raise ConfigError(f"--set {override!r}: {repeated[0]}")
     *sections, last = key.strip().split(".")
@@ -169,14 +123,15 @@ def validated(
     lines = list(repeated)
     values = copy.deepcopy(values)
     removed: set[Key] = set()
+    n_more = 0
     while True:
         try:
             made = model.model_validate(values)
             break
         except ValidationError as error:
-            problems = [
-                problem for details in _relevant(error) for problem in _problems(details, model, values, ask or {})
-            ]
+            errors, more_unknown = _without_many_unknown(list(_relevant(error)), values)
+            n_more += more_unknown
+            problems = [problem for details in errors for problem in _problems(details, model, values, ask or {})]
         lines += [problem.line for problem in problems if not any(_touches(key, removed) for key in problem.keys)]
         # If all keys of a section are removed and it is still invalid, the whole section is removed.
         fresh = {key for problem in problems for key in problem.keys if key not in removed}
@@ -188,7 +143,10 @@ def validated(
             _remove(values, key, model)
         removed |= fresh
     if lines:
-        raise ConfigError("\n  ".join([f"{name} has {count(len(lines), 'problem')}:", *dict.fromkeys(lines)]))
+        more = [f"and {count(n_more, 'more unknown key')}"] if n_more else []
+        raise ConfigError(
+            "\n  ".join([f"{name} has {count(len(lines) + n_more, 'problem')}:", *dict.fromkeys(lines), *more])
+        )
     return made
 
 
@@ -196,6 +154,16 @@ def _relevant(error: ValidationError) -> Iterator[ErrorDetails]:
     """All but "too short" of a list with invalid elements, which pydantic does not count."""
     lists = {details["loc"][:length] for details in error.errors() for length in range(len(details["loc"]))}
     return (details for details in error.errors() if details["type"] != "too_short" or details["loc"] not in lists)
+
+
+def _without_many_unknown(errors: list[ErrorDetails], values: dict[str, Any]) -> tuple[list[ErrorDetails], int]:
+    """The errors with the first unknown keys only, and the number of the others, which are removed."""
+    unknown = [details for details in errors if details["type"] == "extra_forbidden"][_MOST_UNKNOWN:]
+    for details in unknown:
+        place = tuple(str(part) for part in details["loc"])
+        _section_of(values, place).pop(place[-1], None)
+    left_out = {id(details) for details in unknown}
+    return [details for details in errors if id(details) not in left_out], len(unknown)
 
 
 def in_words(details: ErrorDetails, limits: Mapping[str, float]) -> str:
@@ -242,15 +210,20 @@ def _problems(
         yield _Problem(f"{label}: unknown key; {hint}", (key, *meant), place[:-1])
     elif details["type"] == "too_short":
         yield _Problem(
-            f"{label}: give {details['ctx']['min_length']} or more, found {details['input']!r}", (key,), key[:-1]
+            f"{label}: give {details['ctx']['min_length']} or more, found {_shown(details['input'])}", (key,), key[:-1]
         )
     elif details["type"] == "missing":
         yield _Problem(f"{label}: missing, {ask.get(label, 'give it a value')}", (key,), place[:-1])
     else:
         value = details["input"]
-        ending = "" if isinstance(value, dict | BaseModel) else f", found {value!r}"
+        ending = "" if isinstance(value, dict | BaseModel) else f", found {_shown(value)}"
         limits = _limits(_model_at(model, key[:-1]).model_fields.get(key[-1])) if key else {}
         yield _Problem(f"{label}: {in_words(details, limits)}{ending}", (key,), key[:-1])
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _touches(key: Key, removed: set[Key]) -> bool:
@@ -285,22 +258,3 @@ def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
     return model
-
-
-def _repeated(node: yaml.Node, place: Key, seen: set[int]) -> Iterator[str]:
-    """A line for each key that a mapping repeats; the parser would silently keep the last one."""
-    if id(node) in seen:  # an alias may point to a node that contains it
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for number, element in enumerate(node.value):
-            yield from _repeated(element, (*place, str(number)), seen)
-    elif isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                yield f"{'.'.join((*place, name))}: is there twice, in lines {lines[name]} and {line}; keep one"
-            lines.setdefault(name, line)
-        for key, value in node.value:
-            yield from _repeated(value, (*place, str(key.value)), seen)

@@ -123,7 +123,8 @@ class Train(Section):
     `schedule`: `warm_restarts` is the paper's, of period `restart_period`; `warmup_cosine` rises linearly over
     `warmup_epochs` and then falls along one cosine to the last of `epochs`. A validation loss that is no number, or
     above `divergence_factor` times the best one, sends the training back to its best epoch, once. `trainings_at_once`
-    null: as many (model, seed) trainings side by side as the cluster carries.
+    null: as many (model, seed) trainings side by side as the cluster carries. `interface`: the network interface on
+    which workers on several machines meet, such as eth1; null: that of the cluster's addresses.
     """
 
     epochs: int = Field(500, ge=1)
@@ -148,6 +149,7 @@ class Train(Section):
     cpus_per_worker: float | None = Field(None, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)
+    interface: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _batch_feeds_workers(self) -> Train:

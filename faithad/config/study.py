@@ -21,7 +21,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from faithad.config.data import Data
-from faithad.config.file import KeyProblem, parse, read_text
+from faithad.config.file import KeyProblem, parse
 from faithad.config.sections import (
     Alarm,
     Attribution,
@@ -36,6 +36,7 @@ from faithad.config.sections import (
     compiled_without_gpu,
     refuse,
 )
+from faithad.config.yaml_text import read_text
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
 from faithad.settings import FeatureSettings, n_hidden_patches

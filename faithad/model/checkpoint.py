@@ -2,8 +2,9 @@
 
 The file holds the tensors of the network, or of the classical detector (`network.*`), the normalisation's
 (`normalization.mean`, `normalization.std`), and in its header one JSON text with the model's name, its shape, the
-feature settings, its origin, and a digest of the tensors. Nothing is unpickled, so a file from elsewhere cannot run
-code. The same model gives the same bytes.
+feature settings, its origin, and a digest of all this and of the tensors. Nothing is unpickled, so a file from
+elsewhere cannot run code, and nothing is built nor read whose size `header` has not checked. The same model gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,14 +27,17 @@ from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
+from faithad.model.header import KEY, FileHeader, read_header, require_possible
 from faithad.model.table import MODELS, build_network
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import listed
 
 FILE_NAME = "model.safetensors"
-_FORMAT = 3
-# One key only: safetensors writes several in the order of a hash map, which changes from run to run.
-_HEADER_KEY = "faithad"
+_FORMAT = 4
+# Whose digest does not cover the header; release 0.1.0 wrote it.
+_FORMAT_OF_TENSORS_ALONE = 3
+# Of a classical detector, whose number of support vectors nothing else limits; 60,000 clips of 80 x 401.
+_MOST_DETECTOR_BYTES = 8 << 30
 
 
 @dataclass
@@ -123,8 +127,9 @@ def save_model(trained: TrainedModel, folder: str) -> None:
     tensors = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    header = {"format": _FORMAT, "digest": _digest(tensors), **describe(trained)}
-    content = safetensors.torch.save(tensors, {_HEADER_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+    header = {"format": _FORMAT, **describe(trained)}
+    header["digest"] = _digest(tensors, header)
+    content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
     storage.write_bytes(storage.join(folder, FILE_NAME), content)
 
 
@@ -143,19 +148,15 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     location = storage.join(folder, FILE_NAME)
     tensors, header = _read(location)
     _check_expected(location, header, expect or {})
-    _require_model(location, header.get("name"))
-    try:
-        normalization = Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std"))
-        weights = {key.removeprefix("network."): value for key, value in tensors.items()}
-        trained = TrainedModel(
-            network=_network(location, header, weights),
-            normalization=normalization,
-            features=FeatureSettings(**header["features"]),
-            alarm=None if header["alarm"] is None else AlarmThreshold(**header["alarm"]),
-            **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
-        )
-    except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{location} is damaged: its header lacks or garbles {error}. Train again.") from error
+    normalization = Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std"))
+    weights = {key.removeprefix("network."): value for key, value in tensors.items()}
+    trained = TrainedModel(
+        network=_network(location, header, weights),
+        normalization=normalization,
+        features=FeatureSettings(**header["features"]),
+        alarm=None if header["alarm"] is None else AlarmThreshold(**header["alarm"]),
+        **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
+    )
     trained.network.eval()
     return trained
 
@@ -196,40 +197,77 @@ def _network(location: str, header: Mapping[str, Any], weights: dict[str, Tensor
         except ConfigError as error:
             raise CheckpointError(f"The tensors of {location} do not fit its header: {error}") from error
     network = build_network(name, n_mels, n_frames, **header["options"])
-    _check_fit(location, weights, network)
+    problems = _misfits({key: value.shape for key, value in weights.items()}, network)
+    problems += [
+        f"{key} is {weights[key].dtype} instead of {tensor.dtype}"
+        for key, tensor in network.state_dict().items()
+        if key in weights and weights[key].dtype != tensor.dtype
+    ]
+    _refuse_misfits(location, problems)
     network.load_state_dict(weights)
     return network
 
 
 def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header. The tensors are read once the header has passed all checks that need none."""
     try:
-        content = storage.read_bytes(location)
+        with storage.open_input(location) as file:
+            announced = read_header(file, location)
+            header = announced.model
+            _check_header(location, header, announced)
+            file.seek(0)
+            content = bytes(file.read())
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no trained model at {location}. Run the training first.") from error
-    except OSError as error:
-        raise CheckpointError(f"{location} cannot be read: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{location} cannot be read: {error or 'there is too little memory for it'}") from error
     try:
         tensors = safetensors.torch.load(content)
-        # safetensors gives the header only of local files: 8 bytes of length, then JSON.
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{location} is damaged or no safetensors file: {error}. Train again.") from error
-    if _HEADER_KEY not in metadata:
-        raise CheckpointError(f"{location} was not written by faithad: its header lacks {_HEADER_KEY!r}.")
-    try:
-        header = json.loads(metadata[_HEADER_KEY])
-        if not isinstance(header, dict):
-            raise ValueError(f"it is {type(header).__name__}, no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{location} is damaged: its header cannot be read: {error}. Train again.") from error
-    if header.get("format") != _FORMAT:
+    described = None if header["format"] == _FORMAT_OF_TENSORS_ALONE else header
+    if header["digest"] != _digest(tensors, described):
         raise CheckpointError(
-            f"{location} has the format {header.get('format')!r}; this version of faithad reads {_FORMAT}."
+            f"{location} is damaged: its tensors are not those that were written, or its header is not. Train again."
         )
-    if header.get("digest") != _digest(tensors):
-        raise CheckpointError(f"{location} is damaged: its tensors are not those that were written. Train again.")
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()) or (key == "normalization.std" and not bool((tensor > 0).all())):
+            raise CheckpointError(
+                f"{location} is damaged: {key} holds values that are no finite or no allowed numbers."
+            )
     return tensors, header
+
+
+def _check_header(location: str, header: Mapping[str, Any], announced: FileHeader) -> None:
+    """Refuse a header that contradicts itself or the shapes of the tensors, before these are read."""
+    if header.get("format") not in (_FORMAT_OF_TENSORS_ALONE, _FORMAT):
+        raise CheckpointError(
+            f"{location} has the format {header.get('format')!r}; this version of faithad reads "
+            f"{_FORMAT_OF_TENSORS_ALONE} and {_FORMAT}."
+        )
+    _require_model(location, header.get("name"))
+    require_possible(header, location)
+    name, n_mels, n_frames = header["name"], header["n_mels"], header["n_frames"]
+    shapes = dict(announced.shapes)
+    problems = [
+        f"{key} is {shape} instead of {(n_mels,)}"
+        for key in ("normalization.mean", "normalization.std")
+        if (shape := shapes.pop(key, None)) != (n_mels,)
+    ]
+    if MODELS[name].classical:
+        if announced.n_bytes > _MOST_DETECTOR_BYTES:
+            raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")
+    else:
+        try:
+            network = _shapes_of(name, n_mels, n_frames, header["options"])
+        except (ValueError, TypeError, RuntimeError, ConfigError) as error:
+            raise CheckpointError(
+                f"{location} is damaged: its header lacks or garbles what {name!r} is built of: {error} Train again."
+            ) from error
+        problems += _misfits({key.removeprefix("network."): shape for key, shape in shapes.items()}, network)
+    # A tensor that is merely missing takes no memory; the digest tells of the damage.
+    if any(not problem.endswith(" is missing") for problem in problems):
+        _refuse_misfits(location, problems)
 
 
 def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
@@ -259,23 +297,43 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _check_fit(location: str, weights: Mapping[str, Tensor], network: nn.Module) -> None:
+def _shapes_of(name: str, n_mels: int, n_frames: int, options: Mapping[str, Any]) -> nn.Module:
+    """The network without memory for its weights, where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return build_network(name, n_mels, n_frames, **options)
+    except RuntimeError:  # a package's network may compute with values as it is built
+        return build_network(name, n_mels, n_frames, **options)
+
+
+def _misfits(shapes: Mapping[str, Sequence[int]], network: nn.Module) -> list[str]:
+    """Which tensors a network lacks, does not know, or has in another shape."""
     needed = network.state_dict()
-    problems = [f"{key} is missing" for key in needed if key not in weights]
-    problems += [f"{key} is unknown" for key in weights if key not in needed]
+    problems = [f"{key} is missing" for key in needed if key not in shapes]
+    problems += [f"{key} is unknown" for key in shapes if key not in needed]
     problems += [
-        f"{key} is {weights[key].dtype} {tuple(weights[key].shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"
+        f"{key} is {tuple(shapes[key])} instead of {tuple(tensor.shape)}"
         for key, tensor in needed.items()
-        if key in weights and (weights[key].shape, weights[key].dtype) != (tensor.shape, tensor.dtype)
+        if key in shapes and tuple(shapes[key]) != tuple(tensor.shape)
     ]
+    return problems
+
+
+def _refuse_misfits(location: str, problems: Sequence[str]) -> None:
     if problems:
         text = listed(problems, most=5, separator="; ")
         raise CheckpointError(f"The tensors of {location} do not fit the network that its header describes: {text}.")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash over names, types, shapes and contents; safetensors itself would not notice a flipped bit."""
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> str:
+    """A hash over the header, and over names, types, shapes and contents: safetensors would not notice a flipped bit.
+
+    `header` None leaves it out, as format 3 did.
+    """
     digest = hashlib.sha256()
+    if header is not None:
+        described = {key: value for key, value in header.items() if key != "digest"}
+        digest.update(json.dumps(described, sort_keys=True).encode())
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.config.file import read_mapping
+from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, StudyError
 from faithad.runs.tables import read_shards, shard_files
 
@@ -51,8 +51,8 @@ def read_settings(location: str) -> tuple[str, dict[str, Any]]:
     Raises:
         StudyError: it is no YAML, or no mapping.
     """
-    text = storage.read_text(location)
     try:
+        text = read_text(location)
         settings, _ = read_mapping(text, name=location)
     except ConfigError as error:
         raise StudyError(str(error)) from None

@@ -79,7 +79,7 @@ def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> d
     files = [
         (relative if relative == storage.name_of(folder) else f"{storage.name_of(folder)}/{relative}", location)
         for folder in folders
-        for relative, location in storage.list_files(folder, suffixes=suffixes)
+        for relative, location in storage.list_files(folder, suffixes=suffixes, leave_out_unreadable=True)
     ]
     digests = [result.digest for result in fingerprints(files)]
     return dict(zip((name for name, _ in files), digests, strict=True))

@@ -177,11 +177,11 @@ def require_nobody_in(root: str) -> None:
     other = _read(location)
     if other is None:
         return
-    if other["machine"] == _machine() and other["born"] is not None:
-        born = _born(other["pid"])
-        if born == other["born"]:
+    if other["machine"] == machine() and other["born"] is not None:
+        alive_since = born(other["pid"])
+        if alive_since == other["born"]:
             raise _refusal(root, other)
-        if born is not None or other["user"] == _user():
+        if alive_since is not None or other["user"] == _user():
             return
         # The system may hide the processes of other users, so this one may be alive.
     patience_s = _patience_s(root)
@@ -228,9 +228,9 @@ def _introduction() -> Mark:
         "run": uuid.uuid4().hex,
         "user": _user(),
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": machine(),
         "pid": os.getpid(),
-        "born": _born(os.getpid()),
+        "born": born(os.getpid()),
         "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}",
         "renewals": 0,
     }
@@ -246,7 +246,7 @@ def _read(location: str) -> Mark | None:
     return None
 
 
-def _machine() -> str:
+def machine() -> str:
     """This machine, its start and its container: within these, the number of a process means one process."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -255,7 +255,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _born(pid: int) -> str | None:
+def born(pid: int) -> str | None:
     """When a process began, as the system counts; None if it is not alive, or if the system does not say.
 
     A later process may have the same number. A killed process stays listed until its parent has waited for it.

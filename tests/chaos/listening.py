@@ -9,12 +9,7 @@ from tests.security.traps import Trap
 
 
 def test_workers_that_share_a_training_listen_on_loopback(tmp_path: Path) -> None:
-    """All but one socket: the store by which PyTorch's workers find each other can be told no address. It asks for no
-    token, and holds nothing but where they are; whoever reaches it could stop the training.
-    """
     with study_watched(Trap(tmp_path / "trap"), tmp_path, workers=2) as seen:
         assert seen.status == 0, seen.said
         assert any("ray::RayTrainWorker" in names for names in seen.names.values())
-        outside = [(pid, port) for pid, address, port in seen.listening if address not in LOOPBACK]
-        assert all("ray::RayTrainWorker" in seen.names[pid] for pid, _ in outside)
-        assert len(outside) <= 1
+        assert {address for _, address, _ in seen.listening} <= LOOPBACK

@@ -19,13 +19,17 @@ class FaultyStore:
     environment: where it is and who may use it.
     objects: by their keys.
     fails: gives the status with which a request is refused, such as `GET /mill/a.wav`, or None.
+    halves: whether a request is answered with the first half of what it asks for, and a length that matches.
     asked: all requests until now.
+    n_halved: how many were answered so.
     """
 
     environment: dict[str, str]
     objects: dict[str, bytes]
     fails: Callable[[str], int | None] = lambda _: None
+    halves: Callable[[str], bool] = lambda _: False
     asked: list[str] = field(default_factory=list)
+    n_halved: int = 0
 
     def answer(self, method: str, target: str, part: str | None) -> tuple[int, bytes]:
         """The status and the body for a request, `part` being the range of bytes that it asks for."""
@@ -40,10 +44,14 @@ class FaultyStore:
             return 200, f"<ListBucketResult>{count}{''.join(found)}</ListBucketResult>".encode()
         if key not in self.objects:
             return 404, b"<Error><Code>NoSuchKey</Code></Error>"
-        if part is None:
-            return 200, self.objects[key]
-        first, last = re.findall(r"\d+", part)
-        return 206, self.objects[key][int(first) : int(last) + 1]
+        content, status = self.objects[key], 200
+        if part is not None:
+            first, last = re.findall(r"\d+", part)
+            content, status = content[int(first) : int(last) + 1], 206
+        if self.halves(self.asked[-1]):
+            self.n_halved += 1
+            content = content[: len(content) // 2]
+        return status, content
 
 
 @contextlib.contextmanager

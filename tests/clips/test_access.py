@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -19,6 +22,7 @@ from faithad.clips import access
 from faithad.clips.access import read_or_reason
 from faithad.clips.recordings import read_clip
 from faithad.errors import RecordingError, StorageError
+from faithad.runs.fingerprints import UNREADABLE, fingerprint, fingerprints
 from tests.clips.faulty_store import FaultyStore, faulty_store
 
 RATE_HZ = 20_000
@@ -168,6 +172,7 @@ def test_an_error_while_the_decoder_reads_is_not_taken_for_the_end_of_the_file(t
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
     """`s3://mill/week/a.wav` and a neighbour, in a store that fails as it is told."""
     monkeypatch.setattr(access, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(storage, "_PAUSES_S", (0.0,) * 5)
     content = Path(write(tmp_path / "a.wav", noise(30.0))).read_bytes()
     with faulty_store({"week/a.wav": content, "week/b.wav": content}) as store:
         for name, value in store.environment.items():
@@ -183,11 +188,52 @@ def test_a_key_that_is_missing_is_its_own_fault(store: FaultyStore) -> None:
     assert len(store.asked) - before < 6, "there is nothing to try again"
 
 
-def test_a_key_that_is_forbidden_is_its_own_fault(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_PAUSES_S", (60.0,))  # there is nothing to wait for
+def test_a_key_that_is_forbidden_is_its_own_fault(store: FaultyStore) -> None:
     store.fails = lambda request: 403 if "a.wav" in request else None
     assert "ACCESS_DENIED" in clip_or_reason("s3://mill/week/a.wav")
     assert isinstance(clip_or_reason("s3://mill/week/b.wav"), np.ndarray)
+
+
+def test_a_store_that_refuses_a_fifth_of_all_requests_at_random_loses_nothing(store: FaultyStore) -> None:
+    draw = random.Random(7)
+    store.fails = lambda _: 403 if draw.random() < 0.2 else None
+    for onset_s in range(25):
+        assert isinstance(clip_or_reason("s3://mill/week/a.wav", onset_s=onset_s), np.ndarray)
+    assert len(fingerprints([("week/a.wav", "s3://mill/week/a.wav"), ("week/b.wav", "s3://mill/week/b.wav")])) == 2
+    assert [path for path, _ in storage.list_files("s3://mill/week", suffixes=[".wav"])] == ["a.wav", "b.wav"]
+
+
+def test_a_store_that_sends_half_an_object_at_random_gives_the_whole_sound(store: FaultyStore) -> None:
+    """With a length that matches the half, so that no client notices."""
+    whole = [clip_or_reason("s3://mill/week/a.wav", onset_s=onset_s) for onset_s in range(25)]
+    truth = fingerprint("s3://mill/week/a.wav")
+    draw = random.Random(7)
+    store.halves = lambda request: request.startswith("GET /mill/week/") and draw.random() < 0.2
+    for onset_s in range(25):
+        np.testing.assert_array_equal(clip_or_reason("s3://mill/week/a.wav", onset_s=onset_s), whole[onset_s])
+    assert [fingerprint("s3://mill/week/a.wav") for _ in range(20)] == [truth] * 20
+    assert {storage.read_bytes("s3://mill/week/a.wav") for _ in range(20)} == {store.objects["week/a.wav"]}
+    assert store.n_halved > 10
+
+
+def test_a_store_that_always_sends_half_gives_no_sound_no_fingerprint_and_no_mark(store: FaultyStore) -> None:
+    store.halves = lambda request: request.startswith("GET /mill/week/a.wav")
+    assert re.search(r"cannot be read: .*fewer than .* bytes came", str(clip_or_reason("s3://mill/week/a.wav")))
+    assert fingerprint("s3://mill/week/a.wav").digest == UNREADABLE
+    with pytest.raises(StorageError, match="bytes came"):
+        storage.read_bytes("s3://mill/week/a.wav")
+
+
+def test_a_table_is_read_whole_from_a_store_that_sends_halves(store: FaultyStore) -> None:
+    table = pa.table({"n": list(range(10_000))})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store.objects["week/table.parquet"] = sink.getvalue().to_pybytes()
+    draw = random.Random(7)
+    store.halves = lambda request: request.startswith("GET /mill/week/") and draw.random() < 0.2
+    for _ in range(10):
+        assert storage.read_table("s3://mill/week/table.parquet").equals(table)
+    assert store.n_halved > 2
 
 
 @pytest.mark.parametrize("status", [400, 403])

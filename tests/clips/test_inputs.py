@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,14 @@ import torch
 
 from faithad import storage
 from faithad.clips.annotations import read_annotations
-from faithad.clips.inputs import find_recordings
+from faithad.clips.inputs import find_left_out, find_recordings
 from faithad.clips.layouts import DataFolders
 from faithad.clips.layouts.planer import find_planer
 from faithad.clips.manifest import attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording, read_clip
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.errors import RecordingError, StorageError
+from faithad.runs.fingerprints import folder_fingerprints
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -245,3 +249,86 @@ def test_a_place_that_cannot_be_reached_is_named_with_its_cause(
     monkeypatch.setattr(storage, "is_folder", fail)
     with pytest.raises(RecordingError, match=rf"{tmp_path} cannot be listed: .*Could not connect\. Check its"):
         find_recordings([("test", str(tmp_path))])
+
+
+def test_keys_with_two_slashes_and_a_folder_with_an_object_of_its_name(object_store: str) -> None:
+    """Arrow opens no key with an empty part, so such a sound is named as not heard."""
+    place = f"{object_store}/slashes/week"
+    for key in ("week/a.wav", "week//a.wav", "week/day//sub/c.wav"):
+        put(f"slashes/{key}", b"sound")
+    for key in ("week", "week/", "week/day"):
+        put(f"slashes/{key}", b"")
+    assert [(r.path, r.uri) for r in find_recordings([("test", place)])] == [("week/a.wav", f"{place}/a.wav")]
+    rows = find_left_out([place])
+    assert [(row["recording"], row["status"]) for row in rows] == [
+        ("week//a.wav", "failed"),
+        ("week/day//sub/c.wav", "failed"),
+    ]
+    assert all("two slashes in a row" in row["reason"] for row in rows)
+    put("slashes/empty", b"")
+    with pytest.raises(RecordingError, match="holds no recordings"):
+        find_recordings([("test", f"{object_store}/slashes/empty")])
+
+
+def put(key: str, content: bytes) -> None:
+    url = f"{os.environ['AWS_ENDPOINT_URL']}/mill/{key}"
+    urllib.request.urlopen(urllib.request.Request(url, data=content, method="PUT")).close()
+
+
+# --- folders that are not entered -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A disk with the folders that systems make. `lost+found` may not be listed, and nobody looks into the trash."""
+    touch(tmp_path, "a.wav", "lost+found/b.wav", ".Trash-0/c.wav", "deep/.Spotlight-V100/d.wav", "deep/e.wav", ".f.wav")
+    listed = os.scandir
+
+    def scandir(folder: str) -> Iterator[os.DirEntry[str]]:
+        assert not Path(folder).name.startswith("."), "entered a hidden folder"
+        if folder.endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return tmp_path
+
+
+def test_a_folder_that_may_not_be_listed_is_one_row_and_hidden_ones_are_not_entered(guarded: Path) -> None:
+    name = guarded.name
+    assert [r.path for r in find_recordings([("test", str(guarded))])] == [f"{name}/a.wav", f"{name}/deep/e.wav"]
+    assert [
+        (row["recording"], row["status"], row["reason"].split(":")[0]) for row in find_left_out([str(guarded)])
+    ] == [
+        (f"{name}/.Trash-0", "skipped", "is a hidden folder, which is not searched"),
+        (f"{name}/.f.wav", "skipped", "is hidden"),
+        (f"{name}/deep/.Spotlight-V100", "skipped", "is a hidden folder, which is not searched"),
+        (f"{name}/lost+found", "failed", "may not be listed"),
+    ]
+    assert set(folder_fingerprints([str(guarded)], suffixes=[".wav"])) == {f"{name}/a.wav", f"{name}/deep/e.wav"}
+
+
+def test_results_in_a_folder_that_may_not_be_listed_are_not_taken_for_none(guarded: Path) -> None:
+    with pytest.raises(PermissionError, match=r"lost\+found"):
+        storage.list_files(str(guarded), suffixes=[".wav"])
+
+
+def test_published_spectrograms_that_may_not_be_listed_are_one_row(
+    planer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = os.scandir
+
+    def scandir(folder: str) -> Iterator[os.DirEntry[str]]:
+        if folder.endswith("machine_start_stop"):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    _, rows, ledger = find_planer(DataFolders(str(planer)))
+    assert len(rows) == 5
+    assert [(row["recording"], row["status"]) for row in ledger] == [("training/machine_start_stop", "failed")]
+
+
+def test_a_folder_of_recordings_that_may_not_be_listed_itself_is_refused(guarded: Path) -> None:
+    with pytest.raises(RecordingError, match=r"lost\+found cannot be listed: .*Permission denied"):
+        find_recordings([("test", f"{guarded}/lost+found")])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,14 +55,24 @@ def any_model(name: str) -> TrainedModel:
     return trained(name=name, network=network)
 
 
+def digest_of(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> str:
+    """As format 4 says: the header without the digest as JSON, then each tensor in the order of the names."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "digest"}, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def rewrite(folder: Path, *, header: dict[str, Any] | None = None, drop: str | None = None) -> None:
-    """Change the JSON of the header, or leave out one tensor, with everything else consistent."""
+    """Change the JSON of the header, with a digest that fits; or leave out one tensor, which the digest tells."""
     path = folder / FILE_NAME
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length])["__metadata__"]
     tensors = {key: value for key, value in safetensors.torch.load(content).items() if key != drop}
     values = json.loads(metadata["faithad"]) | (header or {})
+    if header is not None and drop is None:
+        values["digest"] = digest_of(tensors, values)
     safetensors.torch.save_file(tensors, path, {"faithad": json.dumps(values)})
 
 
@@ -222,8 +233,8 @@ def test_a_missing_tensor_is_noticed(folder: Path) -> None:
 
 
 def test_tensors_that_do_not_fit_the_header_are_named(folder: Path) -> None:
-    rewrite(folder, header={"n_frames": 80})
-    with pytest.raises(CheckpointError, match=r"do not fit .*encoder\..* is torch.float32 \(.*\) instead of .*more"):
+    rewrite(folder, header={"n_frames": 24})
+    with pytest.raises(CheckpointError, match=r"do not fit .*encoder\..* is \(.*\) instead of \(.*\);.* more"):
         load_model(str(folder))
 
 
@@ -284,3 +295,147 @@ def test_what_the_study_asks_for_is_compared(folder: Path) -> None:
 def test_asking_for_what_no_model_says_is_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not say features\.window"):
         load_model(str(folder), expect={"features": {"window": "hann"}})
+
+
+def with_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace tensors, with a digest that fits."""
+    content = (folder / FILE_NAME).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["faithad"])
+    everything = safetensors.torch.load(content) | tensors
+    header["digest"] = digest_of(everything, header)
+    safetensors.torch.save_file(everything, folder / FILE_NAME, {"faithad": json.dumps(header)})
+
+
+FEATURES = {"n_mels": 16, "n_fft": 256, "hop_samples": 250, "sample_rate_hz": 10_000, "clip_s": 1.0, "scale": "db"}
+ALARM = {
+    **{"rule": "gamma", "pooling": "mean", "false_alarm_rate": 0.05},
+    **{"threshold": 12.5, "false_alarms_per_hour": 18.0, "n_validation": 40},
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        ({"n_mels": 10_000, "features": FEATURES | {"n_mels": 10_000}}, "instead of"),
+        ({"n_mels": 1_000_000, "features": FEATURES | {"n_mels": 1_000_000}}, "instead of"),
+        ({"n_mels": 1_000_000}, "n_mels"),
+        ({"n_frames": 10**18}, "n_frames"),
+        ({"n_mels": True}, "n_mels"),
+        ({"n_frames": 400}, "n_frames"),
+        ({"features": FEATURES | {"sample_rate_hz": 10**9}}, "features.sample_rate_hz"),
+        ({"features": FEATURES | {"clip_s": 1e9}}, "features.clip_s"),
+        ({"features": FEATURES | {"clip_s": 600.0, "sample_rate_hz": 384_000}}, "features"),
+        ({"features": FEATURES | {"clip_s": float("nan")}}, "features.clip_s"),
+        ({"features": FEATURES | {"hop_samples": 1, "clip_s": 600.0, "n_fft": 2**19}}, "features"),
+        ({"features": FEATURES | {"n_fft": "256"}}, "features.n_fft"),
+        ({"features": FEATURES | {"scale": "linear"}}, "features"),
+        ({"features": [1]}, "features"),
+        ({"alarm": ALARM | {"pooling": "median"}}, "alarm.pooling"),
+        ({"alarm": ALARM | {"threshold": float("nan")}}, "alarm.threshold"),
+        ({"alarm": ALARM | {"threshold": float("inf")}}, "alarm.threshold"),
+        ({"alarm": ALARM | {"threshold": "high"}}, "alarm.threshold"),
+        ({"alarm": ALARM | {"false_alarm_rate": 2}}, "alarm.false_alarm_rate"),
+        ({"alarm": {}}, "alarm.rule"),
+        ({"options": {"dropout": 2}}, "dropout"),
+        ({"options": {"dropout": "much"}}, "is built of"),
+        ({"seed": 0.5}, "seed"),
+        ({"best_epoch": None}, "best_epoch"),
+        ({"config_hash": 7}, "config_hash"),
+        ({"digest": ["x"]}, "digest"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_header_that_lies_is_one_sentence_and_nothing_is_built(
+    folder: Path, header: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(folder, header=header)
+    if "digest" in header:
+        rewrite(folder, header=header, drop="none")
+    monkeypatch.setattr(safetensors.torch, "load", lambda _: pytest.fail("tensors were read"))
+    with pytest.raises(CheckpointError, match=rf"(is damaged: its header|do not fit) .*{named}") as caught:
+        load_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_was_changed_is_noticed(folder: Path) -> None:
+    content = (folder / FILE_NAME).read_bytes()
+    assert content.count(b"12.345678901234567") == 1
+    (folder / FILE_NAME).write_bytes(content.replace(b"12.345678901234567", b"19.345678901234567"))
+    with pytest.raises(CheckpointError, match="or its header is not"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("metadata", [[1], "text", None, {"faithad": 5}, {"faithad": None}])
+def test_metadata_of_another_type_is_refused(folder: Path, metadata: object) -> None:
+    header = json.dumps({"__metadata__": metadata}).encode()
+    (folder / FILE_NAME).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=r"was not written by faithad|its header cannot be read"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"[1]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}',
+        b'{"a": {"dtype": "F32", "shape": 3, "data_offsets": [0, 12]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 9000000000000000000]}}',
+        b'{"a":' * 50_000,
+    ],
+)
+def test_a_list_of_tensors_that_is_none_is_refused(folder: Path, listing: bytes) -> None:
+    (folder / FILE_NAME).write_bytes(len(listing).to_bytes(8, "little") + listing)
+    with pytest.raises(CheckpointError, match="damaged or no safetensors file"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["mae", "one_class_svm"])
+def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
+    """Its header and its size agree on a tensor of 40 GB."""
+    save_model(any_model(name), str(tmp_path))
+    path = tmp_path / FILE_NAME
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    listing = json.loads(content[8 : 8 + length])
+    start = max(entry["data_offsets"][1] for key, entry in listing.items() if key != "__metadata__")
+    listing["network.more"] = {"dtype": "U8", "shape": [40 << 30], "data_offsets": [start, start + (40 << 30)]}
+    header = json.dumps(listing).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + start + (40 << 30))
+    with pytest.raises(CheckpointError, match=r"more is unknown|above 8,589,934,592"):
+        load_model(str(tmp_path))
+    with path.open("wb") as file:
+        file.write(content)
+        file.truncate(40 << 30)
+    with pytest.raises(CheckpointError, match=r"its header announces .* bytes, and it has 42,949,672,960"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("network.conv1.bias", float("nan")), ("normalization.mean", float("inf")), ("normalization.std", 0)],
+)
+def test_values_that_are_no_numbers_are_refused(folder: Path, key: str, value: float) -> None:
+    tensor = safetensors.torch.load((folder / FILE_NAME).read_bytes())[key]
+    with_tensors(folder, {key: torch.full_like(tensor, value)})
+    with pytest.raises(CheckpointError, match=f"{key} holds values that are no finite or no allowed numbers"):
+        load_model(str(folder))
+
+
+def test_tensors_of_another_type_are_refused(folder: Path) -> None:
+    tensor = safetensors.torch.load((folder / FILE_NAME).read_bytes())["network.conv1.bias"]
+    with_tensors(folder, {"network.conv1.bias": tensor.double()})
+    with pytest.raises(CheckpointError, match=r"do not fit .*conv1\.bias is torch\.float64 instead of torch\.float32"):
+        load_model(str(folder))
+
+
+def test_a_model_of_format_3_has_a_digest_of_its_tensors_alone(folder: Path) -> None:
+    tensors = safetensors.torch.load((folder / FILE_NAME).read_bytes())
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + tensor.numpy().tobytes())
+    rewrite(folder, header={"format": 3, "digest": digest.hexdigest()}, drop="none")
+    assert_same(load_model(str(folder)), trained())

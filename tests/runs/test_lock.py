@@ -38,7 +38,7 @@ import sys, time
 from faithad.runs import lock
 lock._RENEWAL_S = 0.1
 if len(sys.argv) > 2:
-    lock._machine = lambda: sys.argv[2]
+    lock.machine = lambda: sys.argv[2]
 with lock.alone_in(sys.argv[1]):
     print("in", flush=True)
     time.sleep(600)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 
 from faithad import storage
-from faithad.clips.inputs import absolute
+from faithad.clips.inputs import UNREADABLE, absolute
 from faithad.clips.layouts import DataFolders, LayoutFiles
-from faithad.clips.ledger import LedgerRow, ledger_row
+from faithad.clips.ledger import ledger_row
 from faithad.clips.manifest import ClipRow
 from faithad.errors import RecordingError
 from faithad.vocabulary import SPECTROGRAM_SUFFIX
@@ -34,7 +34,8 @@ def find_planer(folders: DataFolders) -> LayoutFiles:
     """
     root, chosen = folders.root, folders.training_folders
     try:
-        files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX])
+        files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX], leave_out_unreadable=True)
+        unreadable = [entry.path for entry in storage.walk(absolute(root)) if entry.kind == "unreadable"]
     except OSError as error:
         wrong = str(error).rstrip(".")
         raise RecordingError(f"{root} cannot be listed: {wrong}. Give the data set's top folder.") from error
@@ -44,7 +45,7 @@ def find_planer(folders: DataFolders) -> LayoutFiles:
             f"{', '.join(_FOLDERS)}. Is this the data set's top folder, and was all of it downloaded?"
         )
     clips: list[ClipRow] = []
-    ledger: list[LedgerRow] = []
+    ledger = [ledger_row(path, "failed", UNREADABLE) for path in unreadable]
     for path, uri in files:
         name = _CLIP_NAME.fullmatch(storage.name_of(path))
         below = path.split("/")[1:-1]  # ["2x6"], ["normal"] or ["anomalies", "board_stuck"], as published

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -10,19 +11,24 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 
+import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from faithad.errors import ConfigError, StudyError
+from faithad.pipelines.cluster.own_folder import own_folder
 
 OBJECT_STORE_BYTES = 1 << 30
+
+# A Ray of our own starts within 5 to 11 s.
+_START_S = 60.0
+_FULL_BYTES = 1_000_000
 
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 # Where one of these is set, somebody has decided who may reach Ray.
@@ -39,19 +45,18 @@ def ray_session() -> Iterator[None]:
     In a submitted job RAY_ADDRESS is set and the job's cluster is joined. Without one, a local Ray is started on the
     cores that this process may use, for this user alone: it has no dashboard, listens on loopback, asks for a token,
     and keeps its sockets and logs in a folder that nobody else may enter. That folder goes at the end, but stays after
-    an error, which may tell the user to look into it. (One socket is open to other machines: the store in which
-    PyTorch's workers find each other, where several share a training. It can be told no address.)
+    an error, which may tell the user to look into it.
 
     Raises:
         ConfigError: RAY_ADDRESS is not the address of a head.
-        StudyError: the cluster cannot be reached, or does not let us join.
+        StudyError: the cluster cannot be reached, or does not let us join; a Ray of our own does not start.
     """
     if ray.is_initialized():
         yield
         return
     # A stage that runs for a minute has no need of usage reports, nor of a metrics agent that asks for one.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    folder = _own_folder() if ray_is_ours() else None
+    folder = own_folder() if ray_is_ours() else None
     try:
         with _own_sigterm():
             if folder is not None:
@@ -86,10 +91,52 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, ours)  # its C++ side has set another one
 
 
-def _own_folder() -> str:
-    """A folder for this user alone around Ray's, which Ray opens to everybody. Paths of sockets must be short."""
-    of_linux = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # that of macOS is long
-    return tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or of_linux or "/tmp")
+@contextlib.contextmanager
+def _come_up(folder: str) -> Iterator[None]:
+    """Give a Ray of our own a minute to start in the block; if it does not, end its processes and say why."""
+
+    def too_late(*_: object) -> None:
+        raise TimeoutError(f"it was not ready within {_START_S:.0f} s")
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, too_late) if in_main else None
+    try:
+        if in_main:
+            signal.setitimer(signal.ITIMER_REAL, _START_S)
+        yield
+    except (OSError, RuntimeError, RayError) as error:
+        _end_processes(folder)
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(folder).free < _FULL_BYTES:
+                raise StudyError(f"Ray could not be started: the disk of {folder} is full. Make room.") from error
+        reason = str(error).strip().rpartition("\n")[2].rstrip(".")
+        raise StudyError(f"Ray could not be started: {reason}. Its logs are in {folder}/ray.") from error
+    finally:
+        if in_main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def _end_processes(folder: str) -> None:
+    """End what a start has left: processes that this one has started and that work in the folder."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(folder in word for word in process.cmdline()):
+                process.kill()
+
+
+@contextlib.contextmanager
+def _free_ports() -> Iterator[None]:
+    """Let the agent of a Ray that starts in the block take any free port.
+
+    It would take 52365, which a head on the same machine needs for its jobs; `ray.init` has no argument for it.
+    """
+    parameters = parameter.RayParams
+    parameter.RayParams = functools.partial(parameters, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = parameters
 
 
 def _start_own(folder: str) -> None:
@@ -105,14 +152,15 @@ def _start_own(folder: str) -> None:
         # Ray would write one into the home folder, for everybody to read.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         AuthenticationTokenLoader.instance().reset_cache()  # it reads the variable once, and may have done so
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=os.path.join(folder, "ray"),
-        **_QUIET,
-    )
+    with _come_up(folder), _free_ports():
+        ray.init(
+            address="local",
+            num_cpus=usable_cores(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=os.path.join(folder, "ray"),
+            **_QUIET,
+        )
 
 
 def _join(address: str) -> None:

@@ -67,6 +67,7 @@ def run_trial(config: Mapping[str, Any], *, search: SearchTask) -> None:
             places=places,
             max_failures=search.study.train.max_failures,
             ray_is_ours=search.ray_is_ours,
+            interface=search.study.train.interface,
         )
 
 

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shlex
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ from faithad.pipelines.submit.package import files_of, inside, require_small
 # A process of a job starts within seconds; many machines unpack the package, and answer twice, within a minute each.
 _CHECK_S = 300.0
 _UPLOAD_S = 900.0
+# Of the agent on each machine that starts jobs there.
+_AGENT_PORT = 52365
 
 
 def submit_job(
@@ -80,7 +83,8 @@ def submit_job(
     environment = {"working_dir": working_dir, "env_vars": variables}
     request = {"needs": _needs(), "faithad": faithad.__version__, "job": job, "options": options}
     print(_ask_cluster(client, environment, request), flush=True)
-    return follow(client, _submit(client, ["python", script, *arguments], environment))
+    job_id = _submit(client, ["python", script, *arguments], environment, name=_name(job, options))
+    return follow(client, job_id)
 
 
 def _variables(shared: Sequence[str]) -> dict[str, str]:
@@ -118,12 +122,30 @@ def _check_configuration(job: str, options: Mapping[str, Any], files: dict[str, 
         load(job, options, config=path)
 
 
-def _submit(client: JobSubmissionClient, command: Sequence[str], environment: dict[str, Any]) -> str:
+def _name(job: str, options: Mapping[str, Any]) -> str:
+    """The name of a job in the dashboard, such as `full_study-demo`: what it does, and with which configuration."""
+    words = [os.path.splitext(os.path.basename(path))[0] for path in (job, options.get("config")) if path]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words))
+
+
+def _submit(client: JobSubmissionClient, command: Sequence[str], environment: dict[str, Any], *, name: str) -> str:
     try:
-        job = {"entrypoint": shlex.join(command), "runtime_env": {**environment}}  # Ray changes it
+        job = {
+            "entrypoint": shlex.join(command),
+            "runtime_env": {**environment},  # Ray changes it
+            "submission_id": f"{name}-{uuid.uuid4().hex[:8]}",
+            "metadata": {"job_name": name},
+        }
         return str(ask(client.submit_job, within_s=_UPLOAD_S, **job))
     except LOST as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        if "No available agent" in str(error):
+            raise StudyError(
+                f"The cluster at {masked(client.get_address())} takes no jobs: no machine that may run them has a "
+                f"dashboard agent. Its port ({_AGENT_PORT}, unless `ray start` was told another one) is probably "
+                "taken, for example by another Ray on the same machine: end that one, or start the head with `ray "
+                "start --head --dashboard-agent-listen-port 0`."
+            ) from error
         raise StudyError(f"The cluster at {client.get_address()} did not take the job: {reason}") from error
 
 
@@ -133,7 +155,9 @@ def _ask_cluster(client: JobSubmissionClient, environment: dict[str, Any], reque
     Raises:
         StudyError: the job cannot run there, or the check did not end.
     """
-    check = _submit(client, ["python", "-m", "faithad.pipelines.submit.check", json.dumps(request)], environment)
+    check = _submit(
+        client, ["python", "-m", "faithad.pipelines.submit.check", json.dumps(request)], environment, name="check"
+    )
     try:
         job, log = watch(client, check, lambda log: None, limit_s=_CHECK_S)
     except BaseException:  # nobody waits for the check any more

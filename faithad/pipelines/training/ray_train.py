@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from faithad.errors import StudyError
 from faithad.pipelines.cluster.lost_places import giving_back
+from faithad.pipelines.training.meeting_point import MeetingPoint
 from faithad.pipelines.training.places import Places
 from faithad.pipelines.training.task import Worker
 
@@ -40,6 +41,7 @@ def run_on_workers(
     places: Places,
     max_failures: int,
     ray_is_ours: bool,
+    interface: str | None = None,
 ) -> None:
     """Call a function with a task on each of several workers, which are one process group of PyTorch's.
 
@@ -49,6 +51,7 @@ def run_on_workers(
         places: how many workers there are, and what each asks for.
         max_failures: how often they may lose one of them, or fail, and are started again.
         ray_is_ours: whether Ray was started for us alone and goes with us.
+        interface: see `meeting_point.MeetingPoint`.
 
     Raises:
         StudyError: it failed once more.
@@ -59,6 +62,7 @@ def run_on_workers(
         trainer = (_LocalTrainer if ray_is_ours else TorchTrainer)(
             _call,
             train_loop_config={"function": function, "task": task},
+            torch_config=MeetingPoint(interface=interface),
             scaling_config=ScalingConfig(
                 num_workers=places.workers, use_gpu=places.each.get("GPU", 0) > 0, resources_per_worker=places.each
             ),

@@ -44,7 +44,10 @@ from faithad.runs.lock import require_still_alone
 from faithad.runs.stages import Stage, flatten
 
 # Settings that say how a training is spread, not what it computes.
-_SPREAD = {"trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"}
+_SPREAD = {
+    *("trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"),
+    "interface",
+}
 # Settings of the MAE alone.
 _MASKING = {"mask_ratio", "patch"}
 
@@ -121,8 +124,15 @@ def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:
     elif places.workers == 1:
         train_network(task, Worker(torch.device("cuda" if ray.get_gpu_ids() else "cpu")))
     else:
-        max_failures = task.study.train.max_failures
-        run_on_workers(train_network, task, places=places, max_failures=max_failures, ray_is_ours=ray_is_ours)
+        train = task.study.train
+        run_on_workers(
+            train_network,
+            task,
+            places=places,
+            max_failures=train.max_failures,
+            ray_is_ours=ray_is_ours,
+            interface=train.interface,
+        )
 
 
 class _Training:

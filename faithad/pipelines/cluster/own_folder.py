@@ -1,0 +1,90 @@
+"""The temporary folder of a Ray of our own: for this user alone, with a short path, on a disk with room."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+
+from faithad.errors import ConfigError, StudyError
+from faithad.runs.lock import born, machine
+
+_PREFIX = "ray-"
+# Beside Ray's files: the process that made the folder.
+_OWNER = "owner.json"
+_LEAST_FREE_BYTES = 100_000_000
+# A socket's path has at most 107 bytes. Ray's own part of it ends with the number of this process.
+_MOST_BYTES = 107
+_BELOW = "/ray-abcdefgh/ray/session_2026-11-29_13-50-38_123456_{pid}/sockets/plasma_store"
+
+
+def own_folder() -> str:
+    """Make a folder around Ray's, which Ray opens to everybody, and remove those that killed runs have left.
+
+    It is made in RAY_TMPDIR, else in the first of TMPDIR, /tmp and /var/tmp that is fit for it.
+
+    Raises:
+        ConfigError: RAY_TMPDIR is not fit, or none of the others is.
+        StudyError: there is too little room.
+    """
+    place = _place()
+    remove_left_over(place)
+    try:
+        n_free = shutil.disk_usage(place).free
+        if n_free < _LEAST_FREE_BYTES:
+            raise StudyError(
+                f"{place}, the temporary folder for Ray, has {n_free / 1e6:.0f} MB of free space; "
+                f"{_LEAST_FREE_BYTES / 1e6:.0f} MB are needed. Make room, or name another folder in RAY_TMPDIR."
+            )
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+        with open(os.path.join(folder, _OWNER), "w") as file:
+            json.dump({"pid": os.getpid(), "born": born(os.getpid()), "machine": machine()}, file)
+    except OSError as error:
+        raise StudyError(
+            f"{place}, the temporary folder for Ray, cannot be used: {error.strerror}. Name another one in RAY_TMPDIR."
+        ) from error
+    return folder
+
+
+def remove_left_over(place: str) -> None:
+    """Remove the folders of this user in which a process of this machine started a Ray, and which is gone by now."""
+    for folder in os.scandir(place):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none of ours, or just being removed
+            if not folder.name.startswith(_PREFIX) or not folder.is_dir(follow_symlinks=False):
+                continue
+            if folder.stat(follow_symlinks=False).st_uid != os.getuid():
+                continue
+            with open(os.path.join(folder.path, _OWNER)) as file:
+                owner = json.loads(file.read(10_000))
+            if owner["machine"] == machine() and owner["born"] is not None and born(owner["pid"]) != owner["born"]:
+                shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _place() -> str:
+    named = os.environ.get("RAY_TMPDIR")
+    if named:
+        if (problem := _problem(named)) is not None:
+            raise ConfigError(f"RAY_TMPDIR is {named!r}, which {problem}. Name another folder, such as /tmp.")
+        return os.path.abspath(named)
+    of_user = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # that of macOS is long
+    places = [*([of_user] if of_user else []), "/tmp", "/var/tmp"]
+    for place in places:
+        if _problem(place) is None:
+            return os.path.abspath(place)
+    reasons = ", ".join(f"{place} {_problem(place)}" for place in places)
+    raise ConfigError(f"There is no temporary folder for Ray: {reasons}. Name one in RAY_TMPDIR.")
+
+
+def _problem(place: str) -> str | None:
+    """Why a folder cannot hold that of Ray."""
+    most = _MOST_BYTES - len(_BELOW.format(pid=os.getpid()))
+    if len(os.fsencode(os.path.abspath(place))) > most:
+        return f"has more than {most} bytes, too many for the names of sockets below it"
+    if not os.path.isdir(place):
+        return "does not exist"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return "may not be written"
+    return None
