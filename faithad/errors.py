@@ -10,6 +10,7 @@ clean the text of every `FaithadError` before it reaches a terminal, a log, a ta
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 # Credentials: a name with a password or, before a bucket of S3, a name alone. With other stores, a name alone is an
@@ -50,6 +51,20 @@ class CheckpointError(FaithadError):
 
 class StudyError(FaithadError):
     """A stage cannot run or has failed: for example, there is no data, or an earlier stage is missing."""
+
+
+class DamagedError(StudyError):
+    """A file of results is not what was written: truncated, overwritten or gone, as after a power cut."""
+
+    def __init__(self, location: str, problem: str) -> None:
+        super().__init__(
+            f"{location} is damaged: {problem}. Run the command that wrote it again, with the same settings: it makes "
+            "what is damaged anew, and nothing else."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray passes errors on, which are made of their arguments: here of the text alone."""
+        return StudyError, (str(self),)
 
 
 class StorageError(StudyError, OSError):
