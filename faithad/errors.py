@@ -10,7 +10,6 @@ clean the text of every `FaithadError` before it reaches a terminal, a log, a ta
 from __future__ import annotations
 
 import re
-from typing import Any
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 # Credentials: a name with a password or, before a bucket of S3, a name alone. With other stores, a name alone is an
@@ -56,15 +55,20 @@ class StudyError(FaithadError):
 class DamagedError(StudyError):
     """A file of results is not what was written: truncated, overwritten or gone, as after a power cut."""
 
-    def __init__(self, location: str, problem: str) -> None:
-        super().__init__(
-            f"{location} is damaged: {problem}. Run the command that wrote it again, with the same settings: it makes "
-            "what is damaged anew, and nothing else."
-        )
+    _ADVICE = "Run the command that wrote it again: it makes anew what is damaged."
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Ray passes errors on, which are made of their arguments: here of the text alone."""
-        return StudyError, (str(self),)
+    def __init__(self, location: str, problem: str) -> None:
+        super().__init__(f"{location} is damaged: {problem}. {self._ADVICE}")
+        self._made_of = location, problem
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+        """Another process gets the error as the values that it was made of."""
+        return DamagedError, self._made_of
+
+    @property
+    def problem(self) -> str:
+        """What is damaged and why, without the advice."""
+        return str(self).removesuffix(f" {self._ADVICE}")
 
 
 class StorageError(StudyError, OSError):
