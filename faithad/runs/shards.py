@@ -72,28 +72,38 @@ def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None
         yield from ((location, None) for location in there.values())
         return
     ledgers = [
-        location
-        for name in layout.SHARD_LEDGERS
-        for _, location in storage.list_files(storage.join(folder, name), suffixes=[".parquet"])
+        entry
+        for folder_name in layout.SHARD_LEDGERS
+        for entry in storage.list_files(storage.join(folder, folder_name), suffixes=[".parquet"])
     ]
-    recorded = side_by_side(_read_files, ledgers, at_once=at_once(folder))
     files: dict[str, Checksum] = {}
+    damaged: dict[str, DamagedError] = {}
     is_old = not ledgers
-    for of_shard in recorded:
-        files |= of_shard or {}
-        is_old = is_old or of_shard is None
+    recorded = side_by_side(_read_files, (location for _, location in ledgers), at_once=at_once(folder))
+    for (name, _), of_shard in zip(ledgers, recorded, strict=True):
+        if isinstance(of_shard, DamagedError):
+            damaged[name] = of_shard
+        else:
+            files |= of_shard or {}
+            is_old = is_old or of_shard is None
     written = {path.removeprefix(f"{table}/") for path in files if path.startswith(f"{table}/")}
-    for name in sorted(written | there.keys()):
+    for name in sorted(written | there.keys() | damaged.keys()):
         location = storage.join(folder, table, name)
-        if name not in there:
+        if name in written and name not in there:
             raise DamagedError(location, "it is gone")
-        if name not in written and not is_old:
-            raise DamagedError(location, "the ledger of its shard is gone, or the shard is not finished")
-        yield there[name], files.get(f"{table}/{name}")
+        if name not in written and not is_old:  # another step's ledger may be whole
+            raise damaged.get(name) or DamagedError(
+                location, "the ledger of its shard is gone, or the shard is not finished"
+            )
+        if name in there:
+            yield there[name], files.get(f"{table}/{name}")
 
 
-def _read_files(ledger: str) -> dict[str, Checksum] | None:
-    return _files(ledger, storage.read_metadata(ledger))
+def _read_files(ledger: str) -> dict[str, Checksum] | DamagedError | None:
+    try:
+        return _files(ledger, storage.read_metadata(ledger))
+    except DamagedError as error:
+        return error
 
 
 def _files(ledger: str, metadata: Mapping[bytes, bytes]) -> dict[str, Checksum] | None:
