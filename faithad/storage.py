@@ -23,6 +23,7 @@ import re
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -42,6 +43,8 @@ from faithad.locations import quoted as quoted
 # Defaults that a URI can override. S3: one request for a small object instead of three, and no unfinished upload that
 # costs money after a kill. Google: without a limit, pyarrow repeats unanswered requests for a quarter of an hour.
 _OPTIONS = {"s3": {"allow_delayed_open": "true"}, "gs": {"retry_limit_seconds": "60"}}
+
+_FLUSHES_AT_ONCE = 16
 
 TableOrSchema = TypeVar("TableOrSchema", pa.Table, pa.Schema)
 
@@ -220,8 +223,13 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
 
 
 @contextlib.contextmanager
-def open_output(location: str) -> Iterator[pa.NativeFile]:
+def open_output(location: str, *, flush: bool = True) -> Iterator[pa.NativeFile]:
     """A binary file for writing, which gets its name only when the block ends without an error.
+
+    Args:
+        location: of the file.
+        flush: whether a local file is on the disk before it gets its name. Without it, a power cut in the next seconds
+            may damage the file: for many small files that are flushed together later, see `flush_files`.
 
     Raises:
         StudyError: the location cannot be written: no such bucket, no permission, a file where a folder should be.
@@ -239,9 +247,11 @@ def open_output(location: str) -> Iterator[pa.NativeFile]:
                 yield file
                 with _write_errors(location):
                     file.close()
-                    _flush(aside)
+                    if flush:
+                        _flush(aside)
                     os.replace(aside, path)
-                    _flush(folder)
+                    if flush:
+                        _flush(folder)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
@@ -251,6 +261,22 @@ def open_output(location: str) -> Iterator[pa.NativeFile]:
         yield buffer
         with _write_errors(location), file_system.open_output_stream(path) as file:
             file.write(buffer.getvalue())
+
+
+def flush_files(folder: str) -> None:
+    """Return when all files of a local folder are on the disk; an object store has them when it has answered.
+
+    Raises:
+        StudyError: the disk does not take them.
+    """
+    file_system, path = locate(folder)
+    if not isinstance(file_system, pafs.LocalFileSystem) or not os.path.isdir(path):
+        return
+    with _write_errors(folder):
+        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:  # the disk takes many at once
+            for _ in pool.map(_flush, (os.path.join(path, name) for name in os.listdir(path))):
+                pass
+        _flush(path)
 
 
 def _flush(path: str) -> None:
@@ -296,8 +322,8 @@ def read_bytes(location: str) -> bytes:
         return bytes(file.read())
 
 
-def write_bytes(location: str, content: bytes) -> None:
-    with open_output(location) as file, _write_errors(location):  # a full disk raises here
+def write_bytes(location: str, content: bytes, *, flush: bool = True) -> None:
+    with open_output(location, flush=flush) as file, _write_errors(location):  # a full disk raises here
         file.write(content)
 
 
@@ -305,8 +331,8 @@ def read_text(location: str) -> str:
     return read_bytes(location).decode("utf-8")
 
 
-def write_text(location: str, text: str) -> None:
-    write_bytes(location, text.encode("utf-8"))
+def write_text(location: str, text: str, *, flush: bool = True) -> None:
+    write_bytes(location, text.encode("utf-8"), flush=flush)
 
 
 def delete(location: str) -> None:
@@ -348,13 +374,13 @@ def read_checked(location: str, checksum: Checksum) -> bytes:
     return content
 
 
-def write_table(table: pa.Table, location: str, *, schema: pa.Schema) -> Checksum:
-    """Write one Parquet file with exactly the columns of the schema, in its order."""
+def write_table(table: pa.Table, location: str, *, schema: pa.Schema, flush: bool = True) -> Checksum:
+    """Write one Parquet file with exactly the columns of the schema, in its order; `flush` as `open_output`."""
     columns = table.select(schema.names).cast(schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(columns, buffer, compression="zstd", write_page_checksum=True)
     content = buffer.getvalue()
-    with open_output(location) as file, _write_errors(location):
+    with open_output(location, flush=flush) as file, _write_errors(location):
         file.write(content)
     return Checksum.of(content)
 

@@ -80,6 +80,8 @@ def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, 
             written = dataset(todo).map(_write_shard, fn_kwargs=options, num_cpus=1)
             consume(written, title="features", tally=Tally(ticker))
         storage.delete(storage.join(root, layout.FEATURE_ATTEMPTS))
+    for folder in (*map(layout.features, splits), layout.FEATURES_LEDGER):
+        storage.flush_files(storage.join(root, folder))
     for split in splits:
         _check(root, split, pc.sum(pc.equal(manifest["split"], split)).as_py())
 
@@ -116,7 +118,9 @@ def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: st
     if clips.num_rows:
         table = clips.select(["clip_id", "log_mel"])
         location = storage.join(root, layout.features(split), layout.shard(number))
-        files[f"{split}/{layout.shard(number)}"] = storage.write_table(table, location, schema=table.schema)
+        files[f"{split}/{layout.shard(number)}"] = storage.write_table(
+            table, location, schema=table.schema, flush=False
+        )
     write_shard_ledger(failed, _ledger_location(root, split, number), files=files)
     return {"n_done": clips.num_rows, "n_failed": len(failed)}
 

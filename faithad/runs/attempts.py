@@ -131,4 +131,4 @@ def _read_mark(location: str) -> dict[str, Any] | None:
 
 def _write_mark(mark: str, run: str, at: str, died: dict[str, float]) -> None:
     content = {"at": at, "pid": os.getpid(), "host": socket.gethostname(), "run": run, "died": died}
-    storage.write_text(mark, json.dumps(content))
+    storage.write_text(mark, json.dumps(content), flush=False)  # it outlives its process, which is enough

@@ -1,4 +1,4 @@
-"""What was finished stays true: files of an audit that are truncated, overwritten or gone are noticed and made again."""
+"""What was finished stays true: files of an audit that are truncated, overwritten or gone are made again."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_no_reader_takes_a_damaged_shard_for_the_table(copy: AuditRun, table: st
     with pytest.raises(DamagedError, match=named):
         faithad.read_table(copy.out, table)
     with pytest.raises(DamagedError, match=named):
-        render_audit_report(copy.out) if table != "localization" else faithad.read_table(copy.out, table, columns=["tp"])
+        render_audit_report(copy.out) if table != "localization" else faithad.read_table(
+            copy.out, table, columns=["tp"]
+        )
     if table in ("scores", "attributions", "faithfulness"):
         with pytest.raises(DamagedError, match=named):
             evaluate_audit(copy.out, str(copy.annotations))
@@ -122,7 +124,7 @@ def test_no_reader_takes_a_shard_without_a_whole_ledger(copy: AuditRun, table: s
     if kind == "flipped":  # its rows are damaged, but not its list of files, which is right
         faithad.read_table(copy.out, "scores")
         return
-    with pytest.raises(DamagedError, match="part-00003.parquet is damaged"):
+    with pytest.raises(DamagedError, match=r"part-00003\.parquet is damaged"):
         faithad.read_table(copy.out, "scores" if table == "ledger" else "attributions")
 
 
@@ -211,7 +213,9 @@ def test_a_half_done_audit_goes_on_over_all_that_a_power_cut_leaves(run: AuditRu
     assert not (out / "attempts").exists()
 
 
-def test_shards_of_other_clips_are_made_again(run: AuditRun, copy: AuditRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_of_other_clips_are_made_again(
+    run: AuditRun, copy: AuditRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(shard(copy, "ledger", 4), shard(copy, "ledger", 5))
     run_audit(copy)
     assert f"{shard(copy, 'ledger', 5)} lists other clips." in capsys.readouterr().out

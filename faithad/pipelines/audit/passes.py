@@ -101,6 +101,7 @@ def run_passes(
         storage.delete(ledger)
     todo = _missing_shards(passes, audit)
     if not todo:
+        _flush(passes)
         return
     for number in sorted({number for number, _ in todo}):
         passes[number].audit.load()  # a model that does not fit is better noticed here than on a hundred workers
@@ -130,8 +131,15 @@ def run_passes(
                 )
             if lost is not None and (len(todo), _count_deaths(passes)) == before:
                 raise lost
+    _flush(passes)
     for audit_pass in passes:
         storage.delete(storage.join(audit_pass.audit.out, layout.ATTEMPTS))
+
+
+def _flush(passes: Sequence[Pass]) -> None:
+    for audit_pass in passes:
+        for folder in (*audit_pass.step.tables, audit_pass.step.ledger):
+            storage.flush_files(storage.join(audit_pass.audit.out, folder))
 
 
 def spread(audit: Audit, *, cpus: float, gpus: float, n_shards: int, grows: bool = False) -> Spread:

@@ -140,7 +140,9 @@ class Auditor:
             location = sharded.location(name, number)
             if tables.get(name):
                 table = to_table(tables[name], schemas[name])
-                files[f"{name}/{layout.shard(number)}"] = storage.write_table(table, location, schema=schemas[name])
+                files[f"{name}/{layout.shard(number)}"] = storage.write_table(
+                    table, location, schema=schemas[name], flush=False
+                )
             else:  # an attempt that was cut short may have written some
                 storage.delete(location)
         write_shard_ledger(ledger, sharded.location(step.ledger, number), files=files)
