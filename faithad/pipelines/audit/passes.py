@@ -56,7 +56,7 @@ class Pass(NamedTuple):
         return shard_size(self.clips.num_rows, largest=audit.clips_per_shard)
 
     def n_shards(self, audit: Audit) -> int:
-        return math.ceil(self.clips.num_rows / self.shard_size(audit))
+        return int(math.ceil(self.clips.num_rows / self.shard_size(audit)))
 
     def ledger(self, shard: int) -> str:
         """Location of the ledger of a shard."""
