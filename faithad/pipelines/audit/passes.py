@@ -1,7 +1,8 @@
 """Passes over clips: Ray Data streams shards through reading tasks and through actors that hold the models.
 
-A run first checks the shards that are finished: damaged ones are named, and made again. Machines may go away, and
-processes may die more often than Ray restarts them. So the chain is run again with the shards
+A run first checks the shards that are finished: damaged ones are named, and made again.
+
+Machines may go away, and processes may die more often than Ray restarts them. So the chain is run again with the shards
 that no ledger has, as long as each run gets further than the one before.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,7 +56,8 @@ class Pass(NamedTuple):
         return shard_size(self.clips.num_rows, largest=audit.clips_per_shard)
 
     def n_shards(self, audit: Audit) -> int:
-        return int(math.ceil(self.clips.num_rows / self.shard_size(audit)))
+        n_clips: int = self.clips.num_rows
+        return math.ceil(n_clips / self.shard_size(audit))
 
     def ledger(self, shard: int) -> str:
         """Location of the ledger of a shard."""
@@ -137,6 +138,7 @@ def run_passes(
 
 
 def _flush(passes: Sequence[Pass]) -> None:
+    """Return when all tables of some passes are on the disk: their stage is about to be marked as done."""
     for audit_pass in passes:
         for folder in (*audit_pass.step.tables, audit_pass.step.ledger):
             storage.flush_files(storage.join(audit_pass.audit.out, folder))
@@ -234,12 +236,10 @@ def _damaged_shards(passes: Sequence[Pass], audit: Audit) -> dict[str, str]:
             rows = check_shard(audit_pass.audit.out, ledger)
         except DamagedError as error:
             return error.problem
-        clips = audit_pass.clips["clip_id"].slice(number * (size := audit_pass.shard_size(audit)), size)
-        return (
-            None
-            if Counter(rows["clip_id"].to_pylist()) == Counter(clips.to_pylist())
-            else f"{ledger} lists other clips."
-        )
+        size = audit_pass.shard_size(audit)
+        clips = audit_pass.clips["clip_id"].slice(number * size, size)
+        is_of_these = sorted(rows["clip_id"].to_pylist()) == sorted(clips.to_pylist())
+        return None if is_of_these else f"{ledger} lists other clips."
 
     problems = side_by_side(problem, shards, at_once=at_once(passes[0].audit.out) if passes else 1)
     return {
