@@ -447,9 +447,11 @@ def _parsed(source: pa.NativeFile, file: str, columns: list[str] | None, conditi
 
 def _require_one_schema(source: pa.NativeFile) -> None:
     """Compare the two places of a file that hold the names and types of its columns, which no checksum covers."""
-    schema = pq.read_schema(source)
-    written = (pq.read_metadata(source).metadata or {}).get(b"ARROW:schema")
-    if written is not None and not pa.ipc.read_schema(pa.BufferReader(base64.b64decode(written))).equals(schema):
+    file = pq.ParquetFile(source)
+    written = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if written is not None and not pa.ipc.read_schema(pa.BufferReader(base64.b64decode(written))).equals(
+        file.schema_arrow
+    ):
         raise pa.ArrowInvalid("the names or types of its columns contradict each other")
 
 
