@@ -52,6 +52,25 @@ class StudyError(FaithadError):
     """A stage cannot run or has failed: for example, there is no data, or an earlier stage is missing."""
 
 
+class DamagedError(StudyError):
+    """A file of results is not what was written: truncated, overwritten or gone, as after a power cut."""
+
+    _ADVICE = "Run the command that wrote it again: it makes anew what is damaged."
+
+    def __init__(self, location: str, problem: str) -> None:
+        super().__init__(f"{location} is damaged: {problem}. {self._ADVICE}")
+        self._made_of = location, problem
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+        """Another process gets the error as the values that it was made of."""
+        return DamagedError, self._made_of
+
+    @property
+    def problem(self) -> str:
+        """What is damaged and why, without the advice."""
+        return str(self).removesuffix(f" {self._ADVICE}")
+
+
 class StorageError(StudyError, OSError):
     """A store does not answer or denies access. It is also an `OSError`, like the error of a disk."""
 

@@ -45,7 +45,7 @@ from faithad.model.checkpoint import TrainedModel
 from faithad.model.micro_batches import forwards_at_once
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
-from faithad.runs.tables import read_manifest, run_folders, table_files
+from faithad.runs.tables import read_manifest, read_tables, run_folders, table_files
 from faithad.settings import AttributionSettings, FeatureSettings
 
 Array = npt.NDArray[Any] | Tensor
@@ -263,17 +263,17 @@ def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = 
 
     Raises:
         StudyError: there is no such table, or a newer faithad wrote it.
+        DamagedError: a file of it is damaged, gone or not finished.
     """
     require_readable(str(root))
-    files = table_files(str(root), table)
-    if not files:
+    if not table_files(str(root), table):
         there = ", ".join(_tables_in(str(root))) or "no table at all"
         raise StudyError(f"There is no table {table!r} in {root}, but {there}. Check the folder, and the table's name.")
     wanted = None if columns is None else list(columns)
     if table == "manifest":  # older ones lack columns
         manifest = read_manifest(str(root))
         return (manifest if wanted is None else manifest.select(wanted)).to_pandas()
-    parts = [storage.read_rows(file, columns=wanted).to_pandas() for file in files]
+    parts = [part.to_pandas() for part in read_tables(str(root), table, columns=wanted)]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,7 +1,11 @@
 """Read and write files and tables at a location: a local path or a URI that pyarrow.fs opens (`s3://`, `gs://`).
 
-A write is all or nothing: a local file is written under another name and then renamed; an object store publishes an
-object only when it is complete. No reader sees half a file, and a process that is killed leaves none.
+A write is all or nothing: a local file is written under another name, flushed to the disk and then renamed; an object
+store publishes an object only when it is complete. No reader sees half a file, and neither a process that is killed nor
+a power cut leaves one.
+
+Tables carry a checksum for each of their pages, which is verified when they are read. A damaged table raises
+`DamagedError`.
 
 pyarrow repeats a request that a store does not answer: with S3 for 6 s if the connection is refused, for 100 s if there
 is no answer at all. A request to read that a store refuses, or answers with too few bytes, is repeated here. Then the
@@ -10,9 +14,11 @@ functions here raise `StorageError`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import functools
+import hashlib
 import io
 import os
 import re
@@ -20,6 +26,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from faithad.errors import StorageError, StudyError, without_secrets
+from faithad.errors import DamagedError, StorageError, StudyError, without_secrets
 from faithad.locations import ENVIRONMENT, have_expired, location_problem, store_message
 from faithad.locations import is_remote as is_remote
 from faithad.locations import join as join
@@ -45,6 +52,8 @@ _OPTIONS = {"s3": {"allow_delayed_open": "true"}, "gs": {"retry_limit_seconds": 
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 _MARK_BYTES = 16
 _REFUSED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|HTTP status 403")
+
+_FLUSHES_AT_ONCE = 16
 
 Result = TypeVar("Result")
 TableOrSchema = TypeVar("TableOrSchema", pa.Table, pa.Schema)
@@ -325,8 +334,13 @@ class _PatientFile(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_output(location: str) -> Iterator[pa.NativeFile]:
+def open_output(location: str, *, flush: bool = True) -> Iterator[pa.NativeFile]:
     """A binary file for writing, which gets its name only when the block ends without an error.
+
+    Args:
+        location: of the file.
+        flush: whether a local file is on the disk before it gets its name. Without it, a power cut in the next seconds
+            may damage the file: for many small files that are flushed together later, see `flush_files`.
 
     Raises:
         StudyError: the location cannot be written: no such bucket, no permission, a file where a folder should be.
@@ -344,7 +358,11 @@ def open_output(location: str) -> Iterator[pa.NativeFile]:
                 yield file
                 with _write_errors(location):
                     file.close()
+                    if flush:
+                        _flush(aside)
                     os.replace(aside, path)
+                    if flush:
+                        _flush(folder)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
@@ -354,6 +372,34 @@ def open_output(location: str) -> Iterator[pa.NativeFile]:
         yield buffer
         with _write_errors(location), file_system.open_output_stream(path) as file:
             file.write(buffer.getvalue())
+
+
+def flush_files(folder: str) -> None:
+    """Return when all files of a local folder are on the disk; an object store has them when it has answered.
+
+    Raises:
+        StudyError: the disk does not take them.
+    """
+    file_system, path = locate(folder)
+    if not isinstance(file_system, pafs.LocalFileSystem) or not os.path.isdir(path):
+        return
+    with _write_errors(folder):
+        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:  # the disk takes many at once
+            for _ in pool.map(_flush, (os.path.join(path, name) for name in os.listdir(path))):
+                pass
+        _flush(path)
+
+
+def _flush(path: str) -> None:
+    """Return when a local file, or the names in a local folder, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -385,8 +431,8 @@ def read_bytes(location: str) -> bytes:
         return bytes(file.read())
 
 
-def write_bytes(location: str, content: bytes) -> None:
-    with open_output(location) as file, _write_errors(location):  # a full disk raises here
+def write_bytes(location: str, content: bytes, *, flush: bool = True) -> None:
+    with open_output(location, flush=flush) as file, _write_errors(location):  # a full disk raises here
         file.write(content)
 
 
@@ -394,8 +440,8 @@ def read_text(location: str) -> str:
     return read_bytes(location).decode("utf-8")
 
 
-def write_text(location: str, text: str) -> None:
-    write_bytes(location, text.encode("utf-8"))
+def write_text(location: str, text: str, *, flush: bool = True) -> None:
+    write_bytes(location, text.encode("utf-8"), flush=flush)
 
 
 def delete(location: str) -> None:
@@ -409,11 +455,43 @@ def delete(location: str) -> None:
             file_system.delete_file(path)
 
 
-def write_table(table: pa.Table, location: str, *, schema: pa.Schema) -> None:
-    """Write one Parquet file with exactly the columns of the schema, in its order."""
+class Checksum(NamedTuple):
+    """What a file held when it was written: its size in bytes and its SHA-256 in hexadecimal digits."""
+
+    n_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes | pa.Buffer) -> Checksum:
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_checked(location: str, checksum: Checksum) -> bytes:
+    """The content of a file that must be what was written.
+
+    Raises:
+        DamagedError: it is not, or the file is gone.
+    """
+    try:
+        content = read_bytes(location)
+    except FileNotFoundError:
+        raise DamagedError(location, "it is gone") from None
+    if len(content) != checksum.n_bytes:
+        raise DamagedError(location, f"it has {len(content):,} bytes, {checksum.n_bytes:,} were written")
+    if Checksum.of(content) != checksum:
+        raise DamagedError(location, "its bytes are not those that were written")
+    return content
+
+
+def write_table(table: pa.Table, location: str, *, schema: pa.Schema, flush: bool = True) -> Checksum:
+    """Write one Parquet file with exactly the columns of the schema, in its order; `flush` as `open_output`."""
     columns = table.select(schema.names).cast(schema)
-    with open_output(location) as file, _write_errors(location):
-        pq.write_table(columns, file, compression="zstd")
+    buffer = pa.BufferOutputStream()
+    pq.write_table(columns, buffer, compression="zstd", write_page_checksum=True)
+    content = buffer.getvalue()
+    with open_output(location, flush=flush) as file, _write_errors(location):
+        file.write(content)
+    return Checksum.of(content)
 
 
 def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
@@ -421,6 +499,7 @@ def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
 
     Raises:
         StudyError: there is no table, or reading it would run code from it.
+        DamagedError: a file is damaged.
     """
     if location.endswith(".parquet"):
         files = [location] if exists(location) else []
@@ -431,18 +510,82 @@ def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
     return pa.concat_tables([read_rows(file, columns=columns) for file in files])
 
 
-def read_rows(file: str, *, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
+def read_rows(
+    file: str,
+    *,
+    columns: list[str] | None = None,
+    condition: pc.Expression | None = None,
+    checksum: Checksum | None = None,
+) -> pa.Table:
     """The rows of one Parquet file that meet a condition (default: all), with some columns (default: all).
+
+    Args:
+        file: its location.
+        columns: which to read.
+        condition: which rows to read.
+        checksum: of the whole file, which is then read and compared. Without it only the pages that are read are
+            verified.
 
     Raises:
         StudyError: reading the file would run code from it.
+        DamagedError: the file is damaged.
     """
-    with open_input(file) as source, _read_errors(file):
+    if checksum is None:
         try:
-            return plain(pq.read_table(source, columns=columns, filters=condition), file)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an extension type cannot be filtered
-            plain(pq.read_schema(source), file)
+            with open_input(file) as source:
+                return _parsed(source, file, columns, condition)
+        except (StudyError, FileNotFoundError):
             raise
+        except (pa.ArrowException, OSError, ValueError):
+            content = read_bytes(file)  # raises where the disk or the store has failed; else the content is damaged
+    else:
+        content = read_checked(file, checksum)
+    with _damage(file):
+        return _parsed(pa.BufferReader(content), file, columns, condition)
+
+
+def _parsed(source: pa.NativeFile, file: str, columns: list[str] | None, condition: pc.Expression | None) -> pa.Table:
+    """The rows of an opened Parquet file, as `read_rows`; a damaged one raises an error of Arrow."""
+    _require_one_schema(source)
+    try:
+        return plain(pq.read_table(source, columns=columns, filters=condition, page_checksum_verification=True), file)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an extension type cannot be filtered
+        plain(pq.read_schema(source), file)
+        raise
+
+
+def _require_one_schema(source: pa.NativeFile) -> None:
+    """Compare the two places of a file that hold the names and types of its columns, which no checksum covers."""
+    file = pq.ParquetFile(source)
+    written = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if written is not None and not pa.ipc.read_schema(pa.BufferReader(base64.b64decode(written))).equals(
+        file.schema_arrow
+    ):
+        raise pa.ArrowInvalid("the names or types of its columns contradict each other")
+
+
+def read_metadata(file: str) -> dict[bytes, bytes]:
+    """The metadata of the schema of one Parquet file.
+
+    Raises:
+        DamagedError: the file is damaged.
+    """
+    with _damage(file):
+        return dict(pq.read_schema(pa.BufferReader(read_bytes(file))).metadata or {})
+
+
+@contextlib.contextmanager
+def _damage(file: str) -> Iterator[None]:
+    """Turn what Arrow raises for content in memory that is no whole Parquet file into `DamagedError`."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        cause = str(error).partition("\n")[0].rstrip(".")
+        raise DamagedError(file, f"it is no whole Parquet file ({cause})") from error
 
 
 def plain(table: TableOrSchema, location: str) -> TableOrSchema:

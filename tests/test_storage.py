@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from faithad import storage
-from faithad.errors import StorageError, StudyError
+from faithad.errors import DamagedError, StorageError, StudyError
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 
@@ -237,3 +237,41 @@ def test_credentials_that_have_expired_are_to_be_renewed(
         assert "Not set" not in str(caught.value)
     with pytest.raises(StorageError, match="renew them"):
         storage.exists("s3://mill/a")
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, list[str]]] = []
+
+    def fsync(descriptor: int) -> None:
+        flushed = os.readlink(f"/proc/self/fd/{descriptor}")
+        done.append(("folder" if os.path.isdir(flushed) else Path(flushed).read_text(), os.listdir(tmp_path / "a")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage.write_text(str(tmp_path / "a" / "mark"), "whole")
+    (before, names), (after, names_after) = done
+    assert (before, after) == ("whole", "folder")
+    assert "mark" not in names
+    assert names_after == ["mark"]
+    done.clear()
+    storage.write_text(str(tmp_path / "a" / "later"), "more", flush=False)
+    assert not done
+    storage.flush_files(str(tmp_path / "a"))
+    assert sorted(what for what, _ in done) == ["folder", "more", "whole"]
+
+
+def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path: Path) -> None:
+    """Each byte in turn, and each length: the rows are those that were written, or the file is damaged."""
+    table = pa.table({"clip": ["a", "b", None], "score": [1.0, 2.5, 4.0], "spans": [[1], [], [2, 3]]})
+    file = tmp_path / "t.parquet"
+    storage.write_table(table, str(file), schema=table.schema)
+    content = file.read_bytes()
+    changed = [content[:k] + bytes([byte ^ 1 << k % 8]) + content[k + 1 :] for k, byte in enumerate(content)]
+    outcomes = []
+    for other in [*changed, *(content[:k] for k in range(0, len(content), 16))]:
+        file.write_bytes(other)
+        try:
+            assert storage.read_rows(str(file)).equals(table)
+            outcomes.append("same")
+        except DamagedError:
+            outcomes.append("damaged")
+    assert outcomes.count("damaged") > len(content) / 2

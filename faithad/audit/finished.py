@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from faithad import storage
-from faithad.errors import StudyError
+from faithad.errors import DamagedError, StudyError
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
+from faithad.runs.marks import read_mark
+
+
+def read_card(audit: str) -> dict[str, Any]:
+    """The model's card as an audit of recordings wrote it down, `model.json`; empty where an early audit has none.
+
+    Raises:
+        DamagedError: it is no JSON object.
+    """
+    location = storage.join(audit, layout.MODEL)
+    if not storage.exists(location):
+        return {}
+    card = read_mark(location)
+    if card is None:
+        raise DamagedError(location, "it is no JSON object")
+    return card
 
 
 def require_finished(audit: str) -> None:

@@ -14,7 +14,11 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint
 from faithad.runs.formats import mark_format
 from faithad.runs.lock import require_still_alone
+from faithad.runs.stages import is_whole
 from faithad.runs.tables import read_manifest
+
+# The tables of an audit's index, the last of which is written last.
+INDEXED = (layout.MANIFEST, layout.INDEX_LEDGER, layout.INPUTS)
 
 
 def inputs_table(inputs: Mapping[str, Fingerprint]) -> pa.Table:
@@ -28,8 +32,8 @@ def inputs_table(inputs: Mapping[str, Fingerprint]) -> pa.Table:
 
 
 def is_indexed(out: str) -> bool:
-    """Whether the manifest of an audit is whole."""
-    return storage.exists(storage.join(out, layout.INPUTS))
+    """Whether the manifest of an audit and what was written beside it are whole."""
+    return all(is_whole(storage.join(out, table)) for table in INDEXED)
 
 
 def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:

@@ -35,7 +35,9 @@ class LedgerCounts:
     parts_skipped: int
 
 
-def merge_ledgers(root: str, manifest: pa.Table, audits: Sequence[str], *, others: Sequence[str] = ()) -> pa.Table:
+def merge_ledgers(
+    root: str, manifest: pa.Table, audits: Sequence[str], *, others: Sequence[tuple[str, str]] = ()
+) -> pa.Table:
     """The ledger of a whole root: one row for each clip, and for each part of a recording that became none.
 
     A clip has failed if any stage failed on it, and is done if no stage did.
@@ -44,17 +46,18 @@ def merge_ledgers(root: str, manifest: pa.Table, audits: Sequence[str], *, other
         root: of a study, or the folder of an audit of recordings.
         manifest: all clips below the root.
         audits: folders of the audits of its test clips.
-        others: folders of further ledgers, which may hold failures.
+        others: further ledgers of shards, which may hold failures: their folders and their names there.
 
     Raises:
         StudyError: an audit's ledger does not hold each test clip once.
+        DamagedError: a ledger is damaged.
     """
-    ledgers = [read_whole(folder, LEDGER) for folder in others]
+    ledgers = [read_whole(folder, name, LEDGER) for folder, name in others]
     tests = manifest.filter(pc.equal(manifest["split"], "test"))
     for folder in audits:
-        scored = read_whole(storage.join(folder, SCORE.ledger), LEDGER)
+        scored = read_whole(folder, SCORE.ledger, LEDGER)
         _require_each_once(tests, scored, folder)
-        ledgers += [scored, read_whole(storage.join(folder, EXPLAIN.ledger), LEDGER)]
+        ledgers += [scored, read_whole(folder, EXPLAIN.ledger, LEDGER)]
     failed: dict[str, LedgerRow] = {}
     for ledger in ledgers:
         for row in ledger.filter(pc.equal(ledger["status"], "failed")).to_pylist():
@@ -107,8 +110,8 @@ def remove_failed_shards(out: str, step: Step) -> None:
     Raises:
         StudyError: another driver has taken over the folder.
     """
-    folder = storage.join(out, step.ledger)
-    for location, table in zip(shard_files(folder), read_shards(folder, columns=["status"]), strict=True):
+    ledgers = read_shards(out, step.ledger, columns=["status"])
+    for location, table in zip(shard_files(storage.join(out, step.ledger)), ledgers, strict=True):
         if pc.any(pc.equal(table["status"], "failed")).as_py():
             require_still_alone()
             storage.delete(location)

@@ -29,7 +29,7 @@ class Outcome:
 
 def read_scores(folder: str) -> pa.Table:
     """All scores of one audit; none where no clip could be scored."""
-    return read_whole(storage.join(folder, layout.SCORES), schemas.SCORES)
+    return read_whole(folder, layout.SCORES, schemas.SCORES)
 
 
 def events_table(out: str, trained: TrainedModel, events: Events) -> pa.Table:
@@ -51,8 +51,8 @@ def events_table(out: str, trained: TrainedModel, events: Events) -> pa.Table:
         scores,
         read_manifest(out),
         alarm=trained.alarm,
-        explanations=read_whole(storage.join(out, "attributions"), attributions, columns=columns, condition=of_alarms),
-        faithfulness=read_whole(storage.join(out, "faithfulness"), schemas.FAITHFULNESS, condition=judged),
+        explanations=read_whole(out, "attributions", attributions, columns=columns, condition=of_alarms),
+        faithfulness=read_whole(out, "faithfulness", schemas.FAITHFULNESS, condition=judged),
         features=trained.features,
         **events.model_dump(),
     )

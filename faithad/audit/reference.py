@@ -8,7 +8,6 @@ the audit's folder, under the protocol `audit`.
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.audit.events import Span, merge_spans
-from faithad.audit.finished import require_finished
+from faithad.audit.finished import read_card, require_finished
 from faithad.clips.annotations import Annotation
 from faithad.clips.labels.names import look_up
 from faithad.clips.labels.reference import read_reference
@@ -91,7 +90,7 @@ def evaluate_audit(audit: str, annotations: str) -> str:
 def _evaluate(audit: str, annotations: str) -> str:
     run = load_written_audit(storage.join(audit, layout.AUDIT))
     reference = read_reference(annotations)
-    scores = read_whole(storage.join(audit, layout.SCORES), schemas.SCORES)
+    scores = read_whole(audit, layout.SCORES, schemas.SCORES)
     manifest = _labelled_manifest(audit, reference, source=annotations)
     scored = manifest.filter(pc.is_in(manifest["clip_id"], value_set=scores["clip_id"].combine_chunks()))
     if not scored.num_rows:
@@ -105,7 +104,7 @@ def _evaluate(audit: str, annotations: str) -> str:
     for name, summary in SUMMARIES.items():
         source = localized
         if summary.source != "localization":
-            source = read_whole(storage.join(audit, summary.source), summary.source_schema)
+            source = read_whole(audit, summary.source, summary.source_schema)
         tables[name] = summarize(name, source, experiment)
         require_still_alone()
         storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
@@ -123,10 +122,8 @@ def _evaluate(audit: str, annotations: str) -> str:
 
 def _features(audit: str, run: AuditRun) -> FeatureSettings:
     """The model's features as the audit wrote them down: the model may have moved since. Early audits did not."""
-    location = storage.join(audit, layout.MODEL)
-    if not storage.exists(location):
-        return load_model(run.model).features
-    return FeatureSettings(**json.loads(storage.read_text(location))["features"])
+    card = read_card(audit)
+    return FeatureSettings(**card["features"]) if card else load_model(run.model).features
 
 
 def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: str) -> pa.Table:
@@ -159,7 +156,7 @@ def _localized(
     columns = ["clip_id", "model", "seed", "method", "curve"]
     wanted = pc.field("clip_id").isin(annotated["clip_id"].combine_chunks())
     # Shard by shard and without the maps: those of days of recordings would fill the memory.
-    for shard in read_shards(storage.join(audit, "attributions"), columns=columns, condition=wanted):
+    for shard in read_shards(audit, "attributions", columns=columns, condition=wanted):
         rows = []
         for explained in shard.to_pylist():
             curve = np.asarray(explained.pop("curve"), dtype=np.float32)

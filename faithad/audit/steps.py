@@ -23,6 +23,6 @@ class Step(NamedTuple):
     stage: str
 
 
-SCORE = Step("ledger", (layout.SCORES,), False, "audit")
-EXPLAIN = Step("explained", layout.EXPLANATIONS, True, "explain")
-SCORE_AND_EXPLAIN = Step("ledger", (layout.SCORES, *layout.EXPLANATIONS), True, "audit")
+SCORE = Step(layout.SCORED, (layout.SCORES,), False, "audit")
+EXPLAIN = Step(layout.EXPLAINED, layout.EXPLANATIONS, True, "explain")
+SCORE_AND_EXPLAIN = Step(layout.SCORED, (layout.SCORES, *layout.EXPLANATIONS), True, "audit")

@@ -25,7 +25,7 @@ def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_di
     settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
     settings["index ledger"] = ledger_digest
     outputs = tuple(layout.summary(name) for name in (*SUMMARIES, "ledger"))
-    return Stage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"), needs_all=True)
+    return Stage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"), needs=outputs)
 
 
 def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
@@ -33,6 +33,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
 
     Raises:
         StudyError: an audit lacks clips, or not one test clip could be scored.
+        DamagedError: a table is damaged.
     """
     if not stage.begin(redo=redo):
         return
@@ -40,8 +41,8 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     schema_of = {summary.source: summary.source_schema for summary in SUMMARIES.values()}
     sources = {table: _read_audits(study, table, schema) for table, schema in schema_of.items()}
     audits = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
-    features = storage.join(study.root, layout.FEATURES_LEDGER)
-    ledger = merge_ledgers(study.root, manifest, audits, others=[features])
+    features = storage.join(study.root, layout.FEATURES)
+    ledger = merge_ledgers(study.root, manifest, audits, others=[(features, layout.SCORED)])
     if not sources["scores"].num_rows:
         failed = [f"  {row['recording']}: {row['reason']}" for row in ledger.to_pylist() if row["status"] == "failed"]
         reasons = listed(failed, most=5, separator="\n")
@@ -62,5 +63,5 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
 
 def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:
     """One table of all audits, without rows where no audit wrote any: localization needs annotations."""
-    folders = [storage.join(study.root, layout.audit(model, seed), table) for model, seed in study.runs]
-    return pa.concat_tables([read_whole(folder, schema) for folder in folders])
+    folders = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
+    return pa.concat_tables([read_whole(folder, table, schema) for folder in folders])

@@ -1,22 +1,21 @@
 """Clips → log-mel features of the training and validation splits, computed by Ray Data once for all trainings.
 
 Each shard writes one file to `features/<split>` in the study's root, and then one to `features/ledger` with the clips
-that could not be read. A run after a kill goes on with the shards that have no ledger.
+that could not be read. A run after a kill goes on with the shards that have no ledger, or are damaged.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from faithad import schemas, storage
-from faithad.clips.ledger import ledger_table
+from faithad import storage
 from faithad.config.study import Study
-from faithad.errors import StudyError
+from faithad.errors import DamagedError, StudyError
 from faithad.features import Normalization
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import ray_session
@@ -24,11 +23,13 @@ from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import ShardRow, Tally, consume, dataset, from_bytes, shard_size, shards, to_bytes
-from faithad.progress import progress
+from faithad.progress import console, progress
 from faithad.runs import layout
+from faithad.runs.shards import check_shard, write_shard_ledger
 from faithad.runs.stages import Stage, flatten
-from faithad.runs.tables import shard_files
+from faithad.runs.tables import read_shards, shard_files
 from faithad.settings import FeatureSettings
+from faithad.storage import Checksum
 from faithad.vocabulary import listed
 
 TRAINING_SPLITS = ("train", "validation")
@@ -47,7 +48,7 @@ def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bo
     Raises:
         StudyError: no clip of a split could be read (the reasons are named), or what was written cannot be seen here.
     """
-    if stage.begin(redo=redo):
+    if stage.begin(redo=redo, again=stage.is_done() and not _are_whole(study.root, manifest)):
         with ray_session():
             wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
             require_study_visible(study)
@@ -63,26 +64,40 @@ def write_features(root: str, manifest: pa.Table, settings: FeatureSettings, *, 
     """
     todo: list[ShardRow] = []
     n_clips = 0
-    for split in splits:
-        clips = manifest.filter(pc.equal(manifest["split"], split)).sort_by("clip_id")
-        size = shard_size(clips.num_rows, largest=CLIPS_PER_SHARD)
-        for number, shard in enumerate(shards(clips, size=size)):
-            if not _is_done(_ledger_location(root, split, number)):
-                todo.append({"split": split, "shard": number, "clips": to_bytes(shard)})
-                n_clips += shard.num_rows
+    for split, number, shard in _shards(manifest, splits):
+        try:
+            if _n_failed(root, split, number) == 0:  # a shard with failures is read again
+                continue
+        except FileNotFoundError:
+            pass
+        except DamagedError as error:
+            console.print(f"features: {error.problem} The clips of this shard are read again.")
+        todo.append({"split": split, "shard": number, "clips": to_bytes(shard)})
+        n_clips += shard.num_rows
     if todo:
         options = {"root": root, "settings": settings, "run": uuid.uuid4().hex}
         with ray_session(), progress("features", n_clips) as ticker:
             written = dataset(todo).map(_write_shard, fn_kwargs=options, num_cpus=1)
             consume(written, title="features", tally=Tally(ticker))
         storage.delete(storage.join(root, layout.FEATURE_ATTEMPTS))
+    for folder in (*map(layout.features, splits), layout.FEATURES_LEDGER):
+        storage.flush_files(storage.join(root, folder))
     for split in splits:
         _check(root, split, pc.sum(pc.equal(manifest["split"], split)).as_py())
 
 
+def _shards(manifest: pa.Table, splits: Sequence[str]) -> Iterator[tuple[str, int, pa.Table]]:
+    """The split, the number and the clips of each shard."""
+    for split in splits:
+        clips = manifest.filter(pc.equal(manifest["split"], split)).sort_by("clip_id")
+        size = shard_size(clips.num_rows, largest=CLIPS_PER_SHARD)
+        yield from ((split, number, shard) for number, shard in enumerate(shards(clips, size=size)))
+
+
 def load_features(root: str, split: str, settings: FeatureSettings) -> torch.Tensor:
     """The features of a split, (n, F, T) float32, in the order of clip_id."""
-    table = storage.read_table(storage.join(root, layout.features(split)), columns=["clip_id", "log_mel"])
+    folder = storage.join(root, layout.FEATURES)
+    table = pa.concat_tables(read_shards(folder, split, columns=["clip_id", "log_mel"]))
     return torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
 
 
@@ -99,12 +114,14 @@ def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: st
     split, number = row["split"], row["shard"]
     mark = storage.join(root, layout.FEATURE_ATTEMPTS, f"{split}-{number:05d}.json")
     clips, failed = add_log_mels(from_bytes(row["clips"]), settings, mark=mark, run=run)
+    files: dict[str, Checksum] = {}
     if clips.num_rows:
         table = clips.select(["clip_id", "log_mel"])
-        storage.write_table(
-            table, storage.join(root, layout.features(split), layout.shard(number)), schema=table.schema
+        location = storage.join(root, layout.features(split), layout.shard(number))
+        files[f"{split}/{layout.shard(number)}"] = storage.write_table(
+            table, location, schema=table.schema, flush=False
         )
-    storage.write_table(ledger_table(failed), _ledger_location(root, split, number), schema=schemas.LEDGER)
+    write_shard_ledger(failed, _ledger_location(root, split, number), files=files)
     return {"n_done": clips.num_rows, "n_failed": len(failed)}
 
 
@@ -112,9 +129,25 @@ def _ledger_location(root: str, split: str, number: int) -> str:
     return storage.join(root, layout.FEATURES_LEDGER, f"{split}-{layout.shard(number)}")
 
 
-def _is_done(ledger: str) -> bool:
-    """Whether a shard was written and all its clips could be read. The next run reads a shard with failures again."""
-    return storage.exists(ledger) and storage.read_table(ledger).num_rows == 0
+def _are_whole(root: str, manifest: pa.Table) -> bool:
+    """Whether every shard is finished, and all its files are what was written."""
+    try:
+        for split, number, _ in _shards(manifest, TRAINING_SPLITS):
+            _n_failed(root, split, number)
+    except (FileNotFoundError, DamagedError):
+        return False
+    return True
+
+
+def _n_failed(root: str, split: str, number: int) -> int:
+    """How many clips of a shard could not be read.
+
+    Raises:
+        FileNotFoundError: the shard is not finished.
+        DamagedError: a file of it is damaged or gone.
+    """
+    ledger = check_shard(storage.join(root, layout.FEATURES), _ledger_location(root, split, number))
+    return int(ledger.num_rows)
 
 
 def _check(root: str, split: str, n_clips: int) -> None:

@@ -37,6 +37,7 @@ from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint, contents, folder_fingerprints
 from faithad.runs.lock import require_still_alone
+from faithad.runs.marks import read_mark
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.vocabulary import count, listed
 
@@ -54,8 +55,9 @@ def index_stage(study: Study) -> Stage:
         if table is not None:
             files |= contents(data.locate(table))
     settings = _settings(study) | {f"{FILE_KEY}{name}": digest for name, digest in files.items()}
-    outputs = (layout.MANIFEST, layout.INDEX_LEDGER, layout.HEADER_ATTEMPTS)
-    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs_all=True)
+    tables = (layout.MANIFEST, layout.INDEX_LEDGER)
+    outputs = (*tables, layout.HEADER_ATTEMPTS)
+    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs=tables)
 
 
 def check_index(study: Study) -> None:
@@ -65,7 +67,7 @@ def check_index(study: Study) -> None:
         StudyError: the index is not done, or its settings differ.
     """
     location = storage.join(study.root, layout.STAGES, "index.json")
-    mark = json.loads(storage.read_text(location)) if storage.exists(location) else {}
+    mark = read_mark(location) or {}
     if {key: value for key, value in mark.items() if not key.startswith(FILE_KEY)} != _settings(study):
         raise StudyError(
             f"Stage 'index' is not done with these settings in {study.root}. "

@@ -16,7 +16,7 @@ from faithad import schemas, storage
 from faithad.audit.ledger import count_ledger
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.pipelines.audit.models import audit_models, audit_stage
+from faithad.pipelines.audit.models import audit_models, audit_stage, is_audit_whole
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
@@ -26,6 +26,7 @@ from faithad.progress import console
 from faithad.report.study_page import render_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest, table_digest
+from faithad.runs.formats import replace_damaged
 from faithad.runs.lock import alone_in
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_manifest
@@ -61,7 +62,7 @@ def audit(study: Study, *, redo: bool = False) -> None:
     """Test clips x models → `audit/`."""
     stages, manifest = open_study(study)
     _need(stages.train.values(), before="train")
-    audit_models(study, manifest, stages.audit, redo=redo)
+    audit_models(study, manifest, stages.audit, redo=redo, conclusions=(stages.evaluate, stages.report))
 
 
 def evaluate_study(study: Study, *, redo: bool = False) -> None:
@@ -86,6 +87,7 @@ def _alone(stage: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stage)
     def run(study: Study, *, redo: bool = False) -> None:
         with alone_in(study.root):
+            replace_damaged(study.root)
             stage(study, redo=redo)
 
     return run
@@ -130,12 +132,12 @@ def closing_line(study: Study) -> str:
 
 
 def _finished(study: Study) -> bool:
-    """Whether all stages are done. Only marks are read, so that a finished study answers at once."""
+    """Whether all stages are done, and their results are whole. It needs no Ray: a finished study answers soon."""
     if not index_stage(study).is_done():
         return False
-    stages, _ = open_study(study)
+    stages, manifest = open_study(study)
     chain = [stages.features, *stages.train.values(), *stages.audit.values(), stages.evaluate, stages.report]
-    return all(stage.is_done() for stage in chain)
+    return all(stage.is_done() for stage in chain) and all(is_audit_whole(study, manifest, *run) for run in study.runs)
 
 
 def open_study(study: Study) -> tuple[Stages, pa.Table]:
@@ -152,7 +154,7 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
     audits = {run: audit_stage(study, *run, trainings[run], judged) for run in study.runs}
     evaluation = evaluate_stage(study, list(audits.values()), features, table_digest(ledger))
     settings = {"evaluate": evaluation.fingerprint, "search": _search_digest(study.root)}
-    page = Stage(study.root, "report", settings, (layout.REPORT,), result=layout.REPORT)
+    page = Stage(study.root, "report", settings, (layout.REPORT,), result=layout.REPORT, needs=(layout.REPORT,))
     return Stages(features, trainings, audits, evaluation, page), manifest
 
 

@@ -8,7 +8,6 @@ Shape letters: F mel bands, T frames.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
+from faithad.audit.finished import read_card
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import stacked
 from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
@@ -132,9 +132,8 @@ def read_audit(out: str) -> AuditTables:
     text, settings = read_settings(required(out, layout.AUDIT, StudyError(problem)))
     manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS).to_pandas()
     events = _read(out, layout.EVENTS, schemas.EVENTS.names).to_pylist()
-    scores = read_whole(storage.join(out, layout.SCORES), schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
-    location = storage.join(out, layout.MODEL)
-    model = json.loads(storage.read_text(location)) if storage.exists(location) else {}
+    scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
+    model = read_card(out)
     alarm = _alarm(settings, model, events, scores)
     score_of = dict(zip(scores["clip_id"], scores[alarm.pooling.column], strict=True))
     # All events share a threshold, so the score ranks them also where it has no ratio to the threshold.
@@ -191,7 +190,7 @@ def _read_curves(out: str, events: list[EventRow], score_of: dict[str, float]) -
     condition = _is_in("clip_id", clips) & _is_in("method", methods)
     return {
         clip_id: Curve(values, profile, degenerate)
-        for shard in read_shards(storage.join(out, "attributions"), columns=columns, condition=condition)
+        for shard in read_shards(out, "attributions", columns=columns, condition=condition)
         for clip_id, values, profile, degenerate in zip(
             shard["clip_id"].to_pylist(),
             stacked(shard["curve"]),
@@ -209,8 +208,7 @@ def _read_judged(out: str, events: list[EventRow]) -> pd.DataFrame:
     condition = _is_in("clip_id", clips) & _is_in("method", methods) & (pc.field("mode") == "frame")
     condition &= pc.field("percentile").isin(pa.array(percentiles, pa.float64()))
     columns = ["clip_id", "method", "replaced_fraction", "faithfulness"]
-    folder = storage.join(out, "faithfulness")
-    return read_whole(folder, schemas.FAITHFULNESS, columns=columns, condition=condition).to_pandas()
+    return read_whole(out, "faithfulness", schemas.FAITHFULNESS, columns=columns, condition=condition).to_pandas()
 
 
 def _is_in(column: str, names: Collection[str]) -> pc.Expression:

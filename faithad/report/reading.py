@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, StudyError
-from faithad.runs.tables import read_shards, shard_files
+from faithad.runs.shards import table_shards
+from faithad.runs.tables import read_shards
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,29 @@ def look_up(settings: dict[str, Any], key: str) -> Any:
 
 def pictured_clips(audit: str) -> set[str]:
     """The clips whose spectrograms were kept; `audit` is one model's folder."""
-    shards = read_shards(storage.join(audit, "spectrograms"), columns=["clip_id"])
+    shards = read_shards(audit, "spectrograms", columns=["clip_id"])
     return {str(clip_id) for shard in shards for clip_id in shard["clip_id"].to_pylist()}
 
 
 def examples(audit: str, clip_ids: Collection[str]) -> list[Example]:
     """Those of the clips whose spectrograms were kept, in the order of the tables."""
-    explained = _rows_of(storage.join(audit, "attributions"), clip_ids)
-    pictures = _rows_of(storage.join(audit, "spectrograms"), clip_ids)
+    explained = _rows_of(audit, "attributions", clip_ids)
+    pictures = _rows_of(audit, "spectrograms", clip_ids)
     return [_example(rows[0], explained[clip_id]) for clip_id, rows in pictures.items()]
 
 
-def _rows_of(folder: str, clip_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+def _rows_of(audit: str, table: str, clip_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """The rows of a table by clip, arrays as NumPy; lists that hold (F, T) come in that shape."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file, shard in zip(shard_files(folder), read_shards(folder, columns=["clip_id"]), strict=True):
+    shards = read_shards(audit, table, columns=["clip_id"])
+    for (file, checksum), shard in zip(table_shards(audit, table), shards, strict=True):
         chosen = set(clip_ids).intersection(shard["clip_id"].to_pylist())
         if chosen:
-            table = storage.read_rows(file, condition=pc.field("clip_id").isin(sorted(chosen)))
-            shape = schemas.shape_of(table.schema)
-            for index, clip_id in enumerate(table["clip_id"].to_pylist()):
-                rows[clip_id].append({name: _cell(table[name][index], shape) for name in table.column_names})
+            condition = pc.field("clip_id").isin(sorted(chosen))
+            kept = storage.read_rows(file, condition=condition, checksum=checksum)
+            shape = schemas.shape_of(kept.schema)
+            for index, clip_id in enumerate(kept["clip_id"].to_pylist()):
+                rows[clip_id].append({name: _cell(kept[name][index], shape) for name in kept.column_names})
     return rows
 
 

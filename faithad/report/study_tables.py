@@ -110,7 +110,7 @@ def _audits(root: str) -> dict[tuple[str, int], str]:
 
 
 def _of_audits(audits: dict[tuple[str, int], str], table: str, schema: pa.Schema, columns: list[str]) -> pd.DataFrame:
-    parts = [read_whole(storage.join(folder, table), schema, columns=columns) for folder in audits.values()]
+    parts = [read_whole(folder, table, schema, columns=columns) for folder in audits.values()]
     return pa.concat_tables(parts).to_pandas()
 
 

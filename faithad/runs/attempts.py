@@ -29,6 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import pyarrow as pa
 
 from faithad import storage
+from faithad.runs.marks import read_mark
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,7 @@ _DEATHS_TO_TRY_ALONE, _DEATHS_OF_ONE, _DEATHS_OF_ALL = 2.0, 2.0, 6.0
 
 # In a mark, in place of a clip's id.
 _TOGETHER = "together"
+_KEYS = {"at", "pid", "host", "run", "died"}
 
 
 class Attempt(NamedTuple, Generic[Result]):
@@ -108,19 +110,25 @@ def _left_out(clip_ids: Sequence[str], died: dict[str, float], what: str) -> dic
 
 def count_deaths(folder: str) -> float:
     """How many deaths the marks below a folder count: it grows with each attempt that finds an earlier one's mark."""
-    marks = [json.loads(storage.read_text(place)) for _, place in storage.list_files(folder, suffixes=[".json"])]
-    return sum(sum(mark["died"].values()) for mark in marks)
+    marks = [_read_mark(location) for _, location in storage.list_files(folder, suffixes=[".json"])]
+    return sum(sum(mark["died"].values()) for mark in marks if mark is not None)
 
 
 def _deaths(mark: str, run: str) -> dict[str, float]:
     """Deaths at this work, by the clip that was at work, or `_TOGETHER`; among them that of the mark's writer."""
-    if not storage.exists(mark):
+    content = _read_mark(mark)
+    if content is None:
         return {}
-    content: dict[str, Any] = json.loads(storage.read_text(mark))
     died: dict[str, float] = content["died"]
     return died | {content["at"]: died.get(content["at"], 0.0) + (1.0 if content["run"] == run else 0.5)}
 
 
+def _read_mark(location: str) -> dict[str, Any] | None:
+    """A mark as `_write_mark` wrote it; None where there is none, or a damaged one."""
+    mark = read_mark(location)
+    return mark if mark is not None and mark.keys() == _KEYS else None
+
+
 def _write_mark(mark: str, run: str, at: str, died: dict[str, float]) -> None:
     content = {"at": at, "pid": os.getpid(), "host": socket.gethostname(), "run": run, "died": died}
-    storage.write_text(mark, json.dumps(content))
+    storage.write_text(mark, json.dumps(content), flush=False)  # it outlives its process, which is enough

@@ -53,9 +53,13 @@ def mark_format(root: str) -> None:
 
 def replace_damaged(root: str) -> None:
     """Write `format.json` anew where a power cut has left half of it, for a driver that is about to write there."""
-    location = storage.join(root, layout.FORMAT)
-    if _read(location) is None:
-        _write(location)
+    if is_damaged(root):
+        _write(storage.join(root, layout.FORMAT))
+
+
+def is_damaged(root: str) -> bool:
+    """Whether `format.json` cannot be understood."""
+    return _read(storage.join(root, layout.FORMAT)) is None
 
 
 def _write(location: str) -> None:

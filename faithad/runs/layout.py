@@ -56,6 +56,11 @@ TRIAL_STOP = "stop"
 # In a model's folder, which may have been copied elsewhere.
 VALIDATION_SCORES = "validation_scores.parquet"
 
+# Beside the tables that a step writes shard by shard: its ledgers of shards, see `runs.shards`. EXPLAINED is that of an
+# audit that explains its clips in a second step.
+SCORED, EXPLAINED = "ledger", "explained"
+SHARD_LEDGERS = (SCORED, EXPLAINED)
+
 # Tables of an audit, a folder of shards each.
 SCORES = "scores"
 EXPLANATIONS = ("attributions", "localization", "faithfulness", "spectrograms")

@@ -35,6 +35,7 @@ from faithad import storage
 from faithad.errors import StudyError
 from faithad.progress import console
 from faithad.runs import layout
+from faithad.runs.marks import read_mark
 
 Mark = dict[str, Any]
 
@@ -237,13 +238,9 @@ def _introduction() -> Mark:
 
 
 def _read(location: str) -> Mark | None:
-    """The mark, if there is a whole one: a power cut may leave half a file, which counts as none."""
-    with contextlib.suppress(FileNotFoundError, ValueError):  # the file may go while we look
-        if storage.exists(location):
-            mark: Mark = json.loads(storage.read_text(location))
-            if isinstance(mark, dict) and mark.keys() == _introduction().keys():
-                return mark
-    return None
+    """The mark, if there is a whole one."""
+    mark = read_mark(location)
+    return mark if mark is not None and mark.keys() == _introduction().keys() else None
 
 
 def machine() -> str:

@@ -3,7 +3,7 @@
 A finished stage leaves a mark, `stages/<stage>.json` below the root: the settings that its results depend on, as flat
 keys. A stage whose mark has the same settings is not run again. Results of other settings are never mixed with new
 ones: the run stops and names each setting that differs, until the user gives `--redo`. Where the results are gone, the
-stage runs again whatever its mark says.
+stage runs again whatever its mark says. So it does where a table, or its mark, was damaged, as by a power cut.
 
 The settings include the files that a stage reads, one key `files.<name>` for each, so that a message can name a file
 that came, went or changed. A file that cannot be read at the moment has not changed, see `Stage.with_known_files`.
@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from faithad import storage
-from faithad.errors import StudyError
+from faithad.errors import DamagedError, StudyError
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
-from faithad.runs.formats import mark_format, replace_damaged, require_readable
+from faithad.runs.formats import is_damaged, mark_format, replace_damaged, require_readable
 from faithad.runs.lock import require_still_alone
+from faithad.runs.marks import read_mark
 from faithad.vocabulary import listed
 
 Settings = Mapping[str, Any]
@@ -48,7 +49,7 @@ class Stage:
         settings: everything that its results depend on, flat and ready for JSON.
         outputs: what it writes, relative to the root; `redo` removes them.
         result: the last of what it writes, relative to the root; without it the stage is not done.
-        needs_all: whether it is not done without any of its outputs either, such as a summary that was added since.
+        needs: files among its outputs without which it is not done either, and which must be whole.
     """
 
     root: str
@@ -56,7 +57,7 @@ class Stage:
     settings: Settings
     outputs: tuple[str, ...]
     result: str
-    needs_all: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +81,7 @@ class Stage:
         Args:
             afresh: whether a file of the second kind counts as changed after all.
         """
-        before = self._read(self._begun_location) or self._read(self._location) or {}
+        before = read_mark(self._begun_location) or read_mark(self._location) or {}
         known = {
             key: before[key]
             for key, value in self.settings.items()
@@ -90,15 +91,21 @@ class Stage:
         return replace(self, settings={**self.settings, **known})
 
     def is_done(self) -> bool:
-        """Whether the stage ended well with exactly these settings, and its results are still there.
+        """Whether the stage ended well with exactly these settings, and its results are still there and whole.
+
+        Of results that are written shard by shard only the folder is looked at, see `shards.check_shard`.
 
         Raises:
             StudyError: a newer faithad worked in this root.
         """
+        if is_damaged(self.root):
+            return False
         require_readable(self.root)
-        is_marked = self._read(self._location) == self._comparable
-        needed = (self.result, *(self._results if self.needs_all else ()))
-        return is_marked and all(storage.exists(storage.join(self.root, output)) for output in needed)
+        return (
+            read_mark(self._location) == self._comparable
+            and storage.exists(storage.join(self.root, self.result))
+            and all(is_whole(storage.join(self.root, file)) for file in self.needs)
+        )
 
     def begin(self, *, redo: bool, again: bool = False) -> bool:
         """Whether the stage has to run. It goes on from what an interrupted run of the same settings has left.
@@ -115,10 +122,10 @@ class Stage:
         replace_damaged(self.root)
         if self.is_done() and not again:
             return False
-        if self._read(self._begun_location) == _REMOVING:
+        if read_mark(self._begun_location) == _REMOVING:
             self.reset()
         for location in (self._location, self._begun_location):
-            before = self._read(location)
+            before = read_mark(location)
             if before is None or before == self._comparable:
                 continue
             if not redo and self._is_in_the_way():
@@ -147,6 +154,15 @@ class Stage:
         require_still_alone()
         storage.write_text(self._location, json.dumps(self.settings, indent=1))
         storage.delete(self._begun_location)
+
+    def withdraw(self) -> None:
+        """Have a finished stage run again, because something that it is made of is about to change.
+
+        Raises:
+            StudyError: another driver has taken over the root.
+        """
+        require_still_alone()
+        storage.delete(self._location)
 
     def reset(self) -> None:
         """Remove what the stage wrote. If this is killed in between, the next run first removes the rest.
@@ -178,12 +194,18 @@ class Stage:
         """The outputs without the marks of attempts, which a killed run leaves and a finished one does not."""
         return [output for output in self.outputs if output not in (layout.HEADER_ATTEMPTS, layout.ATTEMPTS)]
 
-    @staticmethod
-    def _read(location: str) -> dict[str, Any] | None:
-        if not storage.exists(location):
-            return None
-        settings: dict[str, Any] = json.loads(storage.read_text(location))
-        return settings
+
+def is_whole(location: str) -> bool:
+    """Whether a file is there and to its end, as far as it says so itself: a table, JSON or a page."""
+    if location.endswith(".parquet"):
+        try:
+            storage.read_rows(location)
+        except (FileNotFoundError, DamagedError):
+            return False
+        return True
+    if location.endswith(".json"):
+        return read_mark(location) is not None
+    return storage.exists(location) and storage.read_bytes(location).rstrip().endswith(b"</html>")
 
 
 def flatten(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

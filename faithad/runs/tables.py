@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
-
-_REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 16, 2
+from faithad.runs.shards import at_once, table_shards
+from faithad.storage import Checksum
 
 
 def read_manifest(root: str) -> pa.Table:
@@ -45,43 +45,77 @@ def table_files(root: str, table: str) -> list[str]:
         root: a local path or a URI.
         table: a row of `layout.TABLES`, or `summary/<name>` for a summary of `evaluation.summary.SUMMARIES`.
     """
-    place = layout.TABLES.get(table)
-    summary = layout.summary(table.removeprefix(f"{layout.SUMMARY}/"))
-    patterns = [summary] if place is None else filter(None, (place.in_study, place.in_audit))
     files: list[str] = []
-    for pattern in dict.fromkeys(patterns):
-        head, star, tail = pattern.partition("*/")
-        folders = list(run_folders(root, head.rstrip("/")).values()) if star else [root]
-        for location in (storage.join(folder, tail if star else head) for folder in folders):
-            if not location.endswith(".parquet"):
-                files += shard_files(location)
-            elif storage.exists(location):
-                files.append(location)
+    for folder, name in _places(root, table):
+        location = storage.join(folder, name)
+        files += (
+            shard_files(location) if not name.endswith(".parquet") else [location] if storage.exists(location) else []
+        )
     return files
 
 
+def read_tables(root: str, table: str, *, columns: Collection[str] | None = None) -> Iterator[pa.Table]:
+    """The files of a table, as `table_files` lists them; none where it is not there.
+
+    Raises:
+        DamagedError: one is damaged or gone, or the shard is not finished.
+    """
+    for folder, name in _places(root, table):
+        location = storage.join(folder, name)
+        if not name.endswith(".parquet"):
+            yield from read_shards(folder, name, columns=columns)
+        elif storage.exists(location):
+            yield storage.read_rows(location, columns=None if columns is None else list(columns))
+
+
+def _places(root: str, table: str) -> list[tuple[str, str]]:
+    """Each folder that may hold a table, and the name of the table's file or folder of shards in it."""
+    place = layout.TABLES.get(table)
+    summary = layout.summary(table.removeprefix(f"{layout.SUMMARY}/"))
+    patterns = [summary] if place is None else filter(None, (place.in_study, place.in_audit))
+    places: list[tuple[str, str]] = []
+    for pattern in dict.fromkeys(patterns):
+        head, star, tail = pattern.partition("*/")
+        folders = list(run_folders(root, head.rstrip("/")).values()) if star else [root]
+        places += [(folder, tail if star else head) for folder in folders]
+    return places
+
+
 def read_shards(
-    folder: str, *, columns: Collection[str] | None = None, condition: pc.Expression | None = None
+    folder: str,
+    table: str,
+    *,
+    columns: Collection[str] | None = None,
+    condition: pc.Expression | None = None,
 ) -> Iterator[pa.Table]:
     """The shards of a table, in their order.
 
     Args:
-        folder: of the table.
+        folder: in which the table lies.
+        table: its name there.
         columns: what to read, all by default.
         condition: which rows to read, all by default.
+
+    Raises:
+        DamagedError: a shard is damaged, gone or not finished, see `shards`.
     """
 
-    def read(location: str) -> pa.Table:
-        return storage.read_rows(location, columns=None if columns is None else list(columns), condition=condition)
+    def read(shard: tuple[str, Checksum | None]) -> pa.Table:
+        names = None if columns is None else list(columns)
+        return storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1])
 
-    at_once = _REMOTE_AT_ONCE if storage.is_remote(folder) else _LOCAL_AT_ONCE
-    yield from side_by_side(read, shard_files(folder), at_once=at_once)
+    yield from side_by_side(read, table_shards(folder, table), at_once=at_once(folder))
 
 
 def read_whole(
-    folder: str, schema: pa.Schema, *, columns: Collection[str] | None = None, condition: pc.Expression | None = None
+    folder: str,
+    table: str,
+    schema: pa.Schema,
+    *,
+    columns: Collection[str] | None = None,
+    condition: pc.Expression | None = None,
 ) -> pa.Table:
-    """All shards as one table, without rows where there are none."""
+    """All shards of a table as one, without rows where there are none. The arguments are those of `read_shards`."""
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    return pa.concat_tables([nothing, *read_shards(folder, columns=names, condition=condition)]).combine_chunks()
+    return pa.concat_tables([nothing, *read_shards(folder, table, columns=names, condition=condition)]).combine_chunks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import faithad
 from faithad import schemas, storage
 from faithad.config.study import Study
-from faithad.errors import CheckpointError, RecordingError, StudyError
+from faithad.errors import CheckpointError, DamagedError, RecordingError, StudyError
 from faithad.evaluation.detection import auc
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.pipelines.study import STAGES, run_study
 from tests.attribution.captum_oracle import attribute
+from tests.tables import differences
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -137,6 +140,29 @@ def test_a_finished_study_is_not_run_again(finished: Study) -> None:
     before = times()
     run_study(finished)
     assert times() == before
+
+
+def test_a_finished_study_makes_again_what_was_damaged(
+    finished: Study, small_study: Callable[..., Study], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = small_study()
+    root = Path(study.root)
+    shutil.copytree(finished.root, root)
+    damaged = ["features/train/part-00001.parquet", "audit/mae-0/attributions/part-00002.parquet"]
+    damaged += ["audit/ae-0/scores/part-00003.parquet"]
+    others = ["manifest.parquet", "summary/f_score.parquet", "stages/train-ae-0.json", "format.json", "report.html"]
+    for name in [*damaged, *others]:
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) // 2])
+    (root / "audit" / "mae-0" / "ledger" / "part-00000.parquet").unlink()
+    with pytest.raises(DamagedError, match="is damaged"):
+        faithad.read_table(root, "scores")
+    run_study(study)
+    assert not differences(root, finished.root)
+    said = capsys.readouterr().out
+    assert all(f"{root / name} is damaged: " in said for name in damaged)
+    assert run_study(study).startswith("16 clips done.")
+    assert "All stages were done already." in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_and_named_until_redo(

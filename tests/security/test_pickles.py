@@ -143,7 +143,7 @@ def test_shards_that_the_pipelines_read(trap: Trap, tmp_path: Path) -> None:
     for shard in (tmp_path / "out" / "scores").iterdir():
         trap.arm(shard, "model")
     with pytest.raises(StudyError, match="could run code"):
-        read_whole(f"{out}/scores", schemas.SCORES)
+        read_whole(str(out), "scores", schemas.SCORES)
 
 
 def test_an_extension_type_is_refused_where_nobody_knows_it(trap: Trap, tmp_path: Path) -> None:

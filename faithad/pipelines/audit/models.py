@@ -19,7 +19,7 @@ from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.table import MODELS
-from faithad.pipelines.audit.passes import Pass, run_passes, wait_for_room
+from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.index import require_study_visible
@@ -44,41 +44,74 @@ def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest:
     return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
 
 
-def audit_models(study: Study, manifest: pa.Table, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
+def audit_models(
+    study: Study,
+    manifest: pa.Table,
+    stages: dict[tuple[str, int], Stage],
+    *,
+    redo: bool,
+    conclusions: Sequence[Stage],
+) -> None:
     """Audit every test clip with every model of the study, as far as that is not done yet.
+
+    Args:
+        study: whose models and clips they are.
+        manifest: all clips of the study.
+        stages: the audit of each model.
+        redo: see `Stage.begin`.
+        conclusions: stages that are made of the audits, and have to run again if an audit changes.
 
     Raises:
         StudyError: there are no test clips, an actor asks for more than the cluster has, or what was written cannot
             be seen here.
         CheckpointError: a model is missing, damaged or does not fit the study.
     """
-    todo = [run for run in study.runs if stages[run].begin(redo=redo)]
+    damaged = {run for run in study.runs if stages[run].is_done() and not is_audit_whole(study, manifest, *run)}
+    todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
     if not todo:
         return
-    clips = manifest.filter(pc.equal(manifest["split"], "test"))
+    for stage in conclusions:
+        stage.withdraw()
+    clips = _test_clips(manifest)
     if not clips.num_rows:
         raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
     audits = {run: _model_audit(study, *run) for run in todo}
-    explain, maps = study.audit.explain, study.audit.maps
-    explained = [run for run in todo if MODELS[run[0]].explained]
-    at_once = explained if explain == "all" else []
     with ray_session():
         wait_for_room(study.audit)
         require_study_visible(study)
-        with_maps = keep_examples(clips, maps)
-        first = [
-            Pass(audits[run], SCORE_AND_EXPLAIN, with_maps) if run in at_once else Pass(audits[run], SCORE, clips)
-            for run in todo
-        ]
-        _run(study, first, title="audit")
-        second = []
-        for run in explained:
-            if run not in at_once:
-                chosen = choose_clips(clips, read_scores(audits[run].out), explain=explain, alarm=audits[run].alarm)
-                second.append(Pass(audits[run], EXPLAIN, keep_examples(chosen, maps)))
+        _run(study, [_first_pass(study, audits[run], clips, *run) for run in todo], title="audit")
+        second = [second for run in todo if (second := _second_pass(study, audits[run], clips, *run)) is not None]
         _run(study, second, title="explain")
     for run in todo:
         stages[run].finish()
+
+
+def is_audit_whole(study: Study, manifest: pa.Table, model: str, seed: int) -> bool:
+    """Whether all shards of a finished audit are there, and all their files are what was written."""
+    audit, clips = _model_audit(study, model, seed), _test_clips(manifest)
+    if not is_whole(_first_pass(study, audit, clips, model, seed), study.audit):
+        return False
+    second = _second_pass(study, audit, clips, model, seed)
+    return second is None or is_whole(second, study.audit)
+
+
+def _test_clips(manifest: pa.Table) -> pa.Table:
+    return manifest.filter(pc.equal(manifest["split"], "test"))
+
+
+def _first_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, seed: int) -> Pass:
+    if MODELS[model].explained and study.audit.explain == "all":
+        return Pass(audit, SCORE_AND_EXPLAIN, keep_examples(clips, study.audit.maps))
+    return Pass(audit, SCORE, clips)
+
+
+def _second_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, seed: int) -> Pass | None:
+    """The pass that explains the clips that were chosen by their scores; None where there is none."""
+    explain = study.audit.explain
+    if not MODELS[model].explained or explain == "all":
+        return None
+    chosen = choose_clips(clips, read_scores(audit.out), explain=explain, alarm=audit.alarm)
+    return Pass(audit, EXPLAIN, keep_examples(chosen, study.audit.maps)) if chosen.num_rows else None
 
 
 def _run(study: Study, passes: Sequence[Pass], *, title: str) -> None:

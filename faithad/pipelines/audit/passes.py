@@ -1,11 +1,14 @@
 """Passes over clips: Ray Data streams shards through reading tasks and through actors that hold the models.
 
+A run first checks the shards that are finished: damaged ones are named, and made again.
+
 Machines may go away, and processes may die more often than Ray restarts them. So the chain is run again with the shards
 that no ledger has, as long as each run gets further than the one before.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,15 +21,18 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from faithad import storage
 from faithad.audit.steps import Step
 from faithad.config.sections import Attribution, Audit
-from faithad.errors import StudyError
+from faithad.errors import DamagedError, StudyError
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.worker import ModelAudit, ShardedPass
 from faithad.pipelines.cluster.machines import resources_text, wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_is_ours, ray_session
 from faithad.pipelines.shards.stream import ShardRow, Tally, WorkersLost, consume, dataset, shard_size
-from faithad.progress import progress
+from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.attempts import count_deaths
+from faithad.runs.lock import require_still_alone
+from faithad.runs.lookahead import side_by_side
+from faithad.runs.shards import at_once, check_shard
 from faithad.runs.tables import shard_files
 from faithad.settings import FeatureSettings
 
@@ -48,6 +54,19 @@ class Pass(NamedTuple):
     def shard_size(self, audit: Audit) -> int:
         """Clips in a shard."""
         return shard_size(self.clips.num_rows, largest=audit.clips_per_shard)
+
+    def n_shards(self, audit: Audit) -> int:
+        n_clips: int = self.clips.num_rows
+        return math.ceil(n_clips / self.shard_size(audit))
+
+    def ledger(self, shard: int) -> str:
+        """Location of the ledger of a shard."""
+        return storage.join(self.audit.out, self.step.ledger, layout.shard(shard))
+
+    def finished(self, audit: Audit) -> list[int]:
+        """The shards that have a ledger."""
+        names = {storage.name_of(file) for file in shard_files(storage.join(self.audit.out, self.step.ledger))}
+        return [shard for shard in range(self.n_shards(audit)) if layout.shard(shard) in names]
 
 
 class Spread(NamedTuple):
@@ -77,8 +96,13 @@ def run_passes(
         CheckpointError: a model is missing, damaged or not what is expected.
     """
     passes = [audit_pass for audit_pass in passes if audit_pass.clips.num_rows]
+    for ledger, problem in _damaged_shards(passes, audit).items():
+        console.print(f"{title}: {problem} The clips of this shard are audited again.")
+        require_still_alone()
+        storage.delete(ledger)
     todo = _missing_shards(passes, audit)
     if not todo:
+        _flush(passes)
         return
     for number in sorted({number for number, _ in todo}):
         passes[number].audit.load()  # a model that does not fit is better noticed here than on a hundred workers
@@ -108,8 +132,16 @@ def run_passes(
                 )
             if lost is not None and (len(todo), _count_deaths(passes)) == before:
                 raise lost
+    _flush(passes)
     for audit_pass in passes:
         storage.delete(storage.join(audit_pass.audit.out, layout.ATTEMPTS))
+
+
+def _flush(passes: Sequence[Pass]) -> None:
+    """Return when all tables of some passes are on the disk: their stage is about to be marked as done."""
+    for audit_pass in passes:
+        for folder in (*audit_pass.step.tables, audit_pass.step.ledger):
+            storage.flush_files(storage.join(audit_pass.audit.out, folder))
 
 
 def spread(audit: Audit, *, cpus: float, gpus: float, n_shards: int, grows: bool = False) -> Spread:
@@ -188,14 +220,41 @@ def _chain(
     )
 
 
+def is_whole(audit_pass: Pass, audit: Audit) -> bool:
+    """Whether every shard of a pass is finished, and all its files are what was written."""
+    return not _missing_shards([audit_pass], audit) and not _damaged_shards([audit_pass], audit)
+
+
+def _damaged_shards(passes: Sequence[Pass], audit: Audit) -> dict[str, str]:
+    """The ledger of each finished shard that is damaged or holds other clips than it should, and what is wrong."""
+    shards = [(audit_pass, number) for audit_pass in passes for number in audit_pass.finished(audit)]
+
+    def problem(shard: tuple[Pass, int]) -> str | None:
+        audit_pass, number = shard
+        ledger = audit_pass.ledger(number)
+        try:
+            rows = check_shard(audit_pass.audit.out, ledger)
+        except DamagedError as error:
+            return error.problem
+        size = audit_pass.shard_size(audit)
+        clips = audit_pass.clips["clip_id"].slice(number * size, size)
+        is_of_these = sorted(rows["clip_id"].to_pylist()) == sorted(clips.to_pylist())
+        return None if is_of_these else f"{ledger} lists other clips."
+
+    problems = side_by_side(problem, shards, at_once=at_once(passes[0].audit.out) if passes else 1)
+    return {
+        audit_pass.ledger(number): text
+        for (audit_pass, number), text in zip(shards, problems, strict=True)
+        if text is not None
+    }
+
+
 def _missing_shards(passes: Sequence[Pass], audit: Audit) -> list[tuple[int, int]]:
     """The shards that no ledger has yet, each with the number of its pass."""
     missing: list[tuple[int, int]] = []
     for number, audit_pass in enumerate(passes):
-        n_shards = -(-audit_pass.clips.num_rows // audit_pass.shard_size(audit))
-        ledger = storage.join(audit_pass.audit.out, audit_pass.step.ledger)
-        done = {storage.name_of(file) for file in shard_files(ledger)}
-        missing += [(number, shard) for shard in range(n_shards) if layout.shard(shard) not in done]
+        finished = set(audit_pass.finished(audit))
+        missing += [(number, shard) for shard in range(audit_pass.n_shards(audit)) if shard not in finished]
     return missing
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from faithad import schemas, storage
 from faithad.audit.choice import choose_clips, keep_highest
-from faithad.audit.inputs import relocated
+from faithad.audit.inputs import INDEXED, relocated
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
@@ -37,7 +37,7 @@ from faithad.errors import ConfigError, RecordingError, shown
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_model
 from faithad.pipelines.audit.models import SPREAD
-from faithad.pipelines.audit.passes import Pass, run_passes, wait_for_room
+from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
@@ -111,7 +111,8 @@ def _open(run: AuditRun) -> _OpenAudit:
 
 def _work(audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool) -> None:
     run = audit.run
-    is_new = audit.score.begin(redo=redo, again=retry_failed)
+    again = retry_failed or (audit.score.is_done() and not _is_whole(audit, SCORE, read_manifest(run.out)))
+    is_new = audit.score.begin(redo=redo, again=again)
     if is_new:
         _join_ray(run, session)
         _withdraw_conclusions(run.out)
@@ -123,7 +124,8 @@ def _work(audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry
         relocated(run.out, audit.recordings)
     chosen = _choose(audit)
     explain = _explain_stage(audit, chosen)
-    if explain.begin(redo=redo or retry_failed, again=retry_failed):
+    again = retry_failed or (explain.is_done() and not _is_whole(audit, EXPLAIN, chosen))
+    if explain.begin(redo=redo or retry_failed, again=again):
         is_new = True
         _join_ray(run, session)
         _withdraw_conclusions(run.out)
@@ -171,9 +173,8 @@ def _score_stage(run: AuditRun, alarm: AlarmThreshold | None, inputs: Mapping[st
     settings |= {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in inputs.items()}
     if run.annotations is not None:
         settings |= {f"{FILE_KEY}annotations {name}": digest for name, digest in contents(run.annotations).items()}
-    tables = (layout.MANIFEST, layout.INPUTS, layout.INDEX_LEDGER, *SCORE.tables, SCORE.ledger)
-    outputs = (*tables, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
-    return Stage(run.out, "score", settings, outputs, result=SCORE.ledger)
+    outputs = (*INDEXED, *SCORE.tables, SCORE.ledger, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
+    return Stage(run.out, "score", settings, outputs, result=SCORE.ledger, needs=INDEXED)
 
 
 def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
@@ -218,10 +219,19 @@ def _choose(audit: _OpenAudit) -> pa.Table:
     return keep_highest(chosen, scores, settings.maps, alarm)
 
 
+def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
+    return Pass(ModelAudit(audit.run.model, audit.run.out, audit.trained.alarm), step, clips)
+
+
+def _is_whole(audit: _OpenAudit, step: Step, clips: pa.Table) -> bool:
+    """Whether all shards of a step that is marked as done are there and what was written."""
+    return not clips.num_rows or is_whole(_pass(audit, step, clips), audit.run.audit)
+
+
 def _run_pass(audit: _OpenAudit, step: Step, clips: pa.Table, *, title: str) -> None:
     run, trained = audit.run, audit.trained
     run_passes(
-        [Pass(ModelAudit(run.model, run.out, trained.alarm), step, clips)],
+        [_pass(audit, step, clips)],
         attribution=run.attribution,
         audit=run.audit,
         features=trained.features,
@@ -234,7 +244,7 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     run = audit.run
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     outputs = (layout.LEDGER, layout.EVENTS, layout.MODEL, layout.REPORT)
-    stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT)
+    stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
         ledger = merge_ledgers(run.out, read_manifest(run.out), [run.out])

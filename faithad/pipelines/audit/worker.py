@@ -1,7 +1,8 @@
 """What Ray's processes do in an audit: tasks turn shards into features, actors hold models and write the tables.
 
-Each shard of each pass writes one file into every table, always under the same name. The ledger's file is written last
-and marks the shard as done: a run after a kill goes on with the shards that lack it, and overwrites what it finds.
+Each shard of each pass writes one file into every table, always under the same name. The ledger's file is written last,
+says what the others hold (see `runs.shards`) and marks the shard as done: a run after a kill goes on with the shards
+that lack it, and overwrites what it finds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from faithad import storage
 from faithad.audit.shard import AuditModel, TableRow, audit_clips, table_schemas, to_table
 from faithad.audit.steps import Step
-from faithad.clips.ledger import clip_ledger_row, ledger_order, ledger_table
+from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model
@@ -26,7 +27,9 @@ from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import ShardRow, from_bytes, to_bytes
 from faithad.runs import layout
 from faithad.runs.attempts import attempt
+from faithad.runs.shards import write_shard_ledger
 from faithad.settings import FeatureSettings
+from faithad.storage import Checksum
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,17 @@ class Auditor:
             for k, reason in attempted.left_out.items()
         ]
         schemas = table_schemas(model.trained)
+        files: dict[str, Checksum] = {}
         for name in step.tables:
+            location = sharded.location(name, number)
             if tables.get(name):
-                self._write(tables[name], sharded.location(name, number), schemas[name])
+                table = to_table(tables[name], schemas[name])
+                files[f"{name}/{layout.shard(number)}"] = storage.write_table(
+                    table, location, schema=schemas[name], flush=False
+                )
             else:  # an attempt that was cut short may have written some
-                storage.delete(sharded.location(name, number))
-        self._write(sorted(ledger, key=ledger_order), sharded.location(step.ledger, number), schemas["ledger"])
+                storage.delete(location)
+        write_shard_ledger(ledger, sharded.location(step.ledger, number), files=files)
         n_failed = sum(entry["status"] == "failed" for entry in ledger)
         return {"n_done": len(ledger) - n_failed, "n_failed": n_failed}
 
@@ -153,7 +161,3 @@ class Auditor:
                 audit.load(), attribution=self._attribution, audit=self._audit, device=self._device
             )
         return self._models[audit.model]
-
-    @staticmethod
-    def _write(rows: list[TableRow], location: str, schema: pa.Schema) -> None:
-        storage.write_table(to_table(rows, schema), location, schema=schema)

@@ -19,6 +19,7 @@ from faithad.config.sections import Train
 from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.runs import layout
+from faithad.runs.marks import read_mark
 
 MODEL = "mae"
 
@@ -167,12 +168,9 @@ def write_record(root: str, record: Record) -> None:
 
 
 def read_record(root: str, trial: Trial) -> Record | None:
-    """The record of a trial, None before it is finished."""
-    location = trial_location(root, trial, layout.TRIAL_RECORD)
-    if not storage.exists(location):
-        return None
-    values = json.loads(storage.read_text(location))
-    return Record(**values | {"values": tuple(values["values"])})
+    """The record of a trial, None before it is finished, or where a power cut has damaged it."""
+    values = read_mark(trial_location(root, trial, layout.TRIAL_RECORD))
+    return None if values is None else Record(**values | {"values": tuple(values["values"])})
 
 
 def read_records(root: str) -> list[Record]:

@@ -1,0 +1,229 @@
+"""What was finished stays true: files of an audit that are truncated, overwritten or gone are made again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import faithad
+from faithad.audit.exports import export_events
+from faithad.audit.reference import evaluate_audit
+from faithad.clips.annotations import Annotation, write_annotations
+from faithad.config.audit import AuditRun, load_audit_run
+from faithad.errors import DamagedError
+from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel, save_model
+from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.pipelines.audit.run import run_audit
+from faithad.report import render_audit_report
+from faithad.settings import FeatureSettings
+from tests.pipelines.audits_without_ray import without_ray
+from tests.tables import differences
+
+RATE_HZ = 8_000
+FEATURES = FeatureSettings(sample_rate_hz=RATE_HZ, n_fft=1000, hop_samples=1000, n_mels=16)
+SETTINGS = ("audit.explain=all", "audit.maps=8", "audit.percentiles=[95]", "attribution.methods=[error_map]",
+            "events.method=error_map")  # fmt: skip
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[60] ^= 1  # of a table, in its first column
+    file.write_bytes(content)
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "half": cut,
+    "flipped": flip,
+    "gone": Path.unlink,
+}
+# Tables that are written shard by shard, and the others.
+SHARDED = ("scores", "ledger", "explained", "attributions", "localization", "faithfulness", "spectrograms")
+WHOLE = ("manifest", "inputs", "index_ledger", "ledger", "events")
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditRun]:
+    """A finished audit of eight annotated clips, all of which alarm and are explained, in as many shards."""
+    folder = tmp_path_factory.mktemp("audit")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SkipCAETransformer(16, 80)
+    trained = TrainedModel(
+        network=network, normalization=Normalization.identity(16), features=FEATURES, name="mae", seed=0,
+        alarm=AlarmThreshold("quantile", "mean", 0.05, 2.0, 18.0, 20), best_epoch=1, config_hash="0" * 12,
+    )  # fmt: skip
+    save_model(trained, str(folder / "model"))
+    (folder / "mill").mkdir()
+    generator = np.random.default_rng(0)
+    soundfile.write(folder / "mill" / "a.wav", generator.uniform(-1, 1, 80 * RATE_HZ), RATE_HZ)
+    reference = [Annotation("a.wav", k + 1, "x", 10.0 * k, 10.0 * k + 10.0, ((2.0, 4.0),)) for k in range(8)]
+    write_annotations(reference, str(folder / "annotations.csv"))
+    changes = [*SETTINGS, f"annotations={folder / 'annotations.csv'}"]
+    with without_ray():
+        audit = load_audit_run(
+            None, model=str(folder / "model"), recordings=[str(folder / "mill")], out=str(folder / "out"),
+            overrides=changes,
+        )  # fmt: skip
+        run_audit(audit)
+        yield audit
+
+
+@pytest.fixture
+def copy(run: AuditRun, tmp_path: Path) -> AuditRun:
+    """The same audit in a folder that a test may damage."""
+    shutil.copytree(run.out, tmp_path / "out")
+    return run.model_copy(update={"out": str(tmp_path / "out")})
+
+
+def shard(audit: AuditRun, table: str, number: int = 3) -> Path:
+    return Path(audit.out) / table / f"part-{number:05d}.parquet"
+
+
+def test_the_audit_has_every_kind_of_table(run: AuditRun) -> None:
+    for table in SHARDED:
+        assert len(list((Path(run.out) / table).glob("*.parquet"))) == 8, table
+    assert len(faithad.events(run.out)) == 1
+
+
+@kinds
+@pytest.mark.parametrize("table", [table for table in SHARDED if table not in ("ledger", "explained")])
+def test_no_reader_takes_a_damaged_shard_for_the_table(copy: AuditRun, table: str, kind: str) -> None:
+    file = shard(copy, table)
+    KINDS[kind](file)
+    named = re.escape(f"{file} is damaged: ") + "[^.]*"
+    with pytest.raises(DamagedError, match=named):
+        faithad.read_table(copy.out, table)
+    with pytest.raises(DamagedError, match=named):
+        render_audit_report(copy.out) if table != "localization" else faithad.read_table(
+            copy.out, table, columns=["tp"]
+        )
+    if table in ("scores", "attributions", "faithfulness"):
+        with pytest.raises(DamagedError, match=named):
+            evaluate_audit(copy.out, str(copy.annotations))
+
+
+@kinds
+@pytest.mark.parametrize("table", ["ledger", "explained"])
+def test_no_reader_takes_a_shard_without_a_whole_ledger(copy: AuditRun, table: str, kind: str) -> None:
+    KINDS[kind](shard(copy, table))
+    if kind == "flipped":  # its rows are damaged, but not its list of files, which is right
+        faithad.read_table(copy.out, "scores")
+        return
+    with pytest.raises(DamagedError, match=r"part-00003\.parquet is damaged"):
+        faithad.read_table(copy.out, "scores" if table == "ledger" else "attributions")
+
+
+@pytest.mark.parametrize("kind", ["empty", "half", "flipped"])
+@pytest.mark.parametrize("table", ["manifest", "events", "ledger"])
+def test_no_reader_takes_a_damaged_table(copy: AuditRun, tmp_path: Path, table: str, kind: str) -> None:
+    file = Path(copy.out) / f"{table}.parquet"
+    KINDS[kind](file)
+    named = re.escape(f"{file} is damaged: it is no whole Parquet file (")
+    with pytest.raises(DamagedError, match=named):
+        faithad.read_table(copy.out, table)
+    with pytest.raises(DamagedError, match=named):
+        render_audit_report(copy.out)
+    if (table, kind) != ("events", "flipped"):  # in a column that it does not read
+        with pytest.raises(DamagedError, match=named):
+            evaluate_audit(copy.out, str(copy.annotations))
+    if table != "ledger":
+        with pytest.raises(DamagedError, match=named):
+            export_events(copy.out, str(tmp_path / "labels"), format="label-studio")
+
+
+@kinds
+def test_the_same_command_makes_damaged_shards_again(
+    run: AuditRun, copy: AuditRun, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every table has lost another shard."""
+    files = [shard(copy, table, number) for number, table in enumerate(SHARDED)]
+    before = {file: file.read_bytes() for file in sorted(Path(copy.out).rglob("part-*.parquet"))}
+    for file in files:
+        KINDS[kind](file)
+    assert run_audit(copy).line.startswith("8 of 8 clips audited. 1 event: ")
+    assert not differences(copy.out, run.out)
+    assert {file: file.read_bytes() for file in before} == before
+    said = capsys.readouterr().out
+    ledgers = {"ledger", "explained"} if kind == "gone" else set[str]()  # then their shards are as if never made
+    for file in files:
+        assert (f"{file} is damaged: " in said) is (file.parent.name not in ledgers), said
+    assert said.count("audited again") == len(files) - len(ledgers)
+
+
+@kinds
+def test_the_same_command_makes_damaged_tables_again(run: AuditRun, copy: AuditRun, kind: str) -> None:
+    for name in WHOLE:
+        KINDS[kind](Path(copy.out) / f"{name}.parquet")
+    for name in ("report.html", "model.json"):
+        KINDS[kind](Path(copy.out) / name)
+    run_audit(copy)
+    assert not differences(copy.out, run.out)
+    for name in ("report.html", "model.json"):
+        assert (Path(copy.out) / name).read_text() == (Path(run.out) / name).read_text().replace(run.out, copy.out)
+
+
+@pytest.mark.parametrize("kind", ["empty", "half"])
+def test_damaged_marks_count_as_none(run: AuditRun, copy: AuditRun, kind: str) -> None:
+    for mark in ("stages/score.json", "stages/explain.json", "stages/events.json", "format.json"):
+        KINDS[kind](Path(copy.out) / mark)
+    before = shard(copy, "scores").stat().st_mtime_ns
+    run_audit(copy)
+    assert not differences(copy.out, run.out)
+    assert shard(copy, "scores").stat().st_mtime_ns == before, "nothing is audited again"
+
+
+@pytest.mark.parametrize("kind", ["empty", "half", "flipped"])
+def test_a_half_done_audit_goes_on_over_all_that_a_power_cut_leaves(run: AuditRun, copy: AuditRun, kind: str) -> None:
+    """Its score step is cut off after six shards: their files, and all marks, are damaged."""
+    out = Path(copy.out)
+    for name in ("events.parquet", "ledger.parquet", "report.html", "model.json", "stages/events.json"):
+        (out / name).unlink()
+    for table in ("explained", "attributions", "localization", "faithfulness", "spectrograms"):
+        shutil.rmtree(out / table)
+    (out / "stages" / "score.json").rename(out / "stages" / "score.begun.json")
+    (out / "stages" / "explain.json").unlink()
+    for number in (6, 7):
+        shard(copy, "ledger", number).unlink()
+    (out / "attempts").mkdir()
+    mark = '{"at": "together", "pid": 1, "host": "a", "run": "b", "died": {}}'
+    (out / "attempts" / "ledger-audit-00006.json").write_text(mark)
+    (out / "attempts" / "ledger-read-00007.json").write_text(mark)
+    damaged = [shard(copy, "scores", 0), shard(copy, "scores", 6), shard(copy, "ledger", 1), out / "manifest.parquet"]
+    if kind != "flipped":  # which may change what a mark says
+        damaged += [*(out / "attempts").iterdir(), *(out / "stages").iterdir(), out / "format.json"]
+    for file in damaged:
+        KINDS[kind](file)
+    run_audit(copy)
+    assert not differences(copy.out, run.out)
+    assert not (out / "attempts").exists()
+
+
+def test_shards_of_other_clips_are_made_again(
+    run: AuditRun, copy: AuditRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(shard(copy, "ledger", 4), shard(copy, "ledger", 5))
+    run_audit(copy)
+    assert f"{shard(copy, 'ledger', 5)} lists other clips." in capsys.readouterr().out
+    assert not differences(copy.out, run.out)
+
+
+def test_a_whole_audit_is_left_alone(run: AuditRun, copy: AuditRun, capsys: pytest.CaptureFixture[str]) -> None:
+    times = {file: file.stat().st_mtime_ns for file in Path(copy.out).rglob("*.parquet")}
+    run_audit(copy)
+    assert {file: file.stat().st_mtime_ns for file in Path(copy.out).rglob("*.parquet")} == times
+    assert "damaged" not in capsys.readouterr().out
