@@ -163,7 +163,7 @@ def _localized(
         rows = []
         for explained in shard.to_pylist():
             curve = np.asarray(explained.pop("curve"), dtype=np.float32)
-            n_frames[explained["model"]] = len(curve)
+            n_frames[explained["model"]] = max(n_frames.get(explained["model"], 0), len(curve))
             result = localization(
                 peak_frames(curve, percentiles), intervals[explained["clip_id"]], frames_per_s=frames_per_s
             )

@@ -81,7 +81,8 @@ def read_shards(
 def read_whole(
     folder: str, schema: pa.Schema, *, columns: Collection[str] | None = None, condition: pc.Expression | None = None
 ) -> pa.Table:
-    """All shards as one table, without rows where there are none."""
+    """All shards as one table of the schema, without rows where there are none; shards may be of an older FORMAT."""
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    return pa.concat_tables([nothing, *read_shards(folder, columns=names, condition=condition)]).combine_chunks()
+    shards = (shard.cast(nothing.schema) for shard in read_shards(folder, columns=names, condition=condition))
+    return pa.concat_tables([nothing, *shards]).combine_chunks()
