@@ -188,7 +188,7 @@ def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
     curves, percentiles = curve(maps), np.atleast_1d(percentile).tolist()
     several = np.zeros((*curves.shape[:-1], len(percentiles), curves.shape[-1]), dtype=np.bool_)
     for place in np.ndindex(curves.shape[:-1]):
-        own = curves[place][: _n_heard(np.isfinite(curves[place]))]
+        own = curves[place][: _n_heard(~np.isnan(curves[place]))]
         several[place][:, : len(own)] = peak_frames(own, percentiles)
     return several if np.ndim(percentile) else several[..., 0, :]
 
@@ -388,9 +388,11 @@ def _filled(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:
     """Log-mels (B, F, at least T), short clips filled up; and how many of the T frames hold sound, of each.
 
     Raises:
-        RecordingError: a clip has less than a second of sound.
+        RecordingError: a clip has less than a second of sound, or the array another number of axes.
     """
     batch = _batch(log_mels)
+    if batch.ndim != 3:
+        raise RecordingError(f"Log-mels have the shape {tuple(batch.shape)}; needed is (clips, mel bands, frames).")
     width = max(batch.shape[-1], model.n_frames)
     needed = min(model.n_frames, frames_in(SHORTEST_CLIP_S, model.features.frames_per_s))
     lengths = [_n_heard(is_heard) for is_heard in (~batch.isnan()).any(dim=1).numpy()]

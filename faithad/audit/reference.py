@@ -155,7 +155,8 @@ def _localized(
         clip["clip_id"]: [(interval["onset_s"], interval["offset_s"]) for interval in clip["intervals"]]
         for clip in annotated.select(["clip_id", "intervals"]).to_pylist()
     }
-    parts, n_frames = [schemas.LOCALIZATION.empty_table()], {}
+    parts: list[pa.Table] = [schemas.LOCALIZATION.empty_table()]
+    n_frames: dict[str, int] = {}
     columns = ["clip_id", "model", "seed", "method", "curve"]
     wanted = pc.field("clip_id").isin(annotated["clip_id"].combine_chunks())
     # Shard by shard and without the maps: those of days of recordings would fill the memory.

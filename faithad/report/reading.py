@@ -28,8 +28,8 @@ _GRIDS = ("map", "log_mel", "reconstruction")
 
 @dataclass(frozen=True)
 class Example:
-    """One clip as one model sees it. Grids are (F, T), T being the frames that hold sound; `log_mel` is in the unit of the
-    features.
+    """One clip as one model sees it. Grids are (F, T), where T counts the frames that hold sound; `log_mel` is in the
+    unit of the features.
     """
 
     clip_id: str
