@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.features import Normalization, log_mel
+from faithad.features import Normalization, fill_up, log_mel
+from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.settings import FeatureSettings
 
 PLANER = FeatureSettings()

@@ -230,7 +230,7 @@ def _left_over(ledger: Sequence[LedgerRow]) -> str:
     n_remarks = sum(row["status"] == "done" for row in ledger)
     n_left = len(ledger) - n_remarks
     parts = count(n_left, "recording or part of one", "recordings or parts of them")
-    left = f", {parts} skipped or failed: {unheard(ledger_table(ledger))}" if n_left else ""
+    left = f", {parts} skipped or failed ({unheard(ledger_table(ledger))})" if n_left else ""
     return left + (f", {count(n_remarks, 'header')} corrected" if n_remarks else "")
 
 

@@ -35,7 +35,7 @@ def machine_sound(seconds: float, seed: int) -> np.ndarray:
     """A hum over noise: normal operation."""
     generator = np.random.default_rng(seed)
     at_s = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    hum = sum(np.sin(2 * np.pi * hz * at_s + phase) for hz, phase in zip((120, 360, 900), generator.uniform(0, 6, 3)))
+    hum = sum(np.sin(2 * np.pi * hz * at_s + generator.uniform(0, 6)) for hz in (120, 360, 900))
     return (0.05 * hum + 0.05 * generator.normal(size=len(at_s))).astype(np.float32)
 
 
