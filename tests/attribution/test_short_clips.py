@@ -1,4 +1,4 @@
-"""Maps of a short clip explain its score: a function of the frames that hold sound, however the network is filled up."""
+"""Maps of a short clip explain its score, which is a function of the frames that hold sound."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from faithad.settings import FeatureSettings
         ([20.0, 10.0], "index: 3 clips of 2 recordings"),
         (
             [10.0, None],
-            "index: 1 clip of 1 recording, 1 recording or part of one skipped or failed (1 recording of unknown length)",
+            "index: 1 clip of 1 recording, 1 recording or part of one skipped or failed (1 recording of unknown "
+            "length)",
         ),
         (
             [25.0, None, 3.0],
