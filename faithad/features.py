@@ -62,6 +62,32 @@ def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
     return level.mul_(10.0) if settings.scale == "db" else level
 
 
+def fill_up(spectrogram: Tensor, n_frames: int) -> Tensor:
+    """The spectrogram of a short clip as a network takes it in: its frames, mirrored at the end again and again.
+
+    A network is built for a whole clip and looks at all of it, so the rest must be plausible sound. Frames are mirrored
+    and not samples. The spectrum of a sound that is played backwards has the same power, so both sound alike to the
+    network. But no frame holds a seam, the clip's own frames are those of its sound alone, and what is made up is a
+    linear function of them: an explanation of the filled clip is one of its own frames, completely.
+
+    Args:
+        spectrogram: (..., n), n at least 1; log-mels, normalised or not.
+        n_frames: T; not below n.
+
+    Returns:
+        (..., T); the argument itself where it has T frames already.
+    """
+    n = spectrogram.shape[-1]
+    if n == n_frames:
+        return spectrogram
+    if n == 1:
+        return spectrogram.expand(*spectrogram.shape[:-1], n_frames)
+    # The last frame of a run is not said twice: it lies on the mirror.
+    runs = [spectrogram.flip(-1)[..., 1:], spectrogram[..., 1:]]
+    n_runs = -(-(n_frames - n) // (n - 1))
+    return torch.cat([spectrogram, *(runs[k % 2] for k in range(n_runs))], dim=-1)[..., :n_frames]
+
+
 # Built once per process and device.
 @lru_cache(maxsize=16)
 def _window_and_filters(settings: FeatureSettings, device: torch.device) -> tuple[Tensor, list[tuple[slice, Tensor]]]:

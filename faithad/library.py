@@ -8,6 +8,9 @@ Shape letters: B clips, F mel bands, T frames, P percentiles. Log-mels are in th
 default): the model normalises them itself. Arrays go in as numpy arrays or tensors and come out as numpy arrays; tables
 come out as pandas frames. Everything is computed where the model's network lies, `model.network.to("cuda")` moves it.
 
+A clip may be shorter than those that a model is built for. Its log-mel then has fewer frames or, beside whole clips in
+one array, NaN in the frames after its end. All results are about the frames that hold sound; maps are NaN after them.
+
 These functions hold everything in memory, which suits minutes of sound. `faithad audit` streams days of it.
 """
 
@@ -17,6 +20,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS
 from faithad.audit.finished import require_finished
 from faithad.audit.shard import AuditModel, audit_clips
-from faithad.clips.recordings import Remainder, cut_windows, probe_recording, read_clip
+from faithad.clips.recordings import SHORTEST_CLIP_S, Remainder, cut_windows, probe_recording, read_clip
 from faithad.config.sections import Attribution, Audit
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, RecordingError, StudyError
@@ -40,13 +44,15 @@ from faithad.evaluation.arrays import Bools
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import as_array, curve, peak_frames
 from faithad.evaluation.temporal import Intervals, Localization
+from faithad.features import fill_up
 from faithad.model import checkpoint
 from faithad.model.checkpoint import TrainedModel
+from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_manifest, read_tables, run_folders, table_files
-from faithad.settings import AttributionSettings, FeatureSettings
+from faithad.settings import AttributionSettings, FeatureSettings, frames_in
 
 Array = npt.NDArray[Any] | Tensor
 Floats = npt.NDArray[np.floating]
@@ -77,15 +83,14 @@ def log_mel(
         remainder: what becomes of the end of a recording that is shorter than a clip: `overlap`, `pad` or `drop`.
 
     Returns:
-        (B, F, T), T = 1 + samples of a clip // hop.
+        (B, F, T), T = 1 + samples of the longest clip // hop; NaN after the end of a shorter last clip.
 
     Raises:
         RecordingError: the file cannot be read or gives no clip, or a waveform is too short or not finite.
     """
     if isinstance(sound, str | Path):
-        waveforms = _clips_of(str(sound), settings, remainder)
-    else:
-        waveforms = torch.atleast_2d(_tensor(sound))
+        return _log_mels_of(str(sound), settings, remainder)
+    waveforms = torch.atleast_2d(_tensor(sound))
     if not torch.isfinite(waveforms).all():
         raise RecordingError("The waveform holds NaN or infinite samples. Check how it was made.")
     return features.log_mel(waveforms, settings).cpu().numpy()
@@ -96,7 +101,7 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
 
     Args:
         model: from `load_model`.
-        log_mels: (B, F, at least T) or (F, at least T), from `log_mel`.
+        log_mels: (B, F, frames) or (F, frames), from `log_mel`.
 
     Returns:
         One row for each clip, with the columns of the table `scores`: `score`, the mean of the squared reconstruction
@@ -105,14 +110,16 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
         neither a worst second nor a worst band.
 
     Raises:
-        RecordingError: the log-mels have another shape than the model needs, or a score is not a finite number.
+        RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, or a
+            score is not a finite number.
     """
+    filled, n_frames = _filled(model, log_mels)
     clips = [
-        {"clip_id": str(number), "recording": f"clip {number}", "onset_s": 0.0, "duration_s": model.features.clip_s,
+        {"clip_id": str(number), "recording": f"clip {number}", "onset_s": 0.0, "duration_s": _duration_s(model, n),
          "intervals": None, "annotated": False, "keep_maps": False}
-        for number in range(len(_batch(log_mels)))
+        for number, n in enumerate(n_frames)
     ]  # fmt: skip
-    rows = audit_clips(_prepared(model), clips, _batch(log_mels), explain=False)
+    rows = audit_clips(_prepared(model), clips, filled, explain=False)
     if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
         raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
     return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"])
@@ -131,7 +138,7 @@ def attribute(
 
     Args:
         model: one that is explained: `model.explained`.
-        log_mels: (B, F, at least T) or (F, at least T).
+        log_mels: (B, F, frames) or (F, frames).
         methods: names from `faithad.attribution.methods.METHODS`.
         settings: the constants of the methods; those of the paper where there are none.
         seed: of the noise of SmoothGrad and GradSHAP.
@@ -139,32 +146,37 @@ def attribute(
             the clips' numbers.
 
     Returns:
-        For each method its maps (B, F, T).
+        For each method its maps (B, F, T), or with fewer frames if the log-mels have fewer.
 
     Raises:
         ConfigError: the model is not explained, or a method is unknown.
-        RecordingError: the log-mels have another shape than the model needs.
+        RecordingError: the log-mels have other mel bands than the model needs, or less than a second of sound.
     """
     prepared = _prepared(model)
     if not model.explained or prepared.explained is None:
         raise ConfigError(f"The model {model.name!r} is scored only; give one that is explained, such as 'mae'.")
-    x = _network_input(model, log_mels)
+    x, n_frames = _network_input(model, log_mels)
     maps = attribute_batch(
         prepared.explained,
         x,
+        n_frames=n_frames,
         methods=methods,
         settings=settings or AttributionSettings(),
         seed=seed,
         clip_ids=clip_ids or [str(number) for number in range(len(x))],
     )
-    return {method: of_method.cpu().numpy() for method, of_method in maps.items()}
+    for of_method in maps.values():
+        for of_clip, n in zip(of_method, n_frames, strict=True):
+            of_clip[:, n:] = torch.nan
+    width = _batch(log_mels).shape[-1]
+    return {method: of_method[..., :width].cpu().numpy() for method, of_method in maps.items()}
 
 
 def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
     """The frames that maps point at: those whose sum over the mel bands reaches the clip's own percentile.
 
     Args:
-        maps: (..., F, T).
+        maps: (..., F, T); NaN after the end of a short clip, where there are no peaks.
         percentile: 0 to 100, one or several.
 
     Returns:
@@ -173,7 +185,11 @@ def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
     Raises:
         ValueError: a percentile is below 0 or above 100.
     """
-    several = peak_frames(curve(maps), np.atleast_1d(percentile).tolist())
+    curves, percentiles = curve(maps), np.atleast_1d(percentile).tolist()
+    several = np.zeros((*curves.shape[:-1], len(percentiles), curves.shape[-1]), dtype=np.bool_)
+    for place in np.ndindex(curves.shape[:-1]):
+        own = curves[place][: _n_heard(~np.isnan(curves[place]))]
+        several[place][:, : len(own)] = peak_frames(own, percentiles)
     return several if np.ndim(percentile) else several[..., 0, :]
 
 
@@ -203,7 +219,7 @@ def faithfulness(
 
     Args:
         model: one that reconstructs: `model.reconstructs`.
-        log_mels: (B, F, at least T) or (F, at least T).
+        log_mels: (B, F, frames) or (F, frames).
         maps: of one method, (B, F, T) or (F, T), from `attribute`.
         percentile: of the peaks, one or several.
         intervals: of each clip, see `localization`. Where they are given, all annotated frames of each second that
@@ -214,27 +230,29 @@ def faithfulness(
 
     Raises:
         ConfigError: the model gives a score only.
-        RecordingError: the log-mels have another shape than the model needs.
+        RecordingError: the log-mels have other mel bands than the model needs, or less than a second of sound.
         ValueError: maps or intervals do not fit the clips.
     """
     if not model.reconstructs:
         raise ConfigError(f"The model {model.name!r} reconstructs nothing, so that nothing can be replaced.")
-    prepared, x = _prepared(model), _network_input(model, log_mels)
+    prepared, (x, n_frames) = _prepared(model), _network_input(model, log_mels)
     masks = peaks(_batch(maps), np.atleast_1d(percentile).tolist())
-    if masks.shape[0] != len(x) or masks.shape[-1] != x.shape[-1]:
-        raise ValueError(f"{len(x)} clips of {x.shape[-1]} frames need as many maps, got {tuple(np.shape(maps))}")
+    width = min(x.shape[-1], _batch(log_mels).shape[-1])
+    if masks.shape[0] != len(x) or masks.shape[-1] != width:
+        raise ValueError(f"{len(x)} clips of {width} frames need as many maps, got {tuple(np.shape(maps))}")
     if intervals is not None:
         frames_per_s = model.features.frames_per_s
         of_clips = [segment_masks(mask, spans, frames_per_s) for mask, spans in zip(masks, intervals, strict=True)]
         masks = np.stack(of_clips)
+    masks = np.pad(masks, ((0, 0), (0, 0), (0, x.shape[-1] - width)))
     with torch.inference_mode():
         reconstruction = prepared.network(x)
-    before = (reconstruction - x).square().mean(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
+    before = mean_per_clip((reconstruction - x).square(), n_frames, dtype=torch.float64).cpu().numpy()
     owners = np.repeat(np.arange(len(x)), masks.shape[1])
     limit = forwards_at_once(None, x.device)
     after = errors_after_replacement(
         prepared.network, x, reconstruction, masks.reshape(-1, masks.shape[-1]), owners, error_before=before,
-        micro_batch=limit,
+        micro_batch=limit, n_frames=n_frames,
     )  # fmt: skip
     values = faithfulness_score(before[owners], after).reshape(len(x), -1)
     return values if np.ndim(percentile) else values[:, 0]
@@ -326,22 +344,31 @@ def _tables_in(root: str) -> list[str]:
     return [name for name in layout.TABLES if table_files(root, name)]
 
 
-def _clips_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> Tensor:
-    """A recording's clips as waveforms, (B, samples)."""
+def _log_mels_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> npt.NDArray[np.float32]:
+    """The log-mels of a recording's clips, see `log_mel`."""
     header = probe_recording(uri)
     if header.unheard is not None:
         raise RecordingError(header.unheard)
     if header.remark is not None:
         warnings.warn(header.remark, stacklevel=3)
-    windows, _ = cut_windows(header.duration_s, clip_s=settings.clip_s, remainder=remainder)
+    duration_s = header.duration_s
+    windows, _ = cut_windows(duration_s, clip_s=settings.clip_s, remainder=remainder)
+    if not windows and duration_s < SHORTEST_CLIP_S:
+        raise RecordingError(f"{uri} is too short to judge: {duration_s:g} s, where {SHORTEST_CLIP_S:g} s are needed.")
     if not windows:
         raise RecordingError(f"{uri} is shorter than a clip of {settings.clip_s:g} s. Set remainder to 'pad'.")
-    clips = [
-        read_clip(uri, onset_s=window.onset_s, duration_s=window.duration_s, clip_s=settings.clip_s,
-                  sample_rate_hz=settings.sample_rate_hz)
-        for window in windows
-    ]  # fmt: skip
-    return torch.from_numpy(np.stack(clips))
+    parts = []
+    for length_s, equally_long in groupby(windows, key=lambda window: window.duration_s):
+        clips = [
+            read_clip(uri, onset_s=onset_s, duration_s=length_s, clip_s=settings.clip_s,
+                      sample_rate_hz=settings.sample_rate_hz)
+            for onset_s, _ in equally_long
+        ]  # fmt: skip
+        log_mels = features.log_mel(torch.from_numpy(np.stack(clips)), settings)
+        parts.append(log_mels[..., : settings.frames_in(length_s)].numpy())
+    width = max(part.shape[-1] for part in parts)
+    padded = [np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[-1])), constant_values=np.nan) for part in parts]
+    return np.concatenate(padded)
 
 
 def _prepared(model: TrainedModel) -> AuditModel:
@@ -351,10 +378,41 @@ def _prepared(model: TrainedModel) -> AuditModel:
     return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=device)
 
 
-def _network_input(model: TrainedModel, log_mels: Array) -> Tensor:
-    """Normalised clips (B, F, T) on the network's device."""
+def _network_input(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:
+    """Normalised clips (B, F, T) on the network's device, and how many frames of each hold sound."""
     device = next(model.network.parameters()).device
-    return model.prepare(_batch(log_mels)).to(device)
+    filled, n_frames = _filled(model, log_mels)
+    return model.prepare(filled).to(device), n_frames
+
+
+def _filled(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:
+    """Log-mels (B, F, at least T), short clips filled up; and how many of the T frames hold sound, of each.
+
+    Raises:
+        RecordingError: a clip has less than a second of sound, or the array another number of axes.
+    """
+    batch = _batch(log_mels)
+    if batch.ndim != 3:
+        raise RecordingError(f"Log-mels have the shape {tuple(batch.shape)}; needed is (clips, mel bands, frames).")
+    width = max(batch.shape[-1], model.n_frames)
+    needed = min(model.n_frames, frames_in(SHORTEST_CLIP_S, model.features.frames_per_s))
+    lengths = [_n_heard(is_heard) for is_heard in (~batch.isnan()).any(dim=1).numpy()]
+    for number, n in enumerate(lengths):
+        if n < needed:
+            raise RecordingError(f"clip {number} is too short to judge: {n} of at least {needed} frames hold sound.")
+    if min(lengths, default=width) < width:
+        batch = torch.stack([fill_up(clip[:, :n], width) for clip, n in zip(batch, lengths, strict=True)])
+    return batch, [min(n, model.n_frames) for n in lengths]
+
+
+def _n_heard(is_heard: Bools) -> int:
+    """The number of frames up to the last one that holds sound; all if there is none, for others to complain."""
+    return int(np.max(np.flatnonzero(is_heard), initial=-1)) + 1 or len(is_heard)
+
+
+def _duration_s(model: TrainedModel, n_frames: int) -> float:
+    """The length of a clip of which so many frames hold sound."""
+    return model.features.clip_s if n_frames == model.n_frames else (n_frames - 1) / model.features.frames_per_s
 
 
 def _batch(maps: Array) -> Tensor:

@@ -8,7 +8,7 @@ Contents
     FORMAT                                                   of all tables together
     MANIFEST, INPUTS, EPOCHS, VALIDATION_SCORES              one file each
     SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
-    attributions(n_mels, n_frames), spectrograms(...)        the same, their list sizes follow from the model's shape
+    attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY
     MEANINGS                                                 what each column says
@@ -19,8 +19,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
-# has machine, section and domain.
-FORMAT = 2
+# has machine, section and domain. 3: curves, maps and spectrograms are as long as the clip's sound.
+FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
 STATUSES = ("done", "skipped", "failed")
@@ -135,14 +135,15 @@ FAITHFULNESS = pa.schema(
 
 def attributions(n_mels: int, n_frames: int) -> pa.Schema:
     """One row per (clip, model, seed, method). `map` is (F, T) flattened and divided by `map_scale`, because raw
-    gradients are too small for 16 bits.
+    gradients are too small for 16 bits. T is the number of frames that hold sound, less than `n_frames` in a short
+    clip.
     """
     return pa.schema(
         [
             *_METHOD_KEYS,
-            pa.field("curve", pa.list_(pa.float32(), n_frames), nullable=False),
+            pa.field("curve", pa.list_(pa.float32()), nullable=False),
             pa.field("profile", pa.list_(pa.float32(), n_mels), nullable=False),
-            pa.field("map", pa.list_(pa.float16(), n_mels * n_frames)),
+            pa.field("map", pa.list_(pa.float16())),
             pa.field("map_scale", pa.float32()),
             pa.field("degenerate", pa.bool_(), nullable=False),
         ],
@@ -151,8 +152,10 @@ def attributions(n_mels: int, n_frames: int) -> pa.Schema:
 
 
 def spectrograms(n_mels: int, n_frames: int) -> pa.Schema:
-    """Input and reconstruction, (F, T) flattened, of the clips whose maps are kept. In the unit of the features."""
-    cells = pa.list_(pa.float32(), n_mels * n_frames)
+    """Input and reconstruction, (F, T) flattened, of the clips whose maps are kept; T is as in `attributions`. In the
+    unit of the features.
+    """
+    cells = pa.list_(pa.float32())
     return pa.schema(
         [
             *_CLIP_KEYS,
@@ -164,7 +167,7 @@ def spectrograms(n_mels: int, n_frames: int) -> pa.Schema:
 
 
 def shape_of(schema: pa.Schema) -> tuple[int, int]:
-    """(F, T) of the flattened maps in a table written under `attributions` or `spectrograms`."""
+    """The model's (F, T), from a table written under `attributions` or `spectrograms`."""
     n_mels, n_frames = (schema.metadata or {})[b"shape"].split(b"x")
     return int(n_mels), int(n_frames)
 
@@ -286,7 +289,7 @@ MEANINGS = {
     "recording": "stable name of the recording: the folder's name and the path below it",
     "uri": "where the recording was read from",
     "onset_s": "start of the clip, in seconds from the start of the recording",
-    "duration_s": "length of the clip in seconds, without silence that fills it up",
+    "duration_s": "seconds of sound in the clip; less than a whole clip at the end of a recording",
     "recorded_at": "wall clock at the clip's onset, without a zone; null where the recording's name does not say it",
     "split": "`train`, `validation` or `test`",
     "label": "0 normal, 1 anomalous, null unknown",
@@ -320,9 +323,10 @@ MEANINGS = {
     "ledger.onset_s": "its start, in seconds from the start of the recording; null for a whole recording",
     "ledger.duration_s": "its length in seconds; null where it is not known",
     "method": "attribution method",
-    "curve": "the map summed over the mel bands, one value for each frame (T)",
+    "curve": "the map summed over the mel bands, one value for each frame that holds sound: T, or less in a short clip",
     "profile": "magnitude of the map at the peak frames of the lowest percentile, one sum for each mel band (F)",
-    "map": "the map divided by `map_scale`, F x T values, mel band by mel band; null where it is not kept",
+    "map": "the map divided by `map_scale`, mel band by mel band, as many values for each as `curve` has; null where "
+    "it is not kept",
     "map_scale": "largest magnitude of the map",
     "degenerate": "whether the curve is flat, so that it points nowhere",
     "percentile": "percentile of the curve that the peaks reach, 0 to 100",
@@ -333,11 +337,11 @@ MEANINGS = {
     "recall": "tp / (tp + fn), 0 where that is undefined",
     "f_score": "2 tp / (2 tp + fp + fn), 0 where that is undefined",
     "mode": "which frames are replaced: `frame`, the peaks; `segment`, the annotated frames of each second with a peak",
-    "replaced_fraction": "share of the frames that were replaced",
+    "replaced_fraction": "share of the frames that hold sound that was replaced",
     "error_before": "the clip's score",
     "error_after": "its score once these frames are replaced by their reconstruction",
     "faithfulness": "max(0, 1 - error_after / error_before)",
-    "log_mel": "input, F x T values, mel band by mel band, in the unit of the features",
+    "log_mel": "input, mel band by mel band, as many values for each as frames hold sound, in the unit of the features",
     "reconstruction": "what the model makes of it, in the same order and unit",
     "event_id": "name of the event: 16 hex digits of a hash of the model and the clips",
     "events.recording": "recording in which the event begins",

@@ -16,6 +16,8 @@ from faithad.errors import ConfigError
 Precision = Literal["float32", "tf32", "bfloat16"]
 # No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few beside 256 gradients.
 Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
+# A length that is a sum of decimal seconds may lie this far below a whole number of frames.
+_ROUNDING_FRAMES = 1e-6
 
 
 # Of one clip, so that a wrong setting cannot ask for more memory than machines have: samples for 3,355 s at 20 kHz, and
@@ -76,6 +78,12 @@ class FeatureSettings:
     def frames_per_s(self) -> float:
         return self.sample_rate_hz / self.hop_samples
 
+    def frames_in(self, duration_s: float) -> int:
+        """Frames of a clip that hold sound: those of its own spectrogram, where it is shorter than `clip_s`."""
+        if duration_s >= self.clip_s:
+            return self.n_frames
+        return min(self.n_frames, frames_in(duration_s, self.frames_per_s))
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -124,6 +132,11 @@ class AttributionSettings:
     gradient_shap_sigma: float = 0.09
     occlusion_bands: int = 20
     occlusion_frames: int = 20
+
+
+def frames_in(duration_s: float, frames_per_s: float) -> int:
+    """Centred frames of so much sound: the first one lies on its start, the last one on its end or before it."""
+    return 1 + math.floor(duration_s * frames_per_s + _ROUNDING_FRAMES)
 
 
 def n_hidden_patches(n_patches: int, ratio: float) -> int:

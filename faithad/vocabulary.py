@@ -40,3 +40,10 @@ def listed(items: Sequence[str], *, most: int = 10, separator: str = ", ") -> st
     """The first items in one string, and how many more there are: `a, b and 3 more`."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return separator.join(items[:most]) + more
+
+
+def duration(seconds: float) -> str:
+    """20 s, 3.5 min, 48.0 h."""
+    if seconds < 120:
+        return f"{round(seconds, 1):g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 2 * 3_600 else f"{seconds / 3_600:.1f} h"

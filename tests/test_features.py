@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.features import Normalization, log_mel
+from faithad.features import Normalization, fill_up, log_mel
+from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.settings import FeatureSettings
 
 PLANER = FeatureSettings()
@@ -148,3 +154,45 @@ def test_the_identity_changes_nothing() -> None:
 def test_normalization_of_nothing_is_refused(nothing: object) -> None:
     with pytest.raises(StudyError, match="no spectrograms"):
         Normalization.fit(nothing)  # type: ignore[arg-type]
+
+
+# --- short clips ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True)
+@given(n=st.integers(1, 60), more=st.integers(0, 200))
+def test_a_short_clip_is_filled_with_its_own_frames_there_and_back(n: int, more: int) -> None:
+    piece = torch.randn(3, n, generator=torch.Generator().manual_seed(n))
+    filled = fill_up(piece, n + more)
+    place, step, expected = 0, 1, []
+    for _ in range(n + more):
+        expected.append(place)
+        if not 0 <= place + step < n:
+            step = -step
+        place = min(max(place + step, 0), n - 1)
+    assert torch.equal(filled, piece[:, expected])
+    assert (filled is piece) == (more == 0)
+
+
+@pytest.mark.parametrize("length_s", [1.0, 2.345, 9.9])
+def test_the_frames_of_a_short_clip_are_those_of_its_sound_alone(tmp_path: Path, length_s: float) -> None:
+    features = FeatureSettings()
+    sound = np.random.default_rng(0).normal(0, 0.1, round(length_s * 20_000)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, 20_000, subtype="FLOAT")
+    clip = {"uri": str(tmp_path / "a.wav"), "onset_s": 0.0, "duration_s": length_s}
+    found, own = read_log_mel(clip, features), log_mel(torch.from_numpy(sound)[None], features)[0].numpy()
+    n = 1 + len(sound) // 500
+    assert features.frames_in(length_s) == n == own.shape[1]
+    assert found.shape == (80, 401)
+    np.testing.assert_array_equal(found[:, :n], own)
+    np.testing.assert_array_equal(found[:, n : 2 * n - 1], own[:, -2::-1][:, : 401 - n])
+
+
+def test_frames_that_hold_sound_are_counted_without_rounding() -> None:
+    features = FeatureSettings()
+    assert [features.frames_in(length_s) for length_s in (1.0, 5.0, 9.974, 9.975, 10.0, 12.0)] == [
+        41, 201, 399, 400, 401, 401,
+    ]  # fmt: skip
+    for k in range(1, 400):
+        assert features.frames_in(sum([0.025] * k)) == features.frames_in(k / 40) == k + 1
+    assert FeatureSettings(clip_s=3.33).frames_in(3.33) == FeatureSettings(clip_s=3.33).n_frames

@@ -235,3 +235,51 @@ def test_readme_shows_it(released_study: Path, released_audit: Path, recording: 
         assert f"faithad.{name}(" in code, name
     assert re.search(r"integrated_gradients +[01]\.\d", shown)
     assert "2019-12-04 08:49:00" in shown
+
+
+def test_a_short_clip_is_judged_by_the_frames_that_hold_sound(
+    model: TrainedModel, recording: Path, tmp_path: Path
+) -> None:
+    """In a file of its own, beside whole clips, as samples: its numbers are the same, and of its own frames."""
+    rate = model.features.sample_rate_hz
+    sound = soundfile.read(recording, dtype="float32")[0][: round(6.5 * rate)]
+    soundfile.write(tmp_path / "all.wav", sound, rate, subtype="FLOAT")
+    soundfile.write(tmp_path / "end.wav", sound[4 * rate :], rate, subtype="FLOAT")
+    both = faithad.log_mel(tmp_path / "all.wav", model.features, remainder="pad")
+    end = faithad.log_mel(tmp_path / "end.wav", model.features)
+    assert (both.shape, end.shape) == ((2, 16, 41), (1, 16, 26))
+    assert not np.isnan(both[0]).any()
+    np.testing.assert_array_equal(both[1, :, :26], end[0])
+    assert np.isnan(both[1, :, 26:]).all()
+    np.testing.assert_array_equal(faithad.log_mel(sound[4 * rate :], model.features), end)
+
+    scores, of_end = faithad.score(model, both), faithad.score(model, end)
+    pd.testing.assert_frame_equal(scores[1:].reset_index(drop=True), of_end)
+    piece = model.normalization.apply(torch.from_numpy(end))
+    places = [*range(26), *range(24, 10, -1)]
+    with torch.inference_mode():
+        rebuilt = model.network(piece[..., places])[..., :26]
+    assert of_end["score"].item() == pytest.approx((rebuilt - piece).square().mean().item(), rel=1e-5)
+
+    maps = faithad.attribute(model, both, methods=PAPER_METHODS, settings=SETTINGS, clip_ids=["a", "b"])
+    alone = faithad.attribute(model, end, methods=PAPER_METHODS, settings=SETTINGS, clip_ids=["b"])
+    for method in PAPER_METHODS:
+        assert maps[method].shape == (2, 16, 40)
+        assert np.isnan(maps[method][1, :, 26:]).all()
+        np.testing.assert_array_equal(maps[method][1, :, :26], alone[method][0])
+        peaks = faithad.peaks(maps[method], [90, 95])
+        np.testing.assert_array_equal(peaks[1, :, :26], faithad.peaks(alone[method][0], [90, 95]))
+        assert not peaks[1, :, 26:].any()
+        found = faithad.faithfulness(model, both, maps[method], percentile=[90, 95])
+        np.testing.assert_allclose(found[1], faithad.faithfulness(model, end, alone[method], percentile=[90, 95])[0])
+    np.testing.assert_allclose(maps["error_map"][1, :, :26], (rebuilt - piece).square()[0], rtol=1e-4, atol=1e-6)
+
+
+def test_sound_of_less_than_a_second_is_not_judged(model: TrainedModel, tmp_path: Path) -> None:
+    rate = model.features.sample_rate_hz
+    sound = np.random.default_rng(0).normal(0, 0.1, round(0.9 * rate)).astype(np.float32)
+    soundfile.write(tmp_path / "blip.wav", sound, rate)
+    with pytest.raises(RecordingError, match=r"blip\.wav is too short to judge: 0\.9 s, where 1 s"):
+        faithad.log_mel(tmp_path / "blip.wav", model.features)
+    with pytest.raises(RecordingError, match="clip 0 is too short to judge: 10 of at least 11 frames"):
+        faithad.score(model, faithad.log_mel(sound, model.features))

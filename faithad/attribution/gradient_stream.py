@@ -10,7 +10,12 @@ A micro-batch holds:
    order and process, with any number of threads and any other methods. With a fast form of the network it is also the
    same for any size of the micro-batch, as far as the tests can show; other networks round differently in a batch of
    another size.
-2. On a GPU, any points: a GPU needs many at once, and its sums are not repeatable to the last bit anyhow.
+2. On a GPU, any points of equally long clips: a GPU needs many at once, and its sums are not repeatable to the last
+   bit anyhow.
+
+A short clip is explained as the function of its own frames that its score is: points, gradients and maps have those
+frames alone, and the network is given each point filled up (`faithad.features.fill_up`). So what the network makes of
+the frames that fill it up is credited to the frames that they repeat, and the sums of the path methods are complete.
 
 Two float32 computations of a gradient may differ by more than rounding: where an activation or a maximum is rounded to
 the other side of its kink, the gradient at that point jumps. In float64 they agree.
@@ -22,7 +27,7 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +36,7 @@ from torch import Tensor, nn
 from faithad.attribution.methods import Evaluation, Method, Needs, Points, choose_methods
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
+from faithad.features import fill_up
 from faithad.model.fast_network import fast_network, watchable
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import MicroBatches
@@ -69,6 +75,7 @@ def attribute_batch(
     settings: AttributionSettings,
     seed: int,
     clip_ids: Sequence[str],
+    n_frames: Sequence[int] | None = None,
     micro_batch: int | None = None,
     precision: Precision = "float32",
     reconstruction: Tensor | None = None,
@@ -85,19 +92,20 @@ def attribute_batch(
         settings: the constants of the methods.
         seed: of the noise, together with each clip's id.
         clip_ids: B names; the same clip has the same noise whatever is computed before or beside it.
+        n_frames: how many frames of each clip hold sound; all T by default. The rest of x is not looked at.
         micro_batch: the most spectrograms in one pass (on a CPU: of each thread). None: a size that suits the device.
         precision: of matrix products and convolutions, see `fast_network`.
         reconstruction: f(x), (B, F, T), if it is known. The error map is then taken from it.
 
     Returns:
-        One map (B, F, T) per method, in the order of `methods`, without a graph.
+        One map (B, F, T) per method, in the order of `methods`, without a graph; 0 in frames that hold no sound.
 
     Raises:
         ConfigError: a method is unknown, shapes do not fit together, or Grad-CAM is asked for and the network does not
             say which layer it explains.
     """
     chosen = choose_methods(methods)
-    _check_shapes(watchable(network), x, clip_ids, reconstruction, micro_batch)
+    _check_shapes(watchable(network), x, clip_ids, n_frames, reconstruction, micro_batch)
     limit = micro_batch or (CPU_MICRO_BATCH if x.device.type == "cpu" else GPU_MICRO_BATCH)
     # Gradients are switched on only where they are taken; nothing else may leave a graph behind.
     with frozen(network), arithmetic(precision), torch.inference_mode(False), torch.no_grad():
@@ -106,7 +114,8 @@ def attribute_batch(
             reconstruction = reconstruction.detach().clone()
         maps = {method.name: torch.zeros_like(x) for method in chosen}
         fast = fast_network(network, precision)
-        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, precision, reconstruction)
+        lengths = [x.shape[2]] * len(x) if n_frames is None else list(n_frames)
+        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction)
         with stream.watching():
             batches = MicroBatches(stream.evaluate, limit=limit, device=x.device)
             at_the_clips: dict[int, Evaluation] = {}
@@ -116,7 +125,7 @@ def attribute_batch(
                         at_the_clips[run.clip] = Evaluation(run.evaluation.error, run.evaluation.reconstruction)
                     for method in [run.method] if run.method else stream.methods_at_the_clip:
                         part = method.reduce(run.points, run.evaluation, at_the_clips.get(run.clip))
-                        maps[method.name][run.clip] += part
+                        maps[method.name][run.clip, :, : lengths[run.clip]] += part
     return maps
 
 
@@ -167,6 +176,7 @@ class _Stream:
     settings: AttributionSettings
     seed: int
     clip_ids: Sequence[str]
+    n_frames: list[int]
     precision: Precision
     reconstruction: Tensor | None
 
@@ -183,23 +193,29 @@ class _Stream:
     def groups(self) -> Iterator[list[_Pair]]:
         """Pairs that may go through the network together, the clips themselves first."""
         clips = range(len(self.x))
-        shape = self.x.shape[1], self.x.shape[2]
+        n_mels = self.x.shape[1]
         themselves = [_Pair(clip, None, 0) for clip in clips] if self.needs_at_the_clip else []
         others = [
             _Pair(clip, method, sample)
             for clip in clips
             for method in self.methods_elsewhere
-            for sample in range(method.n_points(self.settings, shape))
+            for sample in range(method.n_points(self.settings, (n_mels, self.n_frames[clip])))
         ]
         if not _spans_clips(self.x.device):
             yield from (list(group) for _, group in groupby(themselves + others, key=_clip_and_method))
             return
-        yield themselves
-        for needs in _LEVELS:
-            yield [pair for pair in others if pair.method and pair.method.needs == needs]
+        for n_frames in sorted(set(self.n_frames)):
+            yield [pair for pair in themselves if self.n_frames[pair.clip] == n_frames]
+        for needs, n_frames in product(_LEVELS, sorted(set(self.n_frames))):
+            yield [
+                pair
+                for pair in others
+                if pair.method and pair.method.needs == needs and self.n_frames[pair.clip] == n_frames
+            ]
 
     def evaluate(self, pairs: Sequence[_Pair]) -> list[_Run]:
-        """All pairs in one pass; they need the same of the network."""
+        """All pairs in one pass; they need the same of the network, and their clips are equally long."""
+        n_frames = self.n_frames[pairs[0].clip]
         labels, points = [], []
         for (clip, _), group in groupby(pairs, key=_clip_and_method):
             run = list(group)
@@ -209,11 +225,11 @@ class _Stream:
         needs = method.needs if method else self.needs_at_the_clip
         if method is None and needs == "forward" and self.reconstruction is not None:
             clips = [pair.clip for pair in pairs]
-            evaluation = _compare(self.x[clips], self.reconstruction[clips])
+            evaluation = _compare(self.x[clips, :, :n_frames], self.reconstruction[clips, :, :n_frames])
         else:
             evaluation = self._evaluate(torch.cat([part.at for part in points]), needs or "forward")
             if method is None and self.reconstruction is not None:
-                reconstruction = self.reconstruction[[pair.clip for pair in pairs]]
+                reconstruction = self.reconstruction[[pair.clip for pair in pairs], :, :n_frames]
                 evaluation = evaluation._replace(reconstruction=reconstruction)
         runs, start = [], 0
         for (clip, method), part in zip(labels, points, strict=True):
@@ -224,11 +240,12 @@ class _Stream:
 
     def _points(self, run: list[_Pair]) -> Points:
         clip, method, _ = run[0]
+        own = self.x[clip, :, : self.n_frames[clip]]
         if method is None or method.points is None:
-            at = self.x[clip : clip + 1]
+            at = own[None]
             return Points(at, torch.ones_like(at[:, :1, :1]))
         noise = Noise(self.seed, self.clip_ids[clip], method.name)
-        return method.points(self.x[clip], [pair.sample for pair in run], self.settings, noise)
+        return method.points(own, [pair.sample for pair in run], self.settings, noise)
 
     def _evaluate(self, points: Tensor, needs: Needs) -> Evaluation:
         if needs == "forward":
@@ -251,7 +268,8 @@ class _Stream:
                     "methods out that explain a layer, such as grad_cam."
                 )
             gradients = torch.autograd.grad(error.sum(), (points, activation))
-        return Evaluation(error.detach(), reconstruction.detach(), gradients[0], activation.detach(), gradients[1])
+        seen = (error.detach(), reconstruction.detach(), gradients[0], activation.detach(), gradients[1])
+        return Evaluation(*seen, network_frames=self.x.shape[2])
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -272,14 +290,15 @@ class _Stream:
             hook.remove()
 
     def _reconstruct(self, network: nn.Module, points: Tensor) -> Tensor:
+        filled = fill_up(points, self.x.shape[2])
         with low_precision(self.precision, points.device):
-            reconstruction: Tensor = network(points)
-        if reconstruction.shape != points.shape:
+            reconstruction: Tensor = network(filled)
+        if reconstruction.shape != filled.shape:
             raise ConfigError(
-                f"The network must map (clips, mel bands, frames) to the same shape; it maps {tuple(points.shape)} to "
+                f"The network must map (clips, mel bands, frames) to the same shape; it maps {tuple(filled.shape)} to "
                 f"{tuple(reconstruction.shape)}."
             )
-        return reconstruction.to(points.dtype)
+        return reconstruction[..., : points.shape[2]].to(points.dtype)
 
 
 def _spans_clips(device: torch.device) -> bool:
@@ -292,7 +311,8 @@ def _compare(points: Tensor, reconstruction: Tensor) -> Evaluation:
 
 
 def _rows(evaluation: Evaluation, rows: slice) -> Evaluation:
-    return Evaluation(*(None if part is None else part[rows] for part in evaluation))  # type: ignore[arg-type]
+    parts = (part[rows] if isinstance(part, Tensor) else part for part in evaluation)
+    return Evaluation(*parts)  # type: ignore[arg-type]
 
 
 def _clip_and_method(pair: _Pair) -> tuple[int, str]:
@@ -303,6 +323,7 @@ def _check_shapes(
     network: nn.Module,
     x: Tensor,
     clip_ids: Sequence[str],
+    lengths: Sequence[int] | None,
     reconstruction: Tensor | None,
     micro_batch: int | None,
 ) -> None:
@@ -314,6 +335,8 @@ def _check_shapes(
         )
     if len(clip_ids) != len(x):
         raise ConfigError(f"{len(x)} clips need as many ids, which key their noise; {len(clip_ids)} were given.")
+    if lengths is not None and not (len(lengths) == len(x) and all(1 <= n <= x.shape[2] for n in lengths)):
+        raise ConfigError(f"{len(x)} clips need as many n_frames, from 1 to {x.shape[2]}; found {list(lengths)}.")
     if reconstruction is not None and reconstruction.shape != x.shape:
         raise ConfigError(
             f"The reconstruction must have the clips' shape {tuple(x.shape)}, found {tuple(reconstruction.shape)}."

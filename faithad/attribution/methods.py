@@ -9,7 +9,8 @@ The functions below use methods of tensors alone; what needs torch is in `faitha
 import when they are called. An installed package adds a method by an entry point of the group `faithad.methods`, see
 `faithad.extensions`.
 
-Shape letters: N points of one clip. The baseline of the path methods and of occlusion is zero.
+Shape letters: N points of one clip; T is the number of its own frames, also where the network is built for more and a
+short clip is filled up. The baseline of the path methods and of occlusion is zero.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Evaluation(NamedTuple):
         gradient: of E at each point, (N, F, T).
         activation: output of the layer that Grad-CAM explains, (N, channels, height, width).
         activation_gradient: of E in that output.
+        network_frames: the frames that this output spreads over: T, or more where a short clip was filled up.
     """
 
     error: Tensor
@@ -59,6 +61,7 @@ class Evaluation(NamedTuple):
     gradient: Tensor | None = None
     activation: Tensor | None = None
     activation_gradient: Tensor | None = None
+    network_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def _weighted_channels(points: Points, evaluation: Evaluation, clip: Evaluation 
     # Without a ReLU: the channels that lower the error count as much as those that raise it.
     weights = _given(evaluation.activation_gradient).mean(dim=(2, 3), keepdim=True)
     coarse = (weights * _given(evaluation.activation)).sum(dim=1, keepdim=True)
-    return resized(coarse, (points.at.shape[1], points.at.shape[2]))[:, 0].sum(dim=0)
+    _, n_mels, n_frames = points.at.shape
+    maps = resized(coarse, (n_mels, _given(evaluation.network_frames)))[..., :n_frames]
+    return maps[:, 0].sum(dim=0)
 
 
 def _drops(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
-from faithad.evaluation.arrays import stacked
+from faithad.evaluation.arrays import list_arrays
 from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import flagged_segments
@@ -39,7 +39,6 @@ Span = tuple[float, float]
 
 # Places are sums of decimal seconds; their rounding noise must not decide what merges.
 _NOISE_S = 1e-6
-_CURVES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -148,15 +147,12 @@ def _explained(
     of_method = pc.and_(pc.equal(table["method"], method), pc.invert(table["degenerate"]))
     table = table.select(["clip_id", "curve", "profile"]).filter(pc.and_(wanted, of_method))
     explained: dict[str, _Explanation] = {}
-    for start in range(0, table.num_rows, _CURVES_AT_ONCE):
-        part = table.slice(start, _CURVES_AT_ONCE)
-        peaks = peak_frames(stacked(part["curve"]), [percentile])[:, 0]
-        flagged = flagged_segments(peaks, features.frames_per_s)
-        for clip_id, seconds, profile in zip(
-            part["clip_id"].to_pylist(), flagged, stacked(part["profile"]), strict=True
-        ):
-            if np.isfinite(profile).all() and profile.max() > 0:
-                explained[clip_id] = _Explanation(np.flatnonzero(seconds).tolist(), profile)
+    for clip_id, curve, profile in zip(
+        table["clip_id"].to_pylist(), list_arrays(table["curve"]), list_arrays(table["profile"]), strict=True
+    ):
+        if np.isfinite(profile).all() and profile.max() > 0:
+            seconds = flagged_segments(peak_frames(curve, [percentile])[0], features.frames_per_s)
+            explained[clip_id] = _Explanation(np.flatnonzero(seconds).tolist(), profile)
     return explained
 
 
@@ -211,7 +207,7 @@ def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Expl
             if any_explained:
                 seconds = explained[clip.clip_id].seconds if clip.clip_id in explained else []
             spans += [(clip.onset_s + second, min(clip.onset_s + second + 1, clip.offset_s)) for second in seconds]
-        # A clip that was filled up with silence may have its peak after the end of the recording.
+        # In results of FORMAT 1 and 2, the peak of a short clip may lie after the end of the recording.
         inside = [(onset, offset) for onset, offset in spans if offset - onset > _NOISE_S]
         stretches += [
             {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}

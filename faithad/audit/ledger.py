@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from faithad import storage
 from faithad.audit.steps import EXPLAIN, SCORE, Step
-from faithad.clips.ledger import LedgerRow
+from faithad.clips.ledger import LedgerRow, unheard
 from faithad.errors import StudyError
 from faithad.runs import layout
 from faithad.runs.lock import require_still_alone
@@ -24,7 +24,8 @@ from faithad.vocabulary import listed
 class LedgerCounts:
     """How many clips a ledger has, and how many recordings or parts of them (`parts`) became no clip.
 
-    `recordings_failed` are those parts that failed and are whole recordings.
+    `recordings_failed` are those parts that failed and are whole recordings. `unheard` says in words how much sound was
+    skipped or failed, see `clips.ledger.unheard`.
     """
 
     clips: int
@@ -33,6 +34,7 @@ class LedgerCounts:
     parts_failed: int
     recordings_failed: int
     parts_skipped: int
+    unheard: str
 
 
 def merge_ledgers(
@@ -89,7 +91,7 @@ def _require_each_once(tests: pa.Table, scored: pa.Table, folder: str) -> None:
 
 def count_ledger(location: str) -> LedgerCounts:
     """Count the rows of a merged ledger."""
-    table = storage.read_table(location, columns=["clip_id", "status", "onset_s"])
+    table = storage.read_table(location, columns=["clip_id", "recording", "onset_s", "duration_s", "status"])
     clips = Counter(table.filter(pc.is_valid(table["clip_id"]))["status"].to_pylist())
     of_parts = table.filter(pc.is_null(table["clip_id"]))
     parts = Counter(of_parts["status"].to_pylist())
@@ -101,6 +103,7 @@ def count_ledger(location: str) -> LedgerCounts:
         parts_failed=parts["failed"],
         recordings_failed=whole["failed"],
         parts_skipped=parts["skipped"],
+        unheard=unheard(table),
     )
 
 

@@ -68,6 +68,7 @@ def audit_outcome(out: str) -> Outcome:
     parts += [f"{count(incomplete, 'recording')} incomplete"] if incomplete else []
     parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {storage.join(out, layout.LEDGER)})" if len(parts) > 1 else ""
+    see += f". Not heard: {counts.unheard}" if counts.unheard else ""
     events = storage.join(out, layout.EVENTS)
     n_events = storage.read_table(events, columns=["event_id"]).num_rows
     return Outcome(

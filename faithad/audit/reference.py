@@ -152,7 +152,8 @@ def _localized(
         clip["clip_id"]: [(interval["onset_s"], interval["offset_s"]) for interval in clip["intervals"]]
         for clip in annotated.select(["clip_id", "intervals"]).to_pylist()
     }
-    parts, n_frames = [schemas.LOCALIZATION.empty_table()], {}
+    parts: list[pa.Table] = [schemas.LOCALIZATION.empty_table()]
+    n_frames: dict[str, int] = {}
     columns = ["clip_id", "model", "seed", "method", "curve"]
     wanted = pc.field("clip_id").isin(annotated["clip_id"].combine_chunks())
     # Shard by shard and without the maps: those of days of recordings would fill the memory.
@@ -160,7 +161,7 @@ def _localized(
         rows = []
         for explained in shard.to_pylist():
             curve = np.asarray(explained.pop("curve"), dtype=np.float32)
-            n_frames[explained["model"]] = len(curve)
+            n_frames[explained["model"]] = max(n_frames.get(explained["model"], 0), len(curve))
             result = localization(
                 peak_frames(curve, percentiles), intervals[explained["clip_id"]], frames_per_s=frames_per_s
             )

@@ -1,5 +1,8 @@
 """One shard of clips and one model → the rows of every audit table: what an audit actor does, without Ray.
 
+A short clip comes filled up, as the networks need it (`faithad.features.fill_up`). All that is said of it is about the
+frames that hold sound: nothing behind them is in a score, a curve, a peak, a mask or a picture.
+
 Shape letters: B clips, F mel bands, T frames, M methods, P percentiles.
 """
 
@@ -26,6 +29,7 @@ from faithad.evaluation.peaks import curve, is_flat, peak_frames
 from faithad.evaluation.temporal import localization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fast_network import fast_network
+from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
 from faithad.runs import layout
@@ -94,12 +98,14 @@ class AuditModel:
 
 @dataclass
 class _Clip:
-    """What is known of one clip on its way through the audit."""
+    """What is known of one clip on its way through the audit; `n_frames` of its frames hold sound."""
 
     row: TableRow
     keys: TableRow
+    n_frames: int
+    is_short: bool
     intervals: list[tuple[float, float]]
-    masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, T)
+    masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, n_frames)
 
 
 def audit_clips(
@@ -110,7 +116,7 @@ def audit_clips(
     Args:
         model: on the device to compute on.
         clips: rows of the manifest, with a column `keep_maps` where they are to be explained.
-        log_mels: (B, F, at least T), in the unit of the features.
+        log_mels: (B, F, at least T), in the unit of the features; short clips are filled up.
         explain: whether they are explained; only networks that are can be asked.
 
     Returns:
@@ -126,15 +132,16 @@ def audit_clips(
 def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, explain: bool) -> dict[str, list[TableRow]]:
     rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     trained = model.trained
+    n_frames = [trained.frames_in(row["duration_s"]) for row in clips]
     x = trained.prepare(log_mels).to(model.device)
     outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
     squared = (outputs - x).square() if trained.reconstructs else None
-    pooled = outputs if squared is None else squared.mean(dim=(-2, -1), dtype=torch.float64)
+    pooled = outputs if squared is None else mean_per_clip(squared, n_frames, dtype=torch.float64)
     scores = pooled.to(torch.float64).cpu().numpy()
 
     # All clips in one go: on a GPU each small copy would wait for the device.
     errors = None if squared is None else squared.cpu()
-    maps = _attribute(model, x, [row["clip_id"] for row in clips], outputs) if explain else {}
+    maps = _attribute(model, x, [row["clip_id"] for row in clips], n_frames, outputs) if explain else {}
     maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
     good: list[tuple[int, _Clip]] = []
     for number, row in enumerate(clips):
@@ -142,25 +149,27 @@ def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, expla
             reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
             rows["ledger"].append(clip_ledger_row(row, "failed", stage="audit", reason=reason))
             continue
-        clip = _open_clip(trained, row)
-        error = None if errors is None else errors[number]
+        clip = _open_clip(trained, row, n_frames[number])
+        error = None if errors is None else errors[number, :, : clip.n_frames]
         rows["scores"].append(_score_row(trained, clip, error, float(scores[number])))
         for method, attribution_maps in maps.items():
-            _explain(clip, method, attribution_maps[number], model, rows)
+            _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain and row["keep_maps"]:
             # Back in the unit of the features: what a person knows from other spectrograms.
-            inputs, rebuilt = (trained.normalization.invert(part[number].cpu()).flatten() for part in (x, outputs))
+            own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))
+            inputs, rebuilt = (trained.normalization.invert(part).flatten() for part in own)
             rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": rebuilt.numpy()})
         rows["ledger"].append(clip_ledger_row(row, "done", stage="audit"))
         good.append((number, clip))
     if explain:
-        rows["faithfulness"] = _judge(model, good, x, outputs, scores)
+        rows["faithfulness"] = _judge(model, good, x, outputs, scores, n_frames)
     return rows
 
 
-def _open_clip(trained: TrainedModel, row: TableRow) -> _Clip:
+def _open_clip(trained: TrainedModel, row: TableRow, n_frames: int) -> _Clip:
     intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
-    return _Clip(row, {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}, intervals)
+    keys = {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}
+    return _Clip(row, keys, n_frames, n_frames < trained.n_frames, intervals)
 
 
 def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
@@ -175,7 +184,9 @@ def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
     return torch.cat([result for _, result in batches.results([range(len(x))])])
 
 
-def _attribute(model: AuditModel, x: Tensor, clip_ids: list[str], reconstruction: Tensor) -> dict[str, Tensor]:
+def _attribute(
+    model: AuditModel, x: Tensor, clip_ids: list[str], n_frames: list[int], reconstruction: Tensor
+) -> dict[str, Tensor]:
     """The maps (B, F, T) of all methods."""
     attribution = model.attribution
     assert model.explained is not None, f"a model {model.trained.name!r} is not explained"
@@ -186,14 +197,15 @@ def _attribute(model: AuditModel, x: Tensor, clip_ids: list[str], reconstruction
         settings=attribution.settings,
         seed=attribution.seed,
         clip_ids=clip_ids,
+        n_frames=n_frames,
         precision=attribution.precision,
         reconstruction=reconstruction,
     )
 
 
 def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score: float) -> TableRow:
-    """`squared` is the error of each cell (F, T), None of a model that gives a score only."""
-    worst = None if squared is None else worst_second(squared, trained.features.frames_per_s)
+    """`squared` is the error of each cell (F, n_frames), None of a model that gives a score only."""
+    worst = None if squared is None else worst_second(squared, trained.features.frames_per_s, cut_off=clip.is_short)
     worst_score = None if worst is None else worst.score
     alarm = trained.alarm
     if alarm is not None and alarm.pooling == "worst_second" and worst is None:
@@ -212,7 +224,7 @@ def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score
 def _explain(
     clip: _Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[TableRow]]
 ) -> None:
-    """The rows of one method's map, and the masks by which its faithfulness will be judged."""
+    """The rows of one method's map (F, n_frames), and the masks by which its faithfulness will be judged."""
     keys = {**clip.keys, "method": method}
     frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
     summed = curve(attribution_map)
@@ -241,22 +253,39 @@ def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:
 
 
 def _judge(
-    model: AuditModel, clips: list[tuple[int, _Clip]], x: Tensor, reconstruction: Tensor, scores: np.ndarray
+    model: AuditModel,
+    clips: list[tuple[int, _Clip]],
+    x: Tensor,
+    reconstruction: Tensor,
+    scores: np.ndarray,
+    n_frames: list[int],
 ) -> list[TableRow]:
     """Faithfulness of every (clip, method, mode, percentile): all distinct masks of the shard in one stream."""
     if not clips:
         return []
-    masks = np.concatenate([mask for _, clip in clips for _, _, mask in clip.masks])
+    own = [mask for _, clip in clips for _, _, mask in clip.masks]
+    masks = np.zeros((sum(map(len, own)), x.shape[-1]), dtype=np.bool_)
+    end = 0
+    for mask in own:
+        start, end = end, end + len(mask)
+        masks[start:end, : mask.shape[1]] = mask
     owners = np.repeat(
         [number for number, _ in clips],
         [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
     )
     limit = forwards_at_once(model.audit.micro_batch, model.device)
     after = errors_after_replacement(
-        model.network, x, reconstruction, masks, owners, error_before=scores, micro_batch=limit
+        model.network,
+        x,
+        reconstruction,
+        masks,
+        owners,
+        error_before=scores,
+        micro_batch=limit,
+        n_frames=n_frames,
     )
     before = scores[owners]
-    values, replaced = faithfulness_score(before, after), masks.mean(axis=1)
+    values, replaced = faithfulness_score(before, after), masks.sum(axis=1) / np.asarray(n_frames)[owners]
     rows: list[TableRow] = []
     for _, clip in clips:
         for method, mode, _ in clip.masks:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad.schemas import LEDGER
+from faithad.vocabulary import count, duration
 
 LedgerRow = dict[str, Any]
 
@@ -52,3 +54,17 @@ def ledger_order(row: Mapping[str, Any]) -> tuple[str, float]:
 def ledger_table(rows: Iterable[LedgerRow]) -> pa.Table:
     """The rows as a table of `schemas.LEDGER`, in order."""
     return pa.Table.from_pylist(sorted(rows, key=ledger_order), schema=LEDGER)
+
+
+def unheard(ledger: pa.Table) -> str:
+    """How much sound a ledger has as skipped or failed: `1.2 h and 6 recordings of unknown length`; empty for none.
+
+    Args:
+        ledger: the columns `recording`, `duration_s` and `status` of schemas.LEDGER.
+    """
+    lost = ledger.filter(pc.not_equal(ledger["status"], "done"))
+    seconds = pc.sum(lost["duration_s"]).as_py() or 0.0
+    n_unknown = pc.count_distinct(lost.filter(pc.is_null(lost["duration_s"]))["recording"]).as_py()
+    parts = [duration(seconds)] if seconds else []
+    parts += [f"{count(n_unknown, 'recording')} of unknown length"] if n_unknown else []
+    return " and ".join(parts)

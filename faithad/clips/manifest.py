@@ -26,7 +26,7 @@ from faithad import storage
 from faithad.clips.annotations import Annotation, Interval
 from faithad.clips.labels.names import look_up
 from faithad.clips.ledger import LedgerRow, ledger_row
-from faithad.clips.recordings import AudioHeader, Remainder, cut_windows, recorded_at
+from faithad.clips.recordings import SHORTEST_CLIP_S, AudioHeader, Remainder, cut_windows, recorded_at
 from faithad.errors import AnnotationError, RecordingError
 from faithad.schemas import MANIFEST, SPLITS
 from faithad.vocabulary import listed
@@ -112,6 +112,8 @@ def cut_recording(
         return rows, ledger
     part = f"the last {dropped_s:g} s are" if rows else f"the recording, {dropped_s:g} s, is"
     reason = f"{part} shorter than a clip of {clip_s:g} s (remainder: drop)"
+    if dropped_s < SHORTEST_CLIP_S and remainder != "drop":
+        reason = f"{part} too short to judge: below {SHORTEST_CLIP_S:g} s"
     onset_s = header.duration_s - dropped_s
     dropped = ledger_row(recording.path, "skipped", reason, onset_s=onset_s, duration_s=dropped_s)
     return rows, [dropped, *ledger]

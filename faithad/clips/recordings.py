@@ -32,6 +32,9 @@ from faithad.errors import shown
 
 Remainder = Literal["drop", "pad", "overlap"]
 
+# A score is a mean over frames: that of less sound says little.
+SHORTEST_CLIP_S = 1.0
+
 # Clip ids resolve onsets to a millisecond, so the end of a recording after its last full clip must be longer than that
 # to count as a remainder.
 _SHORTEST_REMAINDER_S = 0.002
@@ -74,7 +77,7 @@ class AudioHeader:
 
 
 class Window(NamedTuple):
-    """A clip's interval in its recording. If it is shorter than a clip, silence fills the rest."""
+    """A clip's interval in its recording. The last one may be shorter than a clip."""
 
     onset_s: float
     duration_s: float
@@ -108,8 +111,9 @@ def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tu
     """Lay clips of `clip_s` seconds side by side over a recording, from its start.
 
     `remainder` says what happens to an end that is shorter than a clip. `drop` leaves it out. `pad` makes it a shorter
-    window, which silence will fill. `overlap` adds a last clip that ends with the recording and overlaps the clip
-    before it. A recording that is shorter than one clip is dropped by `drop` and padded by the other two.
+    window. `overlap` adds a last clip that ends with the recording and overlaps the clip before it. A recording that is
+    shorter than one clip is dropped by `drop`, and is one shorter window with the other two. No window is shorter than
+    `SHORTEST_CLIP_S`, unless that is a whole clip: an end of less is left out.
 
     Returns:
         The windows in order of their onsets, and the seconds at the end that no window covers. An end of less than 2 ms
@@ -124,6 +128,8 @@ def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tu
         return windows, rest_s
     if remainder == "overlap" and n_full:
         return [*windows, Window(duration_s - clip_s, clip_s)], 0.0
+    if rest_s < SHORTEST_CLIP_S:
+        return windows, rest_s
     return [*windows, Window(n_full * clip_s, rest_s)], 0.0
 
 
@@ -133,8 +139,7 @@ def read_clip(
     """Decode the window of a recording that starts at `onset_s` and lasts `duration_s`, at most `clip_s`.
 
     Returns:
-        (round(clip_s * sample_rate_hz),) float32: the mean over the channels, resampled to `sample_rate_hz`, filled
-        with silence up to `clip_s`.
+        (round(duration_s * sample_rate_hz),) float32: the mean over the channels, resampled to `sample_rate_hz`.
 
     Raises:
         RecordingError: the window cannot be read, is not whole, or holds samples that are no sound: NaN, infinite.
@@ -162,10 +167,11 @@ def read_clip(
     mono = samples[:, 0]
     if samples.shape[1] > 1:
         mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
-    n_samples = round(clip_s * sample_rate_hz)
+    n_samples = round(min(duration_s, clip_s) * sample_rate_hz)
     resampled = _resample(mono, rate, sample_rate_hz)[:n_samples]
     if len(resampled) == n_samples:
         return resampled
+    # Rates that are no multiples of each other may leave a sample too few.
     clip = np.zeros(n_samples, dtype=np.float32)
     clip[: len(resampled)] = resampled
     return clip

@@ -96,6 +96,10 @@ class Study(Section):
         values = self.features.model_dump(exclude={"normalization"})
         return FeatureSettings(**values, clip_s=self.data.clip_s)
 
+    def frames_in(self, model: str, duration_s: float) -> int:
+        """Frames of a clip that hold sound, of those that a model takes in."""
+        return min(self.n_frames(model), self.feature_settings.frames_in(duration_s))
+
     def n_frames(self, model: str) -> int:
         """Frames that a model takes of a clip: the most that its row's multiple, and its patches if any, divide."""
         frames, row = self.feature_settings.n_frames, MODELS[model]

@@ -11,7 +11,6 @@ Integers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-def stacked(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """A column of N lists of fixed length L as an array (N, L)."""
-    numbers = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
-    return numbers.reshape(len(column), column.type.list_size)
+def list_arrays(column: pa.ChunkedArray) -> list[npt.NDArray[np.float32]]:
+    """A column of lists, whatever their lengths, as one array for each row."""
+    return [np.asarray(row.values, dtype=np.float32) for row in column]

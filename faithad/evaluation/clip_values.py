@@ -30,6 +30,7 @@ class Clips:
     all_ids: pa.Array[Any]
     ids: list[str]
     recording: Integers
+    duration_s: Reals
     label: Reals
     annotated: Bools
     anomaly_type: npt.NDArray[np.object_]
@@ -56,6 +57,7 @@ def read_test_clips(manifest: pa.Table) -> Clips:
         all_ids=manifest["clip_id"].combine_chunks(),
         ids=[str(clip_id) for clip_id in test["clip_id"].to_pylist()],
         recording=np.unique(recordings, return_inverse=True)[1].astype(np.int64),
+        duration_s=test["duration_s"].to_numpy(),
         label=np.array([math.nan if label is None else label for label in test["label"].to_pylist()], dtype=np.float64),
         annotated=np.array(test["annotated"].to_pylist(), dtype=np.bool_),
         anomaly_type=np.array(test["anomaly_type"].to_pylist(), dtype=object),

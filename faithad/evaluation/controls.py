@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from faithad.evaluation.arrays import Reals
 from faithad.evaluation.peaks import peak_frames
@@ -49,7 +50,7 @@ def random_curve_f_score(
 
 def control_f_scores(
     clips: Mapping[str, Intervals],
-    n_frames: int,
+    n_frames: npt.ArrayLike,
     frames_per_s: float,
     percentiles: Sequence[float],
     *,
@@ -58,13 +59,22 @@ def control_f_scores(
 ) -> tuple[Reals, Reals]:
     """Both controls of many clips, `clip_id` to intervals.
 
+    Args:
+        clips: N of them.
+        n_frames: frames of each clip, (N,), or one number for all.
+        frames_per_s: frames in one second.
+        percentiles: P numbers from 0 to 100.
+        seed: of the noise.
+        n_draws: random curves per clip.
+
     Returns:
         random curve (N, P) and every second (N,), in the order of the clips.
     """
     random, every_second = np.zeros((len(clips), len(percentiles))), np.zeros(len(clips))
-    for row, (clip_id, intervals) in enumerate(clips.items()):
-        every_second[row] = every_second_f_score(intervals, n_frames, frames_per_s)
+    lengths = np.broadcast_to(n_frames, len(clips)).tolist()
+    for row, ((clip_id, intervals), length) in enumerate(zip(clips.items(), lengths, strict=True)):
+        every_second[row] = every_second_f_score(intervals, length, frames_per_s)
         random[row] = random_curve_f_score(
-            intervals, n_frames, frames_per_s, percentiles, clip_id=clip_id, seed=seed, n_draws=n_draws
+            intervals, length, frames_per_s, percentiles, clip_id=clip_id, seed=seed, n_draws=n_draws
         )
     return random, every_second

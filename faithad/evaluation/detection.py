@@ -9,6 +9,7 @@ Shape letters: N clips, G recordings, R resamples, K stretches of the ROC curve,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,16 +56,26 @@ def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> 
     return float(metrics.roc_auc_score(labels, scores, max_fpr=max_fpr))
 
 
-def worst_second(error: npt.ArrayLike | Tensor, frames_per_s: float) -> WorstSecond:
+def worst_second(error: npt.ArrayLike | Tensor, frames_per_s: float, *, cut_off: bool = False) -> WorstSecond:
     """The largest mean of the error map (F, T) over all mel bands and the frames of one second.
 
     An event fills one second of ten, and the mean over the clip dilutes it. The first of equal seconds is taken.
+
+    Args:
+        error: (F, T).
+        frames_per_s: frames in one second.
+        cut_off: the clip was cut off anywhere, as the end of a recording is. The mean of a few frames would exceed that
+            of a second by chance, so its last second is then the one that ends with the clip.
     """
     per_frame = as_array(error).mean(axis=0, dtype=np.float64)
-    starts = segment_starts(len(per_frame), frames_per_s)
-    means = np.add.reduceat(per_frame, starts) / np.diff(starts, append=len(per_frame))
+    n_frames = len(per_frame)
+    starts = segment_starts(n_frames, frames_per_s)
+    means, onsets_s = np.add.reduceat(per_frame, starts) / np.diff(starts, append=n_frames), np.arange(len(starts))
+    first = max(0, n_frames - math.ceil(frames_per_s))
+    if cut_off and starts[-1] > first:
+        means[-1], onsets_s = per_frame[first:].mean(), np.append(onsets_s[:-1], first / frames_per_s)
     worst = int(means.argmax())
-    return WorstSecond(score=float(means[worst]), onset_s=float(worst))
+    return WorstSecond(score=float(means[worst]), onset_s=float(onsets_s[worst]))
 
 
 def worst_mel_band(error: npt.ArrayLike | Tensor) -> int:

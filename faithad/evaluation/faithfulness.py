@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.temporal import Intervals, flagged_segments, interval_frames, segment_starts
+from faithad.features import fill_up
 from faithad.model.micro_batches import MicroBatches
 
 Network = Callable[[Tensor], Tensor]
@@ -48,8 +49,11 @@ def errors_after_replacement(
     *,
     error_before: npt.ArrayLike | Tensor,
     micro_batch: int,
+    n_frames: Sequence[int] | None = None,
 ) -> Reals:
     """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames.
+
+    Of a short clip, the frames that hold sound are replaced, compared, and filled up anew for the network.
 
     A module is run in eval mode, whatever its mode, and left as it was. The values do not depend on `micro_batch` nor
     on the other masks, but for the rounding of float32. Where a GPU's memory does not suffice, `micro_batch` is halved.
@@ -63,6 +67,7 @@ def errors_after_replacement(
         clip_index: which clip each mask belongs to, int (M,); may be left out for a single clip.
         error_before: E(x) of each clip, (B,) or a number for one clip; the answer where a mask is empty.
         micro_batch: pairs of (clip, mask) in one forward.
+        n_frames: how many frames of each clip hold sound, (B,); all T by default. No mask may go beyond.
 
     Returns:
         float64 (M,).
@@ -85,16 +90,22 @@ def errors_after_replacement(
         return errors
     first, inverse = _distinct(clips[needed], masks[needed])
     pairs = needed[first]
+    lengths = np.full(len(x), x.shape[-1]) if n_frames is None else np.asarray(n_frames)
+    of_pairs = lengths[clips[pairs]]
+    groups = [pairs[of_pairs == length] for length in np.unique(of_pairs)]
 
     def evaluate(part: Sequence[int]) -> Tensor:
         chosen = list(part)
+        length = int(lengths[clips[chosen[0]]])
         with torch.inference_mode():  # a mode of the thread that runs this
-            return _errors(network, x, reconstruction, masks[chosen], clips[chosen])
+            return _errors(network, x, reconstruction, masks[chosen], clips[chosen], length)
 
     with _eval_mode(network):
         batches = MicroBatches(evaluate, limit=micro_batch, device=x.device)
-        parts = [result for _, result in batches.results([pairs.tolist()])]
-        errors[needed] = _to_float64(torch.cat(parts))[inverse]
+        parts = [result for _, result in batches.results([group.tolist() for group in groups])]
+    after = np.empty(len(pairs))
+    after[np.argsort(of_pairs, kind="stable")] = _to_float64(torch.cat(parts))
+    errors[needed] = after[inverse]
     return errors
 
 
@@ -109,11 +120,14 @@ def faithfulness_score(error_before: npt.ArrayLike, error_after: npt.ArrayLike) 
     return np.where(nothing_to_explain, 0.0, score)
 
 
-def _errors(network: Network, x: Tensor, reconstruction: Tensor, masks: Bools, clips: Integers) -> Tensor:
+def _errors(
+    network: Network, x: Tensor, reconstruction: Tensor, masks: Bools, clips: Integers, n_frames: int
+) -> Tensor:
+    """Of clips of which `n_frames` hold sound."""
     index = torch.from_numpy(clips).to(x.device)
     mask = torch.from_numpy(masks).to(x.device)[:, None, :]
-    replaced = torch.where(mask, reconstruction[index], x[index])
-    return (network(replaced) - replaced).square().mean(dim=(1, 2))
+    replaced = torch.where(mask, reconstruction[index], x[index])[..., :n_frames]
+    return (network(fill_up(replaced, x.shape[-1]))[..., :n_frames] - replaced).square().mean(dim=(1, 2))
 
 
 def _clip_of_each_mask(x: Tensor, masks: Bools, clip_index: npt.NDArray[np.integer] | None) -> Integers:

@@ -29,6 +29,7 @@ from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
 from faithad.evaluation.controls import control_f_scores
 from faithad.evaluation.statistics import bootstrap_intervals, percentile_interval, resample_counts, std_over_seeds
+from faithad.settings import frames_in
 from faithad.vocabulary import POOLINGS
 
 SummaryRow = dict[str, Any]
@@ -43,7 +44,8 @@ class Experiment:
     Attributes:
         manifest: schemas.MANIFEST.
         protocol: written into every row.
-        n_frames: T of each model's curves: the controls of the F-score are drawn on the same grid.
+        n_frames: T of each model's curves: the controls of the F-score are drawn on the same grid, which ends earlier
+            for a short clip.
         frames_per_s: of the curves.
         seed: of the bootstrap and of the random curves.
         n_draws: random curves per clip.
@@ -115,8 +117,11 @@ def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[Sum
     annotated = np.flatnonzero(clips.annotated)
     intervals = {clips.ids[clip]: clips.intervals[clip] for clip in annotated}
     options: dict[str, Any] = {"seed": experiment.seed, "n_draws": experiment.n_draws}
+    lengths = [frames_in(duration_s, experiment.frames_per_s) for duration_s in clips.duration_s[annotated]]
     controls = {
-        n_frames: control_f_scores(intervals, n_frames, experiment.frames_per_s, percentiles, **options)
+        n_frames: control_f_scores(
+            intervals, np.minimum(lengths, n_frames), experiment.frames_per_s, percentiles, **options
+        )
         for n_frames in grids
     }
     for anomaly_type, chosen in _by_type(clips):

@@ -85,6 +85,10 @@ class TrainedModel:
         """Whether its scores are explained by attributions."""
         return MODELS[self.name].explained
 
+    def frames_in(self, duration_s: float) -> int:
+        """Frames of what the network takes in that hold sound: fewer than T for a short clip, which is filled up."""
+        return min(self.n_frames, self.features.frames_in(duration_s))
+
     def prepare(self, log_mel: Tensor) -> Tensor:
         """What the network takes in: normalised, and without the frames that it was not built for.
 

@@ -6,6 +6,8 @@ bands by `patch` frames (He et al. 2022; Deschênes et al. 2026, section 2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,21 @@ def masked_mse(y: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         mask: (B, F, T) bool, true where hidden.
     """
     return ((y - x).square() * mask).sum(dim=(-2, -1)) / mask.sum(dim=(-2, -1))
+
+
+def mean_per_clip(error: Tensor, n_frames: Sequence[int] = (), *, dtype: torch.dtype | None = None) -> Tensor:
+    """Mean of each clip's error over the mel bands and the frames that hold sound, (B,): its anomaly score.
+
+    Args:
+        error: the squared error of each cell, (B, F, T).
+        n_frames: how many frames of each clip hold sound, (B,), all T by default; the others only fill up short clips.
+        dtype: to compute in; that of the error by default.
+    """
+    means = error.mean(dim=(-2, -1), dtype=dtype)
+    for clip, n in enumerate(n_frames):
+        if n < error.shape[-1]:
+            means[clip] = error[clip, :, :n].mean(dtype=dtype)
+    return means
 
 
 def mse_per_clip(y: Tensor, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.shards import check_shard, write_shard_ledger
 from faithad.runs.stages import Stage, flatten
-from faithad.runs.tables import read_shards, shard_files
+from faithad.runs.tables import read_manifest, read_shards, shard_files
 from faithad.settings import FeatureSettings
 from faithad.storage import Checksum
 from faithad.vocabulary import listed
@@ -99,6 +99,21 @@ def load_features(root: str, split: str, settings: FeatureSettings) -> torch.Ten
     folder = storage.join(root, layout.FEATURES)
     table = pa.concat_tables(read_shards(folder, split, columns=["clip_id", "log_mel"]))
     return torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
+
+
+def load_n_frames(study: Study, split: str, model: str, *, root: str | None = None) -> list[int]:
+    """How many frames of each clip of a split hold sound, as a model takes them in; in the order of `load_features`.
+
+    Args:
+        study: whose manifest holds the clips.
+        split: of which the features were written.
+        model: by its name.
+        root: of the features; that of the study by default.
+    """
+    features = storage.read_table(storage.join(root or study.root, layout.features(split)), columns=["clip_id"])
+    manifest = read_manifest(study.root)
+    duration_s = dict(zip(manifest["clip_id"].to_pylist(), manifest["duration_s"].to_pylist(), strict=True))
+    return [study.frames_in(model, duration_s[clip_id]) for clip_id in sorted(features["clip_id"].to_pylist())]
 
 
 def fit_normalization(study: Study) -> Normalization:

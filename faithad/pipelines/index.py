@@ -21,7 +21,7 @@ from faithad.audit.inputs import inputs_table, is_indexed, relocated
 from faithad.clips.inputs import find_left_out
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.layouts import LAYOUTS
-from faithad.clips.ledger import LedgerRow, ledger_row, ledger_table
+from faithad.clips.ledger import LedgerRow, ledger_row, ledger_table, unheard
 from faithad.clips.manifest import ClipRow, Recording, attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import Remainder
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
@@ -232,8 +232,8 @@ def _left_over(ledger: Sequence[LedgerRow]) -> str:
     n_remarks = sum(row["status"] == "done" for row in ledger)
     n_left = len(ledger) - n_remarks
     parts = count(n_left, "recording or part of one", "recordings or parts of them")
-    remarks = count(n_remarks, "header", "headers")
-    return (f", {parts} skipped or failed" if n_left else "") + (f", {remarks} corrected" if n_remarks else "")
+    left = f", {parts} skipped or failed ({unheard(ledger_table(ledger))})" if n_left else ""
+    return left + (f", {count(n_remarks, 'header')} corrected" if n_remarks else "")
 
 
 def _require_both_splits(rows: Sequence[ClipRow], ledger: Sequence[LedgerRow]) -> None:

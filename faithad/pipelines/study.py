@@ -127,6 +127,7 @@ def closing_line(study: Study) -> str:
     losses = {"skipped": counts.parts_skipped, "failed": counts.parts_failed + counts.clips_failed}
     parts = [f"{counts.clips_done} clips done", *(f"{n} {status}" for status, n in losses.items() if n)]
     see = f" (see {ledger})" if len(parts) > 1 else ""
+    see += f". Not heard: {counts.unheard}" if counts.unheard else ""
     report = storage.join(study.root, layout.REPORT)
     return f"{', '.join(parts)}{see}. Tables: {study.root}  Report: {report}"
 

@@ -45,9 +45,8 @@ def distribution_figure(score: np.ndarray, threshold: float | None) -> Figure:
 
 @mpl.rc_context(RC | {"axes.grid": False})
 def event_figure(
-    clips: Sequence[tuple[float, np.ndarray]],
+    clips: Sequence[tuple[float, float, np.ndarray]],
     *,
-    clip_s: float,
     axis: str,
     seconds: Sequence[tuple[float, float]],
     profile: np.ndarray,
@@ -58,8 +57,7 @@ def event_figure(
     """One event's explanation over time, with the seconds it points at, and on the right over the mel bands.
 
     Args:
-        clips: onset of each explained clip in seconds, and its curve (T,).
-        clip_s: length of a clip.
+        clips: onset and length of each explained clip in seconds, and its curve (T,).
         axis: what the times count from.
         seconds: (onset, offset) of what the explanation points at.
         profile: (F,) how much each mel band carries.
@@ -74,8 +72,8 @@ def event_figure(
         curve.plot([onset, offset], [0, 0], transform=curve.get_xaxis_transform(), color=EVENT, linewidth=2.5,
                    solid_capstyle="butt", clip_on=False, label="points at")  # fmt: skip
     columns = max(1, PIXEL_COLUMNS // len(clips))
-    for onset, values in clips:
-        at = onset + (np.arange(len(values)) + 0.5) * clip_s / len(values)
+    for onset, length, values in clips:
+        at = onset + (np.arange(len(values)) + 0.5) * length / len(values)
         if len(values) > 2 * columns:
             at, low, _, high = by_column(at, values, columns)
             curve.fill_between(at, low, high, color=look.color, linewidth=0.5, label="explanation")
@@ -84,8 +82,7 @@ def event_figure(
         curve.axvline(onset, color=SHADE, linewidth=1, zorder=0)
     if look.signed:
         curve.axhline(0, color=MUTED, linewidth=0.4)
-    onsets = [onset for onset, _ in clips]
-    curve.set_xlim(min(onsets), max(onsets) + clip_s)
+    curve.set_xlim(min(onset for onset, _, _ in clips), max(onset + length for onset, length, _ in clips))
     curve.set_yticks([])
     curve.spines["left"].set_visible(False)
     curve.set_xlabel(axis)

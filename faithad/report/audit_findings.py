@@ -13,8 +13,8 @@ from faithad.report import style
 from faithad.report.audit_tables import Alarm, AuditTables, EventRow
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import Trust
-from faithad.report.words import duration, percent, seconds
-from faithad.vocabulary import count
+from faithad.report.words import percent, seconds
+from faithad.vocabulary import count, duration
 
 
 class Expected(NamedTuple):
@@ -64,6 +64,7 @@ def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
     sentences = [
         _events(audit, duration(hours * 3_600)),
         _against_chance(audit, hours),
+        _short_clips(audit),
         _reasons(audit, trust),
         _coverage(audit),
     ]
@@ -115,6 +116,18 @@ def _against_chance(audit: AuditTables, hours: float) -> str | None:
     return f"{text}: fewer than expected. The sound is quieter, or more even, than that of the training."
 
 
+def _short_clips(audit: AuditTables) -> str | None:
+    clip_s = audit.setting("features.clip_s") or audit.clips["duration_s"].max()
+    n = int(((audit.scores["alarm"] == True) & (audit.scores["duration_s"] < clip_s)).sum())  # noqa: E712
+    if not n:
+        return None
+    are = "is of a clip" if n == 1 else "are of clips"
+    return (
+        f"{count(n, 'alarm')} {are} shorter than {duration(clip_s)}, such as the end of a recording. The threshold is "
+        "that of whole clips, and the scores of shorter ones spread more: such an alarm says less."
+    )
+
+
 def _reasons(audit: AuditTables, trust: list[Trust]) -> str | None:
     if not audit.events:
         return None
@@ -154,8 +167,7 @@ def _coverage(audit: AuditTables) -> str:
     done, skipped, failed = (f"{ledger.clips[status]:,}" for status in ("done", "skipped", "failed"))
     text = f"{done} of {count(ledger.total, 'clip')} audited, {failed} failed, {skipped} skipped"
     text += f"; {ledger.rejected}." if ledger.rejected else "."
-    unheard_h = ledger.hours["failed"] + ledger.hours["skipped"]
-    return f"{text} Sound that was not heard: {duration(unheard_h * 3_600)}." if unheard_h else text
+    return f"{text} Sound that was not heard: {ledger.unheard}." if ledger.unheard else text
 
 
 def when(event: EventRow) -> str:

@@ -13,8 +13,9 @@ from faithad.report import audit_charts, audit_findings, event_views, page, styl
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import trust_of
-from faithad.report.words import duration, period
+from faithad.report.words import period
 from faithad.runs import layout
+from faithad.vocabulary import duration
 
 # Rows of the table of events; the strongest, in the order of time.
 MAX_ROWS = 500

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.audit.finished import read_card
 from faithad.errors import StudyError
-from faithad.evaluation.arrays import stacked
+from faithad.evaluation.arrays import list_arrays
 from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
@@ -193,8 +193,8 @@ def _read_curves(out: str, events: list[EventRow], score_of: dict[str, float]) -
         for shard in read_shards(out, "attributions", columns=columns, condition=condition)
         for clip_id, values, profile, degenerate in zip(
             shard["clip_id"].to_pylist(),
-            stacked(shard["curve"]),
-            stacked(shard["profile"]),
+            list_arrays(shard["curve"]),
+            list_arrays(shard["profile"]),
             shard["degenerate"].to_pylist(),
             strict=True,
         )

@@ -11,7 +11,8 @@ import pandas as pd
 from faithad.report import audit_charts, audit_findings, maps, style
 from faithad.report.audit_tables import AuditTables, Curve, EventRow, clips_around_the_strongest
 from faithad.report.trust import Trust
-from faithad.report.words import UNKNOWN, duration, hertz, percent, seconds
+from faithad.report.words import UNKNOWN, hertz, percent, seconds
+from faithad.vocabulary import duration
 
 # Of the stretches that an event's explanation points at, and of the recordings it spans, how many are named.
 _MAX_SPANS, _MAX_PARTS = 4, 3
@@ -102,16 +103,19 @@ def pictures(audit: AuditTables, number: int) -> dict[str, Any]:
 def _curve(audit: AuditTables, number: int, curves: dict[str, Curve]) -> Any:
     """The clips side by side, in the order of their time."""
     event, clips = audit.events[number], audit.clips.loc[list(curves)]
+    lengths_s = clips["duration_s"].tolist()
     starts, axis = clip_starts(clips)
     figure = audit_charts.event_figure(
-        [(start, curve.values) for start, curve in zip(starts, curves.values(), strict=True)],
-        clip_s=float(clips["duration_s"].iloc[0]),
+        [
+            (start, length_s, curve.values)
+            for start, length_s, curve in zip(starts, lengths_s, curves.values(), strict=True)
+        ],
         axis=axis,
         seconds=seconds_on_axis(event["seconds"], clips, starts),
         profile=np.sum([curve.profile for curve in curves.values()], axis=0),
         bands=(event["mel_band_low"], event["mel_band_high"]),
         look=style.method(event["method"]),
-        scale=_scale(audit, len(next(iter(curves.values())).values)),
+        scale=maps.clip_scale(audit.setting, len(next(iter(curves.values())).values), lengths_s[0]),
     )
     return style.to_svg(figure, name=f"event-{number}", label=f"Explanation of event {number + 1} over time")
 
@@ -140,10 +144,6 @@ def seconds_on_axis(
     return parts
 
 
-def _scale(audit: AuditTables, n_frames: int) -> maps.ClipScale:
-    return maps.clip_scale(audit.setting, n_frames, float(audit.clips["duration_s"].median()))
-
-
 def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:
     """What the model heard, what it expected, where both differ, and the explanation."""
     example = audit.pictures.get(number)
@@ -152,7 +152,7 @@ def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:
     event, clip = audit.events[number], audit.clips.loc[[example.clip_id]]
     panels = maps.clip_panels(
         example,
-        _scale(audit, example.log_mel.shape[1]),
+        maps.clip_scale(audit.setting, example.log_mel.shape[1], float(clip["duration_s"].iloc[0])),
         name=f"event-{number}",
         subject=f"event {number + 1}",
         methods=[method for method in dict.fromkeys(["error_map", event["method"]]) if method in example.maps],

@@ -123,6 +123,7 @@ def detection_rows(study: StudyTables) -> list[TableRow]:
 
 def alarm_rows(study: StudyTables) -> list[TableRow]:
     """What the alarm did at its threshold, as means over seeds; nothing where no threshold was set."""
+    clip_s = study.setting("data.clip_s") or study.manifest["duration_s"].max()
     scores = study.scores[study.scores["alarm"].notna()]
     rows = []
     for model in style.in_model_order(set(scores["model"])):
@@ -136,6 +137,7 @@ def alarm_rows(study: StudyTables) -> list[TableRow]:
             {
                 "model": model,
                 "alarms": len(raised) / n_seeds,
+                "of_short_clips": (raised["duration_s"] < clip_s).sum() / n_seeds,
                 "clips": len(of_model) // n_seeds,
                 "caught": (raised["label"] == 1).sum() / n_seeds,
                 "anomalous": len(anomalous) // n_seeds,

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from faithad import schemas
+from faithad.clips.ledger import unheard
 from faithad.report.words import records
 from faithad.vocabulary import count
 
@@ -19,6 +21,7 @@ class LedgerView:
     """Attributes:
     clips: by status.
     hours: of sound by status, as far as lengths are known.
+    unheard: how much sound was skipped or failed, in words; empty where there is none.
     rejected: what never became a clip, in words; empty where there is nothing.
     rows: the first rows that have a reason: failures, then skips, then headers that were corrected.
     more: how many further rows there are.
@@ -26,6 +29,7 @@ class LedgerView:
 
     clips: dict[str, int]
     hours: dict[str, float]
+    unheard: str
     rejected: str
     rows: list[dict[str, Any]]
     more: int
@@ -49,6 +53,7 @@ def ledger_view(ledger: pd.DataFrame) -> LedgerView:
     return LedgerView(
         clips={status: int(clips.get(status, 0)) for status in schemas.STATUSES},
         hours={status: float(hours.get(status, 0.0)) for status in schemas.STATUSES},
+        unheard=unheard(pa.Table.from_pandas(ledger, schema=schemas.LEDGER, preserve_index=False)),
         rejected=f"{pieces} (a whole file or its rest) never became clips" if n_rejected else "",
         rows=records(bad.head(MAX_ROWS)),
         more=max(0, len(bad) - MAX_ROWS),

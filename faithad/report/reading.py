@@ -23,10 +23,15 @@ from faithad.errors import ConfigError, StudyError
 from faithad.runs.shards import table_shards
 from faithad.runs.tables import read_shards
 
+# Columns that hold a whole (F, T) map.
+_GRIDS = ("map", "log_mel", "reconstruction")
+
 
 @dataclass(frozen=True)
 class Example:
-    """One clip as one model sees it. Grids are (F, T); `log_mel` is in the unit of the features."""
+    """One clip as one model sees it. Grids are (F, T), where T counts the frames that hold sound; `log_mel` is in the
+    unit of the features.
+    """
 
     clip_id: str
     model: str
@@ -90,19 +95,20 @@ def _rows_of(audit: str, table: str, clip_ids: Collection[str]) -> dict[str, lis
         if chosen:
             condition = pc.field("clip_id").isin(sorted(chosen))
             kept = storage.read_rows(file, condition=condition, checksum=checksum)
-            shape = schemas.shape_of(kept.schema)
+            n_mels, _ = schemas.shape_of(kept.schema)
             for index, clip_id in enumerate(kept["clip_id"].to_pylist()):
-                rows[clip_id].append({name: _cell(kept[name][index], shape) for name in kept.column_names})
+                rows[clip_id].append({name: _cell(name, kept[name][index], n_mels) for name in kept.column_names})
     return rows
 
 
-def _cell(value: pa.Scalar[Any], shape: tuple[int, int]) -> Any:
-    if not isinstance(value, pa.FixedSizeListScalar):
+def _cell(column: str, value: pa.Scalar[Any], n_mels: int) -> Any:
+    # In results of FORMAT 1 and 2, lists have a fixed size.
+    if not isinstance(value, pa.ListScalar | pa.FixedSizeListScalar):
         return value.as_py()
     if not value.is_valid:
         return None
     numbers = np.asarray(value.values, dtype=np.float32)
-    return numbers.reshape(shape) if numbers.size == shape[0] * shape[1] else numbers
+    return numbers.reshape(n_mels, -1) if column in _GRIDS else numbers
 
 
 def _example(picture: dict[str, Any], explanations: list[dict[str, Any]]) -> Example:

@@ -15,9 +15,9 @@ from faithad import storage
 from faithad.report import page, search_views
 from faithad.report.reading import look_up
 from faithad.report.search_tables import SUMMARY, Search, cells, read_search, went_back
-from faithad.report.words import duration, number, records
+from faithad.report.words import number, records
 from faithad.runs import layout
-from faithad.vocabulary import count
+from faithad.vocabulary import count, duration
 
 MAX_TRIALS = 200
 OBJECTIVES = {"proxy_auc": "proxy AUC", "validation_loss": "validation loss", "test_auc": "test AUC"}

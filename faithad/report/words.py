@@ -31,13 +31,6 @@ def seconds(value: float | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{round(value, 3):,.12g} s"
 
 
-def duration(seconds: float) -> str:
-    """20 s, 3.5 min, 48.0 h."""
-    if seconds < 120:
-        return f"{round(seconds, 1):g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 2 * 3_600 else f"{seconds / 3_600:.1f} h"
-
-
 def hertz(low: float, high: float) -> str:
     """A range of frequencies: 250 to 900 Hz, 49 Hz to 2.1 kHz, 1.6 to 3.1 kHz."""
     (first, unit), (last, last_unit) = (

@@ -115,7 +115,11 @@ def read_whole(
     columns: Collection[str] | None = None,
     condition: pc.Expression | None = None,
 ) -> pa.Table:
-    """All shards of a table as one, without rows where there are none. The arguments are those of `read_shards`."""
+    """All shards of a table as one of the schema, without rows where there are none; shards may be of an older FORMAT.
+
+    The arguments are those of `read_shards`.
+    """
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    return pa.concat_tables([nothing, *read_shards(folder, table, columns=names, condition=condition)]).combine_chunks()
+    shards = (shard.cast(nothing.schema) for shard in read_shards(folder, table, columns=names, condition=condition))
+    return pa.concat_tables([nothing, *shards]).combine_chunks()

@@ -20,7 +20,7 @@ from faithad.clips.manifest import (
     cut_recording,
     manifest_table,
 )
-from faithad.clips.recordings import AudioHeader
+from faithad.clips.recordings import AudioHeader, Remainder
 from faithad.errors import AnnotationError, RecordingError
 from faithad.schemas import LEDGER, MANIFEST
 
@@ -101,6 +101,21 @@ def test_what_was_wrong_with_a_header_is_in_the_ledger() -> None:
         ("skipped", 20.0, 5.0),
         ("failed", 25.0, 7.0),
     ]
+
+
+@pytest.mark.parametrize("remainder", ["pad", "overlap"])
+def test_what_is_too_short_to_judge_is_in_the_ledger(remainder: Remainder) -> None:
+    recording = Recording("test/a.wav", "/x/a.wav", "test")
+    assert [row.duration_s for row in clips(13.5, remainder="pad")] == [10.0, 3.5]
+    rows, (skipped,) = cut_recording(recording, header(0.7), clip_s=10.0, remainder=remainder)
+    assert rows == []
+    assert skipped["status"] == "skipped"
+    assert skipped["reason"] == "the recording, 0.7 s, is too short to judge: below 1 s"
+    assert (skipped["onset_s"], skipped["duration_s"]) == pytest.approx((0.0, 0.7))
+    if remainder == "pad":
+        rows, (skipped,) = cut_recording(recording, header(20.5), clip_s=10.0, remainder=remainder)
+        assert [row.duration_s for row in rows] == [10.0, 10.0]
+        assert skipped["reason"] == "the last 0.5 s are too short to judge: below 1 s"
 
 
 def test_a_label_of_the_split_table_reaches_the_clips() -> None:

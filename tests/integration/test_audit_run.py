@@ -31,7 +31,7 @@ def test_an_audit_says_what_it_came_to(audited: tuple[Path, Outcome]) -> None:
     assert n_events >= 2
     assert outcome.line == (
         f"{WEEK_CLIPS} of {WEEK_CLIPS} clips audited, 1 recording unreadable, "
-        f"1 part of the recordings skipped (see {out}/ledger.parquet). "
+        f"1 part of the recordings skipped (see {out}/ledger.parquet). Not heard: 2 recordings of unknown length. "
         f"{n_events} events: {out}/events.parquet  Report: {out}/report.html"
     )
     assert "</html>" in (out / "report.html").read_text()

@@ -48,7 +48,8 @@ def searched(finished: Study, test_clips: Path, small_study: Callable[..., Study
     def make(**sections: Any) -> Study:
         study = small_study(models=["mae"], **sections)
         Path(study.root, "search").mkdir(parents=True)
-        Path(study.root, "features").symlink_to(Path(finished.root, "features"))
+        for name in ("features", layout.MANIFEST):
+            Path(study.root, name).symlink_to(Path(finished.root, name))
         Path(study.root, "search", "features").symlink_to(test_clips)
         return study
 

@@ -25,12 +25,21 @@ from faithad.settings import FeatureSettings
     ("seconds", "said"),
     [
         ([20.0, 10.0], "index: 3 clips of 2 recordings"),
-        ([10.0, None], "index: 1 clip of 1 recording, 1 recording or part of one skipped or failed"),
-        ([25.0, None, 3.0], "index: 2 clips of 1 recording, 3 recordings or parts of them skipped or failed"),
+        (
+            [10.0, None],
+            "index: 1 clip of 1 recording, 1 recording or part of one skipped or failed (1 recording of unknown "
+            "length)",
+        ),
+        (
+            [25.0, None, 3.0],
+            "index: 2 clips of 1 recording, 3 recordings or parts of them skipped or failed (8 s and 1 recording of "
+            "unknown length)",
+        ),
         ([-20.0, 10.0], "index: 3 clips of 2 recordings, 1 header corrected"),
         (
             [-20.0, -10.0, None],
-            "index: 3 clips of 2 recordings, 1 recording or part of one skipped or failed, 2 headers corrected",
+            "index: 3 clips of 2 recordings, 1 recording or part of one skipped or failed (1 recording of unknown "
+            "length), 2 headers corrected",
         ),
     ],
 )

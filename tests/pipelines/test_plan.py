@@ -21,8 +21,8 @@ from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, IND
 from faithad.pipelines.plan.run import make_plan
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
 from faithad.pipelines.plan.text import plan_text, size
-from faithad.report.words import duration
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import duration
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = Path(__file__).parents[2] / "cluster" / "machines.yaml"

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from faithad.config.study import Study
 from faithad.model.table import MODELS
 from faithad.pipelines.plan.estimate import Plan, estimate, total_s, written
-from faithad.report.words import duration
-from faithad.vocabulary import count
+from faithad.vocabulary import count, duration
 
 
 def plan_text(plan: Plan) -> str:

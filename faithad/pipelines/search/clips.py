@@ -42,8 +42,13 @@ def compute_test_clips(study: Study, labelled: pa.Table, stage: Stage, *, redo: 
         stage.finish()
 
 
+def clips_root(study: Study, split: str) -> str:
+    """Where the features of a split lie."""
+    return storage.join(study.root, layout.SEARCH) if split == "test" else study.root
+
+
 def load_clips(study: Study, split: str) -> tuple[list[str], torch.Tensor]:
     """The clip_ids of a split (of `test`: the labelled ones), in their order, and its features (n, F, T) float32."""
-    root = storage.join(study.root, layout.SEARCH) if split == "test" else study.root
+    root = clips_root(study, split)
     names = storage.read_table(storage.join(root, layout.features(split)), columns=["clip_id"]).sort_by("clip_id")
     return names["clip_id"].to_pylist(), load_features(root, split, study.feature_settings)

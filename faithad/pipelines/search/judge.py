@@ -15,12 +15,13 @@ import torch
 from faithad import storage
 from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
-from faithad.model.masking import mse_per_clip
+from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.model.precision import arithmetic
 from faithad.model.table import build_network
 from faithad.model.training import Training
-from faithad.pipelines.search.clips import load_clips
+from faithad.pipelines.features import load_n_frames
+from faithad.pipelines.search.clips import clips_root, load_clips
 from faithad.pipelines.search.plan import MODEL, Record, trial_location
 from faithad.pipelines.search.task import TrialTask
 from faithad.pipelines.training.trained import NEVER_LEARNED
@@ -84,6 +85,7 @@ class Judge:
         )
 
     def _proxy_auc(self, training: Training) -> float:
+        # Short clips count as filled up: a disturbance may lie anywhere in them.
         return proxy_auc(self._scores(self._normal, training), self._scores(self._disturbed, training))
 
     def _test_auc(self, training: Training) -> float:
@@ -94,24 +96,29 @@ class Judge:
         return auc([scores[clip_id] for clip_id in known], [labels[clip_id] for clip_id in known])
 
     @cached_property
-    def _test(self) -> tuple[list[str], torch.Tensor]:
-        """The clip_ids of the test clips, and the clips."""
+    def _test(self) -> tuple[list[str], torch.Tensor, list[int]]:
+        """The clip_ids of the test clips, the clips, and how many frames of each hold sound."""
         clip_ids, log_mels = load_clips(self._study, "test")
-        return clip_ids, self._prepared(log_mels)
+        n_frames = load_n_frames(self._study, "test", MODEL, root=clips_root(self._study, "test"))
+        return clip_ids, self._prepared(log_mels), n_frames
 
     def _test_scores(self, training: Training) -> np.ndarray:
-        return self._scores(self._test[1], training)
+        _, x, n_frames = self._test
+        return self._scores(x, training, n_frames)
 
     def _prepared(self, log_mels: torch.Tensor) -> torch.Tensor:
         """Clips (n, F, T) as the network takes them in."""
         frames = log_mels[..., : self._study.n_frames(MODEL)]
         return self._task.training.normalization.apply(frames).to(self._device)
 
-    def _scores(self, x: torch.Tensor, training: Training) -> np.ndarray:
-        """E(x) of clips (n, F, T) by the best weights, (n,) float64."""
+    def _scores(self, x: torch.Tensor, training: Training, n_frames: Sequence[int] = ()) -> np.ndarray:
+        """E(x) of clips (n, F, T) by the best weights, (n,) float64; over so many frames of each, if not all T."""
         self._network.load_state_dict(training.best_weights())
         limit = forwards_at_once(self._study.audit.micro_batch, x.device)
         with torch.inference_mode(), arithmetic("float32"):
-            parts = [mse_per_clip(self._network(part), part) for part in x.split(limit)]
+            parts = [
+                mean_per_clip((self._network(part) - part).square(), n_frames[k * limit : (k + 1) * limit])
+                for k, part in enumerate(x.split(limit))
+            ]
         scores: np.ndarray = torch.cat([*parts, torch.zeros(0, device=x.device)]).double().cpu().numpy()
         return scores

@@ -14,7 +14,7 @@ from faithad.clips.access import read_or_reason
 from faithad.clips.ledger import LedgerRow, clip_ledger_row
 from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import read_spectrogram
-from faithad.features import log_mel
+from faithad.features import fill_up, log_mel
 from faithad.runs.attempts import attempt
 from faithad.runs.lookahead import side_by_side
 from faithad.settings import FeatureSettings
@@ -28,6 +28,8 @@ _REMOTE_AT_ONCE = 8
 def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
     """The log-mel spectrogram (F, T) of one clip of the manifest, from its sound or its published `.pt` file.
 
+    A clip that is shorter than a whole one is filled up with its own frames, see `fill_up`.
+
     Raises:
         RecordingError: the clip cannot be read or holds values that are not finite.
     """
@@ -40,7 +42,8 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
         clip_s=settings.clip_s,
         sample_rate_hz=settings.sample_rate_hz,
     )
-    features: np.ndarray = log_mel(torch.from_numpy(samples)[None], settings)[0].numpy()
+    own = log_mel(torch.from_numpy(samples)[None], settings)[0, :, : settings.frames_in(clip["duration_s"])]
+    features: np.ndarray = fill_up(own, settings.n_frames).numpy()
     return features
 
 

@@ -6,6 +6,8 @@ is fitted. The model's file is written last: if it is there, all is.
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -19,9 +21,11 @@ from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.classical import fit_classical
+from faithad.model.masking import mean_per_clip
 from faithad.model.precision import arithmetic
 from faithad.model.table import build_network
 from faithad.model.training import Training
+from faithad.pipelines.features import load_n_frames
 from faithad.pipelines.training.clips import training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
@@ -62,10 +66,17 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
             (network(x.to(device)) - x.to(device)).square().cpu()
             for x in training_clips(task, "validation").split(study.train.batch_size)
         ]
-    scores = torch.cat([error.mean(dim=(-2, -1), dtype=torch.float64) for error in errors])
-    frames_per_s = study.feature_settings.frames_per_s
-    seconds = np.array([worst_second(error, frames_per_s).score for batch in errors for error in batch])
-    _save(network, task, scores, worst_seconds=seconds, best_epoch=training.best.epoch)
+    frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
+    scores, seconds = [], []
+    lengths = iter(load_n_frames(study, "validation", task.model))
+    for batch in errors:
+        n_frames = list(islice(lengths, len(batch)))
+        scores.append(mean_per_clip(batch, n_frames, dtype=torch.float64))
+        seconds += [
+            worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score
+            for error, n in zip(batch, n_frames, strict=True)
+        ]
+    _save(network, task, torch.cat(scores), worst_seconds=np.array(seconds), best_epoch=training.best.epoch)
 
 
 def save_detector(task: TrainingTask) -> None:

@@ -164,3 +164,14 @@ def test_the_strongest_clip_is_among_those_shown() -> None:
         assert len(near) == MAX_CLIPS_OF_EVENT
         assert f"c{peak}" in near
     assert clips_around_the_strongest(ids[:3], {}) == ids[:3]
+
+
+def test_alarms_of_short_clips_are_counted(audit: AuditTables) -> None:
+    """Their threshold is that of whole clips."""
+    assert not any("shorter than" in sentence for sentence in audit_findings.answers(audit, []))
+    alarmed = audit.scores.index[audit.scores["alarm"] == True]  # noqa: E712
+    for n, words in [(1, "1 alarm is of a clip shorter than 10 s"), (2, "2 alarms are of clips shorter than 10 s")]:
+        scores = audit.scores.copy()
+        scores.loc[alarmed[:n], "duration_s"] = 3.5
+        sentences = audit_findings.answers(replace(audit, scores=scores), [])
+        assert sum(words in sentence for sentence in sentences) == 1

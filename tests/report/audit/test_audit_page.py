@@ -57,7 +57,7 @@ def test_first_screen(rendered: tuple[str, Any], audit: AuditTables) -> None:
     assert "Saliency says why for" in text
     assert re.search(r"By this test the reasons are good for \d+, no better than chance for \d+\.", text)
     assert "718 of 720 clips audited, 2 failed, 0 skipped; 1 piece of recordings" in text
-    assert "Sound that was not heard: 20 s." in text
+    assert "Sound that was not heard: 20 s and 1 recording of unknown length." in text
     assert "2019-12-05" in text
     assert "MAE, seed 0" in text
 

@@ -22,7 +22,7 @@ from faithad import schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
 from faithad.report import render_report, style
-from faithad.report.findings import missing_runs
+from faithad.report.findings import alarm_rows, missing_runs
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 
 WriteStudy = Callable[..., str]
@@ -309,3 +309,14 @@ def test_says_which_clips_were_explained(
     text = render(root)[1].text
     assert text.count("alone were explained") == (2 if told else 0)
     assert told is None or told in text
+
+
+def test_alarms_of_short_clips_are_counted(study: StudyTables) -> None:
+    """Their threshold is that of whole clips."""
+    assert [row["of_short_clips"] for row in alarm_rows(study)] == [0, 0]
+    scores = study.scores.copy()
+    alarmed = scores.index[(scores["alarm"] == True) & (scores["model"] == "ae")]  # noqa: E712
+    scores.loc[alarmed[:3], "duration_s"] = 3.5
+    n_seeds = scores["seed"].nunique()
+    rows = {row["model"]: row["of_short_clips"] for row in alarm_rows(replace(study, scores=scores))}
+    assert rows == {"ae": pytest.approx(3 / n_seeds), "mae": 0}
