@@ -133,10 +133,10 @@ def compare(
     p_holm = np.where(np.isnan(p_values[0]), np.nan, holm(np.nan_to_num(p_values, nan=1.0)).max(axis=0))
     with np.errstate(invalid="ignore"):
         estimates = sums.sum(axis=1) / n_clips
-    found = []
+    comparisons = []
     for method, estimate in enumerate(estimates):
         numbers = dict(zip(_TESTED, tests[:, method], strict=True)) | {"p_holm": p_holm[method], "estimate": estimate}
-        found.append(
+        comparisons.append(
             Comparison(
                 **{name: float(number) if math.isfinite(number) else None for name, number in numbers.items()},
                 n_clips=int(n_clips[method]),
@@ -146,7 +146,7 @@ def compare(
                 verdict=_verdict(estimate, p_holm[method], numbers, int(n_recordings[method]), equivalence),
             )
         )
-    return found
+    return comparisons
 
 
 def holm(p: npt.ArrayLike) -> Reals:
