@@ -151,5 +151,8 @@ TABLES = {
     "summary/faithfulness": _summary(
         "faithfulness", "model, method, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY
     ),
+    "summary/comparison": _summary(
+        "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
+    ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
 }
