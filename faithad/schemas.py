@@ -7,10 +7,10 @@ band by mel band) and the shape stands in the schema's metadata under `shape`.
 Contents
     FORMAT                                                   of all tables together
     MANIFEST, INPUTS, EPOCHS, VALIDATION_SCORES              one file each
-    SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
+    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LEDGER     one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SEARCH_SUMMARY
-    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, COMPARISON
+    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON
     MEANINGS                                                 what each column says
 """
 
@@ -129,6 +129,17 @@ FAITHFULNESS = pa.schema(
         pa.field("error_before", pa.float64(), nullable=False),
         pa.field("error_after", pa.float64(), nullable=False),
         pa.field("faithfulness", pa.float64(), nullable=False),
+    ]
+)
+
+# F-scores of curves that need no model, on the frames that the model's curves have.
+CONTROLS = pa.schema(
+    [
+        *_CLIP_KEYS,
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("line", pa.string(), nullable=False),
+        pa.field("percentile", pa.float64(), nullable=False),
+        pa.field("f_score", pa.float64(), nullable=False),
     ]
 )
 
@@ -283,6 +294,17 @@ FAITHFULNESS_SUMMARY = pa.schema(
     ]
 )
 
+CONTROLS_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("line", pa.string(), nullable=False),
+        pa.field("percentile", pa.float64()),
+        *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
 # Does A differ from B? Numbers are null where too few recordings leave them undefined.
 COMPARISON = pa.schema(
     [
@@ -404,13 +426,20 @@ MEANINGS = {
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",
     "scope": "`annotated` clips, as in the paper, or `all` clips",
-    "question": "what is asked: `masked_training`, whether the MAE's explanations are better than the AE's",
+    "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), or a curve that "
+    "needs no model: `level`, `level_change`, `outlier`",
+    "summary/controls.model": "name of the model on whose frames the line is computed",
+    "summary/controls.metric": "`f_score`",
+    "summary/controls.percentile": "percentile of the peaks; null for the mean over all percentiles",
+    "question": "what is asked: `masked_training`, whether the MAE's explanations are better than the AE's; "
+    "`against_chance`, whether a model's are better than random frames; `against_no_model`, whether they are better "
+    "than the best curve that needs no model",
     "summary/comparison.metric": "`f_score` or `faithfulness`",
     "summary/comparison.mode": "of the faithfulness, `frame` or `segment`; null for the F-score",
     "replacement": "what replaces frames: the model's own `reconstruction`; null for the F-score",
     "summary/comparison.percentile": "percentile of the peaks; null for the mean over all percentiles, the primary one",
     "model_a": "what is asked about",
-    "model_b": "what it is compared with",
+    "model_b": "what it is compared with: a model, or a line of `summary/controls`",
     "estimate": "mean over clips of the difference A - B, seeds averaged",
     "summary/comparison.ci_low": "lower end of its 95 % interval by bootstrap-t over recordings; null where it is open",
     "summary/comparison.ci_high": "upper end of that interval; null where it is open",

@@ -13,7 +13,7 @@ Shape letters: S seeds, N clips, C columns (one curve point each: model, method,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from faithad.evaluation.clip_values import Clips, read_cube, read_test_clips
 from faithad.evaluation.comparison import comparison_rows
 from faithad.evaluation.controls import control_f_scores
 from faithad.evaluation.estimates import SummaryRow, estimate, estimates
+from faithad.evaluation.lines import controls_rows
 from faithad.evaluation.statistics import percentile_interval, resample_counts
 from faithad.settings import frames_in
 from faithad.vocabulary import POOLINGS
@@ -60,6 +61,15 @@ class Experiment:
     @cached_property
     def clips(self) -> Clips:
         return read_test_clips(self.manifest)
+
+    def f_score_controls(self, n_frames: int, percentiles: Sequence[float]) -> tuple[Reals, Reals]:
+        """F-scores of random curves (A, P) and of flagging every second (A,), of the A annotated clips."""
+        annotated = np.flatnonzero(self.clips.annotated)
+        intervals = {self.clips.ids[clip]: self.clips.intervals[clip] for clip in annotated}
+        durations_s = self.clips.duration_s[annotated]
+        lengths = np.minimum([frames_in(duration_s, self.frames_per_s) for duration_s in durations_s], n_frames)
+        options: dict[str, Any] = {"seed": self.seed, "n_draws": self.n_draws}
+        return control_f_scores(intervals, lengths, self.frames_per_s, percentiles, **options)
 
 
 class Summary(NamedTuple):
@@ -113,15 +123,7 @@ def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[Sum
     percentiles = sorted({percentile for *_, percentile in cube.columns})
     grids = {experiment.n_frames[model] for model, *_ in cube.columns}
     annotated = np.flatnonzero(clips.annotated)
-    intervals = {clips.ids[clip]: clips.intervals[clip] for clip in annotated}
-    options: dict[str, Any] = {"seed": experiment.seed, "n_draws": experiment.n_draws}
-    lengths = [frames_in(duration_s, experiment.frames_per_s) for duration_s in clips.duration_s[annotated]]
-    controls = {
-        n_frames: control_f_scores(
-            intervals, np.minimum(lengths, n_frames), experiment.frames_per_s, percentiles, **options
-        )
-        for n_frames in grids
-    }
+    controls = {n_frames: experiment.f_score_controls(n_frames, percentiles) for n_frames in grids}
     for anomaly_type, chosen in _by_type(clips):
         part = cube.of_clips(chosen)
         for column, row in estimates(part, clips.recording[chosen], seed=experiment.seed):
@@ -157,8 +159,11 @@ SUMMARIES = {
     "detection": Summary({"scores": schemas.SCORES}, schemas.DETECTION_SUMMARY, detection_rows),
     "f_score": Summary({"localization": schemas.LOCALIZATION}, schemas.F_SCORE_SUMMARY, f_score_rows),
     "faithfulness": Summary({"faithfulness": schemas.FAITHFULNESS}, schemas.FAITHFULNESS_SUMMARY, faithfulness_rows),
+    "controls": Summary(
+        {"localization": schemas.LOCALIZATION, "controls": schemas.CONTROLS}, schemas.CONTROLS_SUMMARY, controls_rows
+    ),
     "comparison": Summary(
-        {"localization": schemas.LOCALIZATION, "faithfulness": schemas.FAITHFULNESS},
+        {"localization": schemas.LOCALIZATION, "faithfulness": schemas.FAITHFULNESS, "controls": schemas.CONTROLS},
         schemas.COMPARISON,
         comparison_rows,
     ),
