@@ -7,10 +7,10 @@ band by mel band) and the shape stands in the schema's metadata under `shape`.
 Contents
     FORMAT                                                   of all tables together
     MANIFEST, INPUTS, EPOCHS, VALIDATION_SCORES              one file each
-    SCORES, LOCALIZATION, FAITHFULNESS, LEDGER               one folder of shards per (model, seed)
+    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LEDGER     one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SEARCH_SUMMARY
-    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY
+    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON
     MEANINGS                                                 what each column says
 """
 
@@ -129,6 +129,17 @@ FAITHFULNESS = pa.schema(
         pa.field("error_before", pa.float64(), nullable=False),
         pa.field("error_after", pa.float64(), nullable=False),
         pa.field("faithfulness", pa.float64(), nullable=False),
+    ]
+)
+
+# F-scores of curves that need no model, on the frames that the model's curves have.
+CONTROLS = pa.schema(
+    [
+        *_CLIP_KEYS,
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("line", pa.string(), nullable=False),
+        pa.field("percentile", pa.float64(), nullable=False),
+        pa.field("f_score", pa.float64(), nullable=False),
     ]
 )
 
@@ -283,6 +294,43 @@ FAITHFULNESS_SUMMARY = pa.schema(
     ]
 )
 
+CONTROLS_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("line", pa.string(), nullable=False),
+        pa.field("percentile", pa.float64()),
+        *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
+# Does A differ from B? Numbers are null where too few recordings leave them undefined.
+COMPARISON = pa.schema(
+    [
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("scope", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("mode", pa.string()),
+        pa.field("replacement", pa.string()),
+        pa.field("percentile", pa.float64()),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("model_a", pa.string(), nullable=False),
+        pa.field("model_b", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        *[
+            pa.field(name, pa.float64())
+            for name in ("estimate", "ci_low", "ci_high", "se", "p_t", "p_boot", "p_flip", "p_holm")
+        ],
+        pa.field("n_clips", pa.int32(), nullable=False),
+        pa.field("n_recordings", pa.int32(), nullable=False),
+        pa.field("n_seeds", pa.int32(), nullable=False),
+        pa.field("n_left_out", pa.int32(), nullable=False),
+        pa.field("smallest_effect", pa.float64()),
+        pa.field("verdict", pa.string(), nullable=False),
+    ]
+)
+
 # What each column says. `table.column` stands for one table of `layout.TABLES`, where the column means something else.
 MEANINGS = {
     "clip_id": "name of the clip: 16 hex digits of a hash of its recording and its onset",
@@ -378,6 +426,35 @@ MEANINGS = {
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",
     "scope": "`annotated` clips, as in the paper, or `all` clips",
+    "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), or a curve that "
+    "needs no model: `level`, `level_change`, `outlier`",
+    "summary/controls.model": "name of the model on whose frames the line is computed",
+    "summary/controls.metric": "`f_score`",
+    "summary/controls.percentile": "percentile of the peaks; null for the mean over all percentiles",
+    "question": "what is asked: `masked_training`, whether the MAE's explanations are better than the AE's; "
+    "`against_chance`, whether a model's are better than random frames; `against_no_model`, whether they are better "
+    "than the best curve that needs no model",
+    "summary/comparison.metric": "`f_score` or `faithfulness`",
+    "summary/comparison.mode": "of the faithfulness, `frame` or `segment`; null for the F-score",
+    "replacement": "what replaces frames: the model's own `reconstruction`; null for the F-score",
+    "summary/comparison.percentile": "percentile of the peaks; null for the mean over all percentiles, the primary one",
+    "model_a": "what is asked about",
+    "model_b": "what it is compared with: a model, or a line of `summary/controls`",
+    "estimate": "mean over clips of the difference A - B, seeds averaged",
+    "summary/comparison.ci_low": "lower end of its 95 % interval by bootstrap-t over recordings; null where it is open",
+    "summary/comparison.ci_high": "upper end of that interval; null where it is open",
+    "se": "standard error of the estimate: jackknife over recordings, with 3 seeds or more also over seeds",
+    "p_t": "two-sided p of Student's t, not adjusted",
+    "p_boot": "two-sided p of the bootstrap-t over recordings, not adjusted",
+    "p_flip": "two-sided p of studentised sign flips of recordings, not adjusted",
+    "p_holm": "the largest of the three after Holm's adjustment for the methods of the question",
+    "n_recordings": "number of recordings with such a clip",
+    "summary/comparison.n_clips": "number of clips whose difference is defined",
+    "summary/comparison.n_seeds": "seeds that both models have; below 3 the verdict is about these networks, not about "
+    "two ways of training",
+    "n_left_out": "number of clips in scope whose difference is not defined",
+    "smallest_effect": "difference that this comparison alone would find with a power of 80 %",
+    "verdict": "`yes`: A is larger, `no`: B is larger, `no (equivalent)`: within 0.02, or `undecided`, with the reason",
     "trial": "name of the trial",
     "mask_ratio": "share of the patches that the MAE's training hides",
     "patch": "edge of a patch, in cells",

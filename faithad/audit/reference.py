@@ -25,7 +25,7 @@ from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
 from faithad.config.audit import AuditRun, load_written_audit
 from faithad.errors import AnnotationError, StudyError
 from faithad.evaluation.peaks import peak_frames
-from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
+from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
 from faithad.evaluation.temporal import Intervals, localization
 from faithad.model.checkpoint import load_model
 from faithad.runs import layout
@@ -101,11 +101,10 @@ def _evaluate(audit: str, annotations: str) -> str:
     require_still_alone()
     mark_format(audit)
     tables = {}
+    sources = {table: read_whole(audit, table, schema) for table, schema in source_schemas().items()}
+    sources["localization"] = localized
     for name, summary in SUMMARIES.items():
-        source = localized
-        if summary.source != "localization":
-            source = read_whole(audit, summary.source, summary.source_schema)
-        tables[name] = summarize(name, source, experiment)
+        tables[name] = summarize(name, sources, experiment)
         require_still_alone()
         storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
     counts = _event_counts(audit, reference, scored)

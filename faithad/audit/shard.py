@@ -23,10 +23,12 @@ from faithad.attribution.gradient_stream import attribute_batch, grad_cam_layer
 from faithad.attribution.methods import choose_methods
 from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
+from faithad.evaluation.controls import no_model_curves
 from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import curve, is_flat, peak_frames
 from faithad.evaluation.temporal import localization
+from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fast_network import fast_network
 from faithad.model.masking import mean_per_clip
@@ -51,6 +53,7 @@ def table_schemas(trained: TrainedModel) -> dict[str, pa.Schema]:
         "attributions": schemas.attributions(*shape),
         "localization": schemas.LOCALIZATION,
         "faithfulness": schemas.FAITHFULNESS,
+        "controls": schemas.CONTROLS,
         "spectrograms": schemas.spectrograms(*shape),
         "ledger": schemas.LEDGER,
     }
@@ -67,6 +70,7 @@ class AuditModel:
         attribution: the settings of the attributions.
         audit: the settings of the audit.
         device: where all is computed.
+        training: what the features of its training clips were, in their own unit; None where that is not known.
     """
 
     trained: TrainedModel
@@ -75,10 +79,17 @@ class AuditModel:
     attribution: Attribution
     audit: Audit
     device: torch.device
+    training: Normalization | None = None
 
     @classmethod
     def prepare(
-        cls, trained: TrainedModel, *, attribution: Attribution, audit: Audit, device: torch.device
+        cls,
+        trained: TrainedModel,
+        *,
+        attribution: Attribution,
+        audit: Audit,
+        device: torch.device,
+        training: Normalization | None = None,
     ) -> AuditModel:
         """Once for each model: the fast networks hold copies of its weights.
 
@@ -87,13 +98,13 @@ class AuditModel:
         """
         network = trained.network.to(device)
         if not trained.explained:
-            return cls(trained, network, None, attribution, audit, device)
+            return cls(trained, network, None, attribution, audit, device, training)
         if audit.explain != "none":
             grad_cam_layer(network, choose_methods(attribution.methods))
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
-        return cls(trained, fast, explained, attribution, audit, device)
+        return cls(trained, fast, explained, attribution, audit, device, training)
 
 
 @dataclass
@@ -154,6 +165,8 @@ def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, expla
         rows["scores"].append(_score_row(trained, clip, error, float(scores[number])))
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
+        if explain and row["annotated"]:
+            rows["controls"] += _controls(clip, log_mels[number, :, : clip.n_frames], model)
         if explain and row["keep_maps"]:
             # Back in the unit of the features: what a person knows from other spectrograms.
             own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))
@@ -242,6 +255,25 @@ def _explain(
     for position, percentile in enumerate(percentiles):
         values = {name: getattr(agreement, name)[position].item() for name in schemas.LOCALIZATION.names[5:]}
         rows["localization"].append({**keys, "percentile": percentile, **values})
+
+
+def _controls(clip: _Clip, log_mel: Tensor, model: AuditModel) -> list[TableRow]:
+    """F-scores of the curves that need no model; `log_mel` (F, T) is in the unit of the features."""
+    features, training, percentiles = model.trained.features, model.training, model.audit.percentiles
+    curves = no_model_curves(
+        log_mel.numpy(),
+        power_of_ten=10.0 if features.scale == "db" else 1.0,
+        training=None if training is None else (training.mean.numpy(), training.std.numpy()),
+    )
+    return [
+        {**clip.keys, "protocol": "paper", "line": line, "percentile": percentile, "f_score": float(f_score)}
+        for line, summed in curves.items()
+        for percentile, f_score in zip(
+            percentiles,
+            localization(peak_frames(summed, percentiles), clip.intervals, frames_per_s=features.frames_per_s).f_score,
+            strict=True,
+        )
+    ]
 
 
 def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:

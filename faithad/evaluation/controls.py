@@ -1,7 +1,15 @@
-"""What an F-score must beat: a rule that flags every second, and a curve that knows nothing.
+"""What an F-score must beat: a rule that flags every second, a curve that knows nothing, and curves without a model.
 
-Annotated events fill many of the ten seconds of a clip, so both score high; a method says something about a clip only
-where it does better.
+Annotated events fill many of the ten seconds of a clip, so the first two score high, and a level meter finds many
+faults. A method says something about a clip only where it does better.
+
+Curves without a model, computed from the log-mel spectrogram of a clip alone:
+
+    level          mel power of each frame, summed over the bands
+    level_change   absolute difference of the level from the frame before
+    outlier        sum over the bands of z², z the distance from the band's mean in training, in standard deviations
+
+Shape letters: F mel bands, T frames, N clips, P percentiles.
 """
 
 from __future__ import annotations
@@ -15,6 +23,34 @@ import numpy.typing as npt
 from faithad.evaluation.arrays import Reals
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import Intervals, localization
+
+# The lines that stand beside an F-score, as the tables name them.
+RANDOM, ALWAYS = "random", "always"
+LEVEL, LEVEL_CHANGE, OUTLIER = "level", "level_change", "outlier"
+NO_MODEL = (LEVEL, LEVEL_CHANGE, OUTLIER)
+
+
+def no_model_curves(
+    log_mel: npt.ArrayLike,
+    *,
+    power_of_ten: float,
+    training: tuple[npt.ArrayLike, npt.ArrayLike] | None,
+) -> dict[str, Reals]:
+    """The curves (T,) without a model of one clip, by their names in `NO_MODEL`.
+
+    Args:
+        log_mel: (F, T), `power_of_ten` times the decadic logarithm of the mel power: 10 for decibels, 1 for log10.
+        power_of_ten: see `log_mel`.
+        training: mean and standard deviation of each band in training, each (F,); None where they are not known, and
+            there is then no `outlier`.
+    """
+    values = np.asarray(log_mel, dtype=np.float64)
+    level = np.power(10.0, values / power_of_ten).sum(axis=0)
+    curves = {LEVEL: level, LEVEL_CHANGE: np.abs(np.diff(level, prepend=level[:1]))}
+    if training is not None:
+        mean, std = (np.asarray(part, dtype=np.float64)[:, None] for part in training)
+        curves[OUTLIER] = np.square((values - mean) / std).sum(axis=0)
+    return curves
 
 
 def every_second_f_score(intervals: Intervals, n_frames: int, frames_per_s: float) -> float:

@@ -13,8 +13,7 @@ Shape letters: S seeds, N clips, C columns (one curve point each: model, method,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,13 +25,14 @@ import pyarrow.compute as pc
 from faithad import schemas
 from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
-from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
+from faithad.evaluation.clip_values import Clips, read_cube, read_test_clips
+from faithad.evaluation.comparison import comparison_rows
 from faithad.evaluation.controls import control_f_scores
-from faithad.evaluation.statistics import bootstrap_intervals, percentile_interval, resample_counts, std_over_seeds
+from faithad.evaluation.estimates import SummaryRow, estimate, estimates
+from faithad.evaluation.lines import controls_rows
+from faithad.evaluation.statistics import percentile_interval, resample_counts
 from faithad.settings import frames_in
 from faithad.vocabulary import POOLINGS
-
-SummaryRow = dict[str, Any]
 
 _MAX_FPRS = {"auc": 1.0, "pauc": 0.1}
 
@@ -62,32 +62,40 @@ class Experiment:
     def clips(self) -> Clips:
         return read_test_clips(self.manifest)
 
+    def f_score_controls(self, n_frames: int, percentiles: Sequence[float]) -> tuple[Reals, Reals]:
+        """F-scores of random curves (A, P) and of flagging every second (A,), of the A annotated clips."""
+        annotated = np.flatnonzero(self.clips.annotated)
+        intervals = {self.clips.ids[clip]: self.clips.intervals[clip] for clip in annotated}
+        durations_s = self.clips.duration_s[annotated]
+        lengths = np.minimum([frames_in(duration_s, self.frames_per_s) for duration_s in durations_s], n_frames)
+        options: dict[str, Any] = {"seed": self.seed, "n_draws": self.n_draws}
+        return control_f_scores(intervals, lengths, self.frames_per_s, percentiles, **options)
+
 
 class Summary(NamedTuple):
     """A table of summaries.
 
     Attributes:
-        source: the audit's table that it summarises, all models and seeds.
-        source_schema: of that table.
+        sources: the audit's tables that it summarises, and their schemas.
         schema: of the summary; its column `protocol` is filled in by `summarize`.
-        rows: makes the rows of the summary.
+        rows: makes the rows of the summary of these tables, each with all models and seeds, and of the experiment.
     """
 
-    source: str
-    source_schema: pa.Schema
+    sources: Mapping[str, pa.Schema]
     schema: pa.Schema
-    rows: Callable[[pa.Table, Experiment], Iterable[SummaryRow]]
+    rows: Callable[..., Iterable[SummaryRow]]
 
 
-def summarize(name: str, source: pa.Table, experiment: Experiment) -> pa.Table:
-    """Make the summary table `name`, one of `SUMMARIES`, of the audit's table that it summarises.
+def summarize(name: str, tables: Mapping[str, pa.Table], experiment: Experiment) -> pa.Table:
+    """Make the summary table `name`, one of `SUMMARIES`, of an audit's tables, by their names.
 
     Raises:
         StudyError: the manifest does not hold a clip of the table, a row occurs twice, a value is not finite, or (for
             detection) the scored clips of a seed lack a class.
     """
     summary = SUMMARIES[name]
-    rows = [{**row, "protocol": experiment.protocol} for row in summary.rows(source, experiment)]
+    sources = [tables[source] for source in summary.sources]
+    rows = [{**row, "protocol": experiment.protocol} for row in summary.rows(*sources, experiment)]
     return pa.Table.from_pylist(rows, schema=summary.schema)
 
 
@@ -115,30 +123,22 @@ def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[Sum
     percentiles = sorted({percentile for *_, percentile in cube.columns})
     grids = {experiment.n_frames[model] for model, *_ in cube.columns}
     annotated = np.flatnonzero(clips.annotated)
-    intervals = {clips.ids[clip]: clips.intervals[clip] for clip in annotated}
-    options: dict[str, Any] = {"seed": experiment.seed, "n_draws": experiment.n_draws}
-    lengths = [frames_in(duration_s, experiment.frames_per_s) for duration_s in clips.duration_s[annotated]]
-    controls = {
-        n_frames: control_f_scores(
-            intervals, np.minimum(lengths, n_frames), experiment.frames_per_s, percentiles, **options
-        )
-        for n_frames in grids
-    }
+    controls = {n_frames: experiment.f_score_controls(n_frames, percentiles) for n_frames in grids}
     for anomaly_type, chosen in _by_type(clips):
         part = cube.of_clips(chosen)
-        for column, estimate in _estimates(part, clips.recording[chosen], seed=experiment.seed):
+        for column, row in estimates(part, clips.recording[chosen], seed=experiment.seed):
             model, method, percentile = part.columns[column]
             measured = np.flatnonzero(chosen)[np.isfinite(part.values[:, :, column]).any(axis=0)]
-            rows = np.searchsorted(annotated, measured)
+            of_clips = np.searchsorted(annotated, measured)
             random, every_second = controls[experiment.n_frames[model]]
             yield {
                 "model": model,
                 "method": method,
                 "percentile": percentile,
                 "anomaly_type": anomaly_type,
-                **estimate,
-                "control_random": float(random[rows, percentiles.index(percentile)].mean()),
-                "control_every_second": float(every_second[rows].mean()),
+                **row,
+                "control_random": float(random[of_clips, percentiles.index(percentile)].mean()),
+                "control_every_second": float(every_second[of_clips].mean()),
             }
 
 
@@ -149,17 +149,30 @@ def faithfulness_rows(faithfulness: pa.Table, experiment: Experiment) -> Iterato
     cube = read_cube(faithfulness, "faithfulness", keys, clips)
     for scope, chosen in (("annotated", clips.annotated), ("all", np.ones(len(clips.ids), dtype=np.bool_))):
         part = cube.of_clips(chosen)
-        for column, estimate in _estimates(part, clips.recording[chosen], seed=experiment.seed):
+        for column, row in estimates(part, clips.recording[chosen], seed=experiment.seed):
             key = dict(zip(keys, part.columns[column], strict=True))
             if scope == "annotated" or key["mode"] == "frame":
-                yield {**key, "scope": scope, **estimate}
+                yield {**key, "scope": scope, **row}
 
 
 SUMMARIES = {
-    "detection": Summary("scores", schemas.SCORES, schemas.DETECTION_SUMMARY, detection_rows),
-    "f_score": Summary("localization", schemas.LOCALIZATION, schemas.F_SCORE_SUMMARY, f_score_rows),
-    "faithfulness": Summary("faithfulness", schemas.FAITHFULNESS, schemas.FAITHFULNESS_SUMMARY, faithfulness_rows),
+    "detection": Summary({"scores": schemas.SCORES}, schemas.DETECTION_SUMMARY, detection_rows),
+    "f_score": Summary({"localization": schemas.LOCALIZATION}, schemas.F_SCORE_SUMMARY, f_score_rows),
+    "faithfulness": Summary({"faithfulness": schemas.FAITHFULNESS}, schemas.FAITHFULNESS_SUMMARY, faithfulness_rows),
+    "controls": Summary(
+        {"localization": schemas.LOCALIZATION, "controls": schemas.CONTROLS}, schemas.CONTROLS_SUMMARY, controls_rows
+    ),
+    "comparison": Summary(
+        {"localization": schemas.LOCALIZATION, "faithfulness": schemas.FAITHFULNESS, "controls": schemas.CONTROLS},
+        schemas.COMPARISON,
+        comparison_rows,
+    ),
 }
+
+
+def source_schemas() -> dict[str, pa.Schema]:
+    """The audit's tables that the summaries are made of."""
+    return {name: schema for summary in SUMMARIES.values() for name, schema in summary.sources.items()}
 
 
 def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
@@ -167,17 +180,6 @@ def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
     yield "all", clips.annotated
     for anomaly_type in sorted({name for name in clips.anomaly_type[clips.annotated] if name is not None}):
         yield anomaly_type, clips.annotated & (clips.anomaly_type == anomaly_type)
-
-
-def _estimates(cube: Cube, recordings: Integers, *, seed: int) -> Iterator[tuple[int, SummaryRow]]:
-    """Position and estimate of every column in which some clip was measured."""
-    per_seed = _mean(cube.values, axis=1)
-    per_clip = _mean(cube.values, axis=0)
-    low, high = bootstrap_intervals(per_clip, recordings, seed=seed)
-    n_clips = np.isfinite(per_clip).sum(axis=0)
-    for column in np.flatnonzero(n_clips).tolist():
-        estimate = _estimate(per_seed[:, column], low[column], high[column])
-        yield column, {**estimate, "n_clips": int(n_clips[column])}
 
 
 def _areas(values: Reals, labels: Reals, recordings: Integers, *, seed: int) -> dict[str, SummaryRow]:
@@ -199,26 +201,6 @@ def _areas(values: Reals, labels: Reals, recordings: Integers, *, seed: int) -> 
     of_any_seed = labels[measured.any(axis=0)]
     counts = {"n_normal": int((of_any_seed == 0).sum()), "n_anomalous": int((of_any_seed == 1).sum())}
     return {
-        metric: {**_estimate(np.array(points)[:, column], low[column], high[column]), **counts}
+        metric: {**estimate(np.array(points)[:, column], low[column], high[column]), **counts}
         for column, metric in enumerate(_MAX_FPRS)
     }
-
-
-def _estimate(per_seed: Reals, low: float, high: float) -> SummaryRow:
-    known = per_seed[np.isfinite(per_seed)]
-    return {
-        "mean": float(known.mean()),
-        "std": std_over_seeds(known),
-        "ci_low": None if math.isnan(low) else float(low),
-        "ci_high": None if math.isnan(high) else float(high),
-        "n_seeds": len(known),
-    }
-
-
-def _mean(values: Reals, *, axis: int) -> Reals:
-    """Mean of the known values, NaN where there is none."""
-    known = np.isfinite(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
-    mean: Reals = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return mean

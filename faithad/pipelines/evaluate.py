@@ -12,7 +12,7 @@ from faithad import storage
 from faithad.audit.ledger import merge_ledgers
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.evaluation.summary import SUMMARIES, Experiment, summarize
+from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
 from faithad.runs import layout
 from faithad.runs.lock import require_still_alone
 from faithad.runs.stages import Stage
@@ -38,8 +38,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     if not stage.begin(redo=redo):
         return
     storage.write_text(storage.join(study.root, layout.STUDY), study.to_yaml())
-    schema_of = {summary.source: summary.source_schema for summary in SUMMARIES.values()}
-    sources = {table: _read_audits(study, table, schema) for table, schema in schema_of.items()}
+    sources = {table: _read_audits(study, table, schema) for table, schema in source_schemas().items()}
     audits = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
     features = storage.join(study.root, layout.FEATURES)
     ledger = merge_ledgers(study.root, manifest, audits, others=[(features, layout.SCORED)])
@@ -54,7 +53,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
         frames_per_s=study.feature_settings.frames_per_s,
         seed=study.evaluation.seed,
     )
-    tables = {name: summarize(name, sources[row.source], experiment) for name, row in SUMMARIES.items()}
+    tables = {name: summarize(name, sources, experiment) for name in SUMMARIES}
     for name, table in {**tables, "ledger": ledger}.items():
         require_still_alone()
         storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)

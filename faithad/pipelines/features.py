@@ -120,6 +120,11 @@ def fit_normalization(study: Study) -> Normalization:
     """The statistics of the training split, or the identity where the study gives features to the model as they are."""
     if study.features.normalization == "none":
         return Normalization.identity(study.features.n_mels)
+    return training_statistics(study)
+
+
+def training_statistics(study: Study) -> Normalization:
+    """Mean and standard deviation of each band over the training split."""
     return Normalization.fit([load_features(study.root, "train", study.feature_settings)])
 
 

@@ -9,17 +9,19 @@ from faithad.report import style
 from faithad.report.findings import best, in_scope, missing_runs, missing_truth, overall
 from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
+from faithad.report.verdicts import verdicts
 from faithad.report.words import UNKNOWN, interval, number, records
 from faithad.vocabulary import count
 
 
 def answers(study: StudyTables) -> list[str]:
-    """Detection, localization, faithfulness, and what is not in the report."""
+    """The verdicts, then detection, localization, faithfulness, and what is not in the report."""
     reasons, ledger = missing_truth(study), ledger_view(study.ledger)
     done, skipped, failed = (f"{ledger.clips[status]:,}" for status in ("done", "skipped", "failed"))
     through = f"Of {count(ledger.total, 'clip')}, {done} went through, {skipped} were skipped and {failed} failed"
     absent = missing_runs(study)
     return [
+        *(verdict.sentence for verdict in verdicts(study)),
         reasons.detection or _detection_answer(study),
         reasons.f_score or _localization_answer(study),
         _faithfulness_answer(study),

@@ -5,6 +5,8 @@ This module reads no files, and draws no text that comes from files.
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -90,6 +92,33 @@ def percentile_figure(curves: pd.DataFrame, *, y_label: str, controls: dict[str,
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
     axes.set_ylim(bottom=min(0.0, float(curves["mean"].min()) * 1.05))
+    return figure
+
+
+@mpl.rc_context(RC)
+def verdict_figure(rows: list[dict[str, Any]], *, x_label: str, marks: dict[str, float]) -> Figure:
+    """Differences of all methods, one below the other, with their intervals; an open end of an interval is not drawn.
+
+    Args:
+        rows: of `summary/comparison`.
+        x_label: what the difference is.
+        marks: other differences by name, each a line across all methods.
+    """
+    figure, axes = new_axes(5.6, 0.9 + 0.3 * len(rows) + 0.16 * len(marks), left=1.5)
+    axes.grid(axis="y", visible=False)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    for place, row in enumerate(rows):
+        look = method(row["method"])
+        ends = [row["estimate"] if row[end] is None else row[end] for end in ("ci_low", "ci_high")]
+        axes.plot(ends, [place, place], color=look.color, linewidth=1.3)
+        axes.plot(row["estimate"], place, color=look.color, marker=look.marker, markersize=5, linestyle="none")
+    for place, (name, value) in enumerate(marks.items()):
+        axes.axvline(value, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), label=name)
+        below = (value, len(rows) - 0.4 + 0.55 * place)
+        axes.annotate(name, below, (3, 0), textcoords="offset points", color=MUTED, fontsize=8, va="center")
+    axes.set_yticks(range(len(rows)), [method(row["method"]).title for row in rows])
+    axes.set_ylim(len(rows) - 0.5 + 0.55 * len(marks), -0.5)
+    axes.set_xlabel(x_label)
     return figure
 
 

@@ -15,12 +15,14 @@ from faithad.report.ledger import ledger_view
 from faithad.report.reading import Example
 from faithad.report.search_page import search_section
 from faithad.report.study_tables import StudyTables, read_study
+from faithad.report.verdicts import verdicts
 from faithad.report.words import period, records
 from faithad.runs import layout
 from faithad.vocabulary import POOLINGS
 
 _SECTIONS = {
     "run": "What was run",
+    "verdicts": "Verdicts",
     "detection": "Detection",
     "time": "Score over time",
     "localization": "Locating anomalies",
@@ -31,6 +33,9 @@ _SECTIONS = {
     "ledger": "Ledger",
     "configuration": "Configuration",
 }
+
+# Sections that are left out where there is nothing to show.
+_OPTIONAL = ("verdicts", "search")
 
 
 def render_report(root: str) -> str:
@@ -46,7 +51,9 @@ def render_report(root: str) -> str:
         StudyError: a stage that the report needs has not run; the message names it.
     """
     values = _values(read_study(root)) | {"search": search_section(root)}
-    values["contents"] = [(name, title) for name, title in _SECTIONS.items() if name != "search" or values["search"]]
+    values["contents"] = [
+        (name, title) for name, title in _SECTIONS.items() if values.get(name, True) or name not in _OPTIONAL
+    ]
     return page.write(storage.join(root, layout.REPORT), "study.html.j2", values)
 
 
@@ -59,6 +66,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
     return {
         "study": study,
         "answers": answers(study),
+        "verdicts": _verdicts(study),
         "period": period(study.manifest["recorded_at"]),
         "clip_counts": findings.clip_counts(study),
         "models": style.in_model_order(runs["model"]),
@@ -87,6 +95,21 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "training": _training(study),
         "ledger": ledger_view(study.ledger),
     }
+
+
+def _verdicts(study: StudyTables) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": verdict.title,
+            "svg": style.to_svg(
+                charts.verdict_figure(verdict.rows, x_label=verdict.x_label, marks=verdict.marks),
+                name=f"verdict-{index}",
+                label=f"{verdict.title} Difference and 95 % interval of each method",
+            ),
+            "rows": verdict.rows,
+        }
+        for index, verdict in enumerate(verdicts(study))
+    ]
 
 
 def _roc(study: StudyTables) -> list[dict[str, Any]]:

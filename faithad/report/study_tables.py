@@ -37,6 +37,8 @@ class StudyTables:
     detection: pd.DataFrame
     f_score: pd.DataFrame
     faithfulness: pd.DataFrame
+    comparison: pd.DataFrame
+    controls: pd.DataFrame
     flat_curves: pd.DataFrame
     examples: list[Example]
 
@@ -77,6 +79,8 @@ def read_study(root: str) -> StudyTables:
         detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
         f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),
         faithfulness=_summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True),
+        comparison=_summary(root, "comparison", schemas.COMPARISON, protocol, needed=False),
+        controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, protocol, needed=False),
         flat_curves=_flat_curves(audits),
         examples=_examples(audits, manifest),
     )
@@ -97,7 +101,8 @@ def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: 
     table = _read(root, layout.summary(name), stage="evaluate")
     if protocol in set(table["protocol"]):
         table = table[table["protocol"] == protocol]
-    return table[table["mean"].notna()].reset_index(drop=True)
+    value = "mean" if "mean" in table else "estimate"
+    return table[table[value].notna()].reset_index(drop=True)
 
 
 def _audits(root: str) -> dict[tuple[str, int], str]:

@@ -63,7 +63,7 @@ SHARD_LEDGERS = (SCORED, EXPLAINED)
 
 # Tables of an audit, a folder of shards each.
 SCORES = "scores"
-EXPLANATIONS = ("attributions", "localization", "faithfulness", "spectrograms")
+EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "spectrograms")
 
 
 def shard(number: int) -> str:
@@ -142,6 +142,7 @@ TABLES = {
             ("attributions", "explained clip, model and method", schemas.attributions(1, 1)),
             ("localization", "annotated clip, model, method and percentile", schemas.LOCALIZATION),
             ("faithfulness", "explained clip, model, method, mode and percentile", schemas.FAITHFULNESS),
+            ("controls", "annotated clip, model, line and percentile", schemas.CONTROLS),
             ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
         ]
     },
@@ -150,6 +151,10 @@ TABLES = {
     "summary/f_score": _summary("f_score", "model, method, percentile and type of anomaly", schemas.F_SCORE_SUMMARY),
     "summary/faithfulness": _summary(
         "faithfulness", "model, method, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY
+    ),
+    "summary/controls": _summary("controls", "model, metric, line and percentile", schemas.CONTROLS_SUMMARY),
+    "summary/comparison": _summary(
+        "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
 }

@@ -173,7 +173,7 @@ def test_a_new_summary_is_a_row(audit: Any, tmp_path: Path, monkeypatch: pytest.
         return [{"n_curves": pc.count_distinct(faithfulness["clip_id"]).as_py()}]
 
     explained = storage.read_table(storage.join(audit.out, "faithfulness"))
-    monkeypatch.setitem(SUMMARIES, "curves", Summary("faithfulness", schemas.FAITHFULNESS, schema, n_curves))
+    monkeypatch.setitem(SUMMARIES, "curves", Summary({"faithfulness": schemas.FAITHFULNESS}, schema, n_curves))
     evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 broken\n"))
     expected = len(set(explained["clip_id"].to_pylist()))
     assert expected > 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from faithad import schemas
 from faithad.audit.shard import TABLES, AuditModel, audit_clips, table_schemas, to_table
 from faithad.config.sections import Attribution, Audit
 from faithad.features import Normalization
@@ -73,7 +75,7 @@ def test_scores_alone_are_the_same_scores() -> None:
     assert scored["scores"] == explained["scores"]
     assert scored["ledger"] == explained["ledger"]
     assert not any(scored[table] for table in layout.EXPLANATIONS)
-    assert all(explained[table] for table in layout.EXPLANATIONS if table != "localization")
+    assert all(explained[table] for table in layout.EXPLANATIONS if table not in ("localization", "controls"))
 
 
 def test_a_score_that_is_no_number_is_a_failure_with_a_reason() -> None:
@@ -85,6 +87,28 @@ def test_a_score_that_is_no_number_is_a_failure_with_a_reason() -> None:
     assert "not a finite number" in found["ledger"][2]["reason"]
     for table in ("scores", "attributions", "faithfulness"):
         assert {row["clip_id"] for row in found[table]} == {row["clip_id"] for k, row in enumerate(clips()) if k != 2}
+
+
+@pytest.mark.parametrize("name", ["ae", "mae"])
+def test_curves_without_a_model_stand_beside_those_of_annotated_clips(name: str) -> None:
+    """The second clip is loud in its fourth second, which is annotated, and nowhere else."""
+    rows, spectrograms = clips(2), torch.zeros(2, 16, 101)
+    rows[1] |= {"annotated": True, "intervals": [{"onset_s": 3.0, "offset_s": 4.0}]}
+    spectrograms[1, :, 31:39] = 10.0
+    model = prepared(name)
+    without = audit_clips(model, rows, spectrograms, explain=True)["controls"]
+    model = replace(model, training=Normalization(torch.zeros(16), torch.ones(16)))
+    found = audit_clips(model, rows, spectrograms, explain=True)["controls"]
+    assert without == [row for row in found if row["line"] != "outlier"]
+    assert to_table(found, schemas.CONTROLS).num_rows == 3 * 2
+    assert {row["clip_id"] for row in found} == {rows[1]["clip_id"]}
+    f_scores = {(row["line"], row["percentile"]): row["f_score"] for row in found}
+    # At percentile 95, five of eight equal frames or more are peaks; at 90 quiet frames are peaks, too.
+    assert f_scores["level", 95.0] == f_scores["outlier", 95.0] == 1.0
+    assert f_scores["level", 90.0] == f_scores["outlier", 90.0] == pytest.approx(2 / 11)
+    # The level changes at the first loud frame and after the last; all other frames tie with the threshold.
+    assert f_scores["level_change", 95.0] == pytest.approx(2 / 11)
+    assert audit_clips(model, rows, spectrograms, explain=False)["controls"] == []
 
 
 def test_a_baseline_network_is_scored_by_its_error() -> None:

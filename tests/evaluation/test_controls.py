@@ -121,3 +121,25 @@ def test_clips_do_not_depend_on_one_another() -> None:
     np.testing.assert_array_equal(random, random_reverse[::-1])
     np.testing.assert_array_equal(every_second, every_reverse[::-1])
     assert ((random >= 0) & (random <= 1)).all()
+
+
+@pytest.mark.parametrize("power_of_ten", [10.0, 1.0])
+def test_curves_without_a_model_frame_by_frame(power_of_ten: float) -> None:
+    generator = np.random.default_rng(0)
+    power = generator.exponential(size=(5, 12))
+    log_mel = power_of_ten * np.log10(power)
+    mean, std = generator.normal(size=5), generator.uniform(0.5, 2, size=5)
+    curves = controls.no_model_curves(log_mel, power_of_ten=power_of_ten, training=(mean, std))
+    assert tuple(curves) == controls.NO_MODEL
+    for frame in range(12):
+        level = [sum(power[band, t] for band in range(5)) for t in range(12)]
+        change = abs(level[frame] - level[frame - 1]) if frame else 0.0
+        outlier = sum(((log_mel[band, frame] - mean[band]) / std[band]) ** 2 for band in range(5))
+        assert [curve[frame] for curve in curves.values()] == pytest.approx([level[frame], change, outlier])
+
+
+def test_without_statistics_of_the_training_there_is_no_outlier() -> None:
+    assert list(controls.no_model_curves(np.zeros((3, 4)), power_of_ten=10.0, training=None)) == [
+        controls.LEVEL,
+        controls.LEVEL_CHANGE,
+    ]

@@ -103,8 +103,8 @@ FAITHFULNESS = method_rows(
 def summarized(name: str, rows: list[Row], manifest: pa.Table = MANIFEST, n_frames: Any = 400) -> pa.Table:
     grids = n_frames if isinstance(n_frames, dict) else {"ae": n_frames, "mae": n_frames}
     experiment = summary.Experiment(manifest, protocol="paper", n_frames=grids, frames_per_s=40.0, n_draws=5)
-    source = pa.Table.from_pylist(rows, schema=summary.SUMMARIES[name].source_schema)
-    return summary.summarize(name, source, experiment)
+    ((source, schema),) = summary.SUMMARIES[name].sources.items()
+    return summary.summarize(name, {source: pa.Table.from_pylist(rows, schema=schema)}, experiment)
 
 
 detection_summary, f_score_summary, faithfulness_summary = (

@@ -40,6 +40,7 @@ def test_every_table_has_its_schema_and_opens_without_us(finished: Study) -> Non
             "attributions": schemas.attributions(*shape),
             "localization": schemas.LOCALIZATION,
             "faithfulness": schemas.FAITHFULNESS,
+            "controls": schemas.CONTROLS,
             "spectrograms": schemas.spectrograms(*shape),
             "ledger": schemas.LEDGER,
         }
@@ -56,6 +57,8 @@ def test_every_table_has_its_schema_and_opens_without_us(finished: Study) -> Non
         "summary/detection.parquet": schemas.DETECTION_SUMMARY,
         "summary/f_score.parquet": schemas.F_SCORE_SUMMARY,
         "summary/faithfulness.parquet": schemas.FAITHFULNESS_SUMMARY,
+        "summary/controls.parquet": schemas.CONTROLS_SUMMARY,
+        "summary/comparison.parquet": schemas.COMPARISON,
         "summary/ledger.parquet": schemas.LEDGER,
     }.items():
         assert pq.read_schema(Path(finished.root, name)).equals(schema), name
@@ -192,6 +195,7 @@ def test_how_the_work_is_spread_changes_no_table(finished: Study, small_study: C
         "attributions": ["method"],
         "localization": ["method", "percentile"],
         "faithfulness": ["method", "mode", "percentile"],
+        "controls": ["line", "percentile"],
     }.items():
         here, there = (
             table(study, "audit", "mae-0", name).sort_values(["clip_id", *keys]).reset_index(drop=True)

@@ -82,11 +82,11 @@ def test_every_summary_is_written(study: Study) -> None:
     assert [row["mean"] for row in summary(study, "detection") if row["metric"] == "auc"] == [1.0]
     assert summary(study, "f_score") == summary(study, "faithfulness") == []
     assert len(summary(study, "ledger")) == len(CLIPS)
-    assert set(stage.outputs) == {layout.summary(name) for name in ("detection", "f_score", "faithfulness", "ledger")}
+    assert set(stage.outputs) == {layout.summary(name) for name in (*SUMMARIES, "ledger")}
 
 
 def test_a_new_summary_is_a_row(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Summary(layout.SCORES, schemas.SCORES, ALARM_SHARE, alarm_share)
+    row = Summary({layout.SCORES: schemas.SCORES}, ALARM_SHARE, alarm_share)
     monkeypatch.setitem(SUMMARIES, "alarm_share", row)
     stage = evaluated(study)
     assert stage.is_done()
@@ -98,6 +98,6 @@ def test_a_summary_that_is_added_to_a_finished_study_is_written_by_the_next_run(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated(study)
-    monkeypatch.setitem(SUMMARIES, "alarm_share", Summary(layout.SCORES, schemas.SCORES, ALARM_SHARE, alarm_share))
+    monkeypatch.setitem(SUMMARIES, "alarm_share", Summary({layout.SCORES: schemas.SCORES}, ALARM_SHARE, alarm_share))
     evaluated(study)
     assert summary(study, "alarm_share") == [{"model": "one_class_svm", "protocol": "paper", "alarms": 0.5}]

@@ -18,10 +18,12 @@ from faithad.audit.outcome import read_scores
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
+from faithad.features import Normalization
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
+from faithad.pipelines.features import training_statistics
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.runs import layout
@@ -75,7 +77,10 @@ def audit_models(
     clips = _test_clips(manifest)
     if not clips.num_rows:
         raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
-    audits = {run: _model_audit(study, *run) for run in todo}
+    explained = study.audit.explain != "none" and any(MODELS[model].explained for model, _ in todo)
+    # Only F-scores are compared with them.
+    training = training_statistics(study) if explained and pc.any(clips["annotated"]).as_py() else None
+    audits = {run: _model_audit(study, *run, training) for run in todo}
     with ray_session():
         wait_for_room(study.audit)
         require_study_visible(study)
@@ -118,7 +123,7 @@ def _run(study: Study, passes: Sequence[Pass], *, title: str) -> None:
     run_passes(passes, attribution=study.attribution, audit=study.audit, features=study.feature_settings, title=title)
 
 
-def _model_audit(study: Study, model: str, seed: int) -> ModelAudit:
+def _model_audit(study: Study, model: str, seed: int, training: Normalization | None = None) -> ModelAudit:
     """The audit of one model. The alarm is fitted anew: its settings may have changed since the training."""
     expect = {
         "name": model,
@@ -129,4 +134,4 @@ def _model_audit(study: Study, model: str, seed: int) -> ModelAudit:
     }
     scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
-    return ModelAudit(folder, out, fit_study_alarm(study, scores), expect)
+    return ModelAudit(folder, out, fit_study_alarm(study, scores), expect, training)

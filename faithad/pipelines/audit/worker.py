@@ -20,6 +20,7 @@ from faithad.audit.shard import AuditModel, TableRow, audit_clips, table_schemas
 from faithad.audit.steps import Step
 from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit
+from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, load_model
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
@@ -41,12 +42,14 @@ class ModelAudit:
         out: the folder of the tables.
         alarm: raised in place of the alarm that is stored with the model.
         expect: what the model must be, see `load_model`.
+        training: mean and deviation of each mel band in training, in the unit of the features; None if not known.
     """
 
     model: str
     out: str
     alarm: AlarmThreshold | None
     expect: Mapping[str, Any] | None = None
+    training: Normalization | None = None
 
     def load(self) -> TrainedModel:
         """The model with this audit's alarm.
@@ -158,6 +161,10 @@ class Auditor:
     def _model(self, audit: ModelAudit) -> AuditModel:
         if audit.model not in self._models:
             self._models[audit.model] = AuditModel.prepare(
-                audit.load(), attribution=self._attribution, audit=self._audit, device=self._device
+                audit.load(),
+                attribution=self._attribution,
+                audit=self._audit,
+                device=self._device,
+                training=audit.training,
             )
         return self._models[audit.model]
