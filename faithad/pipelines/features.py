@@ -36,7 +36,7 @@ CLIPS_PER_SHARD = 64
 
 
 def features_stage(study: Study, clips_digest: str) -> Stage:
-    settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization"}))
+    settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization", "reference"}))
     settings |= {"data.clip_s": study.data.clip_s, "clips": clips_digest}
     return Stage(study.root, "features", settings, (layout.FEATURES,), result=layout.features("train"))
 

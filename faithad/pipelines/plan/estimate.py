@@ -141,7 +141,7 @@ def _train(case: Case) -> Stage:
     name, clips, train, places = "search" if case.searches else "train", case.clips, case.train, case.places
     gpus, tested = train.gpus_per_worker, clips.test if case.searches else 0
     speed = case.rates.gpu if gpus else case.rates.cpu
-    networks = [model for model, _ in case.runs if not MODELS[model].classical]
+    networks = [model for model, _ in case.runs if not MODELS[model].fitted]
     if speed is None or not set(networks) <= set(speed.learn):
         return Stage(name, None, "its rate is not known")
     validated = clips.validation + (n_disturbed(clips.validation) if case.searches else 0)

@@ -51,7 +51,7 @@ def _clips(case: Case) -> Iterator[str]:
         if case.of.audit.explain == "alarms":
             why += f", {case.alarm_rate:.1%} of all (the alarm's false_alarm_rate); what is abnormal comes on top"
         yield f"Explained: {case.n_explained:,} clips by each explained model ({why})."
-    if detectors := sorted({model for model, _ in case.runs if MODELS[model].classical}):
+    if detectors := sorted({model for model, _ in case.runs if MODELS[model].fitted}):
         yield f"Not in this plan: the fitting of {', '.join(detectors)}, which does not grow in step with the clips."
 
 

@@ -73,7 +73,7 @@ def training_speed(trial: Subject, study: Study, clips: Counts, here: Machines) 
     if trial.searches:
         epochs_s = {MODEL: min(record.duration_s for record in read_records(study.root)) / _EPOCHS}
     else:
-        networks = {model: seed for model, seed in trial.runs if not MODELS[model].classical}
+        networks = {model: seed for model, seed in trial.runs if not MODELS[model].fitted}
         tables = {
             model: storage.read_table(f"{study.root}/{layout.epochs(model, seed)}") for model, seed in networks.items()
         }

@@ -1,10 +1,13 @@
-"""The end of a training: the best network, or a fitted detector, is saved to `models/<model>-<seed>/`.
+"""The end of a training: the best network, or a fitted model, is saved to `models/<model>-<seed>/`.
 
 Beside `model.safetensors` stand the resolved `study.yaml` and the scores of the validation normals, on which the alarm
 is fitted. The model's file is written last: if it is there, all is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +22,11 @@ from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.classical import fit_classical
+from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.precision import arithmetic
-from faithad.model.table import build_network
+from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.pipelines.training.clips import training_clips
+from faithad.pipelines.training.clips import count_clips, read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.vocabulary import POOLINGS
@@ -31,6 +35,8 @@ NEVER_LEARNED = (
     "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
     "features.normalization to 'training'."
 )
+# A linear model of this many clips at a time needs 100 MB.
+_CLIPS_AT_ONCE = 16
 
 
 def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
@@ -57,28 +63,48 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
     network = build_network(task.model, study.features.n_mels, study.n_frames(task.model))
     network.load_state_dict(training.best_weights())
     network.to(device).eval()
-    with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
-        errors = [
-            (network(x.to(device)) - x.to(device)).square().cpu()
-            for x in training_clips(task, "validation").split(study.train.batch_size)
-        ]
-    scores = torch.cat([error.mean(dim=(-2, -1), dtype=torch.float64) for error in errors])
-    frames_per_s = study.feature_settings.frames_per_s
-    seconds = np.array([worst_second(error, frames_per_s).score for batch in errors for error in batch])
-    _save(network, task, scores, worst_seconds=seconds, best_epoch=training.best.epoch)
+    batches = training_clips(task, "validation").split(study.train.batch_size)
+    _save(network, task, *_scores(network, task, batches, device), best_epoch=training.best.epoch)
 
 
-def save_detector(task: TrainingTask) -> None:
-    """Fit a classical detector on the training clips and save it, with its alarm."""
+def save_fitted(task: TrainingTask) -> None:
+    """Fit a classical detector or a linear model to the training clips and save it, with its alarm."""
     torch.set_num_threads(task.threads)
+    if MODELS[task.model].linear:
+        _save_linear(task)
+        return
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
     with torch.inference_mode():
         scores = detector(training_clips(task, "validation"))
-    _save(detector, task, scores, worst_seconds=pa.nulls(len(scores), pa.float64()), best_epoch=0)
+    _save(detector, task, scores, pa.nulls(len(scores), pa.float64()), best_epoch=0)
+
+
+def _save_linear(task: TrainingTask) -> None:
+    features = task.study.features
+    model = build_network(task.model, features.n_mels, task.study.n_frames(task.model), reference=features.reference)
+    n_clips = count_clips(task, "train")
+    fit_linear(cast(LinearModel, model), read_clips(task, "train"), n_clips=n_clips, seed=task.seed)
+    batches = (batch for part in read_clips(task, "validation") for batch in part.split(_CLIPS_AT_ONCE))
+    _save(model, task, *_scores(model, task, batches, torch.device("cpu")), best_epoch=0)
+
+
+def _scores(
+    network: nn.Module, task: TrainingTask, batches: Iterable[Tensor], device: torch.device
+) -> tuple[Tensor, np.ndarray]:
+    """The mean squared error of each clip, and that of its worst second."""
+    scores, seconds = list[Tensor](), list[float]()
+    frames_per_s = task.study.feature_settings.frames_per_s
+    with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
+        for batch in batches:
+            x = batch.to(device)
+            errors = (network(x) - x).square().cpu()
+            scores.append(errors.mean(dim=(-2, -1), dtype=torch.float64))
+            seconds += [worst_second(error, frames_per_s).score for error in errors]
+    return torch.cat(scores), np.array(seconds)
 
 
 def _save(
-    network: nn.Module, task: TrainingTask, scores: Tensor, *, worst_seconds: np.ndarray | pa.Array, best_epoch: int
+    network: nn.Module, task: TrainingTask, scores: Tensor, worst_seconds: np.ndarray | pa.Array, *, best_epoch: int
 ) -> None:
     study, model, seed = task.study, task.model, task.seed
     columns = {"score": scores.cpu().numpy(), "worst_second_score": worst_seconds}
