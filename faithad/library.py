@@ -339,15 +339,17 @@ def _clips_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> Tens
 
 def _prepared(model: TrainedModel) -> AuditModel:
     """The model as an audit uses it, on the device where its network lies; `attribute` has methods of its own."""
+    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=_device(model))
+
+
+def _device(model: TrainedModel) -> torch.device:
     tensors = [*model.network.parameters(), *model.network.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=device)
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _network_input(model: TrainedModel, log_mels: Array) -> Tensor:
     """Normalised clips (B, F, T) on the network's device."""
-    device = next(model.network.parameters()).device
-    return model.prepare(_batch(log_mels)).to(device)
+    return model.prepare(_batch(log_mels)).to(_device(model))
 
 
 def _batch(maps: Array) -> Tensor:
