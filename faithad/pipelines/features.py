@@ -7,7 +7,7 @@ that could not be read. A run after a kill goes on with the shards that have no 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -86,11 +86,24 @@ def load_features(root: str, split: str, settings: FeatureSettings) -> torch.Ten
     return torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
 
 
+def read_features(root: str, split: str, settings: FeatureSettings) -> Iterator[torch.Tensor]:
+    """The same, one shard (n, F, T) after the other, so that memory never holds all of them."""
+    for file in shard_files(storage.join(root, layout.features(split))):
+        table = storage.read_table(file, columns=["clip_id", "log_mel"])
+        yield torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
+
+
+def count_features(root: str, split: str) -> int:
+    """How many clips of a split have features."""
+    files = shard_files(storage.join(root, layout.features(split)))
+    return sum(storage.read_table(file, columns=["clip_id"]).num_rows for file in files)
+
+
 def fit_normalization(study: Study) -> Normalization:
     """The statistics of the training split, or the identity where the study gives features to the model as they are."""
     if study.features.normalization == "none":
         return Normalization.identity(study.features.n_mels)
-    return Normalization.fit([load_features(study.root, "train", study.feature_settings)])
+    return Normalization.fit(read_features(study.root, "train", study.feature_settings))
 
 
 def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: str) -> ShardRow:
@@ -119,10 +132,7 @@ def _is_done(ledger: str) -> bool:
 
 def _check(root: str, split: str, n_clips: int) -> None:
     """Refuse features that do not account for every clip of a split, or that hold none of them."""
-    n_written = sum(
-        storage.read_table(file, columns=["clip_id"]).num_rows
-        for file in shard_files(storage.join(root, layout.features(split)))
-    )
+    n_written = count_features(root, split)
     failed = [
         reason
         for file in shard_files(storage.join(root, layout.FEATURES_LEDGER))

@@ -15,14 +15,10 @@ import ray
 import torch
 from torch import Tensor
 
-from faithad import storage
 from faithad.config.study import Study
 from faithad.features import Normalization
-from faithad.pipelines.features import TRAINING_SPLITS, load_features
-from faithad.pipelines.shards.log_mels import log_mels_of
+from faithad.pipelines.features import TRAINING_SPLITS, load_features, read_features
 from faithad.pipelines.training.task import TrainingTask
-from faithad.runs import layout
-from faithad.runs.tables import shard_files
 from faithad.settings import FeatureSettings
 
 # Normalising so many clips at a time needs no second copy of all of them.
@@ -52,17 +48,9 @@ def training_clips(task: TrainingTask, split: str) -> Tensor:
         return torch.from_numpy(clips)[..., : task.study.n_frames(task.model)]
 
 
-def count_clips(task: TrainingTask, split: str) -> int:
-    """How many clips `read_clips` gives."""
-    files = shard_files(storage.join(task.study.root, layout.features(split)))
-    return sum(storage.read_table(file, columns=["clip_id"]).num_rows for file in files)
-
-
 def read_clips(task: TrainingTask, split: str) -> Iterator[Tensor]:
     """As `training_clips`, but one shard (b, F, T) after the other, so that memory never holds all of them."""
-    for file in shard_files(storage.join(task.study.root, layout.features(split))):
-        table = storage.read_table(file, columns=["clip_id", "log_mel"]).sort_by("clip_id")
-        clips = torch.from_numpy(log_mels_of(table, task.study.feature_settings).copy())
+    for clips in read_features(task.study.root, split, task.study.feature_settings):
         yield task.normalization.apply(clips)[..., : task.study.n_frames(task.model)]
 
 

@@ -26,7 +26,8 @@ from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.precision import arithmetic
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.pipelines.training.clips import count_clips, read_clips, training_clips
+from faithad.pipelines.features import count_features
+from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.vocabulary import POOLINGS
@@ -82,7 +83,7 @@ def save_fitted(task: TrainingTask) -> None:
 def _save_linear(task: TrainingTask) -> None:
     features = task.study.features
     model = build_network(task.model, features.n_mels, task.study.n_frames(task.model), reference=features.reference)
-    n_clips = count_clips(task, "train")
+    n_clips = count_features(task.study.root, "train")
     fit_linear(cast(LinearModel, model), read_clips(task, "train"), n_clips=n_clips, seed=task.seed)
     batches = (batch for part in read_clips(task, "validation") for batch in part.split(_CLIPS_AT_ONCE))
     _save(model, task, *_scores(model, task, batches, torch.device("cpu")), best_epoch=0)
