@@ -70,10 +70,11 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
 
 def save_fitted(task: TrainingTask) -> None:
     """Fit a classical detector or a linear model to the training clips and save it, with its alarm."""
-    torch.set_num_threads(task.threads)
     if MODELS[task.model].linear:
+        torch.set_num_threads(1)  # the last digits of an eigenvector depend on the number of threads
         _save_linear(task)
         return
+    torch.set_num_threads(task.threads)
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
     with torch.inference_mode():
         scores = detector(training_clips(task, "validation"))
