@@ -48,6 +48,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/audit.py
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.decisions
+	$(BIN)/python -m tests.benchmarks.detection
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

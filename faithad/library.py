@@ -373,16 +373,18 @@ def _log_mels_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> n
 
 def _prepared(model: TrainedModel) -> AuditModel:
     """The model as an audit uses it, on the device where its network lies; `attribute` has methods of its own."""
+    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=_device(model))
+
+
+def _device(model: TrainedModel) -> torch.device:
     tensors = [*model.network.parameters(), *model.network.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=device)
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _network_input(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:
     """Normalised clips (B, F, T) on the network's device, and how many frames of each hold sound."""
-    device = next(model.network.parameters()).device
     filled, n_frames = _filled(model, log_mels)
-    return model.prepare(filled).to(device), n_frames
+    return model.prepare(filled).to(_device(model)), n_frames
 
 
 def _filled(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:

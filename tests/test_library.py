@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,8 @@ from faithad.demo.mill import plan_recordings, write_recording
 from faithad.errors import CheckpointError, ConfigError, RecordingError, StudyError
 from faithad.evaluation.faithfulness import segment_masks
 from faithad.model.checkpoint import TrainedModel
+from faithad.model.linear import fit_linear
+from faithad.model.table import build_network
 from faithad.settings import AttributionSettings
 
 PROJECT = Path(__file__).parents[1]
@@ -121,6 +125,16 @@ def test_annotated_frames_alone_are_replaced_where_they_are_given(model: Trained
             before, after = ((model.network(clip[None])[0] - clip).square().mean() for clip in (x[number], replaced))
             assert found[number] == pytest.approx(max(0.0, float(1 - after / before)), abs=1e-5)
     assert found[2] == 0
+
+
+def test_a_linear_model_is_scored_explained_and_judged(model: TrainedModel, log_mels: np.ndarray) -> None:
+    """It has buffers and no parameters."""
+    network: Any = build_network("frame_pca", model.n_mels, model.n_frames)
+    fit_linear(network, [model.prepare(torch.from_numpy(log_mels))], n_clips=5, seed=0)
+    linear = replace(model, network=network, name="frame_pca")
+    maps = faithad.attribute(linear, log_mels, methods=["error_map"])["error_map"]
+    assert maps.mean(axis=(1, 2)) == pytest.approx(faithad.score(linear, log_mels)["score"].to_numpy(), rel=1e-5)
+    assert (faithad.faithfulness(linear, log_mels, maps) > 0).any()
 
 
 def test_peaks_and_where_they_should_be(model: TrainedModel) -> None:

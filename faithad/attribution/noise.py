@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from faithad.model.micro_batches import sent
-from faithad.model.random_bits import random_bits
+from faithad.model.random_bits import key_of, random_bits
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Noise:
         Returns:
             Standard normal values (N, F, T), and one number in [0, 1) per sample, (N, 1, 1).
         """
-        keys = [noise_key(self.seed, self.clip_id, self.method, sample) for sample in samples]
+        keys = [key_of(self.seed, self.clip_id, self.method, sample) for sample in samples]
         n_pairs = -(-like.numel() // 2)
         counter = torch.arange(n_pairs + 1, device=like.device)
         bits = random_bits(counter, sent(torch.tensor(keys, dtype=torch.int64), like.device)[:, None])
@@ -50,12 +49,6 @@ class Noise:
         uniform = ((bits[:, -1] >> 40) & 0xFFFFFF).float() * 2.0**-24
         normal = _normal_pairs(bits[:, :-1]).flatten(1)[:, : like.numel()]
         return normal.view(-1, *like.shape).to(like.dtype), uniform[:, None, None].to(like.dtype)
-
-
-def noise_key(seed: int, clip_id: str, method: str, sample: int) -> int:
-    """An int64 for one sample of one method on one clip: the same in every process and on every machine."""
-    key = f"{seed}|{clip_id}|{method}|{sample}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)
 
 
 def _normal_pairs(bits: Tensor) -> Tensor:

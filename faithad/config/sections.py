@@ -90,7 +90,8 @@ def all_different(section: Section, key: str) -> list[KeyProblem]:
 
 class Features(Section):
     """Log-mel features. `normalization: training` standardises each mel band with training statistics; `none` gives
-    the decibels to the model, as the paper does.
+    the decibels to the model, as the paper does. `reference`: what the linear models subtract from each clip: `clip`
+    (its median spectrum) or `none`.
     """
 
     sample_rate_hz: int = Field(20_000, ge=1_000, le=384_000)
@@ -99,6 +100,7 @@ class Features(Section):
     n_mels: int = Field(80, ge=16)
     scale: Literal["db", "log10"] = "db"
     normalization: Literal["none", "training"] = "none"
+    reference: Literal["none", "clip"] = "none"
 
     @model_validator(mode="after")
     def _hop_fits(self) -> Features:

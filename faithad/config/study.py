@@ -93,7 +93,7 @@ class Study(Section):
 
     @property
     def feature_settings(self) -> FeatureSettings:
-        values = self.features.model_dump(exclude={"normalization"})
+        values = self.features.model_dump(exclude={"normalization", "reference"})
         return FeatureSettings(**values, clip_s=self.data.clip_s)
 
     def frames_in(self, model: str, duration_s: float) -> int:
@@ -119,6 +119,10 @@ class Study(Section):
     def _parts_fit(self) -> Study:
         problems = [*all_different(self, "models"), *all_different(self, "seeds")]
         problems += compiled_without_gpu(self.attribution, self.audit)
+        if self.features.reference != "none" and not any(MODELS[model].takes_reference for model in self.models):
+            takers = ", ".join(name for name, row in MODELS.items() if row.takes_reference)
+            reason = f"'{self.features.reference}' is for {takers}, and models lists none of them: leave it at 'none'"
+            problems.append((("features.reference", "models"), reason))
         try:
             frames = self.feature_settings.n_frames
         except ConfigError as error:
@@ -135,7 +139,7 @@ class Study(Section):
             for model in self.models:
                 if MODELS[model].masked:
                     problems += self._patch_problems(model, (*keys, "models", "train.patch"))
-                elif not MODELS[model].classical and self.n_frames(model) < _FEWEST_FRAMES:
+                elif MODELS[model].reconstructs and self.n_frames(model) < _FEWEST_FRAMES:
                     problems.append(((*keys, "models"), self._too_few_frames(model)))
         return refuse(self, problems)
 

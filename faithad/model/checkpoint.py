@@ -42,7 +42,7 @@ _MOST_DETECTOR_BYTES = 8 << 30
 
 @dataclass
 class TrainedModel:
-    """A network, or a classical detector, with all that it needs to score a clip.
+    """A network, or a model that is fitted, with all that it needs to score a clip.
 
     Attributes:
         network: `table.build_network` of that name with the weights of the best epoch, which reconstructs (B, F, T);
@@ -52,7 +52,7 @@ class TrainedModel:
         name: a row of `table.MODELS`.
         seed: of the training run.
         alarm: the threshold fitted on its validation normals; None before one is.
-        best_epoch: the epoch, counted from 1, that the weights come from; 0 for a detector, which has no epochs.
+        best_epoch: the epoch, counted from 1, that the weights come from; 0 for a fitted model, which has no epochs.
         config_hash: of the training's settings.
     """
 
@@ -78,7 +78,7 @@ class TrainedModel:
     @property
     def reconstructs(self) -> bool:
         """Whether the network maps to reconstructions, whose error has a worst second; else it gives scores only."""
-        return not MODELS[self.name].classical
+        return MODELS[self.name].reconstructs
 
     @property
     def explained(self) -> bool:
@@ -195,7 +195,7 @@ def read_state(location: str) -> dict[str, Any]:
 def _network(location: str, header: Mapping[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """The network, or the detector, that the header describes, with these tensors."""
     name, n_mels, n_frames = header["name"], header["n_mels"], header["n_frames"]
-    if MODELS[name].classical:
+    if not MODELS[name].reconstructs:
         try:
             return ClassicalDetector(name, n_mels, n_frames, weights)
         except ConfigError as error:
@@ -258,7 +258,7 @@ def _check_header(location: str, header: Mapping[str, Any], announced: FileHeade
         for key in ("normalization.mean", "normalization.std")
         if (shape := shapes.pop(key, None)) != (n_mels,)
     ]
-    if MODELS[name].classical:
+    if not MODELS[name].reconstructs:
         if announced.n_bytes > _MOST_DETECTOR_BYTES:
             raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")
     else:

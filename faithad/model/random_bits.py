@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from torch import Tensor
 
 
@@ -23,6 +25,12 @@ def random_bits(counter: Tensor, key: int | Tensor) -> Tensor:
     bits = _mixed(bits, 30).mul_(_signed(0xBF58476D1CE4E5B9))
     bits = _mixed(bits, 27).mul_(_signed(0x94D049BB133111EB))
     return _mixed(bits, 31)
+
+
+def key_of(*parts: int | str) -> int:
+    """A key, int64, for what these numbers and names say: the same in every process and on every machine."""
+    text = "|".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
 def _mixed(bits: Tensor, shift: int) -> Tensor:

@@ -37,7 +37,7 @@ CLIPS_PER_SHARD = 64
 
 
 def features_stage(study: Study, clips_digest: str) -> Stage:
-    settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization"}))
+    settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization", "reference"}))
     settings |= {"data.clip_s": study.data.clip_s, "clips": clips_digest}
     return Stage(study.root, "features", settings, (layout.FEATURES,), result=layout.features("train"))
 
@@ -101,6 +101,17 @@ def load_features(root: str, split: str, settings: FeatureSettings) -> torch.Ten
     return torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
 
 
+def read_features(root: str, split: str, settings: FeatureSettings) -> Iterator[torch.Tensor]:
+    """The same, one shard (n, F, T) after the other, so that memory never holds all of them."""
+    for table in read_shards(storage.join(root, layout.FEATURES), split, columns=["clip_id", "log_mel"]):
+        yield torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
+
+
+def count_features(root: str, split: str) -> int:
+    """How many clips of a split have features."""
+    return sum(table.num_rows for table in read_shards(storage.join(root, layout.FEATURES), split, columns=["clip_id"]))
+
+
 def load_n_frames(study: Study, split: str, model: str, *, root: str | None = None) -> list[int]:
     """How many frames of each clip of a split hold sound, as a model takes them in; in the order of `load_features`.
 
@@ -125,7 +136,7 @@ def fit_normalization(study: Study) -> Normalization:
 
 def training_statistics(study: Study) -> Normalization:
     """Mean and standard deviation of each band over the training split."""
-    return Normalization.fit([load_features(study.root, "train", study.feature_settings)])
+    return Normalization.fit(read_features(study.root, "train", study.feature_settings))
 
 
 def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: str) -> ShardRow:
@@ -172,10 +183,7 @@ def _n_failed(root: str, split: str, number: int) -> int:
 
 def _check(root: str, split: str, n_clips: int) -> None:
     """Refuse features that do not account for every clip of a split, or that hold none of them."""
-    n_written = sum(
-        storage.read_table(file, columns=["clip_id"]).num_rows
-        for file in shard_files(storage.join(root, layout.features(split)))
-    )
+    n_written = count_features(root, split)
     failed = [
         reason
         for file in shard_files(storage.join(root, layout.FEATURES_LEDGER))

@@ -72,7 +72,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "models": style.in_model_order(runs["model"]),
         "seeds": sorted(set(runs["seed"])),
         "baselines": bool(set(runs["model"]) - {"ae", "mae"}),
-        "classical": any(name in MODELS and MODELS[name].classical for name in runs["model"]),
+        "classical": any(name in MODELS and not MODELS[name].reconstructs for name in runs["model"]),
         "reasons": reasons,
         "detection": detection,
         "same_clips": sizes.pop() if len(sizes) == 1 else None,

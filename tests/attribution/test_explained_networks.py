@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS
 from faithad.errors import ConfigError
+from faithad.model.linear import fit_linear
 from faithad.model.table import MODELS, build_network
 from faithad.settings import AttributionSettings
 from tests.attribution import captum_oracle
@@ -77,12 +78,13 @@ def test_every_map_of_an_explained_model_is_captums(model: str, shape: tuple[int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(model, *shape).train()
+        x = torch.randn(4, *shape)
         with torch.no_grad():
-            network(torch.randn(4, *shape))
+            fit_linear(network, [x], n_clips=4, seed=0) if MODELS[model].linear else network(x)
     check_with_captum(network.double().eval(), clips(*shape), list(METHODS))
 
 
-@pytest.mark.parametrize("model", EXPLAINED)
+@pytest.mark.parametrize("model", [name for name in EXPLAINED if not MODELS[name].linear])
 def test_grad_cam_explains_the_encoders_last_convolution_before_its_activation(model: str) -> None:
     network = build_network(model, 32, 48).eval()
     outputs: list[Tensor] = []
@@ -93,6 +95,17 @@ def test_grad_cam_explains_the_encoders_last_convolution_before_its_activation(m
     # Three poolings by two come before it, and an activation would leave next to nothing below zero.
     assert [output.shape for output in outputs] == [(2, 32, 4, 6)]
     assert outputs[0].min() < -0.1 * outputs[0].max()
+
+
+@pytest.mark.parametrize(("model", "shape"), [("frame_pca", (2, 40, 1, 48)), ("frame_ridge", (2, 3, 32, 48))])
+def test_grad_cam_explains_what_a_linear_model_knows_of_a_frame(model: str, shape: tuple[int, ...]) -> None:
+    network = build_network(model, 32, 48)
+    outputs: list[Tensor] = []
+    network.get_submodule(network.grad_cam_layer).register_forward_hook(
+        lambda _, inputs, output: outputs.append(output)
+    )
+    network(torch.randn(2, 32, 48))
+    assert [output.shape for output in outputs] == [shape]
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (19, 33)])

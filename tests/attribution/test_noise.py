@@ -7,13 +7,13 @@ import torch
 from scipy import stats
 
 from faithad.attribution.methods import METHODS
-from faithad.attribution.noise import Noise, _normal_pairs, noise_key
-from faithad.model.random_bits import random_bits
+from faithad.attribution.noise import Noise, _normal_pairs
+from faithad.model.random_bits import key_of, random_bits
 
 
 def test_keys_differ_between_seeds_clips_methods_and_samples() -> None:
     keys = {
-        noise_key(seed, clip_id, method, sample)
+        key_of(seed, clip_id, method, sample)
         for seed in (0, 1, 11)
         for clip_id in ("0123456789abcdef", "0123456789abcdee", "1")
         for method in METHODS
@@ -25,7 +25,7 @@ def test_keys_differ_between_seeds_clips_methods_and_samples() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 3), (1, 1)])
 def test_noise_is_the_same_in_every_process_and_version(shape: tuple[int, int]) -> None:
-    key = noise_key(0, "clip", "smooth_grad", 3)
+    key = key_of(0, "clip", "smooth_grad", 3)
     assert key == 592265842359085651
     n_pairs = math.ceil(math.prod(shape) / 2)
     *pairs, last = (bits % 2**64 for bits in random_bits(torch.arange(n_pairs + 1), key).tolist())

@@ -146,7 +146,9 @@ def test_the_mae_needs_sixteen_frames_that_its_patches_divide() -> None:
 def test_every_network_needs_sixteen_frames_that_its_multiple_divides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS.built_in, "u_net", ModelRow("u_net", "U-Net", "x:y", frames_multiple=30))
     monkeypatch.setitem(MODELS.built_in, "m_net", ModelRow("m_net", "M-Net", "x:y", masked=True, frames_multiple=27))
-    monkeypatch.setitem(MODELS.built_in, "fitted", ModelRow("fitted", "Fitted", "x:y", classical=True, seedless=True))
+    monkeypatch.setitem(
+        MODELS.built_in, "fitted", ModelRow("fitted", "Fitted", "x:y", fitted=True, reconstructs=False, seedless=True)
+    )
     changes = ["models=[ae, mae, u_net, m_net, fitted]", "data.clip_s=1.3", "features.hop_samples=1000"]
     with pytest.raises(ConfigError) as caught:
         parse_study(SMALLEST, name="x.yaml", overrides=changes)
@@ -158,6 +160,16 @@ def test_every_network_needs_sixteen_frames_that_its_multiple_divides(monkeypatc
         "raise it, or lower train.patch",
     ]
     parse_study(SMALLEST, name="x.yaml", overrides=["models=[ae, mae, fitted]", *changes[1:]])
+
+
+def test_a_reference_that_no_model_takes_is_refused() -> None:
+    changes = ["features.reference=clip", "models=[ae, one_class_svm]"]
+    with pytest.raises(
+        ConfigError, match=r"features\.reference: 'clip' is for frame_pca, frame_ridge, and models lists"
+    ):
+        parse_study(SMALLEST, name="x.yaml", overrides=changes)
+    study = parse_study(SMALLEST, name="x.yaml", overrides=[changes[0], "models=[ae, frame_ridge]"])
+    assert study.feature_settings == parse_study(SMALLEST, name="x.yaml").feature_settings
 
 
 def test_every_model_may_be_in_a_study() -> None:

@@ -12,8 +12,8 @@ from faithad.model.baselines import CAE, DenseAE, SkipCAE
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.model.table import MODELS, build_network
 
-CLASSICAL = [name for name, row in MODELS.items() if row.classical]
-BASELINES = [name for name in MODELS if name not in ("ae", "mae", *CLASSICAL)]
+CLASSICAL = [name for name, row in MODELS.items() if not row.reconstructs]
+BASELINES = [name for name, row in MODELS.items() if name not in ("ae", "mae") and not row.fitted]
 
 
 def seeded(model: str, n_mels: int, n_frames: int) -> nn.Module:

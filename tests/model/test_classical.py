@@ -22,7 +22,7 @@ from faithad.model.classical import ClassicalDetector, fit_classical
 from faithad.model.table import MODELS
 
 F, T = 16, 25
-CLASSICAL = [name for name, row in MODELS.items() if row.classical]
+CLASSICAL = [name for name, row in MODELS.items() if not row.reconstructs]
 
 
 def clips(n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -115,7 +115,7 @@ def _train(plan: Plan) -> Stage:
     learned = train.epochs * (clips.train + FORWARD * validated) + FORWARD * tested
     # Fewer threads than were measured are slower by as much; more gain little.
     slower = 1.0 if train.gpus_per_worker else max(1.0, rates.threads / places.threads)
-    networks = [model for model, _ in plan.runs if not MODELS[model].classical]
+    networks = [model for model, _ in plan.runs if not MODELS[model].fitted]
     trainings_s = [learned * rates.learn[model] * slower for model in networks] or [0.0]
     rounds = math.ceil(len(trainings_s) / places.at_once)
     read_s = plan.n_features * rates.read / max(1.0, plan.machines.total("CPU"))

@@ -182,7 +182,7 @@ def _learning_s(trial: Plan, study: Study) -> dict[str, float]:
     n = trial.clips.train + FORWARD * trial.clips.validation
     if trial.command == "search":
         return {MODEL: min(record.duration_s for record in read_records(study.root)) / _EPOCHS / n}
-    tables = {model: layout.epochs(model, seed) for model, seed in trial.runs if not MODELS[model].classical}
+    tables = {model: layout.epochs(model, seed) for model, seed in trial.runs if not MODELS[model].fitted}
     epochs = {model: storage.read_table(f"{study.root}/{table}") for model, table in tables.items()}
     return {model: min(table["duration_s"].to_pylist()) / n for model, table in epochs.items()}
 

@@ -41,7 +41,7 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"Explained: {plan.n_explained:,} clips by each explained model (audit.explain: {audit.explain})."
     if audit.explain == "alarms" and plan.command != "search":
         yield f"{plan.alarm_rate:.1%} of the clips are expected to alarm; abnormal clips come on top."
-    if detectors := sorted({model for model, _ in plan.runs if MODELS[model].classical}):
+    if detectors := sorted({model for model, _ in plan.runs if MODELS[model].fitted}):
         yield f"Not in this plan: the fitting of {', '.join(detectors)}, which does not grow in step with the clips."
 
 

@@ -8,6 +8,7 @@ otherwise hold once more.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import ray
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from faithad.config.study import Study
 from faithad.features import Normalization
-from faithad.pipelines.features import TRAINING_SPLITS, load_features
+from faithad.pipelines.features import TRAINING_SPLITS, load_features, read_features
 from faithad.pipelines.training.task import TrainingTask
 from faithad.settings import FeatureSettings
 
@@ -45,6 +46,12 @@ def training_clips(task: TrainingTask, split: str) -> Tensor:
         # Arrays in the object store are read-only, which tensors cannot express.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(clips)[..., : task.study.n_frames(task.model)]
+
+
+def read_clips(task: TrainingTask, split: str) -> Iterator[Tensor]:
+    """As `training_clips`, but one shard (b, F, T) after the other, so that memory never holds all of them."""
+    for clips in read_features(task.study.root, split, task.study.feature_settings):
+        yield task.normalization.apply(clips)[..., : task.study.n_frames(task.model)]
 
 
 def placed(clips: Tensor, device: torch.device) -> Tensor:

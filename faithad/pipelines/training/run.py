@@ -36,7 +36,7 @@ from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.task import TrainingTask, Worker
-from faithad.pipelines.training.trained import save_detector
+from faithad.pipelines.training.trained import save_fitted
 from faithad.pipelines.training.worker import train_network
 from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
@@ -55,7 +55,7 @@ _LOOK_EVERY_S = 0.5
 
 
 def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
-    if MODELS[model].classical:
+    if MODELS[model].fitted:
         settings: dict[str, Any] = {}
     else:
         left_out = _SPREAD | (set() if MODELS[model].masked else _MASKING)
@@ -66,6 +66,8 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
         "model": model,
         "seed": seed,
     }
+    if MODELS[model].takes_reference:
+        settings["features.reference"] = study.features.reference
     folder = layout.model(model, seed)
     outputs = (folder, layout.training(model, seed))
     return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/{FILE_NAME}")
@@ -87,7 +89,8 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
     with ray_session():
         places = find_places(study.train, len(study.runs), queue=True)
         require_study_visible(study)  # also by the machines that came in the meantime
-        clips = share_clips(study, normalization)
+        # Linear models read the clips shard by shard.
+        clips = None if all(MODELS[model].linear for model, _ in todo) else share_clips(study, normalization)
         trainings = []
         for model, seed in todo:
             fingerprint = stages[model, seed].fingerprint
@@ -119,8 +122,8 @@ def require_explainable(study: Study, models: Iterable[str]) -> None:
 
 def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:
     """The Ray task of one training."""
-    if MODELS[task.model].classical:
-        save_detector(task)
+    if MODELS[task.model].fitted:
+        save_fitted(task)
     elif places.workers == 1:
         train_network(task, Worker(torch.device("cuda" if ray.get_gpu_ids() else "cpu")))
     else:
@@ -147,11 +150,11 @@ class _Training:
 
     def start(self, show: Callable[[str, int], Ticker]) -> ray.ObjectRef:
         """Hand the training to Ray, for the first time or after its process was lost."""
-        task, places, is_classical = self._task, self._places, MODELS[self._task.model].classical
-        if self._ticker is None and not is_classical:
+        task, places, is_fitted = self._task, self._places, MODELS[self._task.model].fitted
+        if self._ticker is None and not is_fitted:
             self._ticker = show(f"train {self.name}", task.study.train.epochs)
-        n_cpus = places.each["CPU"] if is_classical or places.workers == 1 else 0
-        n_gpus = 0 if is_classical or places.workers > 1 else places.each.get("GPU", 0)
+        n_cpus = places.each["CPU"] if is_fitted or places.workers == 1 else 0
+        n_gpus = 0 if is_fitted or places.workers > 1 else places.each.get("GPU", 0)
         # Ray must not retry by itself: it would not say so, and would not count processes that ran out of memory.
         options = {"num_cpus": n_cpus, "num_gpus": n_gpus, "max_retries": 0, "name": f"train {self.name}"}
         return ray.remote(_train).options(**options).remote(task, places, ray_is_ours=ray_is_ours())

@@ -1,4 +1,4 @@
-"""The end of a training: the best network, or a fitted detector, is saved to `models/<model>-<seed>/`.
+"""The end of a training: the best network, or a fitted model, is saved to `models/<model>-<seed>/`.
 
 Beside `model.safetensors` stand the resolved `study.yaml` and the scores of the validation normals, on which the alarm
 is fitted. The model's file is written last: if it is there, all is.
@@ -6,7 +6,9 @@ is fitted. The model's file is written last: if it is there, all is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +23,13 @@ from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.classical import fit_classical
+from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.masking import mean_per_clip
 from faithad.model.precision import arithmetic
-from faithad.model.table import build_network
+from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.pipelines.features import load_n_frames
-from faithad.pipelines.training.clips import training_clips
+from faithad.pipelines.features import count_features, load_n_frames
+from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.vocabulary import POOLINGS
@@ -35,6 +38,8 @@ NEVER_LEARNED = (
     "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
     "features.normalization to 'training'."
 )
+# A linear model of this many clips at a time needs 100 MB.
+_CLIPS_AT_ONCE = 16
 
 
 def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
@@ -61,35 +66,54 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
     network = build_network(task.model, study.features.n_mels, study.n_frames(task.model))
     network.load_state_dict(training.best_weights())
     network.to(device).eval()
-    with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
-        errors = [
-            (network(x.to(device)) - x.to(device)).square().cpu()
-            for x in training_clips(task, "validation").split(study.train.batch_size)
-        ]
-    frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
-    scores, seconds = [], []
-    lengths = iter(load_n_frames(study, "validation", task.model))
-    for batch in errors:
-        n_frames = list(islice(lengths, len(batch)))
-        scores.append(mean_per_clip(batch, n_frames, dtype=torch.float64))
-        seconds += [
-            worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score
-            for error, n in zip(batch, n_frames, strict=True)
-        ]
-    _save(network, task, torch.cat(scores), worst_seconds=np.array(seconds), best_epoch=training.best.epoch)
+    batches = training_clips(task, "validation").split(study.train.batch_size)
+    _save(network, task, *_scores(network, task, batches, device), best_epoch=training.best.epoch)
 
 
-def save_detector(task: TrainingTask) -> None:
-    """Fit a classical detector on the training clips and save it, with its alarm."""
+def save_fitted(task: TrainingTask) -> None:
+    """Fit a classical detector or a linear model to the training clips and save it, with its alarm."""
+    if MODELS[task.model].linear:
+        torch.set_num_threads(1)  # the last digits of an eigenvector depend on the number of threads
+        _save_linear(task)
+        return
     torch.set_num_threads(task.threads)
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
     with torch.inference_mode():
         scores = detector(training_clips(task, "validation"))
-    _save(detector, task, scores, worst_seconds=pa.nulls(len(scores), pa.float64()), best_epoch=0)
+    _save(detector, task, scores, pa.nulls(len(scores), pa.float64()), best_epoch=0)
+
+
+def _save_linear(task: TrainingTask) -> None:
+    features = task.study.features
+    model = build_network(task.model, features.n_mels, task.study.n_frames(task.model), reference=features.reference)
+    n_clips = count_features(task.study.root, "train")
+    fit_linear(cast(LinearModel, model), read_clips(task, "train"), n_clips=n_clips, seed=task.seed)
+    batches = (batch for part in read_clips(task, "validation") for batch in part.split(_CLIPS_AT_ONCE))
+    _save(model, task, *_scores(model, task, batches, torch.device("cpu")), best_epoch=0)
+
+
+def _scores(
+    network: nn.Module, task: TrainingTask, batches: Iterable[Tensor], device: torch.device
+) -> tuple[Tensor, np.ndarray]:
+    """The mean squared error of each validation clip, and that of its worst second; batches are in order of clip_id."""
+    scores, seconds = list[Tensor](), list[float]()
+    study = task.study
+    frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
+    lengths = iter(load_n_frames(study, "validation", task.model))
+    with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
+        for batch in batches:
+            x = batch.to(device)
+            errors, n_frames = (network(x) - x).square().cpu(), list(islice(lengths, len(x)))
+            scores.append(mean_per_clip(errors, n_frames, dtype=torch.float64))
+            seconds += [
+                worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score
+                for error, n in zip(errors, n_frames, strict=True)
+            ]
+    return torch.cat(scores), np.array(seconds)
 
 
 def _save(
-    network: nn.Module, task: TrainingTask, scores: Tensor, *, worst_seconds: np.ndarray | pa.Array, best_epoch: int
+    network: nn.Module, task: TrainingTask, scores: Tensor, worst_seconds: np.ndarray | pa.Array, *, best_epoch: int
 ) -> None:
     study, model, seed = task.study, task.model, task.seed
     columns = {"score": scores.cpu().numpy(), "worst_second_score": worst_seconds}

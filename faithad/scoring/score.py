@@ -1,0 +1,149 @@
+"""A score as four choices, and a detector: a model whose score is fitted to normal clips.
+
+`PAPER` is the score of the paper (Deschênes et al. 2026, arXiv 2601.12660), the mean squared error of a clip. `robust`
+names the recommended one for each model: the events of a machine last a second or less of ten, and a mean over the clip
+dilutes them.
+
+Shape letters: N normal clips, B clips, F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from faithad.errors import ConfigError
+from faithad.scoring.calibration import CALIBRATIONS, Normals, mean_spectrum
+from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, frame_errors
+from faithad.scoring.residuals import RESIDUALS
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of each of the four tables, by name.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+
+    residual: str = "reconstruction"
+    weighting: str = "none"
+    pooling: str = "mean"
+    calibration: str = "none"
+
+    def __post_init__(self) -> None:
+        tables: dict[str, Mapping[str, object]] = {
+            "residual": RESIDUALS,
+            "weighting": WEIGHTINGS,
+            "pooling": POOLINGS,
+            "calibration": CALIBRATIONS,
+        }
+        for name, table in tables.items():
+            if getattr(self, name) not in table:
+                raise ConfigError(f"There is no {name} {getattr(self, name)!r}; allowed: {', '.join(table)}.")
+
+
+PAPER = Score()
+_ROBUST = {
+    "frame_pca": Score("context", "none", "worst_window", "local"),
+    "mae": Score("inpainting", "band", "worst_window", "local"),
+}
+
+
+def robust(model: str) -> Score:
+    """The recommended score of a model that reconstructs."""
+    return _ROBUST.get(model, Score("reconstruction", "band", "worst_window", "local"))
+
+
+class Clips(NamedTuple):
+    """Clips as a model takes them in.
+
+    Attributes:
+        x: (B, F, T).
+        clip_ids: B names, which key the patches that inpainting hides.
+        recordings: the recording of each clip, B names.
+    """
+
+    x: Tensor
+    clip_ids: Sequence[str]
+    recordings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model with a fitted score. `fit_detector` makes it.
+
+    Attributes:
+        network: maps (B, F, T) to reconstructions (B, F, T).
+        score: the four choices.
+        frames_per_s: of the features.
+        weights: what the errors of the bands are divided by, (F,); None for the weighting "none".
+        normals: what scores are compared with; None for the calibration "none".
+    """
+
+    network: nn.Module
+    score: Score
+    frames_per_s: float
+    weights: Tensor | None = field(default=None, repr=False)
+    normals: Normals | None = field(default=None, repr=False)
+
+    def error(self, clip: Tensor, clip_id: str) -> Tensor:
+        """The error of each cell of a clip, (F, T) to (F, T)."""
+        return RESIDUALS[self.score.residual].compute(self.network, clip, clip_id)
+
+    def raw(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
+        """The scores before calibration, (B, F, T) to (B,) float64.
+
+        Each clip is computed alone, so that its score does not depend on the others to the last bit. It has a gradient.
+        """
+        pool = POOLINGS[self.score.pooling].compute
+        errors = (self.error(*pair) for pair in zip(x, clip_ids, strict=True))
+        return torch.stack([pool(frame_errors(error, self.weights), self.frames_per_s) for error in errors])
+
+    def calibrated(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
+        """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64."""
+        raw = self.raw(x, clip_ids)
+        return raw if self.normals is None else self.normals.calibrated(raw, mean_spectrum(x))
+
+
+def fit_detector(
+    network: nn.Module, score: Score, normals: Callable[[], Iterable[Clips]], *, frames_per_s: float
+) -> tuple[Detector, Tensor]:
+    """Fit the weights and the calibration of a score to normal clips.
+
+    Args:
+        network: a trained or fitted model.
+        score: the four choices.
+        normals: gives the normal clips in parts, always in the same order; called once, or twice for weights.
+        frames_per_s: of the features.
+
+    Returns:
+        The detector, and its scores of the normal clips, (N,) float64: with the calibration "local" those of at most
+        `MOST_NORMALS`, each compared with clips of other recordings.
+
+    Raises:
+        StudyError: there are no clips, or they cannot be weighted or calibrated.
+    """
+    detector = Detector(network, score, frames_per_s)
+    with torch.no_grad():  # not inference mode, whose tensors have no gradients later on
+        if (fit := WEIGHTINGS[score.weighting].fit) is not None:
+            detector = Detector(network, score, frames_per_s, fit(_errors(detector, normals())))
+        raw, places, recordings = list[Tensor](), list[Tensor](), list[str]()
+        for part in normals():
+            raw.append(detector.raw(part.x, part.clip_ids))
+            places.append(mean_spectrum(part.x))
+            recordings += part.recordings
+        scores = torch.cat(raw)
+        if (calibrate := CALIBRATIONS[score.calibration].fit) is None:
+            return detector, scores
+        held = calibrate(scores, torch.cat(places), recordings)
+        return Detector(network, score, frames_per_s, detector.weights, held), held.of_themselves()
+
+
+def _errors(detector: Detector, parts: Iterable[Clips]) -> Iterator[Tensor]:
+    for part in parts:
+        yield from (detector.error(clip, clip_id) for clip, clip_id in zip(part.x, part.clip_ids, strict=True))
