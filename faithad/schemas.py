@@ -19,8 +19,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
-# has machine, section and domain.
-FORMAT = 2
+# has machine, section and domain. 3: the manifest has utc_offset_s and recorder, events have utc_offset_s.
+FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
 STATUSES = ("done", "skipped", "failed")
@@ -35,6 +35,8 @@ MANIFEST = pa.schema(
         pa.field("onset_s", pa.float64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("recorded_at", pa.timestamp("us")),
+        pa.field("utc_offset_s", pa.int32()),
+        pa.field("recorder", pa.string()),
         pa.field("split", pa.string(), nullable=False),
         pa.field("label", pa.int8()),
         pa.field("anomaly_type", pa.string()),
@@ -195,6 +197,7 @@ EVENTS = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("started_at", pa.timestamp("us")),
         pa.field("ended_at", pa.timestamp("us")),
+        pa.field("utc_offset_s", pa.int32()),
         pa.field("parts", PARTS, nullable=False),
         pa.field("clip_ids", pa.list_(pa.string()), nullable=False),
         pa.field("n_alarms", pa.int32(), nullable=False),
@@ -287,7 +290,9 @@ MEANINGS = {
     "uri": "where the recording was read from",
     "onset_s": "start of the clip, in seconds from the start of the recording",
     "duration_s": "length of the clip in seconds, without silence that fills it up",
-    "recorded_at": "wall clock at the clip's onset, without a zone; null where the recording's name does not say it",
+    "recorded_at": "the recorder's own clock at the clip's onset, without a zone; null where the recording's name does not say it",
+    "utc_offset_s": "what this clock is ahead of UTC, in seconds; null where the recording's name does not say it",
+    "recorder": "which recorder made it: the folder and the name around the time stamp; null without a time stamp",
     "split": "`train`, `validation` or `test`",
     "label": "0 normal, 1 anomalous, null unknown",
     "anomaly_type": "type of the anomaly as the annotation table names it",
@@ -343,8 +348,9 @@ MEANINGS = {
     "events.recording": "recording in which the event begins",
     "events.onset_s": "start of the event, in seconds from the start of that recording",
     "events.duration_s": "length of the event in seconds",
-    "started_at": "wall clock at its start, without a zone; null where it is not known",
-    "ended_at": "wall clock at its end",
+    "started_at": "the recorder's own clock at its start, without a zone; null where it is not known",
+    "ended_at": "the recorder's own clock at its end",
+    "events.utc_offset_s": "what the clock at its start is ahead of UTC, in seconds; null where it is not known",
     "parts": "where it lies, half-open, in seconds from the start of each recording",
     "clip_ids": "its alarmed clips",
     "n_alarms": "how many they are",

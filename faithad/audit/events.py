@@ -1,7 +1,7 @@
 """From alarmed clips to events: when something happened, how strong it was, and which seconds and mel bands carry it.
 
-Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings that continue each other by
-the wall clock (see `alarmed_clips`).
+Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings of one recorder that continue
+each other by the clock (see `alarmed_clips`).
 
 Conventions
     Times are seconds from the start of a recording, half-open; clips may overlap.
@@ -80,7 +80,7 @@ def find_events(
         features: of the model.
 
     Returns:
-        schemas.EVENTS by wall clock (events without one last), recording and onset.
+        schemas.EVENTS by the clock (in UTC where the offset is known; events without a clock last), recording and onset.
 
     Raises:
         StudyError, ValueError: as `alarmed_clips`.
@@ -109,7 +109,7 @@ def find_events(
                 "faithfulness": float(np.mean(values)) if values else None,
             }
         )
-    rows.sort(key=lambda row: (row["started_at"] or datetime.max, row["recording"], row["onset_s"]))
+    rows.sort(key=lambda row: (_in_utc(row) or datetime.max, row["recording"], row["onset_s"]))
     return pa.Table.from_pylist(rows, schema=EVENTS)
 
 
@@ -180,18 +180,23 @@ def _place(members: Sequence[AlarmedClip]) -> EventRow:
         }
         for recording, clips in _by_recording(members)
     ]
-    ends = [clip.begins_at and clip.begins_at + timedelta(seconds=clip.offset_s - clip.onset_s) for clip in members]
-    known = [end for end in ends if end is not None]
+    last = max(members, key=lambda clip: clip.until_s)
     return {
         "recording": parts[0]["recording"],
         "onset_s": parts[0]["onset_s"],
-        "duration_s": round(max(clip.until_s for clip in members) - members[0].at_s, 6),
+        "duration_s": round(last.until_s - members[0].at_s, 6),
         "started_at": members[0].begins_at,
-        "ended_at": max(known) if len(known) == len(ends) else None,
+        "ended_at": last.begins_at and last.begins_at + timedelta(seconds=last.offset_s - last.onset_s),
+        "utc_offset_s": members[0].utc_offset_s,
         "parts": parts,
         "clip_ids": [clip.clip_id for clip in members],
         "n_alarms": len(members),
     }
+
+
+def _in_utc(row: EventRow) -> datetime | None:
+    """When an event started; by the recorder's own clock where its offset from UTC is not known."""
+    return row["started_at"] and row["started_at"] - timedelta(seconds=row["utc_offset_s"] or 0)
 
 
 def _strength(members: Sequence[AlarmedClip], threshold: float) -> EventRow:

@@ -13,7 +13,7 @@ from faithad.report import style
 from faithad.report.audit_tables import Alarm, AuditTables, EventRow
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import Trust
-from faithad.report.words import duration, percent, seconds
+from faithad.report.words import duration, offset_words, percent, seconds
 from faithad.vocabulary import count
 
 
@@ -159,12 +159,15 @@ def _coverage(audit: AuditTables) -> str:
 
 
 def when(event: EventRow) -> str:
-    """The wall clock of an event's start, or its place where there is none."""
+    """The recorder's own clock at an event's start, or its place where there is none."""
     return clock(event) or f"{event['recording']} at {seconds(event['onset_s'])}"
 
 
 def clock(event: EventRow) -> str | None:
-    return None if event["started_at"] is None else f"{event['started_at']:%Y-%m-%d %H:%M:%S}"
+    if event["started_at"] is None:
+        return None
+    offset = "" if event["utc_offset_s"] is None else f" {offset_words(event['utc_offset_s'])}"
+    return f"{event['started_at']:%Y-%m-%d %H:%M:%S}{offset}"
 
 
 def strength(event: EventRow) -> str:

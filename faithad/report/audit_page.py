@@ -109,7 +109,7 @@ def _unheard(audit: AuditTables, midnight: pd.Timestamp | None) -> np.ndarray:
     """Hours (U, 2) of what failed or was skipped, as far as its recording's clock is known from any of its clips."""
     if midnight is None:
         return np.empty((0, 2))
-    start_h = {name: (start - midnight) / pd.Timedelta(hours=1) for name, start in audit.started_at.items()}
+    start_h = {name: (start - midnight) / pd.Timedelta(hours=1) for name, start in audit.started_on_one_clock.items()}
     missing = audit.ledger[(audit.ledger["status"] != "done") & audit.ledger["onset_s"].notna()]
     onset = missing["recording"].map(start_h).to_numpy(dtype=float) + missing["onset_s"].to_numpy() / 3_600
     offset = onset + missing["duration_s"].fillna(0).to_numpy() / 3_600

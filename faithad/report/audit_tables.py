@@ -23,10 +23,18 @@ from faithad import schemas, storage
 from faithad.audit.finished import read_card
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import stacked
-from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
+from faithad.report.reading import (
+    Example,
+    examples,
+    look_up,
+    pictured_clips,
+    read_settings,
+    required,
+    with_one_clock,
+)
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
-from faithad.runs.tables import read_shards, read_whole
+from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
 from faithad.vocabulary import POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
@@ -34,7 +42,7 @@ MAX_EVENTS = 50
 MAX_CLIPS_OF_EVENT = 30
 MAX_PICTURES = 10
 
-_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]
+_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
 
 EventRow = dict[str, Any]  # of schemas.EVENTS
@@ -77,7 +85,7 @@ class AuditTables:
         settings_text: as it was written.
         model: the trained model and its alarm when the audit was made; empty where the audit did not write them down.
         alarm: the alarm that was raised.
-        clips: the manifest by clip_id.
+        clips: the manifest by clip_id, see `with_one_clock`.
         scores: one row per scored clip, with the manifest's columns of the clip.
         score_of: the score that alarms, by clip.
         ledger: schemas.LEDGER.
@@ -109,9 +117,17 @@ class AuditTables:
 
     @cached_property
     def started_at(self) -> dict[str, datetime]:
-        """The wall clock at the start of each recording that has one."""
-        clips = self.clips[self.clips["recorded_at"].notna()].drop_duplicates("recording")
-        started = clips["recorded_at"] - pd.to_timedelta(clips["onset_s"], unit="s")
+        """The recorder's own clock at the start of each recording that has one."""
+        return self._starts("recorded_at")
+
+    @cached_property
+    def started_on_one_clock(self) -> dict[str, datetime]:
+        """The start of each recording that has a clock, on the axis of `with_one_clock`."""
+        return self._starts("on_one_clock")
+
+    def _starts(self, column: str) -> dict[str, datetime]:
+        clips = self.clips[self.clips[column].notna()].drop_duplicates("recording")
+        started = clips[column] - pd.to_timedelta(clips["onset_s"], unit="s")
         return dict(zip(clips["recording"], started.dt.to_pydatetime(), strict=True))
 
     def setting(self, key: str) -> Any:
@@ -130,8 +146,11 @@ def read_audit(out: str) -> AuditTables:
     require_readable(out)
     problem = f"There is no audit at {out}: no audit.yaml. Check the folder, or run `faithad audit` first."
     text, settings = read_settings(required(out, layout.AUDIT, StudyError(problem)))
-    manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS).to_pandas()
-    events = _read(out, layout.EVENTS, schemas.EVENTS.names).to_pylist()
+    for table in (layout.MANIFEST, layout.EVENTS, layout.LEDGER):
+        problem = f"The audit at {out} has not finished: no {table}. Run `faithad audit` again: it goes on."
+        required(out, table, StudyError(problem))
+    manifest = with_one_clock(read_manifest(out).select(_MANIFEST_COLUMNS).to_pandas())
+    events = read_events(out).to_pylist()
     scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
     model = read_card(out)
     alarm = _alarm(settings, model, events, scores)
@@ -147,7 +166,7 @@ def read_audit(out: str) -> AuditTables:
         clips=manifest.set_index("clip_id"),
         scores=scores.merge(manifest, on="clip_id", how="left", validate="one_to_one"),
         score_of=score_of,
-        ledger=_read(out, layout.LEDGER, schemas.LEDGER.names).to_pandas(),
+        ledger=storage.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names).to_pandas(),
         events=events,
         ranked=ranked,
         curves=_read_curves(out, [events[number] for number in shown], score_of),
@@ -161,11 +180,6 @@ def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) ->
     peak = max(range(len(clip_ids)), key=lambda index: scores.get(clip_ids[index], -np.inf))
     first = max(0, min(peak - MAX_CLIPS_OF_EVENT // 2, len(clip_ids) - MAX_CLIPS_OF_EVENT))
     return clip_ids[first : first + MAX_CLIPS_OF_EVENT]
-
-
-def _read(out: str, path: str, columns: list[str]) -> pa.Table:
-    problem = f"The audit at {out} has not finished: no {path}. Run `faithad audit` again: it goes on."
-    return storage.read_table(required(out, path, StudyError(problem)), columns=columns)
 
 
 def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:
