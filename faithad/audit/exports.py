@@ -22,15 +22,12 @@ from faithad.clips.labels.label import Label, alarm_text
 from faithad.clips.labels.names import plain_name
 from faithad.clips.sound_files import lower_24_bits, open_sound
 from faithad.errors import ConfigError, RecordingError, shown
-from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
-from faithad.runs.tables import read_manifest
+from faithad.runs.tables import read_events, read_manifest
 from faithad.vocabulary import count
 
 # In these formats all labels lie in one file; in the others each recording has its own.
 _ONE_FILE = ("label-studio", "csv")
-_EVENT_COLUMNS = ("event_id", "model", "seed", "started_at", "ended_at", "score", "threshold", "strength", "n_alarms",
-                  "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness")  # fmt: skip
 
 _BLOCK_FRAMES = 1 << 18
 # Below this libsndfile decodes and encodes without any change; other encodings are kept to 24 bits.
@@ -126,7 +123,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
 def _read_events(audit: str) -> list[EventRow]:
     require_finished(audit)
     require_nobody_in(audit)  # an audit that begins anew removes its tables
-    return cast(list[EventRow], storage.read_table(storage.join(audit, layout.EVENTS)).to_pylist())
+    return cast(list[EventRow], read_events(audit).to_pylist())
 
 
 def _places(audit: str) -> dict[str, str]:
@@ -142,16 +139,20 @@ def _label(event: EventRow, part: dict[str, Any]) -> Label:
 
 def _event_cells(parts: list[tuple[EventRow, dict[str, Any]]]) -> dict[str, list[str]]:
     """The columns of a CSV table beside the label: what is known of the event, one cell per part."""
-    cells = {name: [_cell(event[name]) for event, _ in parts] for name in _EVENT_COLUMNS}
-    cells["seconds"] = [
-        "; ".join(
-            f"{second['onset_s']:g}-{second['offset_s']:g}"
-            for second in event["seconds"]
-            if second["recording"] == part["recording"]
-        )
-        for event, part in parts
-    ]
-    return cells
+    seconds = [_seconds(event, part) for event, part in parts]
+    return {
+        name: seconds if name == "seconds" else [_cell(event[name]) for event, _ in parts]
+        for name in csv_labels.EVENT_COLUMNS
+    }
+
+
+def _seconds(event: EventRow, part: dict[str, Any]) -> str:
+    """The seconds of one recording that the explanation points at."""
+    return "; ".join(
+        f"{second['onset_s']:g}-{second['offset_s']:g}"
+        for second in event["seconds"]
+        if second["recording"] == part["recording"]
+    )
 
 
 def _cell(value: Any) -> str:

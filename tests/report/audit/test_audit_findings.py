@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
-from faithad.report.reading import with_one_clock
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
+from faithad.report.reading import with_one_clock
 from faithad.report.trust import grade
 from faithad.report.words import hertz
 from faithad.vocabulary import POOLINGS
