@@ -283,6 +283,29 @@ FAITHFULNESS_SUMMARY = pa.schema(
     ]
 )
 
+# How the events of an audit agree with reference intervals.
+EVENT_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("detections", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("detection_tolerance", pa.float64(), nullable=False),
+        pa.field("ground_truth_tolerance", pa.float64(), nullable=False),
+        pa.field("n_detections", pa.int32(), nullable=False),
+        pa.field("n_true", pa.int32(), nullable=False),
+        pa.field("precision", pa.float64()),
+        pa.field("n_reference", pa.int32(), nullable=False),
+        pa.field("n_found", pa.int32(), nullable=False),
+        pa.field("n_not_heard", pa.int32(), nullable=False),
+        pa.field("recall", pa.float64()),
+        pa.field("detected_s", pa.float64(), nullable=False),
+        pa.field("labelled_s", pa.float64(), nullable=False),
+        pa.field("shared_s", pa.float64(), nullable=False),
+        pa.field("not_heard", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
 # What each column says. `table.column` stands for one table of `layout.TABLES`, where the column means something else.
 MEANINGS = {
     "clip_id": "name of the clip: 16 hex digits of a hash of its recording and its onset",
@@ -290,7 +313,7 @@ MEANINGS = {
     "uri": "where the recording was read from",
     "onset_s": "start of the clip, in seconds from the start of the recording",
     "duration_s": "length of the clip in seconds, without silence that fills it up",
-    "recorded_at": "the recorder's own clock at the clip's onset, without a zone; null where the recording's name does not say it",
+    "recorded_at": "the recorder's own clock at the clip's onset, without a zone; null where the name does not say it",
     "utc_offset_s": "what this clock is ahead of UTC, in seconds; null where the recording's name does not say it",
     "recorder": "which recorder made it: the folder and the name around the time stamp; null without a time stamp",
     "split": "`train`, `validation` or `test`",
@@ -380,6 +403,20 @@ MEANINGS = {
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",
     "scope": "`annotated` clips, as in the paper, or `all` clips",
+    "detections": "`events`, or `seconds`: each stretch of the seconds that carry them (column `seconds` of `events`)",
+    "detection_tolerance": "a detection is true if at least this share of its time is labelled",
+    "ground_truth_tolerance": "a reference interval is found if true detections cover at least this share of it",
+    "n_detections": "number of detections",
+    "n_true": "how many of them are true",
+    "summary/events.precision": "n_true / n_detections; null where there is no detection",
+    "n_reference": "number of reference intervals, those that overlap or touch as one",
+    "n_found": "how many of them are found",
+    "n_not_heard": "how many of them lie in sound that was not scored, and count as not found",
+    "summary/events.recall": "n_found / n_reference; null where there is no reference interval",
+    "detected_s": "how long all detections are together",
+    "labelled_s": "how long all reference intervals are together",
+    "shared_s": "how long both are at the same time",
+    "not_heard": "recordings with reference intervals that lie in sound that was not scored",
     "trial": "name of the trial",
     "mask_ratio": "share of the patches that the MAE's training hides",
     "patch": "edge of a patch, in cells",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
 from faithad.evaluation.arrays import stacked
+from faithad.evaluation.intersection import NOISE_S, Span, merge_spans
 from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import flagged_segments
@@ -35,10 +36,7 @@ from faithad.schemas import EVENTS
 from faithad.settings import FeatureSettings
 
 EventRow = dict[str, Any]  # of schemas.EVENTS, or some columns of one
-Span = tuple[float, float]
 
-# Places are sums of decimal seconds; their rounding noise must not decide what merges.
-_NOISE_S = 1e-6
 _CURVES_AT_ONCE = 4096
 
 
@@ -80,7 +78,7 @@ def find_events(
         features: of the model.
 
     Returns:
-        schemas.EVENTS by the clock (in UTC where the offset is known; events without a clock last), recording and onset.
+        schemas.EVENTS by the clock (in UTC where the offset is known), recording and onset; those without a clock last.
 
     Raises:
         StudyError, ValueError: as `alarmed_clips`.
@@ -113,23 +111,12 @@ def find_events(
     return pa.Table.from_pylist(rows, schema=EVENTS)
 
 
-def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """Spans (onset, offset) in order, those that overlap or touch as one."""
-    merged: list[Span] = []
-    for onset, offset in sorted(spans):
-        if merged and onset <= merged[-1][1] + _NOISE_S:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], offset))
-        else:
-            merged.append((onset, offset))
-    return merged
-
-
 def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[AlarmedClip]]:
     """Alarms in order, in groups that lie further apart than the gap or on different axes."""
     groups: list[list[AlarmedClip]] = []
     reached_s = -math.inf
     for clip in alarms:
-        if groups and groups[-1][-1].axis == clip.axis and clip.at_s - reached_s <= merge_gap_s + _NOISE_S:
+        if groups and groups[-1][-1].axis == clip.axis and clip.at_s - reached_s <= merge_gap_s + NOISE_S:
             groups[-1].append(clip)
             reached_s = max(reached_s, clip.until_s)
         else:
@@ -217,7 +204,7 @@ def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Expl
                 seconds = explained[clip.clip_id].seconds if clip.clip_id in explained else []
             spans += [(clip.onset_s + second, min(clip.onset_s + second + 1, clip.offset_s)) for second in seconds]
         # A clip that was filled up with silence may have its peak after the end of the recording.
-        inside = [(onset, offset) for onset, offset in spans if offset - onset > _NOISE_S]
+        inside = [(onset, offset) for onset, offset in spans if offset - onset > NOISE_S]
         stretches += [
             {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
             for onset, offset in merge_spans(inside)

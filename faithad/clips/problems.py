@@ -14,7 +14,6 @@ from faithad import storage
 from faithad.errors import FaithadError
 from faithad.vocabulary import count
 
-
 # So many problems of a file are told one by one.
 _MOST = 10
 _TAB = "\t"
@@ -95,7 +94,9 @@ def csv_rows(
     try:
         lines = [
             (number, cells)
-            for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter), start=1)
+            for number, cells in enumerate(
+                csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter), start=1
+            )
             if any(cell.strip() for cell in cells)
         ]
     except csv.Error as error:

@@ -3,7 +3,7 @@
 A time stamp is a date with a year of four digits and a time with seconds: `20240506_070000` (AudioMoth, Song Meter),
 `2024-05-06T07-00-00`, `2024-05-06_07.00.00`, `2024-05-06 at 7.00.00 PM`. Fractions of a second (`070000.250`) and the
 offset from UTC (`Z`, `+0100`, `-0500`) may follow. The published names `MPD_YY-MM-DD_HHMM_NNNNN` have minutes. A piece
-that was cut from a recording may bear its place in it at the end of its name (`_590.0s_600.0s`); it begins so much later.
+of a recording may have its place there at the end of its name (`_590.0s_600.0s`): it begins so much later.
 """
 
 from __future__ import annotations

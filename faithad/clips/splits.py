@@ -119,7 +119,7 @@ def split_by_time(recordings: Iterable[Recording], *, train_until: datetime) -> 
     if train_until.tzinfo is None and len(offsets_s) > 1:
         example = train_until.replace(tzinfo=timezone(timedelta(seconds=min(offsets_s)))).isoformat(timespec="minutes")
         raise RecordingError(
-            f"The recordings' names have {len(offsets_s)} different offsets from UTC, so train_until needs one as well: "
+            f"The recordings' names have {len(offsets_s)} different offsets from UTC, so train_until needs one, too: "
             f"write for example {example}."
         )
     timed: list[Recording] = []

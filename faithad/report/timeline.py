@@ -224,7 +224,7 @@ def session_axes(stretches: list[tuple[float, float]]) -> tuple[Figure, list[Axe
 
 
 def clock(axes: Axes, first: float, last: float, midnight: pd.Timestamp, offset_s: float | None = None) -> None:
-    """Ticks at round hours or days; the axis counts in hours from a midnight, and names its offset from UTC if given."""
+    """Ticks at round hours or days; the axis counts in hours from a midnight and names the offset from UTC if given."""
     room = max(2.0, axes.get_window_extent().width / axes.figure.dpi / 0.75)
     step = next((step for step in _TICK_STEPS_H if (last - first) / step <= room), _TICK_STEPS_H[-1])
     ticks = np.arange(np.ceil(first / step), np.floor(last / step) + 1) * step

@@ -151,5 +151,8 @@ TABLES = {
     "summary/faithfulness": _summary(
         "faithfulness", "model, method, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY
     ),
+    "summary/events": TablePlace(
+        None, summary("events"), "kind of detection that is matched with reference intervals", schemas.EVENT_SUMMARY
+    ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
 }

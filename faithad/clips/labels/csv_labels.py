@@ -18,8 +18,10 @@ from faithad.clips.problems import ProblemList, csv_rows
 FILE_NAME = "labels.csv"
 NEEDED, OPTIONAL = ("recording", "onset_s", "offset_s"), ("text", "low_hz", "high_hz")
 # What exports tell of an event beside its label.
-EVENT_COLUMNS = ("event_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "score", "threshold", "strength",
-                 "n_alarms", "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness", "seconds")  # fmt: skip
+EVENT_COLUMNS = (
+    *("event_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "score", "threshold", "strength"),
+    *("n_alarms", "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness", "seconds"),
+)
 _ALIASES = {"filename": "recording", "onset": "onset_s", "offset": "offset_s", "event_label": "text"}
 
 # A spreadsheet runs a cell that begins with one of these signs as a formula; where semicolons separate lists, a cell
