@@ -27,6 +27,19 @@ Overrides = Annotated[
 Redo = Annotated[
     bool, typer.Option("--redo", help="Remove results that were made with other settings and make them again.")
 ]
+DetectionTolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="With --audit: an event is true if at least this share of its time is labelled.  [default: 0.05]"
+    ),
+]
+GroundTruthTolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="With --audit: a reference interval is found if true events cover at least this share of it.  "
+        "[default: 0.5]"
+    ),
+]
 
 
 class Command(TyperCommand):

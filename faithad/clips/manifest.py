@@ -173,6 +173,24 @@ def attach_annotations(
     return [_labelled(row, touching.get(index, [])) for index, row in enumerate(rows)]
 
 
+def not_heard(rows: Iterable[ClipRow], annotations: Iterable[Annotation]) -> list[Annotation]:
+    """The annotations that share no time with any clip: of recordings, or parts of recordings, that became none.
+
+    Args:
+        rows: all clips.
+        annotations: a table that fits the recordings, see `attach_annotations`.
+    """
+    clips: dict[str, list[ClipRow]] = {}
+    for row in rows:
+        clips.setdefault(row.recording, []).append(row)
+    find = look_up(clips)
+    return [
+        annotation
+        for annotation in annotations
+        if not any(_shared_s(row, annotation) for path in find(annotation.recording) for row in clips[path])
+    ]
+
+
 def manifest_table(rows: Iterable[ClipRow]) -> pa.Table:
     """The manifest, sorted by recording and onset.
 

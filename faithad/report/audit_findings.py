@@ -14,7 +14,7 @@ from faithad.report.audit_tables import Alarm, AuditTables, EventRow
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import Trust
 from faithad.report.words import duration, offset_words, percent, seconds
-from faithad.vocabulary import count
+from faithad.vocabulary import count, listed
 
 
 class Expected(NamedTuple):
@@ -64,6 +64,7 @@ def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
     sentences = [
         _events(audit, duration(hours * 3_600)),
         _against_chance(audit, hours),
+        against_labels(audit),
         _reasons(audit, trust),
         _coverage(audit),
     ]
@@ -156,6 +157,24 @@ def _coverage(audit: AuditTables) -> str:
     text += f"; {ledger.rejected}." if ledger.rejected else "."
     unheard_h = ledger.hours["failed"] + ledger.hours["skipped"]
     return f"{text} Sound that was not heard: {duration(unheard_h * 3_600)}." if unheard_h else text
+
+
+def against_labels(audit: AuditTables) -> str | None:
+    """How the events agree with the labels that the audit was evaluated against."""
+    row = next((row for row in audit.agreement if row["detections"] == "events"), None)
+    if row is None:
+        return None
+    text = (
+        f"Against the labels, {row['n_true']:,} of {count(row['n_detections'], 'event')} "
+        f"{'is' if row['n_detections'] == 1 else 'are'} true, and {row['n_found']:,} of "
+        f"{count(row['n_reference'], 'labelled interval')} {'is' if row['n_reference'] == 1 else 'are'} found"
+    )
+    if row["n_not_heard"]:
+        text += f"; {row['n_not_heard']:,} lie in sound that was not heard: {listed(row['not_heard'])}"
+    return (
+        f"{text}. Alarms last {duration(row['detected_s'])}, labels {duration(row['labelled_s'])}, both at once "
+        f"{duration(row['shared_s'])}."
+    )
 
 
 def when(event: EventRow) -> str:

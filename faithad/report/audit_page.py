@@ -43,9 +43,14 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     views = [(number, event_views.pictures(audit, number)) for number in audit.shown]
     shown = [rows[number] | view for number, view in views if view["curve"] or view["panels"]]
     places = audit.settings.get("recordings")
-    sections = [("time", "Score over time"), ("events", "Events"), ("reasons", "Why, event by event")]
-    sections += [("alarm", "Alarm threshold"), ("ledger", "Ledger"), ("configuration", "Configuration")]
-    empty = {"events": not rows, "reasons": not shown}
+    sections = [("time", "Score over time"), ("events", "Events"), ("labels", "Against labels")]
+    sections += [
+        ("reasons", "Why, event by event"),
+        ("alarm", "Alarm threshold"),
+        ("ledger", "Ledger"),
+        ("configuration", "Configuration"),
+    ]
+    empty = {"events": not rows, "labels": not audit.agreement, "reasons": not shown}
     return {
         "contents": [(anchor, title) for anchor, title in sections if not empty.get(anchor)],
         "answers": audit_findings.answers(audit, trust),
@@ -63,6 +68,8 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],
         "more": max(0, len(rows) - MAX_ROWS),
         "shown": shown,
+        "agreement": audit.agreement,
+        "areas": {row["metric"]: row["mean"] for row in audit.detection if row["mean"] is not None},
         "linked": {event["id"] for event in shown},
         "n_events": len(rows),
         "has_ratio": all(audit_findings.has_ratio(event) for event in audit.events),

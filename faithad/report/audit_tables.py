@@ -94,6 +94,8 @@ class AuditTables:
         curves: of the clips of shown events, by clip.
         judged: frame-mode faithfulness of all events' clips: clip_id, method, replaced_fraction, faithfulness.
         pictures: spectrograms and maps, by the position of the event in `events`.
+        agreement: rows of schemas.EVENT_SUMMARY where the audit was evaluated against labels.
+        detection: rows of schemas.DETECTION_SUMMARY, of the score that alarms, likewise.
     """
 
     settings: dict[str, Any]
@@ -109,6 +111,8 @@ class AuditTables:
     curves: dict[str, Curve]
     judged: pd.DataFrame
     pictures: dict[int, Example]
+    agreement: list[dict[str, Any]]
+    detection: list[dict[str, Any]]
 
     @property
     def shown(self) -> list[int]:
@@ -172,6 +176,8 @@ def read_audit(out: str) -> AuditTables:
         curves=_read_curves(out, [events[number] for number in shown], score_of),
         judged=_read_judged(out, events),
         pictures=_read_pictures(out, events, shown, score_of),
+        agreement=_read_summary(out, "events"),
+        detection=[row for row in _read_summary(out, "detection") if row["pooling"] == _pooling(alarm)],
     )
 
 
@@ -180,6 +186,17 @@ def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) ->
     peak = max(range(len(clip_ids)), key=lambda index: scores.get(clip_ids[index], -np.inf))
     first = max(0, min(peak - MAX_CLIPS_OF_EVENT // 2, len(clip_ids) - MAX_CLIPS_OF_EVENT))
     return clip_ids[first : first + MAX_CLIPS_OF_EVENT]
+
+
+def _read_summary(out: str, name: str) -> list[dict[str, Any]]:
+    """The rows of a summary, none where the audit was not evaluated."""
+    location = storage.join(out, layout.summary(name))
+    rows: list[dict[str, Any]] = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    return rows
+
+
+def _pooling(alarm: Alarm) -> str | None:
+    return next((name for name, pooling in POOLINGS.items() if pooling == alarm.pooling), None)
 
 
 def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:
