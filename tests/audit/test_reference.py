@@ -23,6 +23,8 @@ from faithad.errors import AnnotationError, ConfigError, StudyError
 from faithad.evaluation.detection import auc
 from faithad.evaluation.summary import SUMMARIES, Experiment, Summary
 from faithad.model.checkpoint import describe, load_model
+from faithad.pipelines.evaluate import evaluate_audit_and_report
+from faithad.report.audit_page import render_audit_report
 
 FIRST, SECOND = "MPD_24-05-06_0700_00001.wav", "MPD_24-05-06_0701_00002.wav"
 
@@ -154,6 +156,22 @@ def test_tolerances_are_settings(audit: Any, tmp_path: Path) -> None:
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"--detection-tolerance is .*; it must be above 0 and at most 1"):
             evaluate_audit(audit.out, reference, detection_tolerance=share)
+
+
+def test_the_report_tells_how_events_agree_with_labels(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="53 56.5 broken\n", second="2 4 broken\n44 46 x\n", odd="")
+    render_audit_report(audit.out)
+    report = Path(audit.out, "report.html")
+    assert "Against" not in report.read_text()
+    said = evaluate_audit_and_report(audit.out, reference, ground_truth_tolerance=0.6)
+    assert said.endswith(f"\nReport: {report}")
+    text = " ".join(report.read_text().split())
+    assert (
+        "Against the labels, 1 of 3 events are true, and 2 of 3 labelled intervals are found; 1 lie in sound that was "
+        "not heard: mill/MPD_24-05-06_0701_00002.wav. Alarms last 40 s, labels 7.5 s, both at once 5.5 s." in text
+    )
+    assert '<td class="n">1 of 3</td><td class="n">0.333</td> <td class="n">2 of 3</td><td class="n">0.667</td>' in text
+    assert "what is true covers at least 60 % of it" in text
 
 
 def test_a_reference_without_any_interval_means_false_alarms_only(audit: Any, tmp_path: Path) -> None:
