@@ -73,7 +73,7 @@ def read_name(recording: str) -> RecordingName:
             around = _STAMP.sub("*", name)
         ((clock, offset),) = times
         folder = _DAY.sub("", posixpath.dirname(recording))
-        return RecordingName(clock + timedelta(seconds=starts_s), _offset_s(offset), f"{folder}/{around}")
+        return RecordingName(clock + timedelta(seconds=starts_s), _offset_s(offset), posixpath.join(folder, around))
     return RecordingName()
 
 

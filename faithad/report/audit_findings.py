@@ -170,7 +170,8 @@ def against_labels(audit: AuditTables) -> str | None:
         f"{count(row['n_reference'], 'labelled interval')} {'is' if row['n_reference'] == 1 else 'are'} found"
     )
     if row["n_not_heard"]:
-        text += f"; {row['n_not_heard']:,} lie in sound that was not heard: {listed(row['not_heard'])}"
+        lie = count(row["n_not_heard"], "lies", "lie")
+        text += f"; {lie} in sound that was not heard: {listed(row['not_heard'])}"
     return (
         f"{text}. Alarms last {duration(row['detected_s'])}, labels {duration(row['labelled_s'])}, both at once "
         f"{duration(row['shared_s'])}."

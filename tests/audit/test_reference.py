@@ -167,7 +167,7 @@ def test_the_report_tells_how_events_agree_with_labels(audit: Any, tmp_path: Pat
     assert said.endswith(f"\nReport: {report}")
     text = " ".join(report.read_text().split())
     assert (
-        "Against the labels, 1 of 3 events are true, and 2 of 3 labelled intervals are found; 1 lie in sound that was "
+        "Against the labels, 1 of 3 events are true, and 2 of 3 labelled intervals are found; 1 lies in sound that was "
         "not heard: mill/MPD_24-05-06_0701_00002.wav. Alarms last 40 s, labels 7.5 s, both at once 5.5 s." in text
     )
     assert '<td class="n">1 of 3</td><td class="n">0.333</td> <td class="n">2 of 3</td><td class="n">0.667</td>' in text

@@ -101,7 +101,7 @@ def test_the_offset_from_utc(name: str, hours: float | None) -> None:
         ("week/mic 1 2024-05-06 at 9.05.07 PM.wav", "week/mic 1 *"),
         ("2024-05-06/week/A_20240506_070000_590.0s_600.0s.wav", "/week/A_*"),
         ("week/MPD_19-12-04_0848_00006.wav", "week/MPD_*"),
-        ("MPD_19-12-04_0848_00006.wav", "/MPD_*"),
+        ("MPD_19-12-04_0848_00006.wav", "MPD_*"),
         ("week/ZOOM0001_Tr1.wav", None),
         ("week/20241306_070005.wav", None),
     ],
