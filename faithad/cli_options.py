@@ -30,15 +30,12 @@ Redo = Annotated[
 DetectionTolerance = Annotated[
     float | None,
     typer.Option(
-        help="With --audit: an event is true if at least this share of its time is labelled.  [default: 0.05]"
+        help="With --audit: an event is true if at least this share of its time is labelled; 0.05 by default."
     ),
 ]
 GroundTruthTolerance = Annotated[
     float | None,
-    typer.Option(
-        help="With --audit: a reference interval is found if true events cover at least this share of it.  "
-        "[default: 0.5]"
-    ),
+    typer.Option(help="With --audit: a label is found if true events cover at least this share of it; 0.5 by default."),
 ]
 
 
