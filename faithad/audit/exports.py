@@ -31,6 +31,7 @@ from faithad.vocabulary import POOLINGS, count
 _ONE_FILE = ("label-studio", "csv")
 
 LONGEST_S = 30.0
+_PLACE_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s"]
 _BLOCK_FRAMES = 1 << 18
 # Below this libsndfile decodes and encodes without any change; other encodings are kept to 24 bits.
 _EXACT = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
@@ -48,6 +49,16 @@ class _Cut(NamedTuple):
     offset_s: float
     name: str
     of_s: float | None = None
+
+
+class _Audited(NamedTuple):
+    """Where the last clip of each recording ends, and the strongest moment of each event in each of its recordings.
+
+    The strongest moment is the middle of the worst second of the clip with the highest score, or the clip's middle.
+    """
+
+    ends_s: dict[str, float]
+    moments_s: dict[tuple[str, str], float]
 
 
 def export_events(audit: str, to: str, *, format: str) -> str:
@@ -116,7 +127,7 @@ def export_clips(audit: str, to: str, *, margin_s: float, longest_s: float = LON
     places = _places(audit)
     failures: dict[str, str] = {}
     n_written = n_parts = 0
-    for cut in _cuts(events, _strongest_moments(audit, events), margin_s=margin_s, longest_s=longest_s):
+    for cut in _cuts(events, _audited(audit, events), margin_s=margin_s, longest_s=longest_s):
         try:
             _write_cut(cut, places.get(cut.recording), storage.join_path(to, cut.name))
             n_written += 1
@@ -176,9 +187,7 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _cuts(
-    events: list[EventRow], moments: dict[tuple[str, str], float], *, margin_s: float, longest_s: float
-) -> Iterator[_Cut]:
+def _cuts(events: list[EventRow], audited: _Audited, *, margin_s: float, longest_s: float) -> Iterator[_Cut]:
     """The files of all events: numbered in the order of the table of events and named after the recording."""
     for number, event in enumerate(events, start=1):
         for place, part in enumerate(event["parts"], start=1):
@@ -188,30 +197,33 @@ def _cuts(
             event_id = plain_name(event["event_id"], longest=8)
             name = f"{number:04d}_{stem}_{part['onset_s']:.0f}s_{event_id}{several}"
             onset_s, offset_s = max(0.0, part["onset_s"] - margin_s), part["offset_s"] + margin_s
+            if offset_s - onset_s > longest_s:
+                offset_s = min(offset_s, max(part["offset_s"], audited.ends_s[recording]))
             whole_s = offset_s - onset_s
             if whole_s <= longest_s:
                 yield _Cut(recording, onset_s, offset_s, f"{name}.wav")
                 continue
-            middle_s = moments.get((event["event_id"], recording), (onset_s + offset_s) / 2)
+            middle_s = audited.moments_s[event["event_id"], recording]
             onset_s = min(max(onset_s, middle_s - longest_s / 2), offset_s - longest_s)
             name += f"_{longest_s:g}s_of_{whole_s:.0f}s.wav"
             yield _Cut(recording, onset_s, onset_s + longest_s, name, whole_s)
 
 
-def _strongest_moments(audit: str, events: list[EventRow]) -> dict[tuple[str, str], float]:
-    """The middle of the strongest second of each event in each of its recordings, or of the strongest clip."""
-    clips = read_manifest(audit).select(["clip_id", "recording", "onset_s", "duration_s"]).to_pylist()
-    place = {clip["clip_id"]: clip for clip in clips}
+def _audited(audit: str, events: list[EventRow]) -> _Audited:
+    clips = {clip["clip_id"]: clip for clip in read_manifest(audit).select(_PLACE_COLUMNS).to_pylist()}
     scores = read_whole(storage.join(audit, layout.SCORES), schemas.SCORES).to_pylist()
     score_of = {score["clip_id"]: score for score in scores}
-    moments: dict[tuple[str, str], float] = {}
+    ends_s: dict[str, float] = {}
+    for clip in clips.values():
+        ends_s[clip["recording"]] = max(ends_s.get(clip["recording"], 0.0), clip["onset_s"] + clip["duration_s"])
+    moments_s: dict[tuple[str, str], float] = {}
     for event in events:
         column = POOLINGS[event["pooling"]].column
         for clip_id in sorted(event["clip_ids"], key=lambda clip_id: score_of[clip_id][column]):  # the highest is last
-            clip, worst_s = place[clip_id], score_of[clip_id]["worst_onset_s"]
+            clip, worst_s = clips[clip_id], score_of[clip_id]["worst_onset_s"]
             inside_s = clip["duration_s"] / 2 if worst_s is None else worst_s + 0.5
-            moments[event["event_id"], clip["recording"]] = clip["onset_s"] + inside_s
-    return moments
+            moments_s[event["event_id"], clip["recording"]] = clip["onset_s"] + inside_s
+    return _Audited(ends_s, moments_s)
 
 
 def _write_cut(cut: _Cut, place: str | None, target: str) -> None:
