@@ -183,7 +183,8 @@ def _place(members: Sequence[AlarmedClip]) -> EventRow:
 
 def _in_utc(row: EventRow) -> datetime | None:
     """When an event started; by the recorder's own clock where its offset from UTC is not known."""
-    return row["started_at"] and row["started_at"] - timedelta(seconds=row["utc_offset_s"] or 0)
+    started_at: datetime | None = row["started_at"]
+    return started_at and started_at - timedelta(seconds=row["utc_offset_s"] or 0)
 
 
 def _strength(members: Sequence[AlarmedClip], threshold: float) -> EventRow:

@@ -97,7 +97,8 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
         storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
     intervals = agreement.reference_intervals(audit, reference, scored)
     detections = agreement.event_stretches(audit)
-    keys = {name: scores[name][0].as_py() for name in ("model", "seed")} | {"protocol": PROTOCOL, **tolerances}
+    keys: dict[str, Any] = {"protocol": PROTOCOL, **tolerances}
+    keys |= {name: scores[name][0].as_py() for name in ("model", "seed")}
     rows = [
         keys | agreement.agreement_row(kind, stretches, intervals, tolerances) for kind, stretches in detections.items()
     ]
