@@ -65,8 +65,8 @@ def read_name(recording: str) -> RecordingName:
     published = _PUBLISHED.fullmatch(name)
     with contextlib.suppress(ValueError):  # a time that does not exist, no time, or more than one
         if published is not None:
-            year, *others = map(int, published.groups()[1:])
-            times: set[tuple[datetime, str | None]] = {(datetime(2000 + year, *others), None)}
+            year, month, day, hour, minute = map(int, published.groups()[1:])
+            times: set[tuple[datetime, str | None]] = {(datetime(2000 + year, month, day, hour, minute), None)}
             around = f"{published[1]}_*"
         else:
             times = {(_clock(match), match["offset"]) for match in _STAMP.finditer(name)}
