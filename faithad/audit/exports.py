@@ -211,7 +211,7 @@ def _cuts(events: list[EventRow], audited: _Audited, *, margin_s: float, longest
 
 def _audited(audit: str, events: list[EventRow]) -> _Audited:
     clips = {clip["clip_id"]: clip for clip in read_manifest(audit).select(_PLACE_COLUMNS).to_pylist()}
-    scores = read_whole(storage.join(audit, layout.SCORES), schemas.SCORES).to_pylist()
+    scores = read_whole(audit, layout.SCORES, schemas.SCORES).to_pylist()
     score_of = {score["clip_id"]: score for score in scores}
     ends_s: dict[str, float] = {}
     for clip in clips.values():
