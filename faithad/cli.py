@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from faithad.cli_endings import ending
-from faithad.cli_options import Command, Config, Group, Overrides, Redo, Version
+from faithad.cli_options import (
+    Command,
+    Config,
+    DetectionTolerance,
+    GroundTruthTolerance,
+    Group,
+    Overrides,
+    Redo,
+    Version,
+)
 from faithad.errors import ConfigError, shown
 from faithad.runs import layout
 
@@ -125,17 +134,23 @@ def evaluate(
         str | None,
         typer.Option(help="With --audit: reference intervals, as the published table or as labels of another tool."),
     ] = None,
+    detection_tolerance: DetectionTolerance = None,
+    ground_truth_tolerance: GroundTruthTolerance = None,
     overrides: Overrides = None,
     redo: Redo = False,
 ) -> None:
     """Summarise a study's audits, or score one audit against reference intervals (--audit, --annotations)."""
+    tolerances = {"detection_tolerance": detection_tolerance, "ground_truth_tolerance": ground_truth_tolerance}
     if audit is not None and annotations is not None and config is None:
         for option, given in (("--set", overrides), ("--redo", redo)):
             _refuse(option, bool(given), beside="--audit: it scores the results that are there")
-        from faithad.audit.reference import evaluate_audit
+        from faithad.pipelines.evaluate import evaluate_audit_and_report
 
-        _say(evaluate_audit(audit, annotations))
+        changed = {name: share for name, share in tolerances.items() if share is not None}
+        _say(evaluate_audit_and_report(audit, annotations, **changed))
     elif config is not None and audit is None and annotations is None:
+        for name, share in tolerances.items():
+            _refuse(f"--{name.replace('_', '-')}", share is not None, beside="a study, which has no events")
         study = _load(config, overrides)
         _stage("evaluate", study, redo)
         _say(f"Summary tables: {_below(study, layout.SUMMARY)}. {_next('report', config, overrides)}")
@@ -160,11 +175,15 @@ def export_clips(
     audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
     to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
     margin: Annotated[float, typer.Option(min=0, help="Seconds of sound before and after each event.")] = 2.0,
+    longest: Annotated[
+        float,
+        typer.Option(help="Seconds of a WAV at most: of a longer event, those around its strongest moment. inf: all."),
+    ] = 30.0,
 ) -> None:
-    """Cut a WAV around each event of an audit, to listen to."""
+    """Cut a WAV around each event of an audit, to listen to; of a long event, its strongest moment."""
     from faithad.audit.exports import export_clips
 
-    _say(export_clips(audit, to, margin_s=margin))
+    _say(export_clips(audit, to, margin_s=margin, longest_s=longest))
 
 
 @app.command(cls=Command)

@@ -27,6 +27,16 @@ Overrides = Annotated[
 Redo = Annotated[
     bool, typer.Option("--redo", help="Remove results that were made with other settings and make them again.")
 ]
+DetectionTolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="With --audit: an event is true if at least this share of its time is labelled; 0.05 by default."
+    ),
+]
+GroundTruthTolerance = Annotated[
+    float | None,
+    typer.Option(help="With --audit: a label is found if true events cover at least this share of it; 0.5 by default."),
+]
 
 
 class Command(TyperCommand):

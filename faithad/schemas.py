@@ -19,7 +19,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
-# has machine, section and domain. 3: curves, maps and spectrograms are as long as the clip's sound.
+# has machine, section and domain. 3: the manifest has utc_offset_s and recorder, events have utc_offset_s; curves, maps
+# and spectrograms are as long as the clip's sound.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -35,6 +36,8 @@ MANIFEST = pa.schema(
         pa.field("onset_s", pa.float64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("recorded_at", pa.timestamp("us")),
+        pa.field("utc_offset_s", pa.int32()),
+        pa.field("recorder", pa.string()),
         pa.field("split", pa.string(), nullable=False),
         pa.field("label", pa.int8()),
         pa.field("anomaly_type", pa.string()),
@@ -209,6 +212,7 @@ EVENTS = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("started_at", pa.timestamp("us")),
         pa.field("ended_at", pa.timestamp("us")),
+        pa.field("utc_offset_s", pa.int32()),
         pa.field("parts", PARTS, nullable=False),
         pa.field("clip_ids", pa.list_(pa.string()), nullable=False),
         pa.field("n_alarms", pa.int32(), nullable=False),
@@ -331,6 +335,29 @@ COMPARISON = pa.schema(
     ]
 )
 
+# How the events of an audit agree with reference intervals.
+EVENT_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("detections", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("detection_tolerance", pa.float64(), nullable=False),
+        pa.field("ground_truth_tolerance", pa.float64(), nullable=False),
+        pa.field("n_detections", pa.int32(), nullable=False),
+        pa.field("n_true", pa.int32(), nullable=False),
+        pa.field("precision", pa.float64()),
+        pa.field("n_reference", pa.int32(), nullable=False),
+        pa.field("n_found", pa.int32(), nullable=False),
+        pa.field("n_not_heard", pa.int32(), nullable=False),
+        pa.field("recall", pa.float64()),
+        pa.field("detected_s", pa.float64(), nullable=False),
+        pa.field("labelled_s", pa.float64(), nullable=False),
+        pa.field("shared_s", pa.float64(), nullable=False),
+        pa.field("not_heard", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
 # What each column says. `table.column` stands for one table of `layout.TABLES`, where the column means something else.
 MEANINGS = {
     "clip_id": "name of the clip: 16 hex digits of a hash of its recording and its onset",
@@ -338,7 +365,9 @@ MEANINGS = {
     "uri": "where the recording was read from",
     "onset_s": "start of the clip, in seconds from the start of the recording",
     "duration_s": "seconds of sound in the clip; less than a whole clip at the end of a recording",
-    "recorded_at": "wall clock at the clip's onset, without a zone; null where the recording's name does not say it",
+    "recorded_at": "the recorder's own clock at the clip's onset, without a zone; null where the name does not say it",
+    "utc_offset_s": "what this clock is ahead of UTC, in seconds; null where the recording's name does not say it",
+    "recorder": "which recorder made it: the folder and the name around the time stamp; null without a time stamp",
     "split": "`train`, `validation` or `test`",
     "label": "0 normal, 1 anomalous, null unknown",
     "anomaly_type": "type of the anomaly as the annotation table names it",
@@ -395,8 +424,9 @@ MEANINGS = {
     "events.recording": "recording in which the event begins",
     "events.onset_s": "start of the event, in seconds from the start of that recording",
     "events.duration_s": "length of the event in seconds",
-    "started_at": "wall clock at its start, without a zone; null where it is not known",
-    "ended_at": "wall clock at its end",
+    "started_at": "the recorder's own clock at its start, without a zone; null where it is not known",
+    "ended_at": "the recorder's own clock at its end",
+    "events.utc_offset_s": "what the clock at its start is ahead of UTC, in seconds; null where it is not known",
     "parts": "where it lies, half-open, in seconds from the start of each recording",
     "clip_ids": "its alarmed clips",
     "n_alarms": "how many they are",
@@ -455,6 +485,20 @@ MEANINGS = {
     "n_left_out": "number of clips in scope whose difference is not defined",
     "smallest_effect": "difference that this comparison alone would find with a power of 80 %",
     "verdict": "`yes`: A is larger, `no`: B is larger, `no (equivalent)`: within 0.02, or `undecided`, with the reason",
+    "detections": "`events`, or `seconds`: each stretch of the seconds that carry them (column `seconds` of `events`)",
+    "detection_tolerance": "a detection is true if at least this share of its time is labelled",
+    "ground_truth_tolerance": "a reference interval is found if true detections cover at least this share of it",
+    "n_detections": "number of detections",
+    "n_true": "how many of them are true",
+    "summary/events.precision": "n_true / n_detections; null where there is no detection",
+    "n_reference": "number of reference intervals, those that overlap or touch as one",
+    "n_found": "how many of them are found",
+    "n_not_heard": "how many of them lie in sound that was not scored, and count as not found",
+    "summary/events.recall": "n_found / n_reference; null where there is no reference interval",
+    "detected_s": "how long all detections are together",
+    "labelled_s": "how long all reference intervals are together",
+    "shared_s": "how long both are at the same time",
+    "not_heard": "recordings with reference intervals that lie in sound that was not scored",
     "trial": "name of the trial",
     "mask_ratio": "share of the patches that the MAE's training hides",
     "patch": "edge of a patch, in cells",

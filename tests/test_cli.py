@@ -50,6 +50,12 @@ def test_an_evaluation_of_one_audit_takes_no_settings(option: str) -> None:
     assert f"{option.partition('=')[0]}: it has no meaning with --audit" in said
 
 
+@pytest.mark.parametrize("option", ["--detection-tolerance", "--ground-truth-tolerance"])
+def test_a_study_has_no_events_to_match(config: str, option: str) -> None:
+    said = usage_error("evaluate", "--config", config, option, "0.3")
+    assert f"{option}: it has no meaning with a study, which has no events" in said
+
+
 def test_a_study_retries_no_clips(config: str) -> None:
     said = usage_error("audit", "--config", config, "--retry-failed")
     assert "--retry-failed: it has no meaning with a study" in said

@@ -3,17 +3,15 @@
 Clips that may belong to one event share an axis:
 
 1. The clips of one recording, by their place in it.
-2. Recordings of one recorder that continue each other by the wall clock: the next one begins where the last clip of
-   the one before ends, or less than one clip later (a dropped remainder leaves such a gap), or up to a second earlier
-   (clocks drift). A recorder is a folder; folders that differ by a date alone (`2024-05-06`, `20240506`, `2024/05/06`)
-   belong to one recorder, because an event may last past midnight. Recordings without a wall clock, and those of
-   different recorders, have axes of their own.
+2. Recordings of one recorder (see `clips.recording_names`) that continue each other by the clock: the next one begins
+   where the last clip of the one before ends, or less than one clip later (a dropped remainder leaves such a gap), or
+   up to a second earlier (clocks drift). Clocks whose offset from UTC is known are compared in UTC, and never with
+   those whose offset is not known. Recordings without a clock, and those of different recorders, have axes of their
+   own.
 """
 
 from __future__ import annotations
 
-import posixpath
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -28,7 +26,6 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.vocabulary import POOLINGS
 
 _CLOCK_TOLERANCE_S = 1.0
-_DAY = re.compile(r"(?<!\d)(?:19|20)\d\d([-_./]?)(?:0\d|1[0-2])\1(?:[0-2]\d|3[01])(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class AlarmedClip:
     onset_s: float
     offset_s: float
     begins_at: datetime | None
+    utc_offset_s: int | None
     score: float
     worst_onset_s: float | None
     worst_mel_band: int | None
@@ -86,7 +84,8 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
         return []
     place = pc.index_in(raised["clip_id"], value_set=clip_ids)
     axes, shifts_s, names = _time_axes(manifest, clip_s=clip_s)
-    clips = manifest.select(["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]).take(place).to_pylist()
+    columns = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
+    clips = manifest.select(columns).take(place).to_pylist()
     numbers = pc.index_in(pc.take(manifest["recording"], place), value_set=names).to_pylist()
     alarms = [
         AlarmedClip(
@@ -97,6 +96,7 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
             onset_s=clip["onset_s"],
             offset_s=round(clip["onset_s"] + clip["duration_s"], 6),
             begins_at=clip["recorded_at"],
+            utc_offset_s=clip["utc_offset_s"],
             score=score[column],
             worst_onset_s=score["worst_onset_s"],
             worst_mel_band=score["worst_mel_band"],
@@ -116,25 +116,24 @@ def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[fl
     np.maximum.at(last_s, codes, onset_s + manifest["duration_s"].to_numpy())
     clock = manifest["recorded_at"].combine_chunks()
     known = clock.is_valid().to_numpy(zero_copy_only=False)
-    clock_us = clock.cast(pa.int64()).fill_null(0).to_numpy()
+    offset = manifest["utc_offset_s"].combine_chunks()
+    offset_us = 1_000_000 * offset.fill_null(0).to_numpy().astype(np.int64)
+    clock_us = clock.cast(pa.int64()).fill_null(0).to_numpy() - offset_us
     start_s = np.full(len(names), np.nan)
     # Counted from the first clip: seconds since 1970 would leave floats no digits for microseconds.
     begin_us = clock_us[known].min() if known.any() else 0
     start_s[codes[known]] = (clock_us[known] - begin_us) / 1e6 - onset_s[known]
-    recorders = [_recorder(name) for name in names]
+    first_rows = pa.array(np.unique(codes, return_index=True)[1])
+    recorders = manifest["recorder"].take(first_rows).to_pylist()
+    groups = list(zip(recorders, offset.is_valid().take(first_rows).to_pylist(), strict=True))
     order = sorted(
-        np.flatnonzero(np.isfinite(start_s)).tolist(),
-        key=lambda number: (recorders[number], start_s[number], names[number]),
+        (number for number in np.flatnonzero(np.isfinite(start_s)).tolist() if recorders[number] is not None),
+        key=lambda number: (groups[number], start_s[number], names[number]),
     )
     axes, shifts_s = list(range(len(names))), [0.0] * len(names)
     for before, after in pairwise(order):
         gap_s = start_s[after] + first_s[after] - start_s[before] - last_s[before]
-        if recorders[before] == recorders[after] and -_CLOCK_TOLERANCE_S <= gap_s < clip_s:
+        if groups[before] == groups[after] and -_CLOCK_TOLERANCE_S <= gap_s < clip_s:
             axes[after] = axes[before]
             shifts_s[after] = float(shifts_s[before] + start_s[after] - start_s[before])
     return axes, shifts_s, encoded.dictionary
-
-
-def _recorder(name: str) -> str:
-    """What the recordings of one recorder have in common: their folder, but for the day."""
-    return _DAY.sub("", posixpath.dirname(name))

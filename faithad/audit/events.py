@@ -1,7 +1,7 @@
 """From alarmed clips to events: when something happened, how strong it was, and which seconds and mel bands carry it.
 
-Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings that continue each other by
-the wall clock (see `alarmed_clips`).
+Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings of one recorder that continue
+each other by the clock (see `alarmed_clips`).
 
 Conventions
     Times are seconds from the start of a recording, half-open; clips may overlap.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
 from faithad.evaluation.arrays import list_arrays
+from faithad.evaluation.intersection import NOISE_S, Span, merge_spans
 from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import flagged_segments
@@ -35,10 +36,6 @@ from faithad.schemas import EVENTS
 from faithad.settings import FeatureSettings
 
 EventRow = dict[str, Any]  # of schemas.EVENTS, or some columns of one
-Span = tuple[float, float]
-
-# Places are sums of decimal seconds; their rounding noise must not decide what merges.
-_NOISE_S = 1e-6
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def find_events(
         features: of the model.
 
     Returns:
-        schemas.EVENTS by wall clock (events without one last), recording and onset.
+        schemas.EVENTS by the clock (in UTC where the offset is known), recording and onset; those without a clock last.
 
     Raises:
         StudyError, ValueError: as `alarmed_clips`.
@@ -108,19 +105,8 @@ def find_events(
                 "faithfulness": float(np.mean(values)) if values else None,
             }
         )
-    rows.sort(key=lambda row: (row["started_at"] or datetime.max, row["recording"], row["onset_s"]))
+    rows.sort(key=lambda row: (_in_utc(row) or datetime.max, row["recording"], row["onset_s"]))
     return pa.Table.from_pylist(rows, schema=EVENTS)
-
-
-def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """Spans (onset, offset) in order, those that overlap or touch as one."""
-    merged: list[Span] = []
-    for onset, offset in sorted(spans):
-        if merged and onset <= merged[-1][1] + _NOISE_S:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], offset))
-        else:
-            merged.append((onset, offset))
-    return merged
 
 
 def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[AlarmedClip]]:
@@ -128,7 +114,7 @@ def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[Alar
     groups: list[list[AlarmedClip]] = []
     reached_s = -math.inf
     for clip in alarms:
-        if groups and groups[-1][-1].axis == clip.axis and clip.at_s - reached_s <= merge_gap_s + _NOISE_S:
+        if groups and groups[-1][-1].axis == clip.axis and clip.at_s - reached_s <= merge_gap_s + NOISE_S:
             groups[-1].append(clip)
             reached_s = max(reached_s, clip.until_s)
         else:
@@ -176,18 +162,24 @@ def _place(members: Sequence[AlarmedClip]) -> EventRow:
         }
         for recording, clips in _by_recording(members)
     ]
-    ends = [clip.begins_at and clip.begins_at + timedelta(seconds=clip.offset_s - clip.onset_s) for clip in members]
-    known = [end for end in ends if end is not None]
+    last = max(members, key=lambda clip: clip.until_s)
     return {
         "recording": parts[0]["recording"],
         "onset_s": parts[0]["onset_s"],
-        "duration_s": round(max(clip.until_s for clip in members) - members[0].at_s, 6),
+        "duration_s": round(last.until_s - members[0].at_s, 6),
         "started_at": members[0].begins_at,
-        "ended_at": max(known) if len(known) == len(ends) else None,
+        "ended_at": last.begins_at and last.begins_at + timedelta(seconds=last.offset_s - last.onset_s),
+        "utc_offset_s": members[0].utc_offset_s,
         "parts": parts,
         "clip_ids": [clip.clip_id for clip in members],
         "n_alarms": len(members),
     }
+
+
+def _in_utc(row: EventRow) -> datetime | None:
+    """When an event started; by the recorder's own clock where its offset from UTC is not known."""
+    started_at: datetime | None = row["started_at"]
+    return started_at and started_at - timedelta(seconds=row["utc_offset_s"] or 0)
 
 
 def _strength(members: Sequence[AlarmedClip], threshold: float) -> EventRow:
@@ -208,7 +200,7 @@ def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Expl
                 seconds = explained[clip.clip_id].seconds if clip.clip_id in explained else []
             spans += [(clip.onset_s + second, min(clip.onset_s + second + 1, clip.offset_s)) for second in seconds]
         # In results of FORMAT 1 and 2, the peak of a short clip may lie after the end of the recording.
-        inside = [(onset, offset) for onset, offset in spans if offset - onset > _NOISE_S]
+        inside = [(onset, offset) for onset, offset in spans if offset - onset > NOISE_S]
         stretches += [
             {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
             for onset, offset in merge_spans(inside)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import soundfile
 
-from faithad import storage
+from faithad import schemas, storage
 from faithad.audit.events import EventRow
 from faithad.audit.finished import require_finished
 from faithad.clips.labels import csv_labels, label_studio
@@ -24,14 +24,14 @@ from faithad.clips.sound_files import lower_24_bits, open_sound
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
-from faithad.runs.tables import read_manifest
-from faithad.vocabulary import count
+from faithad.runs.tables import read_events, read_manifest, read_whole
+from faithad.vocabulary import POOLINGS, count
 
 # In these formats all labels lie in one file; in the others each recording has its own.
 _ONE_FILE = ("label-studio", "csv")
-_EVENT_COLUMNS = ("event_id", "model", "seed", "started_at", "ended_at", "score", "threshold", "strength", "n_alarms",
-                  "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness")  # fmt: skip
 
+LONGEST_S = 30.0
+_PLACE_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s"]
 _BLOCK_FRAMES = 1 << 18
 # Below this libsndfile decodes and encodes without any change; other encodings are kept to 24 bits.
 _EXACT = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
@@ -39,12 +39,26 @@ _LARGEST_WAV_BYTES = 2**32 - 2**16
 
 
 class _Cut(NamedTuple):
-    """One review file: a stretch of a recording, in seconds, and the name of the file."""
+    """One review file: a stretch of a recording, in seconds, and the name of the file.
+
+    `of_s` is how long the event with its margin is there, if the file holds only a part of it.
+    """
 
     recording: str
     onset_s: float
     offset_s: float
     name: str
+    of_s: float | None = None
+
+
+class _Audited(NamedTuple):
+    """Where the last clip of each recording ends, and the strongest moment of each event in each of its recordings.
+
+    The strongest moment is the middle of the worst second of the clip with the highest score, or the clip's middle.
+    """
+
+    ends_s: dict[str, float]
+    moments_s: dict[tuple[str, str], float]
 
 
 def export_events(audit: str, to: str, *, format: str) -> str:
@@ -82,7 +96,7 @@ def export_events(audit: str, to: str, *, format: str) -> str:
     return f"{count(len(events), 'event')} in {recordings} as {kind}: {written} in {to}."
 
 
-def export_clips(audit: str, to: str, *, margin_s: float) -> str:
+def export_clips(audit: str, to: str, *, margin_s: float, longest_s: float = LONGEST_S) -> str:
     """Cut a WAV around each event, one per part where an event runs over several recordings.
 
     The WAV has the recording's sample rate and channels, and its bits if it is PCM. Recordings that cannot be read are
@@ -92,33 +106,44 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
         audit: folder or URI that `faithad audit --out` wrote to.
         to: folder or URI to write to.
         margin_s: seconds before and after, as far as the recording goes.
+        longest_s: seconds of a WAV at most, with its margin. Of a longer part, these lie around its strongest moment:
+            the worst second of the clip with the highest score. The name of such a file ends in `_<these>s_of_<all>s`.
 
     Returns:
         A line for the user.
 
     Raises:
-        ConfigError: a margin below 0.
+        ConfigError: a margin below 0, or a length that is not above 0.
         StudyError: there is no finished audit, or somebody works there.
         RecordingError: there are events, and none of their recordings can be read.
     """
     if not margin_s >= 0:
         raise ConfigError(f"--margin is {margin_s}; it must be 0 s or more.")
+    if not longest_s > 0:
+        raise ConfigError(f"--longest is {longest_s}; it must be above 0 s, or inf for whole events.")
     events = _read_events(audit)
     if not events:
         return f"There is no event in {audit}, so there is nothing to cut."
     places = _places(audit)
     failures: dict[str, str] = {}
-    n_written = 0
-    for cut in _cuts(events):
+    n_written = n_parts = 0
+    for cut in _cuts(events, _audited(audit, events), margin_s=margin_s, longest_s=longest_s):
         try:
-            _write_cut(cut, places.get(cut.recording), storage.join_path(to, cut.name), margin_s=margin_s)
+            _write_cut(cut, places.get(cut.recording), storage.join_path(to, cut.name))
             n_written += 1
+            n_parts += cut.of_s is not None
         except RecordingError as error:
             failures[cut.recording] = str(error)
     reasons_of = "\n".join(f"  {shown(recording)}: {reason}" for recording, reason in failures.items())
     if not n_written:
         raise RecordingError(f"Not one of the recordings with events can be read:\n{reasons_of}")
     line = f"{count(n_written, 'WAV file')} of {count(len(events), 'event')} in {to}."
+    if n_parts:
+        hold = "1 holds" if n_parts == 1 else f"{n_parts:,} hold"
+        line += (
+            f" {hold} no more than the {longest_s:g} s around the strongest moment of a longer event: --longest inf "
+            "writes whole events."
+        )
     left_out = count(len(failures), "recording is", "recordings are")
     return f"{line} {left_out} left out:\n{reasons_of}" if failures else line
 
@@ -126,7 +151,7 @@ def export_clips(audit: str, to: str, *, margin_s: float) -> str:
 def _read_events(audit: str) -> list[EventRow]:
     require_finished(audit)
     require_nobody_in(audit)  # an audit that begins anew removes its tables
-    return cast(list[EventRow], storage.read_table(storage.join(audit, layout.EVENTS)).to_pylist())
+    return cast(list[EventRow], read_events(audit).to_pylist())
 
 
 def _places(audit: str) -> dict[str, str]:
@@ -142,34 +167,66 @@ def _label(event: EventRow, part: dict[str, Any]) -> Label:
 
 def _event_cells(parts: list[tuple[EventRow, dict[str, Any]]]) -> dict[str, list[str]]:
     """The columns of a CSV table beside the label: what is known of the event, one cell per part."""
-    cells = {name: [_cell(event[name]) for event, _ in parts] for name in _EVENT_COLUMNS}
-    cells["seconds"] = [
-        "; ".join(
-            f"{second['onset_s']:g}-{second['offset_s']:g}"
-            for second in event["seconds"]
-            if second["recording"] == part["recording"]
-        )
-        for event, part in parts
-    ]
-    return cells
+    seconds = [_seconds(event, part) for event, part in parts]
+    return {
+        name: seconds if name == "seconds" else [_cell(event[name]) for event, _ in parts]
+        for name in csv_labels.EVENT_COLUMNS
+    }
+
+
+def _seconds(event: EventRow, part: dict[str, Any]) -> str:
+    """The seconds of one recording that the explanation points at."""
+    return "; ".join(
+        f"{second['onset_s']:g}-{second['offset_s']:g}"
+        for second in event["seconds"]
+        if second["recording"] == part["recording"]
+    )
 
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _cuts(events: list[EventRow]) -> Iterator[_Cut]:
+def _cuts(events: list[EventRow], audited: _Audited, *, margin_s: float, longest_s: float) -> Iterator[_Cut]:
     """The files of all events: numbered in the order of the table of events and named after the recording."""
     for number, event in enumerate(events, start=1):
         for place, part in enumerate(event["parts"], start=1):
-            stem = plain_name(storage.name_of(part["recording"]).rpartition(".")[0] or part["recording"])
+            recording = part["recording"]
+            stem = plain_name(storage.name_of(recording).rpartition(".")[0] or recording)
             several = f"_part{place}" if len(event["parts"]) > 1 else ""
             event_id = plain_name(event["event_id"], longest=8)
-            name = f"{number:04d}_{stem}_{part['onset_s']:.0f}s_{event_id}{several}.wav"
-            yield _Cut(part["recording"], part["onset_s"], part["offset_s"], name)
+            name = f"{number:04d}_{stem}_{part['onset_s']:.0f}s_{event_id}{several}"
+            onset_s, offset_s = max(0.0, part["onset_s"] - margin_s), part["offset_s"] + margin_s
+            if offset_s - onset_s > longest_s:
+                offset_s = min(offset_s, max(part["offset_s"], audited.ends_s[recording]))
+            whole_s = offset_s - onset_s
+            if whole_s <= longest_s:
+                yield _Cut(recording, onset_s, offset_s, f"{name}.wav")
+                continue
+            middle_s = audited.moments_s[event["event_id"], recording]
+            onset_s = min(max(onset_s, middle_s - longest_s / 2), offset_s - longest_s)
+            name += f"_{longest_s:g}s_of_{whole_s:.0f}s.wav"
+            yield _Cut(recording, onset_s, onset_s + longest_s, name, whole_s)
 
 
-def _write_cut(cut: _Cut, place: str | None, target: str, *, margin_s: float) -> None:
+def _audited(audit: str, events: list[EventRow]) -> _Audited:
+    clips = {clip["clip_id"]: clip for clip in read_manifest(audit).select(_PLACE_COLUMNS).to_pylist()}
+    scores = read_whole(audit, layout.SCORES, schemas.SCORES).to_pylist()
+    score_of = {score["clip_id"]: score for score in scores}
+    ends_s: dict[str, float] = {}
+    for clip in clips.values():
+        ends_s[clip["recording"]] = max(ends_s.get(clip["recording"], 0.0), clip["onset_s"] + clip["duration_s"])
+    moments_s: dict[tuple[str, str], float] = {}
+    for event in events:
+        column = POOLINGS[event["pooling"]].column
+        for clip_id in sorted(event["clip_ids"], key=lambda clip_id: score_of[clip_id][column]):  # the highest is last
+            clip, worst_s = clips[clip_id], score_of[clip_id]["worst_onset_s"]
+            inside_s = clip["duration_s"] / 2 if worst_s is None else worst_s + 0.5
+            moments_s[event["event_id"], clip["recording"]] = clip["onset_s"] + inside_s
+    return _Audited(ends_s, moments_s)
+
+
+def _write_cut(cut: _Cut, place: str | None, target: str) -> None:
     """Copy a stretch of a recording block by block: an event may last for hours.
 
     Raises:
@@ -179,8 +236,8 @@ def _write_cut(cut: _Cut, place: str | None, target: str, *, margin_s: float) ->
         raise RecordingError(f"The manifest does not hold {cut.recording!r}: it belongs to another audit.")
     with tempfile.TemporaryFile() as aside:
         with open_sound(place) as (sound, correction):
-            start = max(0, round((cut.onset_s - margin_s) * sound.samplerate))
-            end = min(sound.frames, round((cut.offset_s + margin_s) * sound.samplerate))
+            start = round(cut.onset_s * sound.samplerate)
+            end = min(sound.frames, round(cut.offset_s * sound.samplerate))
             if start >= end:
                 raise RecordingError(f"{place} ends before {cut.onset_s:g} s: the file has changed since the audit.")
             subtype = sound.subtype if sound.subtype in _EXACT else "PCM_24"

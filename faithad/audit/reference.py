@@ -2,28 +2,29 @@
 
 Everything is computed from the audit's tables; no model runs. The reference covers all recordings that were audited: a
 clip without any interval is normal. The summary tables of a study (`evaluation.summary.SUMMARIES`) are written into
-the audit's folder, under the protocol `audit`.
+the audit's folder, under the protocol `audit`, and `summary/events`: how events, and the seconds that carry them, agree
+with the reference by the time that they share (see `evaluation.intersection`). Intervals in sound that was not scored
+count as not found.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.audit.events import Span, merge_spans
+from faithad.audit import agreement
 from faithad.audit.finished import read_card, require_finished
 from faithad.clips.annotations import Annotation
-from faithad.clips.labels.names import look_up
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
 from faithad.config.audit import AuditRun, load_written_audit
-from faithad.errors import AnnotationError, StudyError
+from faithad.errors import AnnotationError, ConfigError, StudyError
+from faithad.evaluation import intersection
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
 from faithad.evaluation.temporal import Intervals, localization
@@ -33,61 +34,48 @@ from faithad.runs.formats import mark_format
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.tables import read_manifest, read_shards, read_whole
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import count
-
-Stretch = tuple[str, Span]  # of a recording
 
 PROTOCOL = "audit"
-# Spans that share less than this overlap by rounding alone.
-_SHORTEST_S = 0.001
 _OWN_EVENTS = (
     "Warning: the reference is this audit's own events, interval for interval, so these figures compare the audit with "
     "itself. Correct the labels first: delete false alarms, add what was missed, move onsets and offsets."
 )
 
 
-@dataclass(frozen=True)
-class _EventCounts:
-    """How events and reference agree.
-
-    Attributes:
-        right: events that overlap the reference.
-        events: all events.
-        recalled: stretches of the reference that some event overlaps.
-        stretches: all stretches of the reference.
-        whole: stretches that are whole windows, because the expert marked no interval in them.
-        own: the reference is the audit's own events and nothing else.
-    """
-
-    right: int
-    events: int
-    recalled: int
-    stretches: int
-    whole: int
-    own: bool
-
-
-def evaluate_audit(audit: str, annotations: str) -> str:
+def evaluate_audit(
+    audit: str,
+    annotations: str,
+    *,
+    detection_tolerance: float = intersection.DETECTION_TOLERANCE,
+    ground_truth_tolerance: float = intersection.GROUND_TRUTH_TOLERANCE,
+) -> str:
     """Score an audit against reference intervals and write its summary tables.
 
     Args:
         audit: folder or URI that `faithad audit --out` wrote to.
         annotations: a file or folder of labels, see `read_reference`.
+        detection_tolerance: share of an event's time that must be labelled for it to be true.
+        ground_truth_tolerance: share of an interval that true events must cover for it to be found.
 
     Returns:
-        A line for the user: the reference, the clips' AUC, the events' precision and recall, the seconds' F-score.
-        A second line warns where the reference is the audit's own events.
+        Lines for the user: the reference, the clips' AUC, the events' precision and recall, those of the seconds that
+        carry them, the seconds' F-score. The last line warns where the reference is the audit's own events.
 
     Raises:
         AnnotationError: the reference cannot be read, or names recordings or times that were not audited.
+        ConfigError: a tolerance is not above 0 and at most 1.
         StudyError: there is no finished audit, it scored nothing, or a command is working in its folder.
     """
+    tolerances = {"detection_tolerance": detection_tolerance, "ground_truth_tolerance": ground_truth_tolerance}
+    for name, share in tolerances.items():
+        if not 0 < share <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {share}; it must be above 0 and at most 1.")
     require_finished(audit)  # before a lock is put into a folder that may be no audit
     with alone_in(audit):
-        return _evaluate(audit, annotations)
+        return _evaluate(audit, annotations, tolerances)
 
 
-def _evaluate(audit: str, annotations: str) -> str:
+def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str:
     run = load_written_audit(storage.join(audit, layout.AUDIT))
     reference = read_reference(annotations)
     scores = read_whole(audit, layout.SCORES, schemas.SCORES)
@@ -107,16 +95,29 @@ def _evaluate(audit: str, annotations: str) -> str:
         tables[name] = summarize(name, sources, experiment)
         require_still_alone()
         storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
-    counts = _event_counts(audit, reference, scored)
-    line = " ".join(
-        [
-            _detection_words(tables["detection"], scored),
-            _event_words(counts),
-            _f_score_words(tables["f_score"], run),
-            f"Tables: {storage.join(audit, layout.SUMMARY)}.",
-        ]
+    intervals = agreement.reference_intervals(audit, reference, scored)
+    detections = agreement.event_stretches(audit)
+    keys: dict[str, Any] = {"protocol": PROTOCOL, **tolerances}
+    keys |= {name: scores[name][0].as_py() for name in ("model", "seed")}
+    rows = [
+        keys | agreement.agreement_row(kind, stretches, intervals, tolerances) for kind, stretches in detections.items()
+    ]
+    require_still_alone()
+    storage.write_table(
+        pa.Table.from_pylist(rows, schema=schemas.EVENT_SUMMARY),
+        storage.join(audit, layout.summary("events")),
+        schema=schemas.EVENT_SUMMARY,
     )
-    return f"{line}\n{_OWN_EVENTS}" if counts.own else line
+    lines = [
+        *reference.notes,
+        _detection_words(tables["detection"], scored),
+        *agreement.agreement_words(rows, intervals.n_whole),
+        _f_score_words(tables["f_score"], run),
+        f"Tables: {storage.join(audit, layout.SUMMARY)}.",
+    ]
+    if agreement.are_equal(intervals, detections[agreement.EVENTS]):
+        lines.append(_OWN_EVENTS)
+    return "\n".join(lines)
 
 
 def _features(audit: str, run: AuditRun) -> FeatureSettings:
@@ -171,68 +172,6 @@ def _localized(
     return pa.concat_tables(parts), n_frames
 
 
-def _event_counts(audit: str, reference: Iterable[Annotation], scored: pa.Table) -> _EventCounts:
-    """Events against the stretches of the reference that lie, at least in part, in clips that were scored.
-
-    A window without an interval counts as one stretch. Stretches that overlap are one.
-    """
-    audited = _by_recording(
-        (clip["recording"], (clip["onset_s"], clip["onset_s"] + clip["duration_s"]))
-        for clip in scored.select(["recording", "onset_s", "duration_s"]).to_pylist()
-    )
-    # Of the ledger, because a recording that gave no score may be called the same as another one.
-    names = storage.read_table(storage.join(audit, layout.LEDGER), columns=["recording"])["recording"].to_pylist()
-    recordings_of = look_up(names)
-    marked: list[Stretch] = []
-    whole: list[Stretch] = []
-    for annotation in reference:
-        window = (annotation.onset_s, annotation.offset_s)
-        spans = [(annotation.onset_s + onset, annotation.onset_s + offset) for onset, offset in annotation.intervals]
-        for recording in recordings_of(annotation.recording):
-            marked += [(recording, span) for span in spans or [window]]
-            whole += [] if spans else [(recording, window)]
-    stretches = [
-        (recording, span)
-        for recording, spans in _by_recording(marked).items()
-        for span in spans
-        if _overlaps(span, audited.get(recording, []))
-    ]
-    heard = _by_recording(stretches)
-    events: list[list[Stretch]] = [
-        [(part["recording"], (part["onset_s"], part["offset_s"])) for part in parts]
-        for parts in storage.read_table(storage.join(audit, layout.EVENTS), columns=["parts"])["parts"].to_pylist()
-    ]
-    all_parts = [part for event in events for part in event]
-    alarmed = _by_recording(all_parts)
-    return _EventCounts(
-        right=sum(any(_overlaps(span, heard.get(name, [])) for name, span in event) for event in events),
-        events=len(events),
-        recalled=sum(_overlaps(span, alarmed.get(name, [])) for name, span in stretches),
-        stretches=len(stretches),
-        whole=sum(_overlaps(span, audited.get(name, [])) for name, span in whole),
-        own=bool(events) and _hundredths(marked) == _hundredths(all_parts),
-    )
-
-
-def _hundredths(stretches: Iterable[Stretch]) -> set[tuple[str, int, int]]:
-    """Stretches in hundredths of a second: label files hold fewer digits than tables."""
-    return {(recording, round(100 * onset), round(100 * offset)) for recording, (onset, offset) in stretches}
-
-
-def _by_recording(stretches: Iterable[Stretch]) -> dict[str, list[Span]]:
-    """Spans by recording, in order, those that overlap or touch as one."""
-    spans: dict[str, list[Span]] = {}
-    for recording, span in stretches:
-        spans.setdefault(recording, []).append(span)
-    return {recording: merge_spans(of_recording) for recording, of_recording in spans.items()}
-
-
-def _overlaps(span: Span, others: Sequence[Span]) -> bool:
-    """Whether a span shares some time with one of the others, which are sorted and do not overlap."""
-    place = bisect.bisect_right(others, span[0] + _SHORTEST_S, key=lambda other: other[1])
-    return place < len(others) and others[place][0] + _SHORTEST_S < span[1]
-
-
 def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     labels = scored["label"].to_pylist()
     n_anomalous, n_normal = labels.count(1), labels.count(0)
@@ -247,17 +186,6 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     if not areas:
         return f"{words}; no AUC, which needs both."
     return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}."
-
-
-def _event_words(counts: _EventCounts) -> str:
-    precision = f" (precision {counts.right / counts.events:.3f})" if counts.events else ""
-    recall = f" (recall {counts.recalled / counts.stretches:.3f})" if counts.stretches else ""
-    windows = count(counts.whole, "window without an interval counts", "windows without an interval count")
-    whole = f"; {windows} whole" if counts.whole else ""
-    return (
-        f"Events: {counts.right} of {counts.events} right{precision}, {counts.recalled} of {counts.stretches} "
-        f"reference intervals found{recall}{whole}."
-    )
 
 
 def _f_score_words(f_score: pa.Table, run: AuditRun) -> str:

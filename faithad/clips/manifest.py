@@ -26,7 +26,8 @@ from faithad import storage
 from faithad.clips.annotations import Annotation, Interval
 from faithad.clips.labels.names import look_up
 from faithad.clips.ledger import LedgerRow, ledger_row
-from faithad.clips.recordings import SHORTEST_CLIP_S, AudioHeader, Remainder, cut_windows, recorded_at
+from faithad.clips.recording_names import read_name
+from faithad.clips.recordings import SHORTEST_CLIP_S, AudioHeader, Remainder, cut_windows
 from faithad.errors import AnnotationError, RecordingError
 from faithad.schemas import MANIFEST, SPLITS
 from faithad.vocabulary import listed
@@ -174,6 +175,24 @@ def attach_annotations(
     return [_labelled(row, touching.get(index, [])) for index, row in enumerate(rows)]
 
 
+def not_heard(rows: Iterable[ClipRow], annotations: Iterable[Annotation]) -> list[Annotation]:
+    """The annotations that share no time with any clip: of recordings, or parts of recordings, that became none.
+
+    Args:
+        rows: all clips.
+        annotations: a table that fits the recordings, see `attach_annotations`.
+    """
+    clips: dict[str, list[ClipRow]] = {}
+    for row in rows:
+        clips.setdefault(row.recording, []).append(row)
+    find = look_up(clips)
+    return [
+        annotation
+        for annotation in annotations
+        if not any(_shared_s(row, annotation) for path in find(annotation.recording) for row in clips[path])
+    ]
+
+
 def manifest_table(rows: Iterable[ClipRow]) -> pa.Table:
     """The manifest, sorted by recording and onset.
 
@@ -261,10 +280,12 @@ def _cut_to_clip(annotation: Annotation, row: ClipRow) -> list[Interval]:
 
 
 def _manifest_columns(row: ClipRow) -> dict[str, object]:
-    start = recorded_at(row.recording)
+    name = read_name(row.recording)
     return {
         **asdict(row),
         "clip_id": row.clip_id,
-        "recorded_at": None if start is None else start + timedelta(seconds=row.onset_s),
+        "recorded_at": name.recorded_at and name.recorded_at + timedelta(seconds=row.onset_s),
+        "utc_offset_s": name.utc_offset_s,
+        "recorder": name.recorder,
         "intervals": [{"onset_s": onset_s, "offset_s": offset_s} for onset_s, offset_s in row.intervals],
     }

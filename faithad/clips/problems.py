@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -14,9 +14,17 @@ from faithad import storage
 from faithad.errors import FaithadError
 from faithad.vocabulary import count
 
+# So many problems of a file are told one by one.
+_MOST = 10
+_TAB = "\t"
+
 
 class ProblemList(list[str]):
-    """The problems of a file, one line of text each."""
+    """The problems of a file, one line of text each; and in `unread` the columns of its table that nobody reads."""
+
+    def __init__(self, problems: Iterable[str] = ()) -> None:
+        super().__init__(problems)
+        self.unread: list[str] = []
 
     @contextlib.contextmanager
     def at(self, place: str) -> Iterator[None]:
@@ -27,9 +35,10 @@ class ProblemList(list[str]):
             self.append(f"{place}: {error}")
 
     def refuse(self, location: str, noun: str, *, error: type[FaithadError]) -> None:
-        """Raise an error with all problems, if there are any; `noun` names what the location holds."""
+        """Raise an error with the first problems and their number, if there are any; `noun` names what is there."""
         if self:
-            lines = "\n  ".join(self)
+            lines = "\n  ".join(self[:_MOST])
+            lines += f"\n  and {len(self) - _MOST:,} more" if len(self) > _MOST else ""
             raise error(f"{location}: {count(len(self), 'problem')} in the {noun}:\n  {lines}")
 
 
@@ -70,20 +79,24 @@ def csv_rows(
     noun: str,
     needed: Sequence[str],
     optional: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
     others_allowed: bool = True,
+    delimiter: str = ",",
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV table that are not blank: their numbers, and their cells by column.
 
     `problems` gets a line for each needed column that is missing or repeated, and for each row with too few or too many
     cells. If a needed column is missing, there are no rows. Columns may have any order; their case, spaces and a hint
-    in brackets are ignored. Of an optional column that is repeated, the last one counts. Where no others are allowed,
-    `problems` also gets a line for each optional column that is repeated, and for each column that is neither needed
-    nor optional. `noun` names the table in messages.
+    in brackets are ignored. Of an optional column that is repeated, the last one counts. `aliases` are other names of
+    columns. Other columns are noted in `problems.unread`; where no others are allowed, `problems` gets a line for each
+    of them, and for each optional column that is repeated. `noun` names the table in messages.
     """
     try:
         lines = [
             (number, cells)
-            for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), start=1)
+            for number, cells in enumerate(
+                csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter), start=1
+            )
             if any(cell.strip() for cell in cells)
         ]
     except csv.Error as error:
@@ -91,6 +104,7 @@ def csv_rows(
         return
     top, header = lines[0] if lines else (1, [])
     names = {_comparable(column): column for column in (*needed, *optional)}
+    names |= {_comparable(alias): column for alias, column in (aliases or {}).items()}
     columns = [names.get(_comparable(name), "") for name in header]
     if missing := [shorten(column) for column in needed if column not in columns]:
         hint = "; its columns seem separated by semicolons: use commas" if ";" in "".join(header) else ""
@@ -100,16 +114,19 @@ def csv_rows(
     single = needed if others_allowed else (*needed, *optional)
     repeated = [shorten(column) for column, times in Counter(columns).items() if column in single and times > 1]
     problems += [f"row {top}: column {column!r} is there more than once; keep one" for column in repeated]
-    if not others_allowed:
-        allowed = ", ".join(map(shorten, names.values()))
-        unknown = [name for name, column in zip(header, columns, strict=True) if not column]
+    unknown = [name for name, column in zip(header, columns, strict=True) if not column]
+    if others_allowed:
+        problems.unread += unknown
+    else:
+        allowed = ", ".join(map(shorten, (*needed, *optional)))
         problems += [f"row {top}: unknown column {name!r}; allowed: {allowed}" for name in unknown]
     for number, cells in lines[1:]:
         if len(cells) == len(header):
             yield number, dict(zip(columns, cells, strict=True))
         else:
             problems.append(
-                f"row {number}: {len(cells)} cells instead of {len(header)}; put cells with commas in quotes"
+                f"row {number}: {len(cells)} cells instead of {len(header)}; put cells with "
+                f"{'tabs' if delimiter == _TAB else 'commas'} in quotes"
             )
 
 

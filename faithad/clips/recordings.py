@@ -13,11 +13,8 @@ the person who looks after the recorder. Digital silence is a valid sound.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
 from dataclasses import dataclass
-from datetime import datetime
 from fractions import Fraction
 from typing import Literal, NamedTuple, cast
 
@@ -26,7 +23,6 @@ import numpy.typing as npt
 import torch
 import torchaudio.functional
 
-from faithad import storage
 from faithad.clips.sound_files import DamagedError, lower_24_bits, open_sound, refusal
 from faithad.errors import shown
 
@@ -48,12 +44,6 @@ _LARGEST_RATIO_TERM = 2000
 _LARGEST_SAMPLE = 2.0**32
 
 _UNKNOWN_N_SAMPLES = 1 << 62
-
-# The published names, with minutes; and a date and a time with seconds, as recorders and people write them.
-_PUBLISHED_NAME = re.compile(r"MPD_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?(?:\.\w+)?")
-_DATE_AND_TIME = re.compile(
-    r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)(?:[T_ -]|__| at )?(\d\d)([-_.:]?)(\d\d)\6(\d\d)(?!\d)", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -197,25 +187,6 @@ def _read_window(
             steps = sound.read(frames=wanted, dtype="int16", always_2d=True)
             return np.multiply(steps, np.float32(2**-15), dtype=np.float32), wanted, rate
         return sound.read(frames=wanted, dtype="float32", always_2d=True), wanted, rate
-
-
-def recorded_at(name: str) -> datetime | None:
-    """The wall clock at a recording's start according to its name, without a time zone; None if that is not certain.
-
-    The name is `MPD_YY-MM-DD_HHMM_NNNNN` (with `_k` behind it for a clip), or it contains one date with a year of four
-    digits and a time with seconds, such as `20240506_070000` (AudioMoth, Song Meter), `2024-05-06T07-00-00`,
-    `2024-05-06_07.00.00`. Folders before the name are ignored.
-    """
-    name = storage.name_of(name)
-    published = _PUBLISHED_NAME.fullmatch(name)
-    if published is not None:
-        times = {("20" + published[1], *published.groups()[1:], "00")}
-    else:
-        times = {match.group(1, 3, 4, 5, 7, 8) for match in _DATE_AND_TIME.finditer(name)}
-    with contextlib.suppress(ValueError):  # no time, more than one, or a 31st of February
-        (only,) = times
-        return datetime.strptime(" ".join(only), "%Y %m %d %H %M %S")
-    return None
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from faithad.clips.labels.names import look_up
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import ClipRow, Recording
 from faithad.clips.problems import ProblemList, csv_rows, read_text
-from faithad.clips.recordings import recorded_at
+from faithad.clips.recording_names import RecordingName, read_name
 from faithad.errors import RecordingError
 from faithad.schemas import SPLITS
 from faithad.vocabulary import count
@@ -104,22 +104,51 @@ def split_by_csv(
 def split_by_time(recordings: Iterable[Recording], *, train_until: datetime) -> tuple[list[Recording], list[LedgerRow]]:
     """Recordings that start before `train_until` train, later ones test. Their names give the time.
 
+    Args:
+        recordings: all that there are.
+        train_until: with an offset from UTC, or without one by the recorders' own clock.
+
     Returns:
-        The recordings with their split, and a ledger row (failed) for each whose name has no time.
+        The recordings with their split, and a ledger row (failed) for each whose name does not give the time.
+
+    Raises:
+        RecordingError: `train_until` has no offset from UTC, and the recordings have several.
     """
+    names = {recording: read_name(recording.path) for recording in recordings}
+    offsets_s = {name.utc_offset_s for name in names.values() if name.utc_offset_s is not None}
+    if train_until.tzinfo is None and len(offsets_s) > 1:
+        example = train_until.replace(tzinfo=timezone(timedelta(seconds=min(offsets_s)))).isoformat(timespec="minutes")
+        raise RecordingError(
+            f"The recordings' names have {len(offsets_s)} different offsets from UTC, so train_until needs one, too: "
+            f"write for example {example}."
+        )
     timed: list[Recording] = []
     ledger: list[LedgerRow] = []
-    for recording in recordings:
-        start = recorded_at(recording.path)
-        if start is None:
+    for recording, name in names.items():
+        start = _start(name, with_offset=train_until.tzinfo is not None)
+        if start is not None:
+            timed.append(replace(recording, split="train" if start < train_until else "test"))
+        elif name.recorded_at is None:
             reason = (
                 "its name holds no time such as MPD_19-12-04_0848_00006.wav or 20191204_084800.wav, which the split by "
                 "time needs"
             )
             ledger.append(ledger_row(recording.path, "failed", reason))
         else:
-            timed.append(replace(recording, split="train" if start < train_until else "test"))
+            reason = (
+                "its name holds no offset from UTC such as 20191204_084800+0100.wav, which the split by time needs, "
+                "because train_until has one"
+            )
+            ledger.append(ledger_row(recording.path, "failed", reason))
     return timed, ledger
+
+
+def _start(name: RecordingName, *, with_offset: bool) -> datetime | None:
+    if name.recorded_at is None or not with_offset:
+        return name.recorded_at
+    if name.utc_offset_s is None:
+        return None
+    return name.recorded_at.replace(tzinfo=timezone(timedelta(seconds=name.utc_offset_s)))
 
 
 def hold_out_validation(

@@ -23,9 +23,7 @@ def _wall_clock(value: Any) -> Any:
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):
-        raise ValueError("must be a date and a time such as 2019-12-01T06:00")
-    if value.tzinfo is not None:
-        raise ValueError("has a time zone; the times in the names of recordings have none: write it without")
+        raise ValueError("must be a date and a time such as 2019-12-01T06:00 or 2019-12-01T06:00+01:00")
     return value
 
 
@@ -42,7 +40,8 @@ class Synthetic(Section):
 
 class Split(Section):
     """Who trains and who tests. `folder`: as `data.train` and `data.test` say. `csv`: a table with the columns
-    recording and split. `time`: recordings that start before `train_until` train, later ones test.
+    recording and split. `time`: recordings that start before `train_until` train, later ones test. Without an offset
+    from UTC, `train_until` is a time of the recorders' own clock.
     """
 
     by: Literal["folder", "csv", "time"] = "folder"

@@ -1,4 +1,4 @@
-"""Audit tables → summary tables, and one ledger of everything that went in.
+"""Audit tables → summary tables, and one ledger of everything that went in; one audit → its figures and its report.
 
 The study's answers are one table per row of `evaluation.summary.SUMMARIES`. `summary/ledger.parquet` has one row for
 each clip and for each part of a recording that became none: done, skipped or failed, with the stage and the reason.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import pyarrow as pa
 
 from faithad import storage
+from faithad.audit.finished import require_finished
 from faithad.audit.ledger import merge_ledgers
+from faithad.audit.reference import evaluate_audit
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
+from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
-from faithad.runs.lock import require_still_alone
+from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_whole
 from faithad.vocabulary import listed
@@ -58,6 +61,18 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
         require_still_alone()
         storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()
+
+
+def evaluate_audit_and_report(audit: str, annotations: str, **tolerances: float) -> str:
+    """Score one audit against reference intervals, and make its report anew with the figures.
+
+    Args, Returns, Raises: as `audit.reference.evaluate_audit`.
+    """
+    require_finished(audit)
+    with alone_in(audit):
+        lines = evaluate_audit(audit, annotations, **tolerances)
+        require_still_alone()
+        return f"{lines}\nReport: {render_audit_report(audit)}"
 
 
 def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:

@@ -22,14 +22,14 @@ from faithad.clips.inputs import find_left_out
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.layouts import LAYOUTS
 from faithad.clips.ledger import LedgerRow, ledger_row, ledger_table, unheard
-from faithad.clips.manifest import ClipRow, Recording, attach_annotations, cut_recording, manifest_table
+from faithad.clips.manifest import ClipRow, Recording, attach_annotations, cut_recording, manifest_table, not_heard
 from faithad.clips.recordings import Remainder
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
 from faithad.config.audit import AuditRun
 from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.making import make_mill
-from faithad.errors import RecordingError, StudyError
+from faithad.errors import RecordingError, StudyError, shown
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.headers import read_headers
@@ -137,7 +137,7 @@ def find_clips(data: Data, *, marks: str) -> tuple[list[ClipRow], list[LedgerRow
         rows += clips
         ledger += unused
     if data.annotations is not None:
-        rows = attach_annotations(rows, read_reference(data.locate(data.annotations)), ledger=ledger)
+        rows = _annotated(rows, data.locate(data.annotations), ledger)
     _require_both_splits(rows, ledger)
     split = data.split
     rows = hold_out_validation(rows, fraction=split.validation_fraction, unit=split.validation_unit, seed=split.seed)
@@ -195,7 +195,7 @@ def index_recordings(
 
     rows = cut()
     if run.annotations is not None:
-        rows = iter(attach_annotations(list(rows), read_reference(run.annotations), ledger=ledger))
+        rows = iter(_annotated(list(rows), run.annotations, ledger))
     tables = [schemas.MANIFEST.empty_table()]
     while portion := list(islice(rows, _ROWS_AT_ONCE)):
         tables.append(manifest_table(portion))
@@ -207,6 +207,19 @@ def index_recordings(
     clips = f"{count(manifest.num_rows, 'clip')} of {count(n_recordings, 'recording')}"
     console.print(f"index: {clips}{_left_over(ledger)}")
     return manifest
+
+
+def _annotated(rows: list[ClipRow], location: str, ledger: list[LedgerRow]) -> list[ClipRow]:
+    """The clips with the labels of their annotations; says what could not be read, and which are in no clip."""
+    reference = read_reference(location)
+    annotated = attach_annotations(rows, reference, ledger=ledger)
+    for note in reference.notes:
+        console.print(f"annotations: {note}")
+    if lost := not_heard(rows, reference):
+        names = listed([shown(name) for name in sorted({annotation.recording for annotation in lost})])
+        of_all = f"{len(lost):,} of {count(len(reference), 'interval')}"
+        console.print(f"annotations: {of_all} cannot be heard, since their recordings gave no clip there: {names}")
+    return annotated
 
 
 def opened_since(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:

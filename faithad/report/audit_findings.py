@@ -13,8 +13,8 @@ from faithad.report import style
 from faithad.report.audit_tables import Alarm, AuditTables, EventRow
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import Trust
-from faithad.report.words import percent, seconds
-from faithad.vocabulary import count, duration
+from faithad.report.words import offset_words, percent, seconds
+from faithad.vocabulary import count, duration, listed
 
 
 class Expected(NamedTuple):
@@ -65,6 +65,7 @@ def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
         _events(audit, duration(hours * 3_600)),
         _against_chance(audit, hours),
         _short_clips(audit),
+        against_labels(audit),
         _reasons(audit, trust),
         _coverage(audit),
     ]
@@ -170,13 +171,35 @@ def _coverage(audit: AuditTables) -> str:
     return f"{text} Sound that was not heard: {ledger.unheard}." if ledger.unheard else text
 
 
+def against_labels(audit: AuditTables) -> str | None:
+    """How the events agree with the labels that the audit was evaluated against."""
+    row = next((row for row in audit.agreement if row["detections"] == "events"), None)
+    if row is None:
+        return None
+    text = (
+        f"Against the labels, {row['n_true']:,} of {count(row['n_detections'], 'event')} "
+        f"{'is' if row['n_detections'] == 1 else 'are'} true, and {row['n_found']:,} of "
+        f"{count(row['n_reference'], 'labelled interval')} {'is' if row['n_reference'] == 1 else 'are'} found"
+    )
+    if row["n_not_heard"]:
+        lie = count(row["n_not_heard"], "lies", "lie")
+        text += f"; {lie} in sound that was not heard: {listed(row['not_heard'])}"
+    return (
+        f"{text}. Alarms last {duration(row['detected_s'])}, labels {duration(row['labelled_s'])}, both at once "
+        f"{duration(row['shared_s'])}."
+    )
+
+
 def when(event: EventRow) -> str:
-    """The wall clock of an event's start, or its place where there is none."""
+    """The recorder's own clock at an event's start, or its place where there is none."""
     return clock(event) or f"{event['recording']} at {seconds(event['onset_s'])}"
 
 
 def clock(event: EventRow) -> str | None:
-    return None if event["started_at"] is None else f"{event['started_at']:%Y-%m-%d %H:%M:%S}"
+    if event["started_at"] is None:
+        return None
+    offset = "" if event["utc_offset_s"] is None else f" {offset_words(event['utc_offset_s'])}"
+    return f"{event['started_at']:%Y-%m-%d %H:%M:%S}{offset}"
 
 
 def strength(event: EventRow) -> str:

@@ -44,9 +44,14 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     views = [(number, event_views.pictures(audit, number)) for number in audit.shown]
     shown = [rows[number] | view for number, view in views if view["curve"] or view["panels"]]
     places = audit.settings.get("recordings")
-    sections = [("time", "Score over time"), ("events", "Events"), ("reasons", "Why, event by event")]
-    sections += [("alarm", "Alarm threshold"), ("ledger", "Ledger"), ("configuration", "Configuration")]
-    empty = {"events": not rows, "reasons": not shown}
+    sections = [("time", "Score over time"), ("events", "Events"), ("labels", "Against labels")]
+    sections += [
+        ("reasons", "Why, event by event"),
+        ("alarm", "Alarm threshold"),
+        ("ledger", "Ledger"),
+        ("configuration", "Configuration"),
+    ]
+    empty = {"events": not rows, "labels": not audit.agreement, "reasons": not shown}
     return {
         "contents": [(anchor, title) for anchor, title in sections if not empty.get(anchor)],
         "answers": audit_findings.answers(audit, trust),
@@ -64,6 +69,8 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],
         "more": max(0, len(rows) - MAX_ROWS),
         "shown": shown,
+        "agreement": audit.agreement,
+        "areas": {row["metric"]: row["mean"] for row in audit.detection if row["mean"] is not None},
         "linked": {event["id"] for event in shown},
         "n_events": len(rows),
         "has_ratio": all(audit_findings.has_ratio(event) for event in audit.events),
@@ -110,7 +117,7 @@ def _unheard(audit: AuditTables, midnight: pd.Timestamp | None) -> np.ndarray:
     """Hours (U, 2) of what failed or was skipped, as far as its recording's clock is known from any of its clips."""
     if midnight is None:
         return np.empty((0, 2))
-    start_h = {name: (start - midnight) / pd.Timedelta(hours=1) for name, start in audit.started_at.items()}
+    start_h = {name: (start - midnight) / pd.Timedelta(hours=1) for name, start in audit.started_on_one_clock.items()}
     missing = audit.ledger[(audit.ledger["status"] != "done") & audit.ledger["onset_s"].notna()]
     onset = missing["recording"].map(start_h).to_numpy(dtype=float) + missing["onset_s"].to_numpy() / 3_600
     offset = onset + missing["duration_s"].fillna(0).to_numpy() / 3_600

@@ -23,10 +23,18 @@ from faithad import schemas, storage
 from faithad.audit.finished import read_card
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import list_arrays
-from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
+from faithad.report.reading import (
+    Example,
+    examples,
+    look_up,
+    pictured_clips,
+    read_settings,
+    required,
+    with_one_clock,
+)
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
-from faithad.runs.tables import read_shards, read_whole
+from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
 from faithad.vocabulary import POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
@@ -34,7 +42,7 @@ MAX_EVENTS = 50
 MAX_CLIPS_OF_EVENT = 30
 MAX_PICTURES = 10
 
-_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at"]
+_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
 
 EventRow = dict[str, Any]  # of schemas.EVENTS
@@ -77,7 +85,7 @@ class AuditTables:
         settings_text: as it was written.
         model: the trained model and its alarm when the audit was made; empty where the audit did not write them down.
         alarm: the alarm that was raised.
-        clips: the manifest by clip_id.
+        clips: the manifest by clip_id, see `with_one_clock`.
         scores: one row per scored clip, with the manifest's columns of the clip.
         score_of: the score that alarms, by clip.
         ledger: schemas.LEDGER.
@@ -86,6 +94,8 @@ class AuditTables:
         curves: of the clips of shown events, by clip.
         judged: frame-mode faithfulness of all events' clips: clip_id, method, replaced_fraction, faithfulness.
         pictures: spectrograms and maps, by the position of the event in `events`.
+        agreement: rows of schemas.EVENT_SUMMARY where the audit was evaluated against labels.
+        detection: rows of schemas.DETECTION_SUMMARY, of the score that alarms, likewise.
     """
 
     settings: dict[str, Any]
@@ -101,6 +111,8 @@ class AuditTables:
     curves: dict[str, Curve]
     judged: pd.DataFrame
     pictures: dict[int, Example]
+    agreement: list[dict[str, Any]]
+    detection: list[dict[str, Any]]
 
     @property
     def shown(self) -> list[int]:
@@ -109,9 +121,17 @@ class AuditTables:
 
     @cached_property
     def started_at(self) -> dict[str, datetime]:
-        """The wall clock at the start of each recording that has one."""
-        clips = self.clips[self.clips["recorded_at"].notna()].drop_duplicates("recording")
-        started = clips["recorded_at"] - pd.to_timedelta(clips["onset_s"], unit="s")
+        """The recorder's own clock at the start of each recording that has one."""
+        return self._starts("recorded_at")
+
+    @cached_property
+    def started_on_one_clock(self) -> dict[str, datetime]:
+        """The start of each recording that has a clock, on the axis of `with_one_clock`."""
+        return self._starts("on_one_clock")
+
+    def _starts(self, column: str) -> dict[str, datetime]:
+        clips = self.clips[self.clips[column].notna()].drop_duplicates("recording")
+        started = clips[column] - pd.to_timedelta(clips["onset_s"], unit="s")
         return dict(zip(clips["recording"], started.dt.to_pydatetime(), strict=True))
 
     def setting(self, key: str) -> Any:
@@ -130,8 +150,11 @@ def read_audit(out: str) -> AuditTables:
     require_readable(out)
     problem = f"There is no audit at {out}: no audit.yaml. Check the folder, or run `faithad audit` first."
     text, settings = read_settings(required(out, layout.AUDIT, StudyError(problem)))
-    manifest = _read(out, layout.MANIFEST, _MANIFEST_COLUMNS).to_pandas()
-    events = _read(out, layout.EVENTS, schemas.EVENTS.names).to_pylist()
+    for table in (layout.MANIFEST, layout.EVENTS, layout.LEDGER):
+        problem = f"The audit at {out} has not finished: no {table}. Run `faithad audit` again: it goes on."
+        required(out, table, StudyError(problem))
+    manifest = with_one_clock(read_manifest(out).select(_MANIFEST_COLUMNS).to_pandas())
+    events = read_events(out).to_pylist()
     scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
     model = read_card(out)
     alarm = _alarm(settings, model, events, scores)
@@ -147,12 +170,14 @@ def read_audit(out: str) -> AuditTables:
         clips=manifest.set_index("clip_id"),
         scores=scores.merge(manifest, on="clip_id", how="left", validate="one_to_one"),
         score_of=score_of,
-        ledger=_read(out, layout.LEDGER, schemas.LEDGER.names).to_pandas(),
+        ledger=storage.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names).to_pandas(),
         events=events,
         ranked=ranked,
         curves=_read_curves(out, [events[number] for number in shown], score_of),
         judged=_read_judged(out, events),
         pictures=_read_pictures(out, events, shown, score_of),
+        agreement=_read_summary(out, "events"),
+        detection=[row for row in _read_summary(out, "detection") if row["pooling"] == _pooling(alarm)],
     )
 
 
@@ -163,9 +188,15 @@ def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) ->
     return clip_ids[first : first + MAX_CLIPS_OF_EVENT]
 
 
-def _read(out: str, path: str, columns: list[str]) -> pa.Table:
-    problem = f"The audit at {out} has not finished: no {path}. Run `faithad audit` again: it goes on."
-    return storage.read_table(required(out, path, StudyError(problem)), columns=columns)
+def _read_summary(out: str, name: str) -> list[dict[str, Any]]:
+    """The rows of a summary, none where the audit was not evaluated."""
+    location = storage.join(out, layout.summary(name))
+    rows: list[dict[str, Any]] = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    return rows
+
+
+def _pooling(alarm: Alarm) -> str | None:
+    return next((name for name, pooling in POOLINGS.items() if pooling == alarm.pooling), None)
 
 
 def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:

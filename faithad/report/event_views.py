@@ -124,9 +124,9 @@ def clip_starts(clips: pd.DataFrame) -> tuple[list[float], str]:
     """Onsets of the clips on the axis of time, and what that axis is called."""
     if clips["recording"].nunique() == 1:
         return [float(s) for s in clips["onset_s"]], "seconds of the recording"
-    if clips["recorded_at"].notna().all():
-        first = clips["recorded_at"].iloc[0]
-        return [float(s) for s in (clips["recorded_at"] - first).dt.total_seconds()], f"seconds from {first:%H:%M:%S}"
+    if clips["on_one_clock"].notna().all():
+        onsets = (clips["on_one_clock"] - clips["on_one_clock"].iloc[0]).dt.total_seconds()
+        return [float(s) for s in onsets], f"seconds from {clips['recorded_at'].iloc[0]:%H:%M:%S}"
     return [float(s) for s in clips["duration_s"].cumsum() - clips["duration_s"]], "seconds of the clips shown"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -71,6 +72,18 @@ def look_up(settings: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def with_one_clock(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The manifest with the column `on_one_clock`: each `recorded_at` by the offset from UTC of the earliest recording.
+
+    The recorders' own clocks jump when summer time ends; this one does not. Where an offset is not known, the time is
+    the recorder's own.
+    """
+    in_utc = manifest["recorded_at"] - pd.to_timedelta(manifest["utc_offset_s"], unit="s")
+    first_s = 0.0 if in_utc.isna().all() else manifest["utc_offset_s"][in_utc.idxmin()]
+    on_one_clock = (in_utc + pd.Timedelta(seconds=first_s)).fillna(manifest["recorded_at"])
+    return manifest.assign(on_one_clock=on_one_clock)
 
 
 def pictured_clips(audit: str) -> set[str]:

@@ -10,7 +10,15 @@ import pyarrow as pa
 
 from faithad import schemas, storage
 from faithad.errors import StudyError
-from faithad.report.reading import Example, examples, look_up, pictured_clips, read_settings, required
+from faithad.report.reading import (
+    Example,
+    examples,
+    look_up,
+    pictured_clips,
+    read_settings,
+    required,
+    with_one_clock,
+)
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_manifest, read_whole
@@ -61,7 +69,7 @@ def read_study(root: str) -> StudyTables:
     problem = f"There is no study at {root}: no study.yaml. Check the root, or run `faithad index` first."
     text, settings = read_settings(required(root, layout.STUDY, StudyError(problem)))
     required(root, layout.MANIFEST, _not_run_yet(root, "index"))
-    manifest = read_manifest(root).select(_MANIFEST_COLUMNS).to_pandas()
+    manifest = with_one_clock(read_manifest(root).select(_MANIFEST_COLUMNS).to_pandas())
     epochs = storage.list_files(storage.join(root, layout.MODELS), suffixes=["/epochs.parquet"])
     audits = _audits(root)
     if not audits:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from faithad.report.style import COLORS, EVENT, INK, MUTED, RC, SURFACE
+from faithad.report.words import offset_words
 
 PIXEL_COLUMNS = 1_000
 # Up to so many clips each is a dot.
@@ -45,6 +46,7 @@ class TimeLine(NamedTuple):
         ranked: positions of the events, strongest first.
         unheard: onset and offset of each stretch that was not audited, (U, 2).
         anomalous: (N,) which clips are labelled anomalous; None: all are drawn alike.
+        offset_s: what the axis is ahead of UTC, where the recorders' own clocks have several offsets from UTC.
     """
 
     midnight: pd.Timestamp | None
@@ -55,23 +57,26 @@ class TimeLine(NamedTuple):
     ranked: Sequence[int] = ()
     unheard: np.ndarray = np.empty((0, 2))
     anomalous: np.ndarray | None = None
+    offset_s: float | None = None
 
 
 def time_line(scores: pd.DataFrame, column: str, *, strongest: Sequence[str] = (), **others: Any) -> TimeLine:
     """The clips that have a score on the axis of time.
 
     Args:
-        scores: one row per clip: clip_id, recording, onset_s, duration_s, recorded_at, the score; label if known.
+        scores: one row per clip: clip_id, recording, onset_s, duration_s, recorded_at, utc_offset_s, on_one_clock (see
+            `reading.with_one_clock`), the score; label if known.
         column: the score.
         strongest: each event's strongest clip.
         others: attributes of the result that this table does not hold.
     """
     clips = scores[scores[column].notna()].sort_values(["recording", "onset_s"], kind="stable")
-    midnight = clips["recorded_at"].min().normalize() if clips["recorded_at"].notna().all() else None
+    clock = clips["on_one_clock"]
+    midnight = clock.min().normalize() if clock.notna().all() else None
     if midnight is None:
         hours = (clips["duration_s"].cumsum() - clips["duration_s"]) / 3_600
     else:
-        hours = (clips["recorded_at"] - midnight) / pd.Timedelta(hours=1)
+        hours = (clock - midnight) / pd.Timedelta(hours=1)
     x, score = hours.to_numpy(), clips[column].to_numpy()
     order = np.argsort(x, kind="stable")
     place = pd.Series(range(len(clips)), index=clips["clip_id"])[list(strongest)].to_numpy(dtype=int)
@@ -79,11 +84,20 @@ def time_line(scores: pd.DataFrame, column: str, *, strongest: Sequence[str] = (
         midnight=midnight,
         clips=x[order],
         score=score[order],
+        offset_s=_offset_s(clips) if midnight is not None else None,
         anomalous=clips["label"].eq(1).to_numpy()[order] if "label" in clips else None,
         events=x[place],
         event_scores=score[place],
         **others,
     )
+
+
+def _offset_s(clips: pd.DataFrame) -> float | None:
+    """What `on_one_clock` is ahead of UTC, if the recorders' own clocks have several offsets."""
+    if clips["utc_offset_s"].nunique() < 2:
+        return None
+    moved_s = (clips["on_one_clock"] - clips["recorded_at"]).dt.total_seconds() + clips["utc_offset_s"]
+    return float(moved_s.dropna().iloc[0])
 
 
 @mpl.rc_context(RC)
@@ -105,7 +119,7 @@ def score_figure(line: TimeLine, threshold: float | None) -> Figure:
         if threshold is not None:
             axes.axhline(threshold, **THRESHOLD)
         if line.midnight is not None:
-            clock(axes, first, last, line.midnight)
+            clock(axes, first, last, line.midnight, line.offset_s)
         else:
             axes.set_xlabel("hours of sound, one recording after the other")
     panels[0].set_ylabel("anomaly score")
@@ -209,8 +223,8 @@ def session_axes(stretches: list[tuple[float, float]]) -> tuple[Figure, list[Axe
     return figure, panels
 
 
-def clock(axes: Axes, first: float, last: float, midnight: pd.Timestamp) -> None:
-    """Ticks at round hours or days; the axis counts in hours from a midnight."""
+def clock(axes: Axes, first: float, last: float, midnight: pd.Timestamp, offset_s: float | None = None) -> None:
+    """Ticks at round hours or days; the axis counts in hours from a midnight and names the offset from UTC if given."""
     room = max(2.0, axes.get_window_extent().width / axes.figure.dpi / 0.75)
     step = next((step for step in _TICK_STEPS_H if (last - first) / step <= room), _TICK_STEPS_H[-1])
     ticks = np.arange(np.ceil(first / step), np.floor(last / step) + 1) * step
@@ -218,4 +232,5 @@ def clock(axes: Axes, first: float, last: float, midnight: pd.Timestamp) -> None
     times = [midnight + pd.Timedelta(minutes=round(float(tick) * 60)) for tick in ticks]
     axes.set_xticks(ticks, [f"{t:%d %b}" if step >= 24 or t == t.normalize() else f"{t:%H:%M}" for t in times])
     start, end = (f"{midnight + pd.Timedelta(hours=hours):%Y-%m-%d}" for hours in (first, last))
-    axes.set_xlabel(start if start == end else f"{start} to {end}")
+    zone = "" if offset_s is None else f" (UTC{offset_words(offset_s)})"
+    axes.set_xlabel((start if start == end else f"{start} to {end}") + zone)

@@ -31,6 +31,12 @@ def seconds(value: float | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{round(value, 3):,.12g} s"
 
 
+def offset_words(utc_offset_s: float) -> str:
+    """An offset from UTC: +02:00."""
+    hours, minutes = divmod(abs(round(utc_offset_s)) // 60, 60)
+    return f"{'-' if utc_offset_s < 0 else '+'}{hours:02d}:{minutes:02d}"
+
+
 def hertz(low: float, high: float) -> str:
     """A range of frequencies: 250 to 900 Hz, 49 Hz to 2.1 kHz, 1.6 to 3.1 kHz."""
     (first, unit), (last, last_unit) = (

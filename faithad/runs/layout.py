@@ -156,5 +156,8 @@ TABLES = {
     "summary/comparison": _summary(
         "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),
+    "summary/events": TablePlace(
+        None, summary("events"), "kind of detection that is matched with reference intervals", schemas.EVENT_SUMMARY
+    ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
 }

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
+from faithad.clips.recording_names import read_name
 from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
 from faithad.runs.shards import at_once, table_shards
@@ -15,16 +16,39 @@ from faithad.storage import Checksum
 
 
 def read_manifest(root: str) -> pa.Table:
-    """The manifest below a root, as schemas.MANIFEST; columns that an older release did not write are null.
+    """The manifest below a root, as schemas.MANIFEST.
+
+    Of the columns that an older release did not write, those that the recordings' names give are made from them, and
+    the others are null.
 
     Raises:
         StudyError: there is none.
     """
     manifest = storage.read_table(storage.join(root, layout.MANIFEST))
-    for field in schemas.MANIFEST:
-        if field.name not in manifest.column_names and field.nullable:
-            manifest = manifest.append_column(field, pa.nulls(manifest.num_rows, field.type))
-    return manifest.select(schemas.MANIFEST.names).cast(schemas.MANIFEST)
+    recordings = manifest["recording"].combine_chunks().dictionary_encode()
+    names = [read_name(recording) for recording in recordings.dictionary.to_pylist()]
+    for column in ("utc_offset_s", "recorder"):
+        if column not in manifest.column_names:
+            field = schemas.MANIFEST.field(column)
+            values = pa.array([getattr(name, column) for name in names], field.type)
+            manifest = manifest.append_column(field, pc.take(values, recordings.indices))
+    return _with_all_columns(manifest, schemas.MANIFEST)
+
+
+def read_events(root: str) -> pa.Table:
+    """The events of an audit, as schemas.EVENTS; columns that an older release did not write are null.
+
+    Raises:
+        StudyError: there is no such table.
+    """
+    return _with_all_columns(storage.read_table(storage.join(root, layout.EVENTS)), schemas.EVENTS)
+
+
+def _with_all_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name not in table.column_names and field.nullable:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def shard_files(folder: str) -> list[str]:

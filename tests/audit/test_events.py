@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import posixpath
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from faithad import schemas
 from faithad.audit.events import find_events
-from faithad.clips.manifest import clip_id
+from faithad.clips.manifest import ClipRow, clip_id, manifest_table
+from faithad.clips.recording_names import read_name
 from faithad.errors import StudyError
 from faithad.evaluation.mel_bands import mel_band_edges_hz
 from faithad.model.alarm import AlarmThreshold
@@ -46,8 +48,13 @@ class Made:
         start_s: float | None = 0.0,
         rest_s: float = 0.0,
         overlap: bool = False,
+        utc_offset_s: int | None = None,
     ) -> Made:
-        """Clips side by side; then, where there is a rest, a shorter clip or one that overlaps the one before."""
+        """Clips side by side; then, where there is a rest, a shorter clip or one that overlaps the one before.
+
+        The recorder is the folder, as if the recording's name were a time stamp and nothing else.
+        """
+        recorder = read_name(f"{posixpath.dirname(name)}/20240506_070000.wav").recorder
         places = [(10.0 * number, 10.0) for number in range(len(scores) - (rest_s > 0))]
         if rest_s:
             end_s = 10.0 * len(places) + rest_s
@@ -57,7 +64,8 @@ class Made:
             identity = clip_id(name, onset_s)
             self.clips.append(
                 {"clip_id": identity, "recording": name, "uri": f"/{name}", "onset_s": onset_s,
-                 "duration_s": duration_s, "recorded_at": clock, "split": "test", "annotated": False}
+                 "duration_s": duration_s, "recorded_at": clock, "utc_offset_s": utc_offset_s, "recorder": recorder,
+                 "split": "test", "annotated": False}
             )  # fmt: skip
             self.scores.append(
                 {"clip_id": identity, "model": "mae", "seed": 0, "score": score, "worst_second_score": 3 * score,
@@ -245,6 +253,77 @@ def test_a_hole_in_the_recordings_ends_an_event() -> None:
 def test_recorders_side_by_side_stay_apart() -> None:
     made = Made().recording("north/a.wav", [3.0], start_s=0.0).recording("south/a.wav", [3.0], start_s=10.0)
     assert len(made.events()) == 2
+
+
+def events_of(alarmed: dict[str, list[bool]]) -> list[dict[str, Any]]:
+    """The events of recordings whose names say who made them and when: of each, which of its clips alarm."""
+    clips = [
+        ClipRow(name, name, 10.0 * k, 10.0, "test") for name, alarms in alarmed.items() for k in range(len(alarms))
+    ]
+    made = Made()
+    made.clips = manifest_table(clips).to_pylist()
+    made.scores = [
+        {"clip_id": clip["clip_id"], "model": "mae", "seed": 0, "score": 1.0 + 2.0 * alarm, "worst_onset_s": 4.0,
+         "worst_mel_band": 7}
+        for clip in made.clips
+        for alarm in [alarmed[clip["recording"]][round(clip["onset_s"] / 10)]]
+    ]  # fmt: skip
+    return made.events()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("A_%s.wav", "B_%s.wav"),
+        ("S4A01234_%s.wav", "S4A05678_%s.wav"),
+        ("%s_Tr1.WAV", "%s_Tr2.WAV"),
+        ("%s.wav", "%s_rear.wav"),
+        ("north/%s.wav", "south/%s.wav"),
+        ("mic 1_%s+0100.flac", "mic 2_%s+0100.flac"),
+    ],
+)
+def test_two_recorders_in_one_folder(first: str, second: str) -> None:
+    """The second one hears something until its file ends, the first one something else, over two of its files."""
+    one, next_one = (f"week/{first % stamp}" for stamp in ("20240506_070000", "20240506_070030"))
+    other, next_other = (f"week/{second % stamp}" for stamp in ("20240506_070000", "20240506_070030"))
+    quiet = [False, False, False]
+    alarmed = {one: [False, False, True], next_one: [True, False, False], other: quiet, next_other: quiet}
+    (event,) = events_of(alarmed)
+    assert [part["recording"] for part in event["parts"]] == [one, next_one]
+    assert event["duration_s"] == 20.0
+    alarmed = {one: quiet, next_one: [True, False, False], other: [False, False, True], next_other: quiet}
+    assert [[part["recording"] for part in event["parts"]] for event in events_of(alarmed)] == [[other], [next_one]]
+
+
+def test_the_hour_that_comes_twice_when_summer_time_ends() -> None:
+    """Both recordings begin at 2 o'clock, an hour apart; the first hour ends as the second one begins."""
+    summer, winter = "week/20241027T020000+0200.wav", "week/20241027T020000+0100.wav"
+    first, second = events_of({summer: [True, False], winter: [False, True]})
+    assert [first["recording"], second["recording"]] == [summer, winter]
+    assert (first["started_at"], first["utc_offset_s"]) == (datetime(2024, 10, 27, 2), 7200)
+    assert (second["started_at"], second["utc_offset_s"]) == (datetime(2024, 10, 27, 2, 0, 10), 3600)
+    before = "week/20241027T025940+0200.wav"
+    (event,) = events_of({winter: [True, False], before: [False, True]})
+    assert [part["recording"] for part in event["parts"]] == [before, winter]
+    assert (event["started_at"], event["ended_at"]) == (
+        datetime(2024, 10, 27, 2, 59, 50),
+        datetime(2024, 10, 27, 2, 0, 10),
+    )
+    assert event["duration_s"] == 20.0
+
+
+def test_a_clock_without_an_offset_is_not_compared_with_utc() -> None:
+    alarmed = {"week/20241027T020000+0000.wav": [True], "week/20241027T020010.wav": [True]}
+    assert len(events_of(alarmed)) == 2
+
+
+def test_pieces_of_a_recording_follow_on() -> None:
+    parent = "week/20240506_070000_{}s_{}s.wav"
+    first, second, far = parent.format("590.0", "600.0"), parent.format("600.0", "610.0"), parent.format("0.0", "10.0")
+    early, late = events_of({second: [True], far: [True], first: [True]})
+    assert [part["recording"] for part in early["parts"]] == [far]
+    assert [part["recording"] for part in late["parts"]] == [first, second]
+    assert late["started_at"] == datetime(2024, 5, 6, 7, 9, 50)
 
 
 MIDNIGHT_S = 17 * 3_600.0  # after START

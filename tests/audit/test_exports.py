@@ -213,6 +213,44 @@ def test_long_events_are_copied_block_by_block(audit: Any, tmp_path: Path, monke
     assert np.array_equal(samples, audit.sounds[ODD][9 * RATE_HZ : 21 * RATE_HZ])
 
 
+def test_of_a_long_event_the_strongest_moment_is_cut(audit: Any, tmp_path: Path) -> None:
+    """The worst second of each strongest clip begins 4 s after the clip, so the middle lies 4.5 s after it."""
+    line = export_clips(audit.out, str(tmp_path / "wav"), margin_s=2.5, longest_s=4.0)
+    assert line == (
+        f"4 WAV files of 3 events in {tmp_path / 'wav'}. 4 hold no more than the 4 s around the strongest moment of a "
+        "longer event: --longest inf writes whole events."
+    )
+    ids = [event["event_id"][:8] for event in audit.events()]
+    expected = {
+        f"0001_MPD_24-05-06_0700_00001_0s_{ids[0]}_4s_of_12s.wav": (FIRST, 2.5),
+        f"0002_MPD_24-05-06_0700_00001_50s_{ids[1]}_part1_4s_of_12s.wav": (FIRST, 52.5),
+        f"0002_MPD_24-05-06_0701_00002_0s_{ids[1]}_part2_4s_of_12s.wav": (SECOND, 2.5),
+        f"0003_O_B_b_1_10s_{ids[2]}_4s_of_15s.wav": (ODD, 12.5),
+    }
+    assert sorted(path.name for path in (tmp_path / "wav").iterdir()) == sorted(expected)
+    for name, (recording, onset_s) in expected.items():
+        samples, _ = soundfile.read(tmp_path / "wav" / name, dtype="int16", always_2d=True)
+        start = int(onset_s * RATE_HZ)
+        assert np.array_equal(samples, audit.sounds[recording][start : start + 4 * RATE_HZ])
+
+
+def test_a_cut_stays_within_the_event_and_its_margin(audit: Any, tmp_path: Path) -> None:
+    export_clips(audit.out, str(tmp_path / "wav"), margin_s=1.0, longest_s=11.5)
+    (path,) = (tmp_path / "wav").glob("0003*_11.5s_of_12s.wav")
+    samples, _ = soundfile.read(path, dtype="int16", always_2d=True)
+    assert np.array_equal(samples, audit.sounds[ODD][9 * RATE_HZ : int(20.5 * RATE_HZ)])
+    # With the margin, this part is longer, but its recording ends with it.
+    (path,) = (tmp_path / "wav").glob("0002*_part1.wav")
+    samples, _ = soundfile.read(path, dtype="int16", always_2d=True)
+    assert np.array_equal(samples, audit.sounds[FIRST][49 * RATE_HZ :])
+    with pytest.raises(ConfigError, match=r"--longest is 0; it must be above 0 s, or inf for whole events"):
+        export_clips(audit.out, str(tmp_path / "wav"), margin_s=1.0, longest_s=0)
+    whole = str(tmp_path / "whole")
+    assert (
+        export_clips(audit.out, whole, margin_s=1.0, longest_s=float("inf")) == f"4 WAV files of 3 events in {whole}."
+    )
+
+
 def test_recordings_that_are_gone_are_named_and_the_rest_is_written(audit: Any, tmp_path: Path) -> None:
     audit.places[ODD].unlink()
     audit.places[SECOND].write_bytes(b"no sound")

@@ -17,11 +17,14 @@ from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.annotations import Annotation, write_annotations
 from faithad.clips.labels.reference import read_reference
+from faithad.clips.ledger import ledger_row, ledger_table
 from faithad.config.audit import load_audit_run
-from faithad.errors import AnnotationError, StudyError
+from faithad.errors import AnnotationError, ConfigError, StudyError
 from faithad.evaluation.detection import auc
 from faithad.evaluation.summary import SUMMARIES, Experiment, Summary
 from faithad.model.checkpoint import describe, load_model
+from faithad.pipelines.evaluate import evaluate_audit_and_report
+from faithad.report.audit_page import render_audit_report
 
 FIRST, SECOND = "MPD_24-05-06_0700_00001.wav", "MPD_24-05-06_0701_00002.wav"
 
@@ -44,9 +47,11 @@ def test_events_taken_over_as_they_are_agree_throughout(audit: Any, tmp_path: Pa
     export_events(audit.out, str(tmp_path / "labels"), format="raven")
     line = evaluate_audit(audit.out, str(tmp_path / "labels"))
     assert line.startswith("Clips: 4 anomalous, 10 normal; AUC 1.000 (1.000 to 1.000), pAUC 1.000")
-    assert "Events: 3 of 3 right (precision 1.000), 4 of 4 reference intervals found (recall 1.000)." in line
-    told, warning = line.split("\n")
-    assert told.endswith(f"Tables: {audit.out}/summary.")
+    assert (
+        "Events: 3 of 3 true (precision 1.000), 4 of 4 reference intervals found (recall 1.000). 40.0 s detec" in line
+    )
+    *_, tables, warning = line.split("\n")
+    assert tables == f"Tables: {audit.out}/summary."
     assert warning.startswith("Warning: the reference is this audit's own events, interval for interval")
 
 
@@ -66,7 +71,8 @@ def test_windows_without_an_interval_count_whole(audit: Any, tmp_path: Path) -> 
     ]
     write_annotations(rows, str(table))
     line = evaluate_audit(audit.out, str(table))
-    assert "2 of 2 reference intervals found (recall 1.000); 1 window without an interval counts whole." in line
+    assert "2 of 2 reference intervals found (recall 1.000). 40.0 s detected, 15.0 s labelled, 13.0 s both." in line
+    assert "\n1 window without an interval counts whole.\n" in line
 
 
 def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:
@@ -79,7 +85,23 @@ def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:
     )
     line = evaluate_audit(audit.out, reference)
     # Overlapping labels are one stretch. Found: 53-56.5, 2-5 and 10.5-12; not found: 25-26.
-    assert "Events: 2 of 3 right (precision 0.667), 3 of 4 reference intervals found (recall 0.750)." in line
+    assert "Events: 2 of 3 true (precision 0.667), 3 of 4 reference intervals found (recall 0.750)." in line
+    # Seconds 0 and 55 of the first recording, 0 of the second and 11 of the odd one carry the events.
+    assert (
+        "Seconds that carry them: 2 of 4 true (precision 0.500), 1 of 4 reference intervals found (recall 0.250)."
+        in line
+    )
+    assert (
+        "4.0 s detected, 9.0 s labelled, 2.0 s both.\nTrue: at least 5 % of its time is labelled. Found: what" in line
+    )
+    events, seconds = summary(audit, "events")
+    assert (events["detections"], seconds["detections"]) == ("events", "seconds")
+    expected = {"model": "mae", "seed": 0, "protocol": "audit", "detection_tolerance": 0.05,
+                "ground_truth_tolerance": 0.5, "n_reference": 4, "n_not_heard": 0, "not_heard": []}  # fmt: skip
+    assert expected.items() <= events.items()
+    assert expected.items() <= seconds.items()
+    assert (events["n_detections"], events["n_true"], events["n_found"]) == (3, 2, 3)
+    assert (events["precision"], events["recall"], seconds["recall"]) == (2 / 3, 0.75, 0.25)
     scores = [3.0, 1.0, 1.2, 1.1, 1.3, 5.0, 4.0, 1.0, 1.0, 1.4, 1.5, 1.0, 2.5, 1.9]
     truth = [0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 0]
     (row,) = [row for row in summary(audit, "detection") if (row["metric"], row["pooling"]) == ("auc", "mean")]
@@ -97,17 +119,66 @@ def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:
     assert rows == {"annotated": 3, "all": 4}
 
 
-def test_an_interval_in_a_clip_that_failed_can_neither_be_found_nor_missed(audit: Any, tmp_path: Path) -> None:
+def test_an_interval_in_a_clip_that_failed_is_not_found_and_named(audit: Any, tmp_path: Path) -> None:
     reference = labels(tmp_path / "labels", first="53 56 x\n", second="44 46 x\n61 63 x\n")
     line = evaluate_audit(audit.out, reference)
-    assert "1 of 3 right (precision 0.333), 1 of 1 reference intervals found (recall 1.000)" in line
+    assert (
+        "1 of 3 true (precision 0.333), 1 of 3 reference intervals found (recall 0.333); 2 not heard: "
+        "mill/MPD_24-05-06_0701_00002.wav. 40.0 s detected" in line
+    )
+    events, _ = summary(audit, "events")
+    assert (events["n_not_heard"], events["not_heard"]) == (2, ["mill/MPD_24-05-06_0701_00002.wav"])
     assert line.startswith("Clips: 1 anomalous, 13 normal")
+
+
+def test_recordings_that_failed_are_named_as_not_heard(audit: Any, tmp_path: Path) -> None:
+    """One of eleven intervals lies in a recording that was heard, ten in one that could not be opened."""
+    location = storage.join(audit.out, "ledger.parquet")
+    failed = ledger_table([ledger_row("mill/20240506_080000.wav", "failed", "is truncated")])
+    both = pa.concat_tables([storage.read_table(location), failed])
+    storage.write_table(both, location, schema=schemas.LEDGER)
+    reference = tmp_path / "labels.csv"
+    lines = [f"20240506_080000.wav,{k},{k}.5" for k in range(10)] + [f"{FIRST},53,56"]
+    reference.write_text("\n".join(["recording,onset_s,offset_s", *lines]))
+    line = evaluate_audit(audit.out, str(reference))
+    assert "1 of 11 reference intervals found (recall 0.091); 10 not heard: mill/20240506_080000.wav." in line
+
+
+def test_tolerances_are_settings(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="50 51 x\n58 70 x\n")
+    assert "1 of 3 true" in evaluate_audit(audit.out, reference)
+    line = evaluate_audit(audit.out, reference, detection_tolerance=0.2, ground_truth_tolerance=0.1)
+    assert "Events: 0 of 3 true (precision 0.000), 0 of 2 reference" in line
+    assert "True: at least 20 % of its time is labelled. Found: what is true covers at least 10 % of it." in line
+    line = evaluate_audit(audit.out, reference, ground_truth_tolerance=0.1)
+    assert "2 of 2 reference intervals found" in line
+    assert {row["ground_truth_tolerance"] for row in summary(audit, "events")} == {0.1}
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=r"--detection-tolerance is .*; it must be above 0 and at most 1"):
+            evaluate_audit(audit.out, reference, detection_tolerance=share)
+
+
+def test_the_report_tells_how_events_agree_with_labels(audit: Any, tmp_path: Path) -> None:
+    reference = labels(tmp_path / "labels", first="53 56.5 broken\n", second="2 4 broken\n44 46 x\n", odd="")
+    render_audit_report(audit.out)
+    report = Path(audit.out, "report.html")
+    assert "Against" not in report.read_text()
+    said = evaluate_audit_and_report(audit.out, reference, ground_truth_tolerance=0.6)
+    assert said.endswith(f"\nReport: {report}")
+    text = " ".join(report.read_text().split())
+    assert (
+        "Against the labels, 1 of 3 events are true, and 2 of 3 labelled intervals are found; 1 lies in sound that was "
+        "not heard: mill/MPD_24-05-06_0701_00002.wav. Alarms last 40 s, labels 7.5 s, both at once 5.5 s." in text
+    )
+    assert '<td class="n">1 of 3</td><td class="n">0.333</td> <td class="n">2 of 3</td><td class="n">0.667</td>' in text
+    assert "what is true covers at least 60 % of it" in text
 
 
 def test_a_reference_without_any_interval_means_false_alarms_only(audit: Any, tmp_path: Path) -> None:
     line = evaluate_audit(audit.out, labels(tmp_path / "labels", first="", second="", odd=""))
-    assert line.startswith("Clips: 0 anomalous, 14 normal; no AUC, which needs both. Events: 0 of 3 right")
-    assert "0 of 0 reference intervals found. Seconds: no F-score" in line
+    assert line.startswith("Clips: 0 anomalous, 14 normal; no AUC, which needs both.\nEvents: 0 of 3 true")
+    assert "0 of 0 reference intervals found. 40.0 s detected, 0.0 s labelled" in line
+    assert "\nSeconds: no F-score" in line
     assert summary(audit, "detection") == summary(audit, "f_score") == []
 
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from faithad.clips.annotations import Annotation, write_annotations
-from faithad.clips.labels import label_studio
+from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, label_texts, write_labels
 from faithad.clips.labels.label import Label, alarm_text, kind_of, one_line
 from faithad.clips.labels.names import file_name, look_up, plain_name, recording_name
@@ -127,6 +127,21 @@ def test_names_too_long_for_a_disk_are_cut_and_stay_apart(tmp_path: Path) -> Non
         assert {label.text for label in read_labels(str(tmp_path / format))} == {"a", "b"}
 
 
+@pytest.mark.parametrize("format", ["audacity", "raven"])
+@pytest.mark.parametrize("letter", ["x", "é", "%", "录"])
+def test_a_recording_whose_name_was_cut_is_found_again(tmp_path: Path, format: str, letter: str) -> None:
+    """Names of 255 bytes, the most that file systems allow, in folders of long names."""
+    longest = (letter * 255).encode()[:251].decode(errors="ignore") + ".wav"
+    folder = (letter * 255).encode()[:250].decode(errors="ignore")
+    paths = [f"{place}/{longest}" for place in ("week", f"week/{folder}a", f"week/{folder}b")] + ["week/short.wav"]
+    write_labels(FORMATS[format]([Label(path, 0.0, 1.0, path) for path in paths]), str(tmp_path))
+    find = look_up([*paths, f"week/{longest[:-5]}.wav"])
+    read = read_labels(str(tmp_path))
+    assert len(read) == 4
+    for label in read:
+        assert find(label.recording) == [label.text]
+
+
 def test_plain_names_are_plain() -> None:
     assert [plain_name(name) for name in ("../a b<c>.wav", "зал 1", "...", "x" * 99)] == [
         "a_b_c_.wav", "зал_1", "recording", "x" * 80,
@@ -151,11 +166,42 @@ def test_labels_on_an_object_store(object_store: str) -> None:
 
 
 def test_no_cell_of_a_table_is_a_formula() -> None:
-    labels = [Label(name, 1.0, 2.0, name) for name in NASTY]
+    """Neither where commas separate cells, nor where semicolons do, whether or not quotes are minded."""
+    names = [*NASTY, "x;=cmd|'calc'!A0;.wav", ";;@x", "a;'+1;-2"]
+    labels = [Label(name, 1.0, 2.0, name) for name in names]
     (text,) = FORMATS["csv"](labels).values()
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
     assert "'=1+1" in labels[11].text
+    assert "x;'=cmd|'calc'!A0;.wav" in cells
+    cells += [cell for row in csv.reader(io.StringIO(text, newline=""), delimiter=";") for cell in row]
+    cells += [cell for line in text.split("\r\n") for cell in line.replace('"', "").split(";")]
     assert not [cell for cell in cells if cell.lstrip().startswith(("=", "+", "-", "@"))]
+    problems = ProblemList()
+    assert [label.recording for label in csv_labels.parse(text, problems)] == names
+    assert problems == problems.unread == []
+
+
+def test_every_cell_of_a_table_is_quoted() -> None:
+    (text,) = FORMATS["csv"]([Label("x;y.wav", 1.0, 2.0, 'say "a"'), Label("b.wav", 1.0, 2.5, "", 440.0)]).values()
+    assert text.split("\r\n") == [
+        '"recording","onset_s","offset_s","text","low_hz","high_hz"',
+        '"x;y.wav","1.000000","2.000000","say ""a""","",""',
+        '"b.wav","1.000000","2.500000","","440.000000",""',
+        "",
+    ]
+
+
+def test_composed_and_decomposed_letters_are_the_same() -> None:
+    """macOS writes é as e and an accent; a person's keyboard does not."""
+    decomposed, composed = "caf" + "e\u0301 20240506_070000.wav", "caf\u00e9 20240506_070000.wav"
+    assert look_up([f"week/{decomposed}"])(composed) == [f"week/{decomposed}"]
+    assert look_up([f"week/{decomposed}"])("caf\u00e9 20240506_070000") == [f"week/{decomposed}"]
+    assert look_up([f"week/{composed}"])(f"elsewhere/week/{decomposed}") == [f"week/{composed}"]
+    two = [f"caf\u00e9/{composed}", f"th\u00e9/{composed}"]
+    assert look_up(two)(f"cafe\u0301/{decomposed}") == two[:1]
+    both = [f"week/{composed}", f"week/{decomposed}"]
+    assert look_up(both)(f"week/{decomposed}") == both[1:]
+    assert sorted(look_up(both)(composed)) == sorted(both)
 
 
 # --- as other tools write them ----------------------------------------------------------------------------------------
@@ -189,6 +235,46 @@ def test_raven_lists_a_selection_once_per_view(tmp_path: Path) -> None:
         Label("a", 1.5, 2.25, "stuck", 440.0, 1200.0),
         Label("a", 5.0, 6.0, "", 440.0, 1200.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "kind"),
+    [
+        ("Annotation\tSpecies", "knock\tx", "knock"),
+        ("Annotation\tSpecies", "\tknock", "knock"),
+        ("Common Name", "knock", "knock"),
+        ("Species\tSpecies Code", "knock\tkn", "knock"),
+        ("species Code", "kn", "unnamed"),
+    ],
+)
+def test_kinds_in_selection_tables_of_other_programs(tmp_path: Path, columns: str, cells: str, kind: str) -> None:
+    (tmp_path / "a.txt").write_text(f"Selection\tBegin Time (s)\tEnd Time (s)\t{columns}\n1\t1\t3\t{cells}\n")
+    (annotation,) = reference = read_reference(str(tmp_path))
+    assert annotation.anomaly_type == kind
+    unread = {"Species\tSpecies Code": ["Columns that are not read: 'Species Code'."],
+              "species Code": ["Columns that are not read: 'species Code'; 1 label without a kind will be called "
+                               "'unnamed'."]}  # fmt: skip
+    assert list(reference.notes) == unread.get(columns, [])
+
+
+def test_where_birdnet_hears_nothing_there_is_no_event(tmp_path: Path) -> None:
+    head = "Selection\tBegin Time (s)\tEnd Time (s)\tCommon Name\tSpecies Code\tConfidence\tBegin Path\tFile Offset (s)"
+    rows = ["1\t0\t3\tnocall\tnocall\t1.0\t/data/a.wav\t0", "2\t3\t6\tGreat Tit\tgretit1\t0.9\t/data/a.wav\t3"]
+    (tmp_path / "a.BirdNET.selection.table.txt").write_text("\n".join([head, *rows]))
+    (tmp_path / "b.txt").write_text("0\t3\tnocall, nocall\t1.0\n3\t6\tNocall\n6\t9\tParus major, Great Tit\t0.8\n")
+    reference = read_reference(str(tmp_path))
+    assert [annotation.anomaly_type for annotation in reference] == ["Great Tit", "Parus major, Great Tit 0.8"]
+    assert reference.notes == (
+        "3 labels 'nocall' left out: nothing is heard there.",
+        "Columns that are not read: 'Confidence', 'Species Code'.",
+    )
+
+
+@pytest.mark.parametrize("separator", ["\t", ","])
+def test_tables_as_desed_has_them(tmp_path: Path, separator: str) -> None:
+    lines = ["filename,onset,offset,event_label", "a.wav,1.0,3.0,knock", "b.wav,,,", "a.wav,4,5.5,squeak"]
+    (tmp_path / "strong.tsv").write_text("\n".join(lines).replace(",", separator))
+    assert read_labels(str(tmp_path)) == [Label("a.wav", 1.0, 3.0, "knock"), Label("a.wav", 4.0, 5.5, "squeak")]
 
 
 def test_raven_tables_over_several_recordings(tmp_path: Path) -> None:

@@ -142,6 +142,32 @@ def test_files_of_another_kind(tmp_path: Path, content: str | bytes, reason: str
     assert reason in refusal(tmp_path / "a.csv", content)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "file\tstart\tend\tlabel\na.wav\t1\t3\tx\n",
+            "line 1: no known kind of labels begins with 'file\\tstart\\tend",
+        ),
+        ("filename\tevent_labels\na.wav\tx,y\n", "row 1: the table has no column 'onset_s', 'offset_s', found 'filen"),
+        ("filename\tonset\toffset\tevent_label\na.wav\t1\t\tx\n", "row 2: a number is missing"),
+        ("filename\tonset\toffset\na.wav\t1\t3\tx\n", "row 2: 4 cells instead of 3; put cells with tabs in quotes"),
+    ],
+)
+def test_tables_with_tabs(tmp_path: Path, text: str, reason: str) -> None:
+    said = refusal(tmp_path / "a.tsv", text)
+    assert reason in said
+    assert "is no number" not in said
+
+
+def test_of_thousands_of_problems_ten_are_told(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "a.txt", "".join(f"{k}\t{k}\tx\n" for k in range(5_000)))
+    first, *lines, last = said.splitlines()
+    assert first.endswith(": 5,000 problems in the labels:")
+    assert [line.partition(":")[0].strip() for line in lines] == [f"a.txt, line {k}" for k in range(1, 11)]
+    assert last == "  and 4,990 more"
+
+
 def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1\t1\tx\n1\t2\tfine\n5\t4\tx\n")
     (tmp_path / "b.csv").write_text("recording,onset_s,offset_s\na,1,x\n")

@@ -291,6 +291,8 @@ def test_manifest_table() -> None:
         "onset_s": 10.0,
         "duration_s": 10.0,
         "recorded_at": datetime(2019, 12, 4, 8, 48, 10),
+        "utc_offset_s": None,
+        "recorder": "test/MPD_*",
         "split": "test",
         "label": 1,
         "anomaly_type": "board_stuck",

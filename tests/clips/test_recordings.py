@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from faithad.clips.recordings import (
     cut_windows,
     probe_recording,
     read_clip,
-    recorded_at,
 )
 from faithad.errors import RecordingError
 
@@ -357,45 +355,3 @@ def test_windows_cover_the_recording(n_samples: int, rate_hz: int, clip_s: float
     assert end_s + dropped_s == pytest.approx(duration_s, abs=0.0021)
     assert dropped_s == 0 or remainder == "drop" or dropped_s < 1
     assert windows or dropped_s
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "moment"),
-    [
-        ("MPD_19-12-04_0848_00006.wav", datetime(2019, 12, 4, 8, 48)),
-        ("MPD_19-12-04_0848_00006", datetime(2019, 12, 4, 8, 48)),
-        ("test/deep/MPD_19-12-05_2359_00008_6.pt", datetime(2019, 12, 5, 23, 59)),
-        ("MPD_71-01-01_0000_00001.flac", datetime(2071, 1, 1)),
-        ("MPD_19-02-30_0848_00006.wav", None),
-        ("MPD_19-12-04_2460_00006.wav", None),
-        ("helicopter_test.flac", None),
-        ("MPD_19-12-04.wav", None),
-        ("", None),
-        ("20240506_070005.WAV", datetime(2024, 5, 6, 7, 0, 5)),
-        ("week/20240506_070005T.WAV", datetime(2024, 5, 6, 7, 0, 5)),
-        ("SM4A01234_20240506_070005.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("s3://mill/week%207/planer%202024-05-06%2007-00-05.flac", datetime(2024, 5, 6, 7, 0, 5)),
-        ("2024-05-06T07-00-05Z_mic1.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("20240506T070005.123.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("north 2024-05-06_07.00.05.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("2024.05.06 at 07.00.05.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("2024_05_06__07_00_05.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("20240506070005.flac", datetime(2024, 5, 6, 7, 0, 5)),
-        ("20240506_070005/ZOOM0001.WAV", None),  # the folder's name is not the recording's
-        ("240506_070005.wav", None),  # which of the three is the year?
-        ("20240506_0700.wav", None),  # a time, or a running number
-        ("20240506_0700051.wav", None),
-        ("120240506_070005.wav", None),
-        ("20241306_070005.wav", None),
-        ("20240506_250005.wav", None),
-        ("2024-0506_070005.wav", None),
-        ("20240506_070005-20240506_080005.wav", None),  # from, to? or copied?
-        ("20240506_070005_20240506_070005.wav", datetime(2024, 5, 6, 7, 0, 5)),
-        ("18991231_235959.wav", None),
-    ],
-)
-def test_recorded_at(name: str, moment: datetime | None) -> None:
-    assert recorded_at(name) == moment

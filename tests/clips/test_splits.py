@@ -135,6 +135,22 @@ def test_split_by_time() -> None:
     assert "holds no time" in (row["reason"] or "")
 
 
+def test_split_by_time_where_summer_time_ends() -> None:
+    """The second hour from 2 to 3 comes after the first one."""
+    summer, winter, plain = "20241027T023000+0200.wav", "20241027T020000+0100.wav", "20241027_010000.wav"
+    recordings = [recording(f"mill/{name}") for name in (summer, winter, plain)]
+    for until, splits in [("2024-10-27T02:00+01:00", ["train", "test"]), ("2024-10-27T00:30+00:00", ["test", "test"])]:
+        timed, ledger = split_by_time(recordings, train_until=datetime.fromisoformat(until))
+        assert [r.split for r in timed] == splits
+        (row,) = ledger
+        assert (row["recording"], row["status"]) == ("mill/20241027_010000.wav", "failed")
+        assert "holds no offset from UTC such as" in row["reason"]
+    with pytest.raises(RecordingError, match=r"2 different offsets .* write for example 2024-10-27T02:15\+01:00"):
+        split_by_time(recordings, train_until=datetime(2024, 10, 27, 2, 15))
+    timed, ledger = split_by_time(recordings[1:], train_until=datetime(2024, 10, 27, 1, 30))
+    assert ([r.split for r in timed], ledger) == (["test", "train"], [])
+
+
 # --- validation -------------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,10 @@ def test_other_events_cost_no_audit(audited: tuple[Path, Outcome], finished: Stu
     out = tmp_path / "out"
     shutil.copytree(audited[0], out)
     before = times(out)
+    (out / "summary").mkdir()
+    (out / "summary" / "events.parquet").touch()  # an evaluation of the events that go
     run_audit(make_run(finished, week, out, "events.method=error_map", "events.merge_gap_s=0"))
+    assert not (out / "summary").exists()
     assert set(table(out, "events.parquet")["method"]) == {"error_map"}
     changed = {name for name, time in times(out).items() if before.get(name) != time}
     assert changed == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from torch import nn
 
 from faithad import schemas, storage
 from faithad.audit.raised_alarm import raised_alarm
+from faithad.clips.inputs import find_recordings
 from faithad.clips.ledger import ledger_row, ledger_table
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.config.audit import AuditRun
+from faithad.config.data import Data
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
@@ -76,6 +79,54 @@ def test_a_recording_whose_end_is_missing_is_not_opened_again(tmp_path: Path, mo
     run = AuditRun(model="m", recordings=("mill",), out=str(tmp_path))
     recordings = [Recording(f"mill/{name}.wav", f"/mill/{name}.wav", "test") for name in "abc"]
     assert index.opened_since(run, recordings) == ["mill/b.wav"]
+
+
+def labelled_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recording that can be opened and one that cannot, with labels of both; and one to train on."""
+    for name in ("train/20240505_070000.wav", "test/20240506_070000.wav", "test/20240506_080000.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+
+    def read_headers(recordings: list[Recording], **_: object) -> Iterator[AudioHeader | str]:
+        return iter(["is truncated" if "08" in r.path else AudioHeader(20.0, 8_000, 1, 160_000) for r in recordings])
+
+    monkeypatch.setattr(index, "read_headers", read_headers)
+    labels = folder / "labels"
+    labels.mkdir()
+    head = "Selection\tBegin Time (s)\tEnd Time (s)\tSpecies\tConfidence\n"
+    (labels / "20240506_070000.txt").write_text(f"{head}1\t1\t3\tknock\t0.9\n2\t5\t8\tnocall\t1.0\n")
+    (labels / "20240506_080000.txt").write_text("".join(f"{k}.0\t{k}.5\tknock\n" for k in range(10)))
+    return labels
+
+
+SAID_OF_LABELS = [
+    "annotations: 1 label 'nocall' left out: nothing is heard there.",
+    "annotations: Columns that are not read: 'Confidence'.",
+    "annotations: 10 of 11 intervals cannot be heard, since their recordings gave no clip there: 20240506_080000",
+]
+
+
+def test_annotations_that_nobody_can_hear_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = labelled_folders(tmp_path, monkeypatch)
+    run = AuditRun(model="m", recordings=(str(tmp_path / "test"),), out=str(tmp_path / "out"), annotations=str(labels))
+    recordings = find_recordings([("test", str(tmp_path / "test"))])
+    manifest = index.index_recordings(run, recordings, {}, clip_s=10.0)
+    *said, index_line = capsys.readouterr().out.splitlines()
+    assert said == SAID_OF_LABELS
+    assert index_line == "index: 2 clips of 1 recording, 1 recording or part of one skipped or failed"
+    assert manifest["anomaly_type"].to_pylist() == ["knock", None]
+
+
+def test_annotations_of_a_study_that_nobody_can_hear_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = labelled_folders(tmp_path, monkeypatch)
+    data = Data(root=str(tmp_path), train=("train",), test=("test",), annotations=str(labels))
+    rows, _ = index.find_clips(data, marks=str(tmp_path / "marks"))
+    assert capsys.readouterr().out.splitlines() == SAID_OF_LABELS
+    assert [row.label for row in rows if row.split == "test"] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_an_audit_is_evaluated(released_audit: Path, tmp_path: Path) -> None:
     header, *rows = labels.read_text().splitlines()
     labels.write_text("\n".join([header, *(row for row in rows if "loud" in row)]) + "\n")
     line = evaluate_audit(str(released_audit), str(labels))
-    assert "Events: 1 of 5 right" in line
+    assert "Events: 1 of 5 true" in line
     detection = storage.read_table(str(released_audit / layout.summary("detection")))
     assert detection.schema.equals(schemas.DETECTION_SUMMARY)
     assert detection.to_pylist()[0]["n_anomalous"] == 5

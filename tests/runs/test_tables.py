@@ -10,7 +10,7 @@ import pytest
 from faithad import schemas
 from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.errors import StudyError
-from faithad.runs.tables import read_manifest
+from faithad.runs.tables import read_events, read_manifest
 
 
 def test_a_manifest_of_an_older_release_gets_the_new_columns(tmp_path: Path) -> None:
@@ -24,6 +24,21 @@ def test_a_manifest_of_an_older_release_gets_the_new_columns(tmp_path: Path) -> 
     assert manifest.schema.equals(schemas.MANIFEST)
     assert [manifest[name].null_count for name in new] == [3, 3, 3]
     assert manifest.drop_columns(new).equals(table.drop_columns(new))
+
+
+def test_names_give_the_columns_that_an_older_manifest_lacks(tmp_path: Path) -> None:
+    names = ["week/A_20241027T020000+0100.wav", "week/B_20241027_020000.wav", "week/ZOOM0001.wav"]
+    table = manifest_table([ClipRow(name, name, 10.0 * k, 10.0, "test") for name in names for k in range(2)])
+    pq.write_table(table.drop_columns(["utc_offset_s", "recorder"]), tmp_path / "manifest.parquet")
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.equals(table)
+    assert manifest["utc_offset_s"].to_pylist() == [3600, 3600, None, None, None, None]
+    assert manifest["recorder"].to_pylist() == ["week/A_*"] * 2 + ["week/B_*"] * 2 + [None] * 2
+
+
+def test_events_of_an_older_release_get_the_new_columns(tmp_path: Path) -> None:
+    pq.write_table(schemas.EVENTS.empty_table().drop_columns(["utc_offset_s"]), tmp_path / "events.parquet")
+    assert read_events(str(tmp_path)).schema.equals(schemas.EVENTS)
 
 
 def test_a_root_without_a_manifest_is_refused(tmp_path: Path) -> None:

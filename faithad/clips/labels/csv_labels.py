@@ -1,7 +1,8 @@
-"""Labels as a CSV table: one row per label, all recordings in one file.
+"""Labels as a table: one row per label, all recordings in one file.
 
-We read the columns `recording`, `onset_s` and `offset_s` and, if present, `text`, `low_hz` and `high_hz`, and ignore
-all others. The file is UTF-8, separated by commas, with decimal points.
+We read the columns `recording`, `onset_s` and `offset_s` and, if present, `text`, `low_hz` and `high_hz`; also under
+the names of DESED's tables, `filename`, `onset`, `offset` and `event_label`. A row with nothing but a recording says
+that nothing is heard in it. The file is UTF-8, separated by commas or tabs, with decimal points; we write commas.
 """
 
 from __future__ import annotations
@@ -16,14 +17,21 @@ from faithad.clips.problems import ProblemList, csv_rows
 
 FILE_NAME = "labels.csv"
 NEEDED, OPTIONAL = ("recording", "onset_s", "offset_s"), ("text", "low_hz", "high_hz")
+# What exports tell of an event beside its label.
+EVENT_COLUMNS = (
+    *("event_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "score", "threshold", "strength"),
+    *("n_alarms", "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness", "seconds"),
+)
+_ALIASES = {"filename": "recording", "onset": "onset_s", "offset": "offset_s", "event_label": "text"}
 
-# A spreadsheet runs a cell that begins with one of these signs as a formula. A name must stay text, so we write an
-# apostrophe before it. If an apostrophe is there already, we add another one, so that reading gives the same text back.
-# The last four signs are full-width; spreadsheets in East Asian languages run them, too.
+# A spreadsheet runs a cell that begins with one of these signs as a formula; where semicolons separate lists, a cell
+# begins after each of them. A name must stay text, so we write an apostrophe before it. If an apostrophe is there
+# already, we add another one, so that reading gives the same text back. The last four signs are full-width;
+# spreadsheets in East Asian languages run them, too.
 _STARTS = "[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]"
-_FORMULA = re.compile(f"'*{_STARTS}")
+_FORMULA = re.compile(rf"(\A|;)(?='*{_STARTS})")
 _NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
-_DEFUSED = re.compile(f"''*{_STARTS}")
+_DEFUSED = re.compile(rf"(\A|;)'(?='*{_STARTS})")
 
 
 def files(labels: Sequence[Label], *, more: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
@@ -32,7 +40,7 @@ def files(labels: Sequence[Label], *, more: Mapping[str, Sequence[str]] | None =
     `more` adds columns: for each name, one cell per label.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n")
+    writer = csv.writer(text, lineterminator="\r\n", quoting=csv.QUOTE_ALL)
     further = more or {}
     writer.writerow([*NEEDED, *OPTIONAL, *further])
     for number, label in enumerate(labels):
@@ -43,12 +51,23 @@ def files(labels: Sequence[Label], *, more: Mapping[str, Sequence[str]] | None =
     return {FILE_NAME: text.getvalue()}
 
 
-def parse(text: str, problems: ProblemList) -> list[Label]:
+def is_table(first_line: str, *, delimiter: str) -> bool:
+    """Whether the first line of a file is the header of such a table, complete or not."""
+    names = {name.strip(' "').casefold() for name in first_line.split(delimiter)}
+    return not names.isdisjoint((*NEEDED, *_ALIASES))
+
+
+def parse(text: str, problems: ProblemList, *, delimiter: str = ",") -> list[Label]:
     """The labels of a table; the header is row 1, as a spreadsheet counts."""
     labels: list[Label] = []
-    for number, row in csv_rows(text, problems, noun="table", needed=NEEDED, optional=OPTIONAL):
+    rows = csv_rows(
+        text, problems, noun="table", needed=NEEDED, optional=OPTIONAL, aliases=_ALIASES, delimiter=delimiter
+    )
+    for number, row in rows:
         with problems.at(f"row {number}"):
-            labels.append(_label(row))
+            if any(row.get(column, "").strip() for column in (*NEEDED[1:], *OPTIONAL)):
+                labels.append(_label(row))
+    problems.unread = [column for column in problems.unread if column not in EVENT_COLUMNS]
     return labels
 
 
@@ -62,8 +81,8 @@ def _label(row: Mapping[str, str]) -> Label:
 
 
 def _defused(cell: str) -> str:
-    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+    return cell if _NUMBER.fullmatch(cell) else _FORMULA.sub(r"\1'", cell)
 
 
 def _plain(cell: str) -> str:
-    return cell[1:] if _DEFUSED.match(cell) else cell
+    return _DEFUSED.sub(r"\1", cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Mapping
 
 from faithad import storage
@@ -13,11 +14,12 @@ from faithad.clips.problems import ProblemList, decoded, read_content
 from faithad.errors import AnnotationError, StudyError
 from faithad.vocabulary import AUDIO_SUFFIXES, listed
 
-SUFFIXES = (".txt", ".csv", ".json")
+SUFFIXES = (".txt", ".csv", ".json", ".tsv")
 
 _KNOWN = (
-    "Known are Audacity's label tracks, Raven's selection tables, Label Studio's JSON, a CSV table with the columns "
-    f"{', '.join(csv_labels.NEEDED)}, and the annotation table in the published layout."
+    "Known are Audacity's label tracks, Raven's selection tables, Label Studio's JSON, tables with the columns "
+    f"{', '.join(csv_labels.NEEDED)} or filename, onset, offset, separated by commas or tabs, and the annotation table "
+    "in the published layout."
 )
 
 
@@ -61,10 +63,11 @@ def parse_labels(text: str, path: str, problems: ProblemList) -> list[Label]:
         return label_studio.parse(text, problems)
     if raven.is_table(first_line):
         return raven.parse(text, path, problems)
-    if "\t" in first_line:
+    for delimiter in "\t,;":
+        if _is_header(first_line, delimiter) and csv_labels.is_table(first_line, delimiter=delimiter):
+            return csv_labels.parse(text, problems, delimiter="\t" if delimiter == "\t" else ",")
+    if "\t" in first_line and not _is_header(first_line, "\t"):
         return audacity.parse(text, path, problems)
-    if any(name in first_line.casefold() for name in csv_labels.NEEDED):
-        return csv_labels.parse(text, problems)
     if first_line:
         problems.append(f"line 1: no known kind of labels begins with {first_line[:60]!r}. {_KNOWN}")
     return []
@@ -74,6 +77,11 @@ def is_published(text: str) -> bool:
     """Whether a file is an annotation table in the published layout, complete or not."""
     first_line = _first_line(text).casefold()
     return RECORDING.casefold() in first_line or CLIP.casefold() in first_line
+
+
+def _is_header(first_line: str, delimiter: str) -> bool:
+    """Whether the line names columns: no cell of it begins as a number does."""
+    return not any(re.match(r"[\s\"]*[-+.]?\d", cell) for cell in first_line.split(delimiter))
 
 
 def _first_line(text: str) -> str:

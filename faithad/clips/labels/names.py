@@ -7,7 +7,9 @@ characters are written as %XX, so that no file is written outside its folder and
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
@@ -19,13 +21,15 @@ _ESCAPE = re.compile(r"%([0-9A-F]{2})")
 _EMPTY = "%"  # escaping gives this for no other name
 # File systems allow 255 bytes, but `storage` writes a file under a longer name first.
 _LONGEST_NAME_BYTES = 220
+_LONGEST_SUFFIX_BYTES = 40
+_MARK_LENGTH = 9
 _NOT_PLAIN = re.compile(r"[^\w.-]+")
 
 
 def file_name(recording: str, suffix: str) -> str:
     """A relative path for a file about a recording; `recording_name` is the inverse.
 
-    A name that is too long for file systems is cut and gets a hash; it cannot be read back.
+    A name that is too long for file systems is cut and gets a hash, by which `look_up` finds the recording.
     """
     *folders, name = [_escaped(part) for part in recording.split("/")]
     room = _LONGEST_NAME_BYTES - len(suffix.encode())
@@ -43,7 +47,9 @@ def look_up(paths: Iterable[str]) -> Callable[[str], list[str]]:
     """A function that finds recordings by the name that a table or a label file gives them.
 
     A name means the recordings with this file name or, if there are none, with this file name without its suffix (label
-    files often have such names). If these are several, the folders before the name decide, as far as they are given.
+    files often have such names) or, if there are none, with a name that `file_name` cut to this one. If these are
+    several, the folders before the name decide, as far as they are given. Letters may be composed (é) or decomposed (e
+    and an accent, as macOS writes names).
 
     Args:
         paths: stable names of all recordings.
@@ -54,17 +60,27 @@ def look_up(paths: Iterable[str]) -> Callable[[str], list[str]]:
     known = set(paths)
     by_name: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}
+    by_mark: dict[str, list[str]] = {}
     for path in sorted(known):
         name = storage.name_of(path)
-        by_name.setdefault(name, []).append(path)
-        by_stem.setdefault(PurePosixPath(name).stem, []).append(path)
+        by_name.setdefault(_composed(name), []).append(path)
+        by_stem.setdefault(_composed(PurePosixPath(name).stem), []).append(path)
+        if len(_escaped(name).encode()) > _LONGEST_NAME_BYTES - _LONGEST_SUFFIX_BYTES:
+            by_mark.setdefault(_mark(_escaped(name)), []).append(path)
 
     def find(name: str) -> list[str]:
         if name in known:
             return [name]
+        name = _composed(name)
         bare = storage.name_of(name)
-        spellings = {path: path for path in by_name.get(bare, ())}
-        spellings = spellings or {path: str(PurePosixPath(path).with_suffix("")) for path in by_stem.get(bare, ())}
+        spellings = {path: _composed(path) for path in by_name.get(bare, ())}
+        spellings = spellings or {
+            path: _composed(str(PurePosixPath(path).with_suffix(""))) for path in by_stem.get(bare, ())
+        }
+        spellings = spellings or {
+            path: f"{_composed(posixpath.dirname(recording_name(file_name(path, ''))))}/{bare}"
+            for path in by_mark.get(bare[-_MARK_LENGTH:], ())
+        }
         agreeing = [
             path
             for path, spelling in spellings.items()
@@ -98,9 +114,18 @@ def _escape(character: re.Match[str]) -> str:
     return f"%{ord(character[0]):02X}"
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _mark(name: str) -> str:
+    """What is put behind a name that is cut."""
+    return f"~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _fitted(name: str, room: int) -> str:
     content = name.encode()
     if len(content) <= room:
         return name
-    mark = f"~{hashlib.sha256(content).hexdigest()[:8]}"
+    mark = _mark(name)
     return content[: room - len(mark)].decode(errors="ignore") + mark

@@ -3,7 +3,8 @@
 We write one table per recording, which Raven opens over that recording. We also read tables over several recordings:
 `Begin File` or `Begin Path` names the recording of each selection. `Begin Time (s)` then counts through all files, and
 `File Offset (s)` says where in its file the selection begins. A table may list a selection once per view (waveform,
-spectrogram); we make one label of it. A label's text is the column `Annotation`.
+spectrogram); we make one label of it. A label's text is
+the column `Annotation`, or `Common Name` or `Species` of other programs, such as BirdNET.
 
 The column `Recording` is ours: the full name of the recording, which Raven keeps as a column of notes.
 """
@@ -33,6 +34,7 @@ LOW, HIGH, FILE, ANNOTATION, RECORDING = "Low Freq (Hz)", "High Freq (Hz)", "Beg
 HEADER = (SELECTION, "View", "Channel", BEGIN, END, LOW, HIGH, FILE, ANNOTATION, RECORDING)
 # Read but not written: Raven may keep the old values when somebody moves a selection.
 PATH, FILE_OFFSET, END_FILE = "Begin Path", "File Offset (s)", "End File"
+_KINDS = (ANNOTATION, "Common Name", "Species")
 
 # Raven's own suffixes, and those of detectors that write its tables.
 _SUFFIXES = re.compile(r"(\.BirdNET)?(\.Table\.\d+)?(\.selections?)?(\.table)?\.txt\Z", re.IGNORECASE)
@@ -61,6 +63,8 @@ def parse(text: str, path: str, problems: ProblemList) -> list[Label]:
     if missing := [column for column in (BEGIN, END) if column.casefold() not in names]:
         problems.append(f"line {top}: the selection table has no column {' and none '.join(map(repr, missing))}")
         return []
+    read = {column.casefold() for column in (*HEADER, PATH, FILE_OFFSET, END_FILE, *_KINDS)}
+    problems.unread += [column.strip() for column in header.split("\t") if _names(column)[0] not in read]
     suffix = _SUFFIXES.search(path)
     recording = recording_name(path[: suffix.start()] if suffix else path)
     labels: dict[tuple[str, ...], Label] = {}
@@ -111,7 +115,8 @@ def _label(row: Mapping[str, str], recording: str) -> Label:
         recording = name.replace("\\", "/") if _WINDOWS_PATH.match(name) else name
     offset_s = round(onset_s + end_s - begin_s, 6)
     bounds = read_bounds(_cell(row, LOW), _cell(row, HIGH))
-    return checked(Label(recording, onset_s, offset_s, _cell(row, ANNOTATION), *bounds), noun="selection")
+    text = next((cell for column in _KINDS if (cell := _cell(row, column)).strip()), "")
+    return checked(Label(recording, onset_s, offset_s, text, *bounds), noun="selection")
 
 
 def _cell(row: Mapping[str, str], column: str) -> str:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from faithad.clips.annotations import Annotation, parse_annotations
 from faithad.clips.labels.files import is_published, label_texts, parse_labels
 from faithad.clips.labels.label import Label, by_recording, kind_of
 from faithad.clips.problems import ProblemList
 from faithad.errors import AnnotationError
+from faithad.vocabulary import count, listed
 
 UNNAMED = "unnamed"
+# What BirdNET writes where it hears nothing, as a selection table or as an Audacity label with a confidence.
+_NO_CALL = re.compile(r"nocall(?:[\W_]+nocall)?(?:\s+[\d.]+)?", re.IGNORECASE)
 
 
-def read_reference(location: str) -> list[Annotation]:
+class Reference(list[Annotation]):
+    """Reference intervals, and in `notes` what was left out of their files, a sentence each."""
+
+    def __init__(self, annotations: Iterable[Annotation], notes: Iterable[str] = ()) -> None:
+        super().__init__(annotations)
+        self.notes = tuple(notes)
+
+
+def read_reference(location: str) -> Reference:
     """The reference intervals at a location. The content of each file shows its format.
 
     Known are the annotation table in the published layout, Audacity's label tracks, Raven's selection tables, Label
-    Studio's JSON and CSV tables with `recording`, `onset_s`, `offset_s`. A folder may hold several formats. A recording
+    Studio's JSON and tables with `recording`, `onset_s`, `offset_s`. A folder may hold several formats. A recording
     without a label counts as normal throughout, so a reference must cover every recording that is scored against it.
+    BirdNET's `nocall` is no label.
 
     Args:
         location: a file or a folder, local or a URI.
 
     Raises:
-        AnnotationError: there are no label files, or they have problems; the message lists all of them.
+        AnnotationError: there are no label files, or they have problems; the message lists the first ten.
     """
     labels: list[Label] = []
     annotations: list[Annotation] = []
@@ -36,8 +49,19 @@ def read_reference(location: str) -> list[Annotation]:
         else:
             labels += parse_labels(text, path, file_problems)
         problems += [f"{path}, {problem}" for problem in file_problems]
+        problems.unread += file_problems.unread
     problems.refuse(location, "labels", error=AnnotationError)
-    return annotations + annotations_of(labels)
+    heard = [label for label in labels if not _NO_CALL.fullmatch(label.text.strip())]
+    return Reference(annotations + annotations_of(heard), _notes(labels, heard, problems.unread))
+
+
+def _notes(labels: Sequence[Label], heard: Sequence[Label], unread: Iterable[str]) -> Iterator[str]:
+    if len(heard) < len(labels):
+        yield f"{count(len(labels) - len(heard), 'label')} 'nocall' left out: nothing is heard there."
+    if columns := sorted({repr(" ".join(column.split())) for column in unread if column.strip()}):
+        n_unnamed = sum(not label.text.strip() for label in heard)
+        unnamed = f"; {count(n_unnamed, 'label')} without a kind will be called {UNNAMED!r}" if n_unnamed else ""
+        yield f"Columns that are not read: {listed(columns)}{unnamed}."
 
 
 def annotations_of(labels: Iterable[Label]) -> list[Annotation]:

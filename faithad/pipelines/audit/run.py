@@ -145,7 +145,7 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
 def _withdraw_conclusions(out: str) -> None:
     """Remove what was made of tables that are about to change: nobody must read the two together."""
     require_still_alone()
-    for name in (f"{layout.STAGES}/events.json", layout.LEDGER, layout.EVENTS, layout.REPORT):
+    for name in (f"{layout.STAGES}/events.json", layout.LEDGER, layout.EVENTS, layout.REPORT, layout.SUMMARY):
         storage.delete(storage.join(out, name))
 
 
@@ -252,6 +252,7 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
         events = events_table(run.out, audit.trained, run.events)
         require_still_alone()
+        storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
         render_audit_report(run.out)
         stage.finish()

@@ -153,7 +153,7 @@ def _clips(n_recordings: int, *, timed: bool, name: str) -> list[Row]:
         for window in range(6):
             rows.append(
                 {"clip_id": f"{number:06d}{window:02d}", "recording": path, "uri": f"mill/{path}",
-                 "onset_s": 10.0 * window, "duration_s": 10.0, "split": "test", "annotated": False,
+                 "recorder": name, "onset_s": 10.0 * window, "duration_s": 10.0, "split": "test", "annotated": False,
                  "recorded_at": start + timedelta(seconds=10 * window) if timed else None}
             )  # fmt: skip
     return rows

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
+from faithad.report.reading import with_one_clock
 from faithad.report.trust import grade
 from faithad.report.words import hertz
 from faithad.vocabulary import POOLINGS
@@ -78,14 +79,33 @@ def test_seconds_lie_in_their_clips() -> None:
     assert found == [(9.0, 10.0), (10.0, 11.0), (24.0, 25.0)]
 
 
+def test_the_time_line_where_summer_time_ends() -> None:
+    """Both recordings begin at 2 o'clock by their own clock, an hour apart."""
+    two = pd.Timestamp("2024-10-27 02:00:00")
+    clips = pd.DataFrame(
+        {"clip_id": ["winter", "summer"], "recording": ["w", "s"], "onset_s": 0.0, "duration_s": 10.0,
+         "recorded_at": [two, two], "utc_offset_s": [3600, 7200], "score": [2.0, 1.0]}
+    )  # fmt: skip
+    line = timeline.time_line(with_one_clock(clips), "score", strongest=["winter"])
+    assert (line.clips.tolist(), line.score.tolist(), line.events.tolist()) == ([2.0, 3.0], [1.0, 2.0], [3.0])
+    assert timeline.score_figure(line, None).axes[0].get_xlabel() == "2024-10-27 (UTC+02:00)"
+    same = timeline.time_line(with_one_clock(clips.assign(utc_offset_s=3600)), "score")
+    assert same.clips.tolist() == [2.0, 2.0]
+    assert timeline.score_figure(same, None).axes[0].get_xlabel() == "2024-10-27"
+    event = {"started_at": two, "utc_offset_s": -16200, "recording": "w", "onset_s": 0.0}
+    assert audit_findings.when(event) == "2024-10-27 02:00:00 -04:30"
+
+
 def test_events_over_recordings_follow_the_clock() -> None:
     start = pd.Timestamp("2019-12-05 06:00:50")
     clips = pd.DataFrame(
         {"recording": ["a", "b"], "onset_s": [50.0, 0.0], "duration_s": [10.0] * 2,
-         "recorded_at": [start, start + timedelta(seconds=30)]}
+         "recorded_at": [start, start + timedelta(seconds=30)], "utc_offset_s": [None, None]}
     )  # fmt: skip
-    assert event_views.clip_starts(clips) == ([0.0, 30.0], "seconds from 06:00:50")
-    assert event_views.clip_starts(clips.assign(recorded_at=pd.NaT))[0] == [0.0, 10.0]
+    assert event_views.clip_starts(with_one_clock(clips)) == ([0.0, 30.0], "seconds from 06:00:50")
+    winter = with_one_clock(clips.assign(utc_offset_s=[7200, 3600]))
+    assert event_views.clip_starts(winter) == ([0.0, 3630.0], "seconds from 06:00:50")
+    assert event_views.clip_starts(with_one_clock(clips.assign(recorded_at=pd.NaT)))[0] == [0.0, 10.0]
     assert event_views.clip_starts(clips.head(1)) == ([50.0], "seconds of the recording")
 
 
