@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from faithad.clips.annotations import read_annotations
-from faithad.clips.recordings import recorded_at
+from faithad.clips.recording_names import read_name
 from faithad.demo.machine import machine_of
 from faithad.demo.mill import SyntheticMill, plan_recordings, recordings_in, synthesize, write_recording
 from faithad.demo.motion import motion
@@ -78,7 +78,7 @@ def test_names_hold_consecutive_numbers_and_the_wall_clock(mill: SyntheticMill) 
     assert names[0] == "MPD_19-12-04_2357_00001.wav"
     assert names[-1] == "MPD_19-12-04_2358_00006.wav"
     minutes = plan_recordings(Path(), train_recordings=5, test_recordings=0, seed=0, start=START)
-    times = [recorded_at(planned.path.name) for planned in minutes]
+    times = [read_name(planned.path.name).recorded_at for planned in minutes]
     assert times[0] == START
     assert all(
         late is not None and early is not None and late - early == timedelta(minutes=1)
