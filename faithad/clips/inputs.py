@@ -92,19 +92,20 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
     for location in map(absolute, locations):
         name = storage.name_of(location)
         for entry in storage.walk(location) if storage.is_folder(location) else []:
-            if (left_out := _left_out(entry, suffixes)) is not None:
+            if (left_out := _left_out(entry, suffixes, is_remote=storage.is_remote(location))) is not None:
                 rows.append(ledger_row(f"{name}/{entry.path}", *left_out))
     return rows
 
 
-def _left_out(entry: storage.Entry, suffixes: Sequence[str]) -> tuple[str, str] | None:
+def _left_out(entry: storage.Entry, suffixes: Sequence[str], *, is_remote: bool) -> tuple[str, str] | None:
     """The status of an entry that is left out, and why."""
     ending = posixpath.splitext(entry.path)[1].lower()
     if entry.kind == "unreadable":
         return "failed", UNREADABLE
     if entry.kind == "folder":
-        is_hidden = posixpath.basename(entry.path).startswith(".")
-        return ("skipped", "is a hidden folder, which is not searched") if is_hidden else None
+        # In an object store, where the folders of a key may be `..`, hidden ones are listed, with what is in them.
+        is_searched = is_remote or not posixpath.basename(entry.path).startswith(".")
+        return None if is_searched else ("skipped", "is a hidden folder, which is not searched")
     if ending in suffixes and entry.is_hidden:
         return "skipped", "is hidden: its name, or that of a folder above it, begins with a dot"
     if ending in suffixes and not entry.can_be_opened:

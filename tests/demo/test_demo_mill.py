@@ -90,10 +90,10 @@ def test_a_mill_of_other_settings_is_no_whole_mill_until_all_is_copied(
     first = storage.read_text(f"{root}/annotations.csv")
     write = storage.write_bytes
 
-    def killed(location: str, content: bytes) -> None:
+    def killed(location: str, content: bytes, **options: bool) -> None:
         if location.startswith(root) and "/test/" in location:
             raise KeyboardInterrupt
-        write(location, content)
+        write(location, content, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_bytes", killed)

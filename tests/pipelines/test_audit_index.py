@@ -115,7 +115,10 @@ def test_annotations_that_nobody_can_hear_are_named(
     manifest = index.index_recordings(run, recordings, {}, clip_s=10.0)
     *said, index_line = capsys.readouterr().out.splitlines()
     assert said == SAID_OF_LABELS
-    assert index_line == "index: 2 clips of 1 recording, 1 recording or part of one skipped or failed"
+    assert (
+        index_line
+        == "index: 2 clips of 1 recording, 1 recording or part of one skipped or failed (1 recording of unknown length)"
+    )
     assert manifest["anomaly_type"].to_pylist() == ["knock", None]
 
 

@@ -24,6 +24,7 @@ from faithad.pipelines.training.run import train_stage
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.runs.stages import Stage
+from faithad.schemas import MANIFEST
 
 F, T = 16, 101
 
@@ -51,7 +52,15 @@ def study(tmp_path: Path) -> Study:
 def write(study: Study, split: str, n_clips: int, *, shard: int) -> Tensor:
     """Features as the stage before leaves them."""
     log_mels = np.random.default_rng(n_clips).normal(-60, 5, size=(n_clips, F, T)).astype(np.float32)
-    ids = [f"{number:04d}" for number in range(n_clips)]
+    ids = [f"{split}-{number:04d}" for number in range(n_clips)]
+    clips = [
+        {"clip_id": name, "recording": name, "uri": name, "onset_s": 0.0, "duration_s": 10.0, "split": split,
+         "annotated": False}
+        for name in ids
+    ]  # fmt: skip
+    place = storage.join(study.root, layout.MANIFEST)
+    clips += storage.read_table(place).to_pylist() if storage.exists(place) else []
+    storage.write_table(pa.Table.from_pylist(clips, schema=MANIFEST), place, schema=MANIFEST)
     for k in range(0, n_clips, shard):
         flat = pa.FixedSizeListArray.from_arrays(pa.array(log_mels[k : k + shard].reshape(-1)), F * T)
         table = pa.table({"clip_id": ids[k : k + shard], "log_mel": flat})

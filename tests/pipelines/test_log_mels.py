@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 
+from faithad import storage
 from faithad.clips import access
 from faithad.clips.manifest import ClipRow, Recording, manifest_table
 from faithad.errors import StorageError
@@ -28,6 +29,7 @@ KEYS = [f"week/{name}.wav" for name in "abcdef"]
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
     """Six recordings of three clips each."""
     monkeypatch.setattr(access, "_PAUSES_S", (0.0,))
+    monkeypatch.setattr(storage, "_PAUSES_S", ())  # requests are counted
     sound = io.BytesIO()
     soundfile.write(sound, np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE_HZ), RATE_HZ, format="WAV")
     with faulty_store(dict.fromkeys(KEYS, sound.getvalue())) as store:
