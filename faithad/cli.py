@@ -94,6 +94,13 @@ def audit(
         list[str] | None, typer.Option(help="Folder, file or URI of recordings. May be given several times.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Folder or URI for the results.")] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            help="Which channel is heard: a number from 1, first, loudest, mean, each (one by one), or auto: the mean "
+            "where all channels hold the same sound, else one without a fault."
+        ),
+    ] = None,
     overrides: Overrides = None,
     redo: Redo = False,
     retry_failed: Annotated[
@@ -112,9 +119,12 @@ def audit(
     """
     from faithad.config.audit import AuditRun, load_study_or_audit
 
-    given = load_study_or_audit(config, model=model, recordings=recordings, out=out, overrides=overrides or [])
+    given = load_study_or_audit(
+        config, model=model, recordings=recordings, out=out, channel=channel, overrides=overrides or []
+    )
     if not isinstance(given, AuditRun):
         _refuse("--retry-failed", retry_failed, beside="a study")
+        _refuse("--channel", channel is not None, beside="a study: see data.channel")
         _stage("audit", given, redo)
         _say(f"Audit tables: {_below(given, 'audit')}. {_next('evaluate', str(config), overrides)}")
         return

@@ -35,7 +35,8 @@ from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS
 from faithad.audit.finished import require_finished
 from faithad.audit.shard import AuditModel, audit_clips
-from faithad.clips.recordings import SHORTEST_CLIP_S, Remainder, cut_windows, probe_recording, read_clip
+from faithad.clips.channels import heard_channels
+from faithad.clips.recordings import SHORTEST_CLIP_S, Remainder, cut_windows, examine_recording, read_clip
 from faithad.config.sections import Attribution, Audit
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, RecordingError, StudyError
@@ -53,6 +54,7 @@ from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_manifest, read_tables, run_folders, table_files
 from faithad.settings import AttributionSettings, FeatureSettings, frames_in
+from faithad.vocabulary import ChannelChoice, count
 
 Array = npt.NDArray[Any] | Tensor
 Floats = npt.NDArray[np.floating]
@@ -71,7 +73,11 @@ def load_model(folder: str | Path) -> TrainedModel:
 
 
 def log_mel(
-    sound: str | Path | Array, settings: FeatureSettings, *, remainder: Remainder = "overlap"
+    sound: str | Path | Array,
+    settings: FeatureSettings,
+    *,
+    remainder: Remainder = "overlap",
+    channel: ChannelChoice = "auto",
 ) -> npt.NDArray[np.float32]:
     """Log-mel spectrograms of a recording or of waveforms.
 
@@ -81,15 +87,18 @@ def log_mel(
             which are clips already.
         settings: what a spectrogram is; `model.features` for a trained model.
         remainder: what becomes of the end of a recording that is shorter than a clip: `overlap`, `pad` or `drop`.
+        channel: which channel of a recording is heard: a number from 1, `first`, `loudest`, `mean`, or `auto`, the mean
+            where all channels hold the same sound, else one without a fault.
 
     Returns:
         (B, F, T), T = 1 + samples of the longest clip // hop; NaN after the end of a shorter last clip.
 
     Raises:
-        RecordingError: the file cannot be read or gives no clip, or a waveform is too short or not finite.
+        RecordingError: the file cannot be read, gives no clip or lacks the channel, or a waveform is too short or not
+            finite.
     """
     if isinstance(sound, str | Path):
-        return _log_mels_of(str(sound), settings, remainder)
+        return _log_mels_of(str(sound), settings, remainder, channel)
     waveforms = torch.atleast_2d(_tensor(sound))
     if not torch.isfinite(waveforms).all():
         raise RecordingError("The waveform holds NaN or infinite samples. Check how it was made.")
@@ -344,9 +353,15 @@ def _tables_in(root: str) -> list[str]:
     return [name for name in layout.TABLES if table_files(root, name)]
 
 
-def _log_mels_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> npt.NDArray[np.float32]:
+def _log_mels_of(
+    uri: str, settings: FeatureSettings, remainder: Remainder, choice: ChannelChoice
+) -> npt.NDArray[np.float32]:
     """The log-mels of a recording's clips, see `log_mel`."""
-    header = probe_recording(uri)
+    header = examine_recording(uri)
+    channels = heard_channels(choice, header.channels, header.health)
+    if len(channels) != 1:
+        has = f"{uri} has {count(header.channels, 'channel')}"
+        raise RecordingError(f"{has}, and channel is {choice!r}: give the number of one, first, loudest, mean or auto.")
     if header.unheard is not None:
         raise RecordingError(header.unheard)
     if header.remark is not None:
@@ -361,7 +376,7 @@ def _log_mels_of(uri: str, settings: FeatureSettings, remainder: Remainder) -> n
     for length_s, equally_long in groupby(windows, key=lambda window: window.duration_s):
         clips = [
             read_clip(uri, onset_s=onset_s, duration_s=length_s, clip_s=settings.clip_s,
-                      sample_rate_hz=settings.sample_rate_hz)
+                      sample_rate_hz=settings.sample_rate_hz, channel=channels[0])
             for onset_s, _ in equally_long
         ]  # fmt: skip
         log_mels = features.log_mel(torch.from_numpy(np.stack(clips)), settings)

@@ -6,7 +6,7 @@ band by mel band) and the shape stands in the schema's metadata under `shape`.
 
 Contents
     FORMAT                                                   of all tables together
-    MANIFEST, INPUTS, EPOCHS, VALIDATION_SCORES              one file each
+    MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES      one file each
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LEDGER     one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SEARCH_SUMMARY
@@ -19,8 +19,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
-# has machine, section and domain. 3: the manifest has utc_offset_s and recorder, events have utc_offset_s; curves, maps
-# and spectrograms are as long as the clip's sound.
+# has machine, section and domain. 3: the manifest has utc_offset_s, recorder and channel, events have utc_offset_s;
+# curves, maps and spectrograms are as long as the clip's sound.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -46,6 +46,23 @@ MANIFEST = pa.schema(
         pa.field("machine", pa.string()),
         pa.field("section", pa.string()),
         pa.field("domain", pa.string()),
+        pa.field("channel", pa.int32()),
+    ]
+)
+
+# What some windows of each recording hold, see `clips.health`. Lists have a value for each channel.
+HEALTH = pa.schema(
+    [
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("sample_rate_hz", pa.int32(), nullable=False),
+        pa.field("channels", pa.int32(), nullable=False),
+        pa.field("heard", pa.string(), nullable=False),
+        pa.field("sampled_s", pa.float64(), nullable=False),
+        *[
+            pa.field(name, pa.list_(pa.float64()))
+            for name in ("level_dbfs", "dc", "clipped", "zeros", "correlation", "lag_ms")
+        ],
+        pa.field("problems", pa.list_(pa.string()), nullable=False),
     ]
 )
 
@@ -376,6 +393,20 @@ MEANINGS = {
     "machine": "machine that was recorded, in the DCASE layout; null in the others",
     "section": "section of the data set, in the DCASE layout; null in the others",
     "domain": "`source` or `target`, in the DCASE layout; null in the others",
+    "channel": "channel that is heard, from 1; null for the mean of all",
+    "sample_rate_hz": "samples a second of the recording",
+    "channels": "number of its channels",
+    "heard": "what is heard of it: `mean` of all channels, the number of one, or `each` by itself",
+    "sampled_s": "how much of the recording this row is measured on: 5 windows of 0.5 s spread over it, or all of a "
+    "shorter one. What happens between the windows is not seen",
+    "level_dbfs": "of each channel, RMS without DC in dB of full scale (a sine of full scale: -3), the median of the "
+    "windows; null where it is 0. The lists are null where no window could be decoded",
+    "dc": "mean sample of each channel; full scale is 1",
+    "clipped": "share of each channel's samples at full scale",
+    "zeros": "share of each channel's samples that are 0",
+    "correlation": "of each channel at lag 0 with the one that `auto` would choose; null of a silent channel",
+    "lag_ms": "by how much each channel is later than that one, in ms, by the largest correlation within 20 ms",
+    "problems": "what is wrong, in words; empty where nothing is",
     "bytes": "size of the file; null where it could not be read",
     "fingerprint": "hash of the size and of three parts of the file, or `unreadable`",
     "model": "name of the model, such as `mae`",

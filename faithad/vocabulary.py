@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 
 class Pooling(NamedTuple):
@@ -25,6 +25,11 @@ POOLINGS = {
     "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
 }
 
+
+# Which channel of a recording is heard: a number from 1, or see `clips.channels`.
+ChannelName = Literal["auto", "first", "loudest", "mean", "each"]
+ChannelChoice = int | ChannelName
+CHANNEL_NAMES: tuple[ChannelName, ...] = get_args(ChannelName)
 
 # Files that are recordings, and files that are one clip's spectrogram; compared without case.
 AUDIO_SUFFIXES = (".wav", ".flac")

@@ -44,11 +44,11 @@ def opening_kills(recordings: Sequence[Recording], mark: str, run: str) -> list[
             os.kill(os.getpid(), signal.SIGKILL)
         return original(uri)
 
-    original, headers.probe_recording = headers.probe_recording, probe
+    original, headers.probe_recording = headers.examine_recording, probe
     try:
         return _read_some(recordings, mark, run)
     finally:
-        headers.probe_recording = original
+        headers.examine_recording = original
 
 
 def reading_kills(*places: Place) -> Callable[..., ShardRow]:

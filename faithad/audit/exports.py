@@ -16,6 +16,7 @@ import soundfile
 from faithad import schemas, storage
 from faithad.audit.events import EventRow
 from faithad.audit.finished import require_finished
+from faithad.clips.channels import split_name
 from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
 from faithad.clips.labels.label import Label, alarm_text
@@ -99,8 +100,9 @@ def export_events(audit: str, to: str, *, format: str) -> str:
 def export_clips(audit: str, to: str, *, margin_s: float, longest_s: float = LONGEST_S) -> str:
     """Cut a WAV around each event, one per part where an event runs over several recordings.
 
-    The WAV has the recording's sample rate and channels, and its bits if it is PCM. Recordings that cannot be read are
-    named in the returned line; all others are written.
+    The WAV has the recording's sample rate, the channel that was heard (all, where it was their mean), and the
+    recording's bits if it is PCM. Recordings that cannot be read are named in the returned line; all others are
+    written.
 
     Args:
         audit: folder or URI that `faithad audit --out` wrote to.
@@ -124,12 +126,12 @@ def export_clips(audit: str, to: str, *, margin_s: float, longest_s: float = LON
     events = _read_events(audit)
     if not events:
         return f"There is no event in {audit}, so there is nothing to cut."
-    places = _places(audit)
+    places, channels = _places(audit), _channels(audit)
     failures: dict[str, str] = {}
     n_written = n_parts = 0
     for cut in _cuts(events, _audited(audit, events), margin_s=margin_s, longest_s=longest_s):
         try:
-            _write_cut(cut, places.get(cut.recording), storage.join_path(to, cut.name))
+            _write_cut(cut, places.get(cut.recording), channels.get(cut.recording), storage.join_path(to, cut.name))
             n_written += 1
             n_parts += cut.of_s is not None
         except RecordingError as error:
@@ -158,6 +160,12 @@ def _places(audit: str) -> dict[str, str]:
     """Where each recording lies, by name."""
     manifest = read_manifest(audit)
     return dict(zip(manifest["recording"].to_pylist(), manifest["uri"].to_pylist(), strict=True))
+
+
+def _channels(audit: str) -> dict[str, int | None]:
+    """The channel of each recording that was heard, by name; None for all."""
+    manifest = read_manifest(audit)
+    return dict(zip(manifest["recording"].to_pylist(), manifest["channel"].to_pylist(), strict=True))
 
 
 def _label(event: EventRow, part: dict[str, Any]) -> Label:
@@ -192,7 +200,8 @@ def _cuts(events: list[EventRow], audited: _Audited, *, margin_s: float, longest
     for number, event in enumerate(events, start=1):
         for place, part in enumerate(event["parts"], start=1):
             recording = part["recording"]
-            stem = plain_name(storage.name_of(recording).rpartition(".")[0] or recording)
+            file, channel = split_name(storage.name_of(recording))
+            stem = plain_name(file.rpartition(".")[0] or recording) + (f"_channel{channel}" if channel else "")
             several = f"_part{place}" if len(event["parts"]) > 1 else ""
             event_id = plain_name(event["event_id"], longest=8)
             name = f"{number:04d}_{stem}_{part['onset_s']:.0f}s_{event_id}{several}"
@@ -226,7 +235,7 @@ def _audited(audit: str, events: list[EventRow]) -> _Audited:
     return _Audited(ends_s, moments_s)
 
 
-def _write_cut(cut: _Cut, place: str | None, target: str) -> None:
+def _write_cut(cut: _Cut, place: str | None, channel: int | None, target: str) -> None:
     """Copy a stretch of a recording block by block: an event may last for hours.
 
     Raises:
@@ -241,12 +250,16 @@ def _write_cut(cut: _Cut, place: str | None, target: str) -> None:
             if start >= end:
                 raise RecordingError(f"{place} ends before {cut.onset_s:g} s: the file has changed since the audit.")
             subtype = sound.subtype if sound.subtype in _EXACT else "PCM_24"
+            if channel is not None and channel > sound.channels:
+                raise RecordingError(f"{place} has no channel {channel} any more: it has changed since the audit.")
+            n_channels = sound.channels if channel is None else 1
             # 32 bits hold any sample; a WAV of more than 4 GiB needs the longer header.
-            container = "RF64" if (end - start) * sound.channels * 4 > _LARGEST_WAV_BYTES else "WAV"
+            container = "RF64" if (end - start) * n_channels * 4 > _LARGEST_WAV_BYTES else "WAV"
             with soundfile.SoundFile(
-                aside, "w", sound.samplerate, sound.channels, subtype=subtype, format=container
+                aside, "w", sound.samplerate, n_channels, subtype=subtype, format=container
             ) as review:
-                n_copied = _copy(sound, review, start, end, lower_of=place if correction.is_s24_in_32 else None)
+                lower_of = place if correction.is_s24_in_32 else None
+                n_copied = _copy(sound, review, start, end, channel=channel, lower_of=lower_of)
             if n_copied == 0:
                 raise RecordingError(f"{place} is truncated: nothing is there at {cut.onset_s:g} s. Copy it again.")
         aside.seek(0)
@@ -255,9 +268,18 @@ def _write_cut(cut: _Cut, place: str | None, target: str) -> None:
 
 
 def _copy(
-    sound: soundfile.SoundFile, review: soundfile.SoundFile, start: int, end: int, *, lower_of: str | None
+    sound: soundfile.SoundFile,
+    review: soundfile.SoundFile,
+    start: int,
+    end: int,
+    *,
+    channel: int | None,
+    lower_of: str | None,
 ) -> int:
-    """Copy samples start to end, as far as they are there, and count them; `lower_of`: see `lower_24_bits`."""
+    """Copy samples start to end of a channel, or of all, as far as they are there, and count them.
+
+    `lower_of`: see `lower_24_bits`.
+    """
     exact = sound.subtype in _EXACT
     sound.seek(start)
     n_copied = 0
@@ -268,6 +290,8 @@ def _copy(
             break
         if lower_of is not None:
             block = lower_24_bits(lower_of, block)
+        if channel is not None:
+            block = block[:, channel - 1]
         review.write(block if exact else np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0))
         n_copied += len(block)
     return n_copied

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
+from faithad.clips.channels import split_name
 from faithad.clips.manifest import Recording
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint
@@ -33,7 +34,10 @@ def inputs_table(inputs: Mapping[str, Fingerprint]) -> pa.Table:
 
 def is_indexed(out: str) -> bool:
     """Whether the manifest of an audit and what was written beside it are whole."""
-    return all(is_whole(storage.join(out, table)) for table in INDEXED)
+    health = storage.join(out, layout.HEALTH)  # earlier releases wrote none
+    return all(is_whole(storage.join(out, table)) for table in INDEXED) and (
+        not storage.exists(health) or is_whole(health)
+    )
 
 
 def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
@@ -41,7 +45,9 @@ def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:
     manifest = read_manifest(out)
     names = pa.array([recording.path for recording in recordings], pa.string())
     uris = pa.array([recording.uri for recording in recordings], pa.string())
-    now = pc.take(uris, pc.index_in(manifest["recording"], value_set=names))
+    of_clips = manifest["recording"].combine_chunks().dictionary_encode()
+    files = pa.array([split_name(name)[0] for name in of_clips.dictionary.to_pylist()], pa.string())
+    now = pa.chunked_array([pc.take(pc.take(uris, pc.index_in(files, value_set=names)), of_clips.indices)])
     if not manifest["uri"].equals(now):
         manifest = manifest.set_column(manifest.schema.get_field_index("uri"), schemas.MANIFEST.field("uri"), now)
         require_still_alone()

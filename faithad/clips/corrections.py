@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, BinaryIO
 
 
@@ -20,6 +21,8 @@ class Correction:
         remark: why the file was read in another way than its header says; None if it was not.
         unheard: why some of the sound that there is, or that is announced, is not heard; None if all is heard.
         unheard_s: length of that sound; None if it is unknown.
+        recorded_at: when the recording began by the recorder's own clock, as the file says; None if it does not.
+        utc_offset_s: what this clock is ahead of UTC; None if it is not known.
     """
 
     patches: Mapping[int, bytes] = field(default_factory=dict)
@@ -29,6 +32,8 @@ class Correction:
     remark: str | None = None
     unheard: str | None = None
     unheard_s: float | None = None
+    recorded_at: datetime | None = None
+    utc_offset_s: int | None = None
 
 
 class CorrectedFile(io.RawIOBase):

@@ -18,19 +18,20 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pyarrow as pa
 
 from faithad import storage
 from faithad.clips.annotations import Annotation, Interval
+from faithad.clips.channels import channel_name, heard_channels, split_name
 from faithad.clips.labels.names import look_up
 from faithad.clips.ledger import LedgerRow, ledger_row
-from faithad.clips.recording_names import read_name
+from faithad.clips.recording_names import RecordingName, folder_of, read_name
 from faithad.clips.recordings import SHORTEST_CLIP_S, AudioHeader, Remainder, cut_windows
 from faithad.errors import AnnotationError, RecordingError
 from faithad.schemas import MANIFEST, SPLITS
-from faithad.vocabulary import listed
+from faithad.vocabulary import ChannelChoice, count, listed
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row of the manifest. Intervals are half-open, in seconds from the clip's onset."""
+    """One row of the manifest. Intervals are half-open, in seconds from the clip's onset.
+
+    `channel` is the one that is heard, None for the mean of all. `recorded_at` and `utc_offset_s` are those of the
+    recording's header, and count where its name says no time.
+    """
 
     recording: str
     uri: str
@@ -63,6 +68,9 @@ class ClipRow:
     machine: str | None = None
     section: str | None = None
     domain: str | None = None
+    channel: int | None = None
+    recorded_at: datetime | None = None
+    utc_offset_s: int | None = None
 
     @property
     def clip_id(self) -> str:
@@ -80,12 +88,38 @@ def clip_id(recording: str, onset_s: float) -> str:
 
 
 def cut_recording(
-    recording: Recording, header: AudioHeader, *, clip_s: float, remainder: Remainder
+    recording: Recording,
+    header: AudioHeader,
+    *,
+    clip_s: float,
+    remainder: Remainder,
+    channel: ChannelChoice = "auto",
 ) -> tuple[list[ClipRow], list[LedgerRow]]:
     """The clips of one recording, and ledger rows for what no clip covers, and for what was wrong with its header.
 
-    `recordings.cut_windows` describes the remainder policies.
+    `recordings.cut_windows` describes the remainder policies, `channels.heard_channels` the choices of a channel. If
+    channels are heard one by one, each is a recording of its own, with the file's name and its number.
     """
+    channels = heard_channels(channel, header.channels, header.health)
+    if not channels:
+        has = f"{recording.path} has {count(header.channels, 'channel')}"
+        reason = f"{has}, and channel {channel} is to be heard: set another channel, or leave it out."
+        return [], [ledger_row(recording.path, "failed", reason, onset_s=0.0, duration_s=header.duration_s)]
+    rows: list[ClipRow] = []
+    ledger: list[LedgerRow] = []
+    for number in channels:
+        part = recording
+        if channel == "each" and number is not None:
+            part = replace(recording, path=channel_name(recording.path, number))
+        clips, unused = _cut_channel(part, header, number, clip_s=clip_s, remainder=remainder)
+        rows += clips
+        ledger += unused
+    return rows, ledger
+
+
+def _cut_channel(
+    recording: Recording, header: AudioHeader, channel: int | None, *, clip_s: float, remainder: Remainder
+) -> tuple[list[ClipRow], list[LedgerRow]]:
     ledger = []
     if header.remark is not None:  # All is heard: the row is about no second of it.
         ledger.append(ledger_row(recording.path, "done", header.remark, onset_s=0.0, duration_s=0.0))
@@ -106,6 +140,9 @@ def cut_recording(
             machine=recording.machine,
             section=recording.section,
             domain=recording.domain,
+            channel=channel,
+            recorded_at=header.recorded_at,
+            utc_offset_s=header.utc_offset_s,
         )
         for onset_s, duration_s in windows
     ]
@@ -159,7 +196,7 @@ def attach_annotations(
         candidates = find(annotation.recording)
         where = f"{name} {annotation.onset_s:g}-{annotation.offset_s:g} s"
         hits = [index for path in candidates for index in indices.get(path, ()) if _shared_s(rows[index], annotation)]
-        if len(candidates) > 1:
+        if len({split_name(path)[0] for path in candidates}) > 1:
             problems.setdefault(_AMBIGUOUS, []).append(f"{name}: {', '.join(candidates)}")
         elif not hits and not any(_accounts_for(row, candidates, annotation) for row in ledger):
             problems.setdefault(_UNKNOWN, []).append(where)
@@ -281,6 +318,8 @@ def _cut_to_clip(annotation: Annotation, row: ClipRow) -> list[Interval]:
 
 def _manifest_columns(row: ClipRow) -> dict[str, object]:
     name = read_name(row.recording)
+    if name.recorded_at is None and row.recorded_at is not None:
+        name = RecordingName(row.recorded_at, row.utc_offset_s, folder_of(row.recording))
     return {
         **asdict(row),
         "clip_id": row.clip_id,

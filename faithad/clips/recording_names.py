@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from faithad import storage
+from faithad.clips.channels import channel_name, split_name
 from faithad.vocabulary import AUDIO_SUFFIXES, SPECTROGRAM_SUFFIX
 
 # `_k` stands behind the name of the k-th clip of a recording.
@@ -45,6 +46,7 @@ class RecordingName(NamedTuple):
         utc_offset_s: what this clock is ahead of UTC.
         recorder: the folder without days, and the name with `*` for the time stamp. Recordings of one recorder are
             equal in it: an event may go on past midnight in the folder of the next day, but not at another microphone.
+            Channels that are audited one by one are recorders of their own.
     """
 
     recorded_at: datetime | None = None
@@ -58,6 +60,7 @@ def read_name(recording: str) -> RecordingName:
 
     A name with two different times (from and to?) or with an impossible one (a 31st of February) says nothing.
     """
+    recording, channel = split_name(recording)
     name = _SUFFIX.sub("", storage.name_of(recording))
     piece = _PIECE.search(name)
     starts_s = float(piece[1]) if piece is not None and float(piece[1]) < float(piece[2]) else 0.0
@@ -72,9 +75,17 @@ def read_name(recording: str) -> RecordingName:
             times = {(_clock(match), match["offset"]) for match in _STAMP.finditer(name)}
             around = _STAMP.sub("*", name)
         ((clock, offset),) = times
-        folder = _DAY.sub("", posixpath.dirname(recording))
-        return RecordingName(clock + timedelta(seconds=starts_s), _offset_s(offset), posixpath.join(folder, around))
+        recorder = posixpath.join(folder_of(recording), around)
+        recorder = recorder if channel is None else channel_name(recorder, channel)
+        return RecordingName(clock + timedelta(seconds=starts_s), _offset_s(offset), recorder)
     return RecordingName()
+
+
+def folder_of(recording: str) -> str:
+    """The folder of a recording without days: the recorder of files whose names do not tell theirs apart."""
+    recording, channel = split_name(recording)
+    folder = _DAY.sub("", posixpath.dirname(recording))
+    return folder if channel is None else channel_name(folder, channel)
 
 
 def _clock(stamp: re.Match[str]) -> datetime:

@@ -1,7 +1,8 @@
 """Open and decode recordings, local or remote, one window at a time.
 
 A recording is one audio file of any sample rate, channel count and length; a clip is one window of it. A recording is
-never read as a whole: `probe_recording` reads the header, `cut_windows` plans the clips, `read_clip` reads one of them.
+never read as a whole: `probe_recording` reads the header, `examine_recording` some windows as well, `cut_windows` plans
+the clips, `read_clip` reads one of them.
 The published planer data are spectrograms instead: see `spectrograms`.
 
 Conventions
@@ -14,17 +15,22 @@ the person who looks after the recorder. Digital silence is a valid sound.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
 from fractions import Fraction
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
 import torchaudio.functional
 
+from faithad.clips.corrections import Correction
+from faithad.clips.health import Health, measure
 from faithad.clips.sound_files import DamagedError, lower_24_bits, open_sound, refusal
-from faithad.errors import shown
+from faithad.errors import RecordingError, shown
 
 Remainder = Literal["drop", "pad", "overlap"]
 
@@ -45,6 +51,10 @@ _LARGEST_SAMPLE = 2.0**32
 
 _UNKNOWN_N_SAMPLES = 1 << 62
 
+# How much of a recording is looked at to judge its health. A window is one request to an object store.
+_N_WINDOWS, _WINDOW_S = 5, 0.5
+_MOST_VALUES = 1 << 22
+
 
 @dataclass(frozen=True)
 class AudioHeader:
@@ -55,6 +65,9 @@ class AudioHeader:
         remark: what the ledger says of a header that is wrong although all sound is heard; None if it is right.
         unheard: why sound that is announced, or that follows, is not heard; None if all is heard.
         unheard_s: length of that sound, which begins at `duration_s`; None if it is unknown.
+        recorded_at: by the recorder's own clock, as a WAV file says it in a chunk of its own; None if it does not.
+        utc_offset_s: what this clock is ahead of UTC; None if it is not known.
+        health: of some windows; None if none was looked at, or none could be decoded.
     """
 
     duration_s: float
@@ -64,6 +77,9 @@ class AudioHeader:
     remark: str | None = None
     unheard: str | None = None
     unheard_s: float | None = None
+    recorded_at: datetime | None = None
+    utc_offset_s: int | None = None
+    health: Health | None = None
 
 
 class Window(NamedTuple):
@@ -80,21 +96,57 @@ def probe_recording(uri: str) -> AudioHeader:
         RecordingError: the file is missing, empty, no audio or without samples, or its header contradicts itself.
     """
     with open_sound(uri) as (sound, correction):
-        if sound.frames == 0:
-            raise refusal(uri, "holds no samples: its header announces a length of zero. Remove or replace it.")
-        if sound.frames >= _UNKNOWN_N_SAMPLES:
-            wrong = "does not say how long it is (FLAC written into a pipe). Encode it again from file to file."
-            raise refusal(uri, wrong)
-        rate_hz = int(sound.samplerate)
-        return AudioHeader(
-            sound.frames / rate_hz,
-            rate_hz,
-            sound.channels,
-            sound.frames,
-            remark=None if correction.remark is None else f"{shown(uri)} {correction.remark}",
-            unheard=None if correction.unheard is None else f"{shown(uri)} {correction.unheard}",
-            unheard_s=correction.unheard_s,
-        )
+        return _header(uri, sound, correction)
+
+
+def examine_recording(uri: str) -> AudioHeader:
+    """Read the header of a recording, and some windows spread over it for its `health`.
+
+    A window that cannot be decoded or is no sound is left out: `read_clip` says why.
+
+    Raises:
+        RecordingError: as `probe_recording`.
+    """
+    with open_sound(uri) as (sound, correction):
+        header = _header(uri, sound, correction)
+        windows = list(_sampled_windows(uri, sound, correction))
+        health = measure(windows, sample_rate_hz=header.sample_rate_hz) if windows else None
+        return replace(header, health=health)
+
+
+def _header(uri: str, sound: soundfile.SoundFile, correction: Correction) -> AudioHeader:
+    if sound.frames == 0:
+        raise refusal(uri, "holds no samples: its header announces a length of zero. Remove or replace it.")
+    if sound.frames >= _UNKNOWN_N_SAMPLES:
+        wrong = "does not say how long it is (FLAC written into a pipe). Encode it again from file to file."
+        raise refusal(uri, wrong)
+    rate_hz = int(sound.samplerate)
+    return AudioHeader(
+        sound.frames / rate_hz,
+        rate_hz,
+        sound.channels,
+        sound.frames,
+        remark=None if correction.remark is None else f"{shown(uri)} {correction.remark}",
+        unheard=None if correction.unheard is None else f"{shown(uri)} {correction.unheard}",
+        unheard_s=correction.unheard_s,
+        recorded_at=correction.recorded_at,
+        utc_offset_s=correction.utc_offset_s,
+    )
+
+
+def _sampled_windows(uri: str, sound: soundfile.SoundFile, correction: Correction) -> Iterator[npt.NDArray[np.float32]]:
+    """Windows (n, channels) in the middle of equal parts of a recording; all of it, where it is short."""
+    n = max(1, min(round(_WINDOW_S * sound.samplerate), _MOST_VALUES // sound.channels))
+    starts = [round((part + 0.5) / _N_WINDOWS * sound.frames - n / 2) for part in range(_N_WINDOWS)]
+    if sound.frames <= _N_WINDOWS * n:
+        starts, n = [0], sound.frames
+    for start in starts:
+        try:
+            samples = _decode(uri, sound, correction, start, n)
+        except (soundfile.LibsndfileError, RecordingError):
+            continue
+        if len(samples) and np.isfinite(samples).all():
+            yield samples
 
 
 def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tuple[list[Window], float]:
@@ -124,12 +176,20 @@ def cut_windows(duration_s: float, *, clip_s: float, remainder: Remainder) -> tu
 
 
 def read_clip(
-    uri: str, *, onset_s: float, duration_s: float, clip_s: float, sample_rate_hz: int
+    uri: str,
+    *,
+    onset_s: float,
+    duration_s: float,
+    clip_s: float,
+    sample_rate_hz: int,
+    channel: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Decode the window of a recording that starts at `onset_s` and lasts `duration_s`, at most `clip_s`.
 
+    `channel` is the one that is heard, from 1; None for the mean of all.
+
     Returns:
-        (round(duration_s * sample_rate_hz),) float32: the mean over the channels, resampled to `sample_rate_hz`.
+        (round(duration_s * sample_rate_hz),) float32, resampled to `sample_rate_hz`.
 
     Raises:
         RecordingError: the window cannot be read, is not whole, or holds samples that are no sound: NaN, infinite.
@@ -154,8 +214,10 @@ def read_clip(
             else f"NaN or infinite samples in the clip at {onset_s:g} s ({count_bad(samples)})"
         )
         raise refusal(uri, f"holds {wrong}. The program that wrote this file is at fault: export the recording again.")
-    mono = samples[:, 0]
-    if samples.shape[1] > 1:
+    if channel is not None and channel > samples.shape[1]:
+        raise refusal(uri, f"has no channel {channel} any more: the file has changed since it was indexed.")
+    mono = samples[:, (channel or 1) - 1]
+    if channel is None and samples.shape[1] > 1:
         mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
     n_samples = round(min(duration_s, clip_s) * sample_rate_hz)
     resampled = _resample(mono, rate, sample_rate_hz)[:n_samples]
@@ -178,15 +240,25 @@ def _read_window(
         wanted = round((onset_s + duration_s) * rate) - start
         if start >= sound.frames:
             return np.empty((0, 1), dtype=np.float32), wanted, rate
-        sound.seek(start)
-        if correction.is_s24_in_32:
-            words = sound.read(frames=wanted, dtype="int32", always_2d=True)
-            return np.multiply(lower_24_bits(uri, words), np.float32(2**-31), dtype=np.float32), wanted, rate
-        if sound.subtype == "PCM_16":
-            # libsndfile would convert 16-bit samples to the same floats, but in many small pieces.
-            steps = sound.read(frames=wanted, dtype="int16", always_2d=True)
-            return np.multiply(steps, np.float32(2**-15), dtype=np.float32), wanted, rate
-        return sound.read(frames=wanted, dtype="float32", always_2d=True), wanted, rate
+        return _decode(uri, sound, correction, start, wanted), wanted, rate
+
+
+def _decode(
+    uri: str, sound: soundfile.SoundFile, correction: Correction, start: int, n: int
+) -> npt.NDArray[np.float32]:
+    """At most n samples (n, channels) of an open file, from one on."""
+    samples: npt.NDArray[np.float32]
+    sound.seek(start)
+    if correction.is_s24_in_32:
+        words = sound.read(frames=n, dtype="int32", always_2d=True)
+        samples = np.multiply(lower_24_bits(uri, words), np.float32(2**-31), dtype=np.float32)
+    elif sound.subtype == "PCM_16":
+        # libsndfile would convert 16-bit samples to the same floats, but in many small pieces.
+        steps = sound.read(frames=n, dtype="int16", always_2d=True)
+        samples = np.multiply(steps, np.float32(2**-15), dtype=np.float32)
+    else:
+        samples = sound.read(frames=n, dtype="float32", always_2d=True)
+    return samples
 
 
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from faithad.clips.channels import split_name
 from faithad.clips.labels.names import look_up
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import ClipRow, Recording
@@ -159,7 +160,8 @@ def hold_out_validation(
     Args:
         rows: clips of all splits. If some are validation clips already, nothing is moved.
         fraction: share of the train units to move, in (0, 1); at least one unit moves.
-        unit: what is drawn: `clip` as in the paper, or `recording`, which keeps the clips of a recording together.
+        unit: what is drawn: `clip` as in the paper, or `recording`, which keeps the clips of a recording together, also
+            where its channels are heard one by one.
         seed: of the draw, which does not depend on the order of the rows.
 
     Returns:
@@ -172,7 +174,7 @@ def hold_out_validation(
         return list(rows)
 
     def key(row: ClipRow) -> str:
-        return row.recording if unit == "recording" else row.clip_id
+        return split_name(row.recording)[0] if unit == "recording" else row.clip_id
 
     units = sorted({key(row) for row in rows if row.split == "train"})
     n_moved = max(1, round(fraction * len(units)))

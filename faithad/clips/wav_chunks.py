@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from faithad.clips.corrections import Correction
+from faithad.clips.wav_clocks import BEXT, GUANO, LONGEST_BYTES, clock_of
 from faithad.vocabulary import count
 
 _FORMS = (b"RIFF", b"RIFX", b"RF64")
@@ -50,6 +51,7 @@ class _Wav:
         present: bytes from the start of the sound to the end of the file.
         behind: bytes after the last chunk.
         joined_bytes: of sound in further WAV files that follow; None if none follows.
+        clocks: contents of the chunks that say when the recording began.
     """
 
     order: str
@@ -63,6 +65,7 @@ class _Wav:
     present: int = 0
     behind: int = 0
     joined_bytes: int | None = None
+    clocks: dict[bytes, bytes] = field(default_factory=dict)
 
     @property
     def fields(self) -> tuple[int, int, int, int, int, int]:
@@ -169,6 +172,7 @@ def correct_wav(file: BinaryIO, size: int, *, behind: bool) -> Correction | str:
         )
         unheard_s = seconds(wav.behind)
     n_bytes = min(end, size) - wav.data_at
+    recorded_at, utc_offset_s = clock_of(wav.clocks)
     if n_bytes != wav.promised and not (wav.order == "<" and wav.size_format == "<I" and n_bytes > _UNKNOWN_SIZE):
         patches[wav.size_at] = struct.pack(wav.size_format, n_bytes)
     return Correction(
@@ -179,6 +183,8 @@ def correct_wav(file: BinaryIO, size: int, *, behind: bool) -> Correction | str:
         remark="; it ".join(remarks) + "." if remarks else None,
         unheard=unheard,
         unheard_s=unheard_s,
+        recorded_at=recorded_at,
+        utc_offset_s=utc_offset_s,
     )
 
 
@@ -226,6 +232,8 @@ def _read_chunks(file: BinaryIO, size: int, *, behind: bool) -> _Wav:
             long_size_at = position + 8
         elif name == b"fmt " and not wav.fmt:
             wav.fmt, wav.fmt_at = _read(file, position, min(length, 40)), position
+        elif name in (BEXT, GUANO):
+            wav.clocks.setdefault(name, _read(file, position, min(length, LONGEST_BYTES)))
         elif name == b"data" and wav.names.count(b"data") == 1:
             wav.data_at, wav.present = position, size - position
             wav.size_at, wav.size_format, wav.promised = position - 4, f"{wav.order}I", length

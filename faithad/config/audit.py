@@ -14,7 +14,17 @@ import yaml
 from pydantic import Field, model_validator
 
 from faithad.config.file import parse, validated
-from faithad.config.sections import Alarm, Attribution, Audit, Events, Explain, Section, compiled_without_gpu, refuse
+from faithad.config.sections import (
+    Alarm,
+    Attribution,
+    Audit,
+    Channel,
+    Events,
+    Explain,
+    Section,
+    compiled_without_gpu,
+    refuse,
+)
 from faithad.config.study import Study, absolute, load_study
 from faithad.config.yaml_text import read_mapping, read_text
 
@@ -33,7 +43,8 @@ class AuditRun(Section):
     """An audit of recordings with one trained model. See configs/audit.yaml.
 
     `model`: a folder with `model.safetensors`. `remainder`: what happens to the end of a recording that is shorter than
-    a clip; the default leaves no second out. `annotations`: reference intervals, with which tables compare the
+    a clip; the default leaves no second out. `channel`: which channel of a recording is heard, see
+    `clips.channels.heard_channels`. `annotations`: reference intervals, with which tables compare the
     explanations. `alarm` null: the rule that is stored with the model; otherwise its threshold is fitted again to the
     scores of the model's validation clips.
     """
@@ -42,6 +53,7 @@ class AuditRun(Section):
     recordings: tuple[Location, ...] = Field(min_length=1, examples=[["recordings"]])
     out: Location = Field(examples=["out"])
     remainder: Literal["drop", "pad", "overlap"] = "overlap"
+    channel: Channel = "auto"
     annotations: Location | None = None
     alarm: Alarm | None = None
     attribution: Attribution = Attribution()
@@ -92,6 +104,7 @@ def load_study_or_audit(
     model: str | None = None,
     recordings: Sequence[str] | None = None,
     out: str | None = None,
+    channel: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Study | AuditRun:
     """Read and validate what `faithad audit` is given: a study's file alone, or an audit. Arguments: `load_audit_run`.
@@ -101,7 +114,9 @@ def load_study_or_audit(
     """
     if location is not None and not (model or recordings or out) and is_study(location):
         return load_study(location, overrides=overrides)
-    return load_audit_run(location, model=model, recordings=recordings or (), out=out, overrides=overrides)
+    return load_audit_run(
+        location, model=model, recordings=recordings or (), out=out, channel=channel, overrides=overrides
+    )
 
 
 def load_audit_run(
@@ -110,6 +125,7 @@ def load_audit_run(
     model: str | None = None,
     recordings: Sequence[str] = (),
     out: str | None = None,
+    channel: str | None = None,
     overrides: Sequence[str] = (),
 ) -> AuditRun:
     """Read and validate an audit.
@@ -119,18 +135,20 @@ def load_audit_run(
         model: replaces the key `model` of the file.
         recordings: folders, files or URIs; replace the key of this name.
         out: where the results go; replaces the key of this name.
+        channel: which channel is heard; replaces the key of this name.
         overrides: `section.key=value` strings; the value is YAML.
 
     Raises:
         ConfigError: the file cannot be read, or keys are missing, unknown, of a wrong type or impossible.
     """
     given = {"model": model, "recordings": list(recordings), "out": out}
+    changes = given | {"channel": channel}
     how = "give" if location is None else "give it a value, or"
     run = parse(
         AuditRun,
         "{}" if location is None else read_text(location),
         name=location or "The audit (--model, --recordings, --out, --set)",
-        changes={key: value for key, value in given.items() if value},
+        changes={key: value for key, value in changes.items() if value},
         overrides=overrides,
         ask={key: f"{how} --{key} FOLDER" for key in given},
     )

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from faithad import locations
 from faithad.clips.layouts import LAYOUTS, DataFolders
 from faithad.config.file import KeyProblem
-from faithad.config.sections import Fraction, Section, Seed, refuse
+from faithad.config.sections import Channel, Fraction, Section, Seed, refuse
 
 
 def _wall_clock(value: Any) -> Any:
@@ -63,6 +63,7 @@ class Data(Section):
     """Where the clips come from. `layout` says how the files lie: `audio`, recordings in the folders that `train`,
     `test` and `recordings` name; `planer`, the published `.pt` spectrograms below `root`, of whose training folders
     only `training_folders` are taken, where given; `dcase`, the development folders of DCASE Task 2 below `root`.
+    `channel` says which channel of a recording is heard, see `clips.channels.heard_channels`.
     """
 
     layout: Annotated[str, AfterValidator(_layout)] = "audio"
@@ -75,6 +76,7 @@ class Data(Section):
     annotations: str | None = None
     clip_s: float = Field(10.0, gt=0, le=600)
     remainder: Literal["drop", "pad", "overlap"] = "drop"
+    channel: Channel = "auto"
     split: Split = Split()
 
     def locate(self, path: str) -> str:
@@ -95,6 +97,7 @@ class Data(Section):
         by_folder = self.split.by == "folder"
         given = [key for key in ("synthetic", "train", "test", "recordings", "training_folders") if getattr(self, key)]
         given += [] if by_folder else ["split.by"]
+        given += [] if self.channel == "auto" else ["channel"]
         misplaced = [key for key in given if key not in layout.keys]
         problems: list[KeyProblem] = []
         if misplaced and layout.contents:
@@ -117,6 +120,12 @@ class Data(Section):
                 "was trained on: set data.split.validation_unit to recording"
             )
             problems.append((("remainder", "split.validation_unit", "layout"), reason))
+        if self.channel == "each" and self.split.validation_unit == "clip":
+            reason = (
+                "'each' makes clips of the same sound, one for each channel, so that a model would be validated with "
+                "what it was trained on: set data.split.validation_unit to recording"
+            )
+            problems.append((("channel", "split.validation_unit"), reason))
         for key, by in (("csv", "csv"), ("train_until", "time")):
             if (self.split.by == by) != (getattr(self.split, key) is not None):
                 problems.append(((f"split.{key}", "split.by"), f"is needed with split.by '{by}', and only there"))

@@ -10,14 +10,17 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from faithad import locations
 from faithad.attribution.methods import METHODS, PAPER_METHODS
 from faithad.config.file import KeyProblem, SectionError
 from faithad.evaluation.alarms import RULES
 from faithad.settings import AttributionSettings, Compile, Precision
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import CHANNEL_NAMES, POOLINGS, ChannelChoice
+
+# A WAV header counts no more.
+_MOST_CHANNELS = 65_535
 
 
 def _explain(choice: str) -> str:
@@ -37,9 +40,18 @@ def _one_of(names: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _channel(choice: Any) -> Any:
+    if isinstance(choice, str) and choice.isdecimal():  # from the command line
+        choice = int(choice)
+    if choice in CHANNEL_NAMES or (isinstance(choice, int) and 1 <= choice <= _MOST_CHANNELS):
+        return choice
+    raise ValueError(f"must be the number of a channel, from 1, or one of {', '.join(CHANNEL_NAMES)}")
+
+
 MethodName = Annotated[str, _one_of(METHODS)]
 Explain = Annotated[str, AfterValidator(_explain)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Channel = Annotated[ChannelChoice, BeforeValidator(_channel)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AnySection = TypeVar("AnySection", bound="Section")

@@ -1,4 +1,4 @@
-"""The headers of many recordings, read by Ray tasks that spread over the cluster.
+"""The headers of many recordings and some windows of their sound, read by Ray tasks that spread over the cluster.
 
 A file can crash its decoder, which ends the process that reads it. So no driver reads a header, and each task leaves a
 mark before it opens files (see `attempts`): a recording that ends its process twice is left out with a reason.
@@ -16,14 +16,14 @@ from ray.exceptions import RayError
 from faithad import storage
 from faithad.clips.access import read_or_reason
 from faithad.clips.manifest import Recording
-from faithad.clips.recordings import AudioHeader, probe_recording
+from faithad.clips.recordings import AudioHeader, examine_recording
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_session
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
 from faithad.runs.attempts import attempt
 from faithad.runs.lookahead import side_by_side
 
-# Recordings of one task: a local header is read in half a millisecond, a remote one in a tenth of a second.
+# Recordings of one task: a local one takes some milliseconds, a remote one some tenths of a second.
 _MOST_PER_TASK = 256
 _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 32, 2
 
@@ -91,4 +91,4 @@ def read_header(recording: Recording) -> AudioHeader | str:
     Raises:
         StorageError: the folder of the recordings cannot be reached.
     """
-    return read_or_reason(recording.path, recording.uri, lambda: probe_recording(recording.uri))
+    return read_or_reason(recording.path, recording.uri, lambda: examine_recording(recording.uri))

@@ -9,15 +9,17 @@ data set stands in its layout, see `clips.layouts`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.audit.inputs import inputs_table, is_indexed, relocated
+from faithad.clips.channels import split_name
+from faithad.clips.health_table import HealthRow, channel_line, health_row, health_table, problem_line
 from faithad.clips.inputs import find_left_out
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.layouts import LAYOUTS
@@ -35,11 +37,11 @@ from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.headers import read_headers
 from faithad.progress import console, progress
 from faithad.runs import layout
-from faithad.runs.fingerprints import Fingerprint, contents, folder_fingerprints
+from faithad.runs.fingerprints import Fingerprint, contents, folder_fingerprints, same_bytes
 from faithad.runs.lock import require_still_alone
 from faithad.runs.marks import read_mark
 from faithad.runs.stages import FILE_KEY, Stage, flatten
-from faithad.vocabulary import count, listed
+from faithad.vocabulary import ChannelChoice, count, listed
 
 # Rows that are Python objects at a time: all of an audit's would need many times the memory of its table.
 _ROWS_AT_ONCE = 1024
@@ -56,8 +58,10 @@ def index_stage(study: Study) -> Stage:
             files |= contents(data.locate(table))
     settings = _settings(study) | {f"{FILE_KEY}{name}": digest for name, digest in files.items()}
     tables = (layout.MANIFEST, layout.INDEX_LEDGER)
-    outputs = (*tables, layout.HEADER_ATTEMPTS)
-    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs=tables)
+    outputs = (*tables, layout.HEALTH, layout.HEADER_ATTEMPTS)
+    # Earlier releases wrote no table `health`.
+    needs = (*tables, layout.HEALTH) if storage.exists(storage.join(study.root, layout.HEALTH)) else tables
+    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs=needs)
 
 
 def check_index(study: Study) -> None:
@@ -78,7 +82,8 @@ def check_index(study: Study) -> None:
 def _settings(study: Study) -> dict[str, Any]:
     """What the index depends on apart from files, as it comes back from a mark."""
     settings: dict[str, Any] = json.loads(json.dumps(flatten("data", study.data.model_dump(mode="json"))))
-    return settings
+    # The manifest that a release without this setting has made is as good.
+    return {key: value for key, value in settings.items() if (key, value) != ("data.channel", "auto")}
 
 
 def require_study_visible(study: Study) -> None:
@@ -95,10 +100,10 @@ def require_study_visible(study: Study) -> None:
 
 
 def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
-    """Write a study's manifest and the index's ledger.
+    """Write a study's manifest, the health of its recordings and the index's ledger.
 
     Raises:
-        RecordingError: there are no recordings, or none that could train or test.
+        RecordingError: there are no recordings, or none that could train or test, or a recording does both.
         AnnotationError: the annotation table cannot be understood or does not fit the recordings.
         StudyError: the headers of the recordings could not be read, see `headers.read_headers`.
     """
@@ -106,15 +111,29 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
         return
     with ray_session():
         require_study_visible(study)
-        rows, ledger = find_clips(study.data, marks=storage.join(study.root, layout.HEADER_ATTEMPTS))
-    _write(study.root, manifest_table(rows), ledger)
+        rows, ledger, health = find_clips(study.data, marks=storage.join(study.root, layout.HEADER_ATTEMPTS))
+    digests = {key.removeprefix(FILE_KEY): digest for key, digest in stage.settings.items() if FILE_KEY in key}
+    copies = same_bytes({split_name(row.recording)[0]: row.uri for row in rows}, digests)
+    _refuse_shared_recordings(rows, copies)
+    checked = health_table(health, model_rate_hz=study.features.sample_rate_hz, same_bytes=copies)
+    _write(study.root, manifest_table(rows), ledger, checked)
     counts = ", ".join(f"{sum(row.split == name for row in rows)} {name}" for name in schemas.SPLITS)
     console.print(f"index: {count(len(rows), 'clip')} ({counts}){_left_over(ledger)}")
+    _tell_health(checked)
     stage.finish()
 
 
-def find_clips(data: Data, *, marks: str) -> tuple[list[ClipRow], list[LedgerRow]]:
-    """All clips of a study, labelled and split, and the ledger of what became none; the demo mill must have been made.
+class Indexed(NamedTuple):
+    """What an index makes of some recordings: their clips, rows of the ledger, and rows of the table `health`."""
+
+    clips: list[ClipRow]
+    ledger: list[LedgerRow]
+    health: list[HealthRow]
+
+
+def find_clips(data: Data, *, marks: str) -> Indexed:
+    """All clips of a study, labelled and split, what became none, and the recordings' health; the demo mill must have
+    been made.
 
     Args:
         data: the study's section.
@@ -133,23 +152,27 @@ def find_clips(data: Data, *, marks: str) -> tuple[list[ClipRow], list[LedgerRow
     elif data.split.train_until is not None:
         recordings, unlisted = split_by_time(recordings, train_until=data.split.train_until)
     ledger += unlisted
-    for clips, unused in cut_recordings(recordings, clip_s=data.clip_s, remainder=data.remainder, marks=marks):
-        rows += clips
-        ledger += unused
+    health: list[HealthRow] = []
+    for cut in cut_recordings(
+        recordings, clip_s=data.clip_s, remainder=data.remainder, channel=data.channel, marks=marks
+    ):
+        rows += cut.clips
+        ledger += cut.ledger
+        health += cut.health
     if data.annotations is not None:
         rows = _annotated(rows, data.locate(data.annotations), ledger)
     _require_both_splits(rows, ledger)
     split = data.split
     rows = hold_out_validation(rows, fraction=split.validation_fraction, unit=split.validation_unit, seed=split.seed)
-    return rows, ledger
+    return Indexed(rows, ledger, health)
 
 
 def cut_recordings(
-    recordings: Sequence[Recording], *, clip_s: float, remainder: Remainder, marks: str
-) -> Iterator[tuple[list[ClipRow], list[LedgerRow]]]:
-    """The clips of each recording in turn, and a ledger row for each part of it that is in none.
+    recordings: Sequence[Recording], *, clip_s: float, remainder: Remainder, channel: ChannelChoice, marks: str
+) -> Iterator[Indexed]:
+    """The clips of each recording in turn, a ledger row for each part of it that is in none, and its health.
 
-    Only headers are read. A recording that cannot be opened gives a ledger row with the reason.
+    Only headers and some windows are read. A recording that cannot be opened gives a ledger row with the reason.
 
     Raises:
         WorkersLost: as `headers.read_headers`.
@@ -158,22 +181,29 @@ def cut_recordings(
     with progress("index", len(recordings)) as ticker:
         for number, (recording, header) in enumerate(zip(recordings, headers, strict=True), start=1):
             if isinstance(header, str):
-                yield [], [ledger_row(recording.path, "failed", header)]
+                yield Indexed([], [ledger_row(recording.path, "failed", header)], [])
             else:
-                yield cut_recording(recording, header, clip_s=clip_s, remainder=remainder)
+                cut = cut_recording(recording, header, clip_s=clip_s, remainder=remainder, channel=channel)
+                yield Indexed(*cut, [health_row(recording.path, header, channel)])
             ticker.update(number)
 
 
 def index_recordings(
-    run: AuditRun, recordings: Sequence[Recording], inputs: Mapping[str, Fingerprint], *, clip_s: float
+    run: AuditRun,
+    recordings: Sequence[Recording],
+    inputs: Mapping[str, Fingerprint],
+    *,
+    clip_s: float,
+    sample_rate_hz: int,
 ) -> pa.Table:
-    """Write the manifest of an audit of recordings, as far as that is not done yet.
+    """Write the manifest of an audit of recordings and their health, as far as that is not done yet.
 
     Args:
         run: what is audited.
         recordings: all of them.
         inputs: the fingerprint of each, by its name.
         clip_s: length of a clip.
+        sample_rate_hz: at which the model hears.
 
     Returns:
         The manifest. All clips are test clips, and have a label only where there are annotations.
@@ -184,14 +214,16 @@ def index_recordings(
     """
     if is_indexed(run.out):
         return relocated(run.out, recordings)
-    ledger = find_left_out(run.recordings)
+    ledger, health = find_left_out(run.recordings), list[HealthRow]()
+    marks = storage.join(run.out, layout.HEADER_ATTEMPTS)
 
     def cut() -> Iterator[ClipRow]:
-        for clips, unused in cut_recordings(
-            recordings, clip_s=clip_s, remainder=run.remainder, marks=storage.join(run.out, layout.HEADER_ATTEMPTS)
+        for part in cut_recordings(
+            recordings, clip_s=clip_s, remainder=run.remainder, channel=run.channel, marks=marks
         ):
-            ledger.extend(unused)
-            yield from clips
+            ledger.extend(part.ledger)
+            health.extend(part.health)
+            yield from part.clips
 
     rows = cut()
     if run.annotations is not None:
@@ -200,12 +232,17 @@ def index_recordings(
     while portion := list(islice(rows, _ROWS_AT_ONCE)):
         tables.append(manifest_table(portion))
     manifest = pa.concat_tables(tables)
-    _write(run.out, manifest, ledger)
+    uris, opened = {recording.path: recording.uri for recording in recordings}, [row["recording"] for row in health]
+    digests = {name: fingerprint.digest for name, fingerprint in inputs.items()}
+    copies = same_bytes({name: uris[name] for name in opened}, digests)
+    checked = health_table(health, model_rate_hz=sample_rate_hz, same_bytes=copies)
+    _write(run.out, manifest, ledger, checked)
     # Written last: where it is, the manifest is whole.
     storage.write_table(inputs_table(inputs), storage.join(run.out, layout.INPUTS), schema=schemas.INPUTS)
     n_recordings = pc.count_distinct(manifest["recording"]).as_py()
     clips = f"{count(manifest.num_rows, 'clip')} of {count(n_recordings, 'recording')}"
     console.print(f"index: {clips}{_left_over(ledger)}")
+    _tell_health(checked)
     return manifest
 
 
@@ -235,10 +272,34 @@ def opened_since(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
     return [recording.path for recording, header in zip(again, headers, strict=True) if not isinstance(header, str)]
 
 
-def _write(root: str, manifest: pa.Table, ledger: Sequence[LedgerRow]) -> None:
+def _write(root: str, manifest: pa.Table, ledger: Sequence[LedgerRow], health: pa.Table) -> None:
     require_still_alone()
+    storage.write_table(health, storage.join(root, layout.HEALTH), schema=schemas.HEALTH)
     storage.write_table(manifest, storage.join(root, layout.MANIFEST), schema=schemas.MANIFEST)
     storage.write_table(ledger_table(ledger), storage.join(root, layout.INDEX_LEDGER), schema=schemas.LEDGER)
+
+
+def _tell_health(health: pa.Table) -> None:
+    for name, line in (("health", problem_line(health)), ("channels", channel_line(health))):
+        if line is not None:
+            console.print(f"{name}: {line}")
+
+
+def _refuse_shared_recordings(rows: Iterable[ClipRow], copies: Sequence[Sequence[str]]) -> None:
+    """Refuse a study that is tested with copies of what it learns from."""
+    splits = {split_name(row.recording)[0]: row.split for row in rows}
+    shared = [
+        f"{shown(name)} ({splits[name]}) and {shown(other)} (test)"
+        for group in copies
+        for name in group
+        for other in group
+        if splits[name] != "test" and splits[other] == "test"
+    ]
+    if shared:
+        raise RecordingError(
+            f"The same recording is in training and in test, byte by byte: {listed(shared, separator='; ')}. "
+            "Remove one of each: a model knows what it was trained on."
+        )
 
 
 def _left_over(ledger: Sequence[LedgerRow]) -> str:

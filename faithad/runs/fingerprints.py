@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -71,6 +71,36 @@ def fingerprints(files: Sequence[tuple[str, str]]) -> list[Fingerprint]:
     return list(side_by_side(of_file, files, at_once=_AT_ONCE))
 
 
+def same_bytes(files: Mapping[str, str], digests: Mapping[str, str]) -> list[list[str]]:
+    """Groups of files that hold the same bytes, by name. Only files of one fingerprint are read, as a whole.
+
+    Args:
+        files: the location of each, by its name.
+        digests: of their fingerprints, by name; files without one are left out.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(files):
+        if digests.get(name, UNREADABLE) != UNREADABLE:
+            groups.setdefault(digests[name], []).append(name)
+    suspects = [name for group in groups.values() if len(group) > 1 for name in group]
+    alike: dict[str | None, list[str]] = {}
+    for name, digest in zip(suspects, side_by_side(lambda name: _whole(files[name]), suspects, at_once=4), strict=True):
+        alike.setdefault(digest, []).append(name)
+    return [group for digest, group in alike.items() if digest is not None and len(group) > 1]
+
+
+def _whole(location: str) -> str | None:
+    """A hash of all bytes of a file; None if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with storage.open_input(location) as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> dict[str, str]:
     """The digest of each file below some folders, by the folder's name and the path below it.
 
@@ -104,5 +134,9 @@ def table_digest(table: pa.Table) -> str:
 
 
 def clips_digest(manifest: pa.Table, splits: Sequence[str], columns: Sequence[str]) -> str:
-    """Twelve hex digits that change with what some columns say about the clips of some splits."""
-    return table_digest(manifest.filter(pc.is_in(manifest["split"], pa.array(splits))).select(columns))
+    """Twelve hex digits that change with what some columns say about the clips of some splits, and with the channels
+    that are heard. Where all channels are averaged, the digits are those of releases that knew nothing else.
+    """
+    clips = manifest.filter(pc.is_in(manifest["split"], pa.array(splits)))
+    heard = ["channel"] if clips["channel"].null_count < clips.num_rows else []
+    return table_digest(clips.select([*columns, *heard]))

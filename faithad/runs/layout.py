@@ -15,6 +15,8 @@ from faithad import schemas
 MANIFEST = "manifest.parquet"
 # Recordings, and parts of recordings, that became no clip.
 INDEX_LEDGER = "index_ledger.parquet"
+# Levels, channels and faults of each recording, as the index heard it.
+HEALTH = "health.parquet"
 REPORT = "report.html"
 SUMMARY = "summary"
 # Which FORMAT the tables have.
@@ -129,6 +131,7 @@ def _summary(table: str, row: str, schema: pa.Schema) -> TablePlace:
 
 TABLES = {
     "manifest": TablePlace(MANIFEST, MANIFEST, "clip", schemas.MANIFEST),
+    "health": TablePlace(HEALTH, HEALTH, "recording that could be opened", schemas.HEALTH),
     "ledger": TablePlace(summary("ledger"), LEDGER, "clip, or part of a recording that became none", schemas.LEDGER),
     "inputs": TablePlace(None, INPUTS, "recording that was read", schemas.INPUTS),
     "epochs": TablePlace("models/*/epochs.parquet", None, "epoch of a training", schemas.EPOCHS),

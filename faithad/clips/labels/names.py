@@ -10,10 +10,11 @@ import hashlib
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import PurePosixPath
 
 from faithad import storage
+from faithad.clips.channels import split_name
 
 # File systems refuse or reinterpret these; a leading dot would hide the file or lead out of the folder.
 _UNSAFE = re.compile(r'[%\x00-\x1f\x7f<>:"\\|?*]|\A\.|[. ]\Z')
@@ -49,7 +50,8 @@ def look_up(paths: Iterable[str]) -> Callable[[str], list[str]]:
     A name means the recordings with this file name or, if there are none, with this file name without its suffix (label
     files often have such names) or, if there are none, with a name that `file_name` cut to this one. If these are
     several, the folders before the name decide, as far as they are given. Letters may be composed (é) or decomposed (e
-    and an accent, as macOS writes names).
+    and an accent, as macOS writes names). Of a recording that is audited channel by channel, the file's name means all
+    channels (see `channels.split_name`).
 
     Args:
         paths: stable names of all recordings.
@@ -57,6 +59,20 @@ def look_up(paths: Iterable[str]) -> Callable[[str], list[str]]:
     Returns:
         A function from a name to the sorted paths that it may mean: none, one, or several.
     """
+    channels: dict[str, list[str]] = {}
+    for path in sorted(set(paths)):
+        channels.setdefault(split_name(path)[0], []).append(path)
+    find_file = _look_up_files(channels)
+
+    def find(name: str) -> list[str]:
+        file, channel = split_name(name)
+        files = find_file(file) if channel is None else find_file(file) or find_file(name)
+        return [path for file in files for path in channels[file] if channel in (None, split_name(path)[1])]
+
+    return find
+
+
+def _look_up_files(paths: Collection[str]) -> Callable[[str], list[str]]:
     known = set(paths)
     by_name: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}

@@ -81,7 +81,7 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "audio": Layout(
         "faithad.clips.layouts.audio:find_audio",
-        keys=frozenset({"synthetic", "train", "test", "recordings", "split.by"}),
+        keys=frozenset({"synthetic", "train", "test", "recordings", "split.by", "channel"}),
     ),
     "planer": Layout(
         "faithad.clips.layouts.planer:find_planer",
@@ -90,5 +90,9 @@ LAYOUTS = {
         contents="training/ and evaluation/",
         clip_s=10.0,
     ),
-    "dcase": Layout("faithad.clips.layouts.dcase:find_dcase", contents="<machine>/train/ and <machine>/test/"),
+    "dcase": Layout(
+        "faithad.clips.layouts.dcase:find_dcase",
+        keys=frozenset({"channel"}),
+        contents="<machine>/train/ and <machine>/test/",
+    ),
 }

@@ -167,13 +167,14 @@ def _score_stage(run: AuditRun, alarm: AlarmThreshold | None, inputs: Mapping[st
     settings: dict[str, Any] = {
         "model": hashlib.sha256(storage.read_bytes(storage.join(run.model, FILE_NAME))).hexdigest()[:16],
         "remainder": run.remainder,
+        **({} if run.channel == "auto" else {"channel": run.channel}),  # results of releases without it are as good
         **flatten("audit", run.audit.model_dump(mode="json", exclude=SPREAD | _EXPLAINS)),
         **{f"alarm.{key}": getattr(alarm, key) for key in ("rule", "pooling", "false_alarm_rate", "threshold")},
     }
     settings |= {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in inputs.items()}
     if run.annotations is not None:
         settings |= {f"{FILE_KEY}annotations {name}": digest for name, digest in contents(run.annotations).items()}
-    outputs = (*INDEXED, *SCORE.tables, SCORE.ledger, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
+    outputs = (*INDEXED, layout.HEALTH, *SCORE.tables, SCORE.ledger, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
     return Stage(run.out, "score", settings, outputs, result=SCORE.ledger, needs=INDEXED)
 
 
@@ -193,7 +194,10 @@ def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
 def _score(audit: _OpenAudit) -> None:
     run = audit.run
     _describe(audit)
-    clips = index_recordings(run, audit.recordings, audit.inputs, clip_s=audit.trained.features.clip_s)
+    features, inputs = audit.trained.features, audit.inputs
+    clips = index_recordings(
+        run, audit.recordings, inputs, clip_s=features.clip_s, sample_rate_hz=features.sample_rate_hz
+    )
     left_over = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
     if not clips.num_rows and not any(row["status"] == "failed" for row in left_over):
         reasons = listed([f"  {shown(row['recording'])}: {row['reason']}" for row in left_over], separator="\n")

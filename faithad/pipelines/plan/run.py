@@ -103,11 +103,12 @@ def _find_clips(plan: Plan) -> pa.Table:
             data = plan.of.data
             if data.synthetic is not None:
                 make_mill(data.root, **data.synthetic.model_dump(), workers=usable_cores())
-            rows, _ = find_clips(data, marks=marks)
+            rows = find_clips(data, marks=marks).clips
         else:
             recordings = find_recordings([("test", location) for location in plan.of.recordings])
-            clips = cut_recordings(recordings, clip_s=plan.features.clip_s, remainder=plan.of.remainder, marks=marks)
-            rows = [row for some, _ in clips for row in some]
+            run, clip_s = plan.of, plan.features.clip_s
+            cuts = cut_recordings(recordings, clip_s=clip_s, remainder=run.remainder, channel=run.channel, marks=marks)
+            rows = [row for cut in cuts for row in cut.clips]
     if not rows:
         raise RecordingError("There is nothing to audit: not one recording gives a clip.")
     return manifest_table(rows)

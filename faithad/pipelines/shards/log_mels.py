@@ -41,6 +41,7 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
         duration_s=clip["duration_s"],
         clip_s=settings.clip_s,
         sample_rate_hz=settings.sample_rate_hz,
+        channel=clip["channel"],
     )
     own = log_mel(torch.from_numpy(samples)[None], settings)[0, :, : settings.frames_in(clip["duration_s"])]
     features: np.ndarray = fill_up(own, settings.n_frames).numpy()
