@@ -34,10 +34,12 @@ def inputs_table(inputs: Mapping[str, Fingerprint]) -> pa.Table:
 
 def is_indexed(out: str) -> bool:
     """Whether the manifest of an audit and what was written beside it are whole."""
-    health = storage.join(out, layout.HEALTH)  # earlier releases wrote none
-    return all(is_whole(storage.join(out, table)) for table in INDEXED) and (
-        not storage.exists(health) or is_whole(health)
-    )
+    return all(is_whole(storage.join(out, table)) for table in indexed_tables(out))
+
+
+def indexed_tables(out: str) -> tuple[str, ...]:
+    """The tables of an audit's index; releases before FORMAT 3 wrote no `health`."""
+    return (layout.HEALTH, *INDEXED) if storage.exists(storage.join(out, layout.HEALTH)) else INDEXED
 
 
 def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:

@@ -33,8 +33,8 @@ _DC_SHARE = 0.02
 # A channel that is 40 dB below another one in every window holds noise or crosstalk.
 _DEAD_RATIO = 0.01
 _INVERTED_CORRELATION = -0.9
-# Channels whose difference from their mean has less than a hundredth of its power (correlations above 0.98, levels
-# within 2 dB) lose less than 0.1 dB when they are averaged.
+# Channels whose difference from their mean has less than a hundredth of its power: correlations above 0.98, levels
+# within 2 dB. Their mean is within 1 dB of each.
 _ALIKE_POWER = 0.01
 # Sound goes 7 m in this time.
 _LONGEST_LAG_S = 0.02
@@ -87,35 +87,41 @@ def measure(windows: Sequence[Floats], *, sample_rate_hz: int) -> Health:
         windows: (n, C) each, with one C, at least one; finite.
         sample_rate_hz: of the recording.
     """
-    n_samples = sum(len(window) for window in windows)
-    n_channels = windows[0].shape[1]
-    means = np.stack([window.mean(axis=0, dtype=np.float64) for window in windows])
-    centred = [window - mean.astype(np.float32) for window, mean in zip(windows, means, strict=True)]
-    changes = np.stack([np.ptp(window, axis=0) > 0 for window in windows])
-    squares = np.stack([np.einsum("nc,nc->c", window, window, dtype=np.float64) for window in centred])
-    lengths = np.array([len(window) for window in windows])
-    rms = np.where(changes, np.sqrt(squares / lengths[:, None]), 0.0)  # (windows, C)
-    sounds = changes.any(axis=1)
-    loudest = rms.max(axis=1, keepdims=True)
-    is_faint = (rms < _DEAD_RATIO * loudest) | ~changes
-    is_dead = np.all(is_faint[sounds], axis=0) & bool(sounds.any())
-    n_still = (~changes & sounds[:, None]).sum(axis=0)
+    n_samples = sum(map(len, windows))
+    lengths = np.array([len(window) for window in windows])[:, None]
+    sounds = [np.ascontiguousarray(window.T, dtype=np.float64) for window in windows]
+    means = np.stack([sound.mean(axis=1) for sound in sounds])  # (windows, C)
+    peaks = np.stack([np.abs(sound).max(axis=1) for sound in sounds])
+    changes = np.stack([np.ptp(sound, axis=1) > 0 for sound in sounds])
+    zeros = np.stack([(sound == 0).sum(axis=1) for sound in sounds])
+    full = np.stack(
+        [(np.abs(sound) >= _FULL_SCALE).sum(axis=1) if peak.max() >= _FULL_SCALE else np.zeros(len(sound))
+         for sound, peak in zip(sounds, peaks, strict=True)]
+    )  # fmt: skip
+    for sound, mean in zip(sounds, means, strict=True):
+        sound -= mean[:, None]
+    products = [sound @ sound.T for sound in sounds]
+    rms = np.where(changes, np.sqrt(np.stack([product.diagonal() for product in products]) / lengths), 0.0)
+    is_heard = changes.any(axis=1)
+    is_faint = (rms < _DEAD_RATIO * rms.max(axis=1, keepdims=True)) | ~changes
+    is_dead = np.all(is_faint[is_heard], axis=0) & bool(is_heard.any())
+    n_still = (~changes & is_heard[:, None]).sum(axis=0)
     levels = tuple(_decibels(float(level)) for level in np.median(rms, axis=0))
-    dc = (means * lengths[:, None]).sum(axis=0) / n_samples
-    clipped = sum((np.abs(window) >= _FULL_SCALE).sum(axis=0) for window in windows) / n_samples
+    dc, clipped = (means * lengths).sum(axis=0) / n_samples, full.sum(axis=0) / n_samples
     reference = _reference(levels, is_dead, n_still, clipped, dc)
-    is_alike = _are_alike(windows)
-    pairs: list[tuple[float | None, float | None]] = [(1.0, 0.0)] * n_channels
+    steps = [np.diff(sound, axis=1) for sound in sounds]
+    is_alike = _are_alike(sum(products)) and _are_alike(sum(step @ step.T for step in steps))
+    pairs: list[tuple[float | None, float | None]] = [(1.0, 0.0)] * len(dc)
     if not is_alike:
-        pairs = [correlate(centred, reference, channel, sample_rate_hz=sample_rate_hz) for channel in range(n_channels)]
+        pairs = [correlate(sounds, reference, channel, sample_rate_hz=sample_rate_hz) for channel in range(len(dc))]
     return Health(
         sampled_s=n_samples / sample_rate_hz,
         n_windows=len(windows),
-        n_silent=int((~sounds).sum()),
+        n_silent=int((~is_heard).sum()),
         level_dbfs=levels,
         dc=tuple(dc.tolist()),
         clipped=tuple(clipped.tolist()),
-        zeros=tuple((sum((window == 0).sum(axis=0) for window in windows) / n_samples).tolist()),
+        zeros=tuple((zeros.sum(axis=0) / n_samples).tolist()),
         n_still=tuple(n_still.tolist()),
         is_dead=tuple(is_dead.tolist()),
         correlation=tuple(correlation for correlation, _ in pairs),
@@ -128,26 +134,31 @@ def measure(windows: Sequence[Floats], *, sample_rate_hz: int) -> Health:
 def correlate(
     windows: Sequence[Floats], reference: int, channel: int, *, sample_rate_hz: int
 ) -> tuple[float | None, float | None]:
-    """How alike two channels of some windows (n, C) without DC are.
+    """How alike two channels of some windows (C, n) without DC are.
 
     Returns:
         The correlation at lag 0, and the lag in ms at which its magnitude is largest, within 20 ms: positive where
         `channel` is later. None, None if one of them is silent.
     """
-    longest = round(_LONGEST_LAG_S * sample_rate_hz)
-    lags = np.zeros(2 * longest + 1)
     power = np.zeros(2)
+    at_0 = 0.0
     for window in windows:
-        a, b = window[:, reference].astype(np.float64), window[:, channel].astype(np.float64)
+        a, b = window[reference], window[channel]
         power += a @ a, b @ b
-        size = 1 << (len(a) + longest).bit_length()
-        products = np.fft.irfft(np.fft.rfft(a, size).conj() * np.fft.rfft(b, size), size)
-        lags += np.concatenate([products[size - longest :], products[: longest + 1]])
+        at_0 += float(a @ b)
     if not power.all():
         return None, None
-    lags /= math.sqrt(power[0] * power[1])
+    if channel == reference:
+        return 1.0, 0.0
+    longest = round(_LONGEST_LAG_S * sample_rate_hz)
+    lags = np.zeros(2 * longest + 1)
+    for window in windows:
+        size = 1 << (window.shape[1] + longest).bit_length()
+        a, b = (np.fft.rfft(window[place].astype(np.float32), size) for place in (reference, channel))
+        products = np.fft.irfft(a.conj() * b, size)
+        lags += np.concatenate([products[size - longest :], products[: longest + 1]])
     lag = int(np.argmax(np.abs(lags))) - longest
-    return float(np.clip(lags[longest], -1, 1)), 1000 * lag / sample_rate_hz
+    return float(np.clip(at_0 / math.sqrt(power[0] * power[1]), -1, 1)), 1000 * lag / sample_rate_hz
 
 
 def problems(health: Health) -> list[str]:
@@ -239,18 +250,14 @@ def _reference(
     return next(channel for channel, level in zip(channels, levels, strict=True) if level >= max(levels) - 6)
 
 
-def _are_alike(windows: Sequence[Floats]) -> bool:
-    """Whether every channel differs from the mean of all by little power, in the sound and in its first difference,
-    which lifts the high frequencies: a delay shows there first.
+def _are_alike(products: Floats) -> bool:
+    """Whether every channel differs from the mean of all by little power.
+
+    Asked of the sound and of its first difference, which lifts the high frequencies: a delay shows there first.
+
+    Args:
+        products: (C, C), the sums over time of the products of two channels each.
     """
-    if windows[0].shape[1] == 1:
-        return True
-    for view in (windows, [np.diff(window, axis=0) for window in windows]):
-        means = [window.mean(axis=1, keepdims=True) for window in view]
-        power = sum(float(np.square(mean, dtype=np.float64).sum()) for mean in means)
-        differences = sum(
-            np.square(window - mean, dtype=np.float64).sum(axis=0) for window, mean in zip(view, means, strict=True)
-        )
-        if np.any(differences > _ALIKE_POWER * power):
-            return False
-    return True
+    of_mean = float(products.mean())
+    of_differences = products.diagonal() - 2 * products.mean(axis=1) + of_mean
+    return bool(np.all(of_differences <= _ALIKE_POWER * of_mean))

@@ -70,7 +70,8 @@ def problem_line(table: pa.Table) -> str | None:
     faulty = [(shown(name), problems) for name, problems in rows if problems]
     if not faulty:
         return None
-    return f"{len(faulty):,} of {count(len(rows), 'recording')} with faults: {health.in_words(faulty)}"
+    has = "has" if len(faulty) == 1 else "have"
+    return f"{len(faulty):,} of {count(len(rows), 'recording')} {has} faults: {health.in_words(faulty)}"
 
 
 def channel_line(table: pa.Table) -> str | None:
@@ -81,8 +82,9 @@ def channel_line(table: pa.Table) -> str | None:
             names.setdefault(row["heard"], []).append(shown(row["recording"]))
     if not names:
         return None
-    parts = [f"channel {number} alone ({listed(names[number], most=2)})" for number in sorted(names, key=int)]
-    return f"{count(sum(map(len, names.values())), 'recording')} heard by one channel: {'; '.join(parts)}"
+    parts = [f"channel {number} ({listed(names[number], most=2)})" for number in sorted(names, key=int)]
+    n = sum(map(len, names.values()))
+    return f"Of {count(n, 'recording')} one channel is heard, not the mean of all: {'; '.join(parts)}"
 
 
 def _with_comparisons(row: HealthRow, others: Sequence[Mapping[str, str]], model_rate_hz: int) -> HealthRow:

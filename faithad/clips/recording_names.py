@@ -84,7 +84,7 @@ def read_name(recording: str) -> RecordingName:
 def folder_of(recording: str) -> str:
     """The folder of a recording without days: the recorder of files whose names do not tell theirs apart."""
     recording, channel = split_name(recording)
-    folder = _DAY.sub("", posixpath.dirname(recording))
+    folder = _DAY.sub("", posixpath.dirname(recording)).rstrip("/")
     return folder if channel is None else channel_name(folder, channel)
 
 

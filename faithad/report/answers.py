@@ -7,6 +7,7 @@ from typing import Any
 
 from faithad.report import style
 from faithad.report.findings import best, in_scope, missing_runs, missing_truth, overall
+from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
 from faithad.report.verdicts import verdicts
@@ -25,6 +26,7 @@ def answers(study: StudyTables) -> list[str]:
         reasons.detection or _detection_answer(study),
         reasons.f_score or _localization_answer(study),
         _faithfulness_answer(study),
+        *health_view(study.health).sentences[:1],
         f"{through}; {ledger.rejected}." if ledger.rejected else f"{through}.",
         *([f"Not in this report, because no scores were found: {', '.join(absent)}."] if absent else []),
     ]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from faithad.report import style
 from faithad.report.audit_tables import Alarm, AuditTables, EventRow
+from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import Trust
 from faithad.report.words import offset_words, percent, seconds
@@ -67,6 +68,7 @@ def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
         _short_clips(audit),
         against_labels(audit),
         _reasons(audit, trust),
+        *health_view(audit.health).sentences[:1],
         _coverage(audit),
     ]
     return [sentence for sentence in sentences if sentence]

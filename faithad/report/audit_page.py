@@ -11,6 +11,7 @@ from faithad import storage
 from faithad.evaluation.alarms import RULES
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import AuditTables, read_audit
+from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import trust_of
 from faithad.report.words import period
@@ -48,10 +49,12 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     sections += [
         ("reasons", "Why, event by event"),
         ("alarm", "Alarm threshold"),
+        ("health", "Health of the sound"),
         ("ledger", "Ledger"),
         ("configuration", "Configuration"),
     ]
-    empty = {"events": not rows, "labels": not audit.agreement, "reasons": not shown}
+    health = health_view(audit.health)
+    empty = {"health": not health.sentences, "events": not rows, "labels": not audit.agreement, "reasons": not shown}
     return {
         "contents": [(anchor, title) for anchor, title in sections if not empty.get(anchor)],
         "answers": audit_findings.answers(audit, trust),
@@ -79,6 +82,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "in_khz": audit.setting("features.sample_rate_hz") is not None,
         "timed": bool(audit.scores["recorded_at"].notna().all()),
         "charts": _charts(audit) if len(audit.scores) else None,
+        "health": health,
         "ledger": ledger_view(audit.ledger),
         "settings_text": audit.settings_text,
     }

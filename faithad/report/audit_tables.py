@@ -23,6 +23,7 @@ from faithad import schemas, storage
 from faithad.audit.finished import read_card
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import list_arrays
+from faithad.report.health import read_health
 from faithad.report.reading import (
     Example,
     examples,
@@ -89,6 +90,7 @@ class AuditTables:
         scores: one row per scored clip, with the manifest's columns of the clip.
         score_of: the score that alarms, by clip.
         ledger: schemas.LEDGER.
+        health: schemas.HEALTH, without rows where an earlier release made the audit.
         events: rows of schemas.EVENTS, by time.
         ranked: positions of the events, strongest first.
         curves: of the clips of shown events, by clip.
@@ -106,6 +108,7 @@ class AuditTables:
     scores: pd.DataFrame
     score_of: dict[str, float]
     ledger: pd.DataFrame
+    health: pa.Table
     events: list[EventRow]
     ranked: list[int]
     curves: dict[str, Curve]
@@ -171,6 +174,7 @@ def read_audit(out: str) -> AuditTables:
         scores=scores.merge(manifest, on="clip_id", how="left", validate="one_to_one"),
         score_of=score_of,
         ledger=storage.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names).to_pandas(),
+        health=read_health(out),
         events=events,
         ranked=ranked,
         curves=_read_curves(out, [events[number] for number in shown], score_of),

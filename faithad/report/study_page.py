@@ -11,6 +11,7 @@ from faithad import storage
 from faithad.model.table import MODELS
 from faithad.report import charts, findings, maps, page, style, timeline
 from faithad.report.answers import answers
+from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.reading import Example
 from faithad.report.search_page import search_section
@@ -30,12 +31,13 @@ _SECTIONS = {
     "clips": "Example clips",
     "training": "Training",
     "search": "Search",
+    "health": "Health of the sound",
     "ledger": "Ledger",
     "configuration": "Configuration",
 }
 
 # Sections that are left out where there is nothing to show.
-_OPTIONAL = ("verdicts", "search")
+_OPTIONAL = ("verdicts", "search", "health")
 
 
 def render_report(root: str) -> str:
@@ -93,6 +95,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "clips": _clips(study),
         "in_khz": study.setting("features.sample_rate_hz") is not None,
         "training": _training(study),
+        "health": health if (health := health_view(study.health)).sentences else None,
         "ledger": ledger_view(study.ledger),
     }
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from faithad import schemas, storage
 from faithad.errors import StudyError
+from faithad.report.health import read_health
 from faithad.report.reading import (
     Example,
     examples,
@@ -40,6 +41,7 @@ class StudyTables:
     settings_text: str
     manifest: pd.DataFrame
     ledger: pd.DataFrame
+    health: pa.Table
     epochs: pd.DataFrame
     scores: pd.DataFrame
     detection: pd.DataFrame
@@ -82,6 +84,7 @@ def read_study(root: str) -> StudyTables:
         settings_text=text,
         manifest=manifest,
         ledger=_read(root, layout.summary("ledger"), stage="evaluate"),
+        health=read_health(root),
         epochs=pa.concat_tables(histories).to_pandas(),
         scores=scores.merge(manifest, on="clip_id", how="left", validate="many_to_one"),
         detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),

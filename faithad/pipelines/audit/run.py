@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from faithad import schemas, storage
 from faithad.audit.choice import choose_clips, keep_highest
-from faithad.audit.inputs import INDEXED, relocated
+from faithad.audit.inputs import INDEXED, indexed_tables, relocated
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
@@ -175,7 +175,7 @@ def _score_stage(run: AuditRun, alarm: AlarmThreshold | None, inputs: Mapping[st
     if run.annotations is not None:
         settings |= {f"{FILE_KEY}annotations {name}": digest for name, digest in contents(run.annotations).items()}
     outputs = (*INDEXED, layout.HEALTH, *SCORE.tables, SCORE.ledger, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
-    return Stage(run.out, "score", settings, outputs, result=SCORE.ledger, needs=INDEXED)
+    return Stage(run.out, "score", settings, outputs, result=SCORE.ledger, needs=indexed_tables(run.out))
 
 
 def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
