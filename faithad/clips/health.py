@@ -104,13 +104,13 @@ def measure(windows: Sequence[Floats], *, sample_rate_hz: int) -> Health:
     rms = np.where(changes, np.sqrt(np.stack([product.diagonal() for product in products]) / lengths), 0.0)
     is_heard = changes.any(axis=1)
     is_faint = (rms < _DEAD_RATIO * rms.max(axis=1, keepdims=True)) | ~changes
-    is_dead = np.all(is_faint[is_heard], axis=0) & bool(is_heard.any())
+    is_dead = is_faint[is_heard].all(axis=0) if is_heard.any() else np.zeros(len(rms[0]), dtype=np.bool_)
     n_still = (~changes & is_heard[:, None]).sum(axis=0)
     levels = tuple(_decibels(float(level)) for level in np.median(rms, axis=0))
     dc, clipped = (means * lengths).sum(axis=0) / n_samples, full.sum(axis=0) / n_samples
     reference = _reference(levels, is_dead, n_still, clipped, dc)
     steps = [np.diff(sound, axis=1) for sound in sounds]
-    is_alike = _are_alike(sum(products)) and _are_alike(sum(step @ step.T for step in steps))
+    is_alike = _are_alike(np.sum(products, axis=0)) and _are_alike(np.sum([step @ step.T for step in steps], axis=0))
     pairs: list[tuple[float | None, float | None]] = [(1.0, 0.0)] * len(dc)
     if not is_alike:
         pairs = [correlate(sounds, reference, channel, sample_rate_hz=sample_rate_hz) for channel in range(len(dc))]

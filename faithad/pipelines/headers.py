@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from faithad import storage
 from faithad.clips.access import read_or_reason
 from faithad.clips.manifest import Recording
-from faithad.clips.recordings import AudioHeader, examine_recording
+from faithad.clips.recordings import AudioHeader, examine_recording, probe_recording
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_session
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
@@ -91,4 +91,8 @@ def read_header(recording: Recording) -> AudioHeader | str:
     Raises:
         StorageError: the folder of the recordings cannot be reached.
     """
-    return read_or_reason(recording.path, recording.uri, lambda: examine_recording(recording.uri))
+    header = read_or_reason(recording.path, recording.uri, lambda: examine_recording(recording.uri))
+    if not isinstance(header, str):
+        return header
+    # A part that cannot be read, such as a bad block of a disk, costs its own clips.
+    return read_or_reason(recording.path, recording.uri, lambda: probe_recording(recording.uri))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
-from faithad import library
+from faithad import library, storage
 from faithad.clips.annotations import Annotation
 from faithad.clips.manifest import Recording, attach_annotations, cut_recording, manifest_table
 from faithad.clips.recordings import examine_recording, probe_recording, read_clip
 from faithad.clips.splits import hold_out_validation
 from faithad.errors import RecordingError
+from faithad.pipelines.headers import read_header
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import ChannelChoice
 from tests.clips.sound_bytes import RATE_HZ, chunk, fmt, pcm, riff, sound, wav
@@ -24,6 +28,7 @@ OTHER = np.random.default_rng(1).normal(0, 0.1, 20 * RATE_HZ).clip(-0.9, 0.9)
 
 
 def write(path: Path, *channels: np.ndarray) -> str:
+    path.parent.mkdir(exist_ok=True)
     soundfile.write(path, np.stack(channels, axis=1), RATE_HZ, subtype="PCM_16")
     return str(path)
 
@@ -125,6 +130,53 @@ def test_windows_that_cannot_be_decoded_are_left_out(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "b.wav", np.full((RATE_HZ, 2), np.nan), RATE_HZ, subtype="FLOAT")
     assert examine_recording(str(tmp_path / "b.wav")).health is None
     assert {row.channel for row in rows_of(str(tmp_path / "b.wav"))} == set()
+
+
+def reading(uri: str, monkeypatch: pytest.MonkeyPatch, *, broken_at: int | None = None) -> list[tuple[int, int]]:
+    """Note the place and the length of each read of a file from now on; one that holds a broken byte fails."""
+    reads: list[tuple[int, int]] = []
+    opened = storage.open_input
+
+    class Disk:
+        def __init__(self, file: pa.NativeFile) -> None:
+            self._file = file
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return int(self._file.seek(offset, whence))
+
+        def tell(self) -> int:
+            return int(self._file.tell())
+
+        def readinto(self, buffer: memoryview) -> int:
+            start = self.tell()
+            n = int(self._file.readinto(buffer))
+            if broken_at is not None and start <= broken_at < start + n:
+                raise OSError(5, "Input/output error")
+            reads.append((start, n))
+            return n
+
+    @contextlib.contextmanager
+    def open_input(location: str) -> Iterator[Disk]:
+        with opened(location) as file:
+            yield Disk(file)
+
+    monkeypatch.setattr(storage, "open_input", open_input)
+    return reads
+
+
+def test_a_window_is_one_request_to_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = write(tmp_path / "a.wav", np.tile(SOUND, 6), np.tile(OTHER, 6))
+    reads = reading(uri, monkeypatch)
+    examine_recording(uri)
+    assert len(reads) <= 1 + 5 + 1, "the start, five windows, one that lies across two reads"
+
+
+def test_a_bad_block_of_a_disk_costs_its_own_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = write(tmp_path / "week" / "a.wav", np.tile(SOUND, 6), np.tile(OTHER, 6))
+    reading(uri, monkeypatch, broken_at=44 + 4 * 60 * RATE_HZ)  # in the window in the middle
+    header = read_header(Recording("week/a.wav", uri, "test"))
+    assert not isinstance(header, str), header
+    assert (header.duration_s, header.health) == (120, None)
 
 
 BEXT = b"\0" * 320 + b"2024-05-06" + b"07:00:05" + b"\0" * 264
