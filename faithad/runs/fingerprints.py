@@ -68,7 +68,7 @@ def fingerprints(files: Sequence[tuple[str, str]]) -> list[Fingerprint]:
             require_reach(name, location)
         return result
 
-    return list(side_by_side(of_file, files, at_once=_AT_ONCE))
+    return list(side_by_side(of_file, files, at_once=_AT_ONCE, named=lambda file: file[1]))
 
 
 def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> dict[str, str]:

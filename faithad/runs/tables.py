@@ -128,7 +128,8 @@ def read_shards(
         names = None if columns is None else list(columns)
         return storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1])
 
-    yield from side_by_side(read, table_shards(folder, table), at_once=at_once(folder))
+    shards = table_shards(folder, table)
+    yield from side_by_side(read, shards, at_once=at_once(folder), named=lambda shard: shard[0])
 
 
 def read_whole(
