@@ -20,7 +20,7 @@ import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
 # has machine, section and domain. 3: the manifest has utc_offset_s and recorder, events have utc_offset_s; curves, maps
-# and spectrograms are as long as the clip's sound.
+# and spectrograms are as long as the clip's sound; scores have spectrum_difference_db and level_difference_db.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -107,6 +107,8 @@ SCORES = pa.schema(
         pa.field("alarm", pa.bool_()),
         pa.field("worst_onset_s", pa.float64()),
         pa.field("worst_mel_band", pa.int32()),
+        pa.field("spectrum_difference_db", pa.float64()),
+        pa.field("level_difference_db", pa.float64()),
     ]
 )
 
@@ -393,6 +395,9 @@ MEANINGS = {
     "alarm": "whether the score is above the threshold; null where there is no alarm",
     "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
     "worst_mel_band": "mel band with the largest mean error, from 0",
+    "spectrum_difference_db": "from the mean spectrum of the nearest training clip: the median over the mel bands of "
+    "the absolute differences in decibels; null where the model does not know its training clips",
+    "level_difference_db": "the median of the differences themselves: above 0 where it is louder than that clip",
     "status": "`done`, `skipped` or `failed`",
     "stage": "the stage that says so",
     "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header",

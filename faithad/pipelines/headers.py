@@ -21,8 +21,7 @@ from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_session
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
 from faithad.runs.attempts import attempt
-from faithad.runs import lookahead
-from faithad.runs.lookahead import say_waiting, side_by_side
+from faithad.runs.lookahead import PATIENCE_S, say_waiting, side_by_side
 
 # Recordings of one task: a local header is read in half a millisecond, a remote one in a tenth of a second.
 _MOST_PER_TASK = 256
@@ -70,7 +69,7 @@ def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[Aud
 
 
 def _headers_of(name: str, task: ray.ObjectRef) -> list[AudioHeader | str]:
-    if not ray.wait([task], timeout=lookahead.PATIENCE_S)[0]:
+    if not ray.wait([task], timeout=PATIENCE_S)[0]:
         say_waiting(name)
     headers: list[AudioHeader | str] = ray.get(task)
     return headers

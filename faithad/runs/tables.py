@@ -146,5 +146,8 @@ def read_whole(
     """
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    shards = (shard.cast(nothing.schema) for shard in read_shards(folder, table, columns=names, condition=condition))
+    shards = (
+        _with_all_columns(shard, nothing.schema)
+        for shard in read_shards(folder, table, columns=names, condition=condition)
+    )
     return pa.concat_tables([nothing, *shards]).combine_chunks()

@@ -27,6 +27,7 @@ from faithad import schemas, storage
 from faithad.audit.choice import choose_clips, keep_highest
 from faithad.audit.inputs import INDEXED, relocated
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
+from faithad.audit.misfits import Misfit, find_misfits, searched, with_misfits
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.steps import EXPLAIN, SCORE, Step
@@ -211,12 +212,19 @@ def _describe(audit: _OpenAudit) -> None:
 
 def _choose(audit: _OpenAudit) -> pa.Table:
     """The clips to explain, with `keep_maps`: whole maps are kept of those with the highest scores."""
-    clips, scores = read_manifest(audit.run.out), read_scores(audit.run.out)
+    clips = read_manifest(audit.run.out)
+    scores = searched(read_scores(audit.run.out), clips, _misfits(audit))
     if not audit.trained.explained:
         scores = scores.slice(0, 0)
     alarm, settings = audit.trained.alarm, audit.run.audit
     chosen = choose_clips(clips, scores, explain=settings.explain, alarm=alarm)
     return keep_highest(chosen, scores, settings.maps, alarm)
+
+
+def _misfits(audit: _OpenAudit) -> list[Misfit]:
+    """The recordings that do not fit the model."""
+    out, sound = audit.run.out, audit.trained.sound
+    return find_misfits(read_scores(out), read_manifest(out), limit_db=None if sound is None else sound.limit_db)
 
 
 def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
@@ -247,10 +255,11 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
-        ledger = merge_ledgers(run.out, read_manifest(run.out), [run.out])
+        misfits = _misfits(audit)
+        ledger = with_misfits(merge_ledgers(run.out, read_manifest(run.out), [run.out]), misfits)
         require_still_alone()
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
-        events = events_table(run.out, audit.trained, run.events)
+        events = events_table(run.out, audit.trained, run.events, misfits)
         require_still_alone()
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
