@@ -8,7 +8,9 @@ far a clip is from the training clips is measured as it is scored, see `model.tr
 2. If most clips of such recordings of one recorder alarm, these recordings are not searched: their clips are neither
    explained nor part of an event, and the ledger has them as skipped. Otherwise they are searched.
 3. A recording that is louder than the training, while another one of its recorder fits, is searched as well. A fault
-   that lasts for an hour adds sound, and cannot be told from a gain that was turned up.
+   that lasts for an hour adds sound, and cannot be told from a gain that was turned up. Its recorder must be known: a
+   folder of undated names may hold those of several microphones.
+4. No maps are kept of the clips of a misfit.
 
 A fault that leaves half of the mel bands as they were is never a misfit, however long it lasts. One that changes more
 of them from the first clip to the last of all recordings of a recorder is, and the verdict names its recordings.
@@ -17,7 +19,7 @@ of them from the first clip to the last of all recordings of a recorder is, and 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -67,19 +69,20 @@ def find_misfits(scores: pa.Table, manifest: pa.Table, *, limit_db: float | None
     clips = measured.join(manifest.select(["clip_id", "recording", "recorder"]), "clip_id", join_type="inner")
     frame = clips.to_pandas().astype({"alarm": float})
     # Where a name does not say which recorder made it, all recordings of the folder are of one.
-    frame["recorder"] = frame["recorder"].fillna(frame["recording"].str.rpartition("/")[0])
+    frame["group"] = frame["recorder"].fillna(frame["recording"].str.rpartition("/")[0])
     frame["outside"] = frame["spectrum_difference_db"] > limit_db
     recordings = frame.groupby("recording").agg(
         n_clips=("outside", "size"),
         outside=("outside", "mean"),
         recorder=("recorder", "first"),
+        group=("group", "first"),
         spectrum_db=("spectrum_difference_db", "median"),
         level_db=("level_difference_db", "median"),
     )
     unlike = recordings[(recordings["outside"] >= _SHARE_OUTSIDE) & (recordings["n_clips"] >= _LEAST_CLIPS)]
-    fitting = set(recordings["recorder"].drop(unlike.index))
-    alarms = frame[frame["recording"].isin(unlike.index)].groupby("recorder")["alarm"].mean()
-    return [_misfit(row, alarms[row.recorder], fitting, limit_db) for row in unlike.itertuples()]
+    fitting = set(recordings["recorder"].drop(unlike.index).dropna())
+    alarms = frame[frame["recording"].isin(unlike.index)].groupby("group")["alarm"].mean()
+    return [_misfit(row, alarms[row.group], fitting, limit_db) for row in unlike.itertuples()]
 
 
 def _misfit(recording: Any, alarms: float, fitting: Collection[str], limit_db: float) -> Misfit:
@@ -99,9 +102,13 @@ def _direction(level_db: float, limit_db: float) -> str:
     return "louder" if level_db > 0 else "quieter"
 
 
-def searched(scores: pa.Table, manifest: pa.Table, misfits: Sequence[Misfit]) -> pa.Table:
-    """The scores without those of recordings that are not searched."""
-    return _without(scores, _clips_of(manifest, [misfit.recording for misfit in misfits if not misfit.is_searched]))
+def without_misfits(
+    scores: pa.Table, manifest: pa.Table, misfits: Sequence[Misfit], *, but_searched: bool = False
+) -> pa.Table:
+    """The scores without those of misfits; with those that are searched all the same if `but_searched`."""
+    names = [misfit.recording for misfit in misfits if not (but_searched and misfit.is_searched)]
+    of_these = pc.is_in(manifest["recording"], value_set=pa.array(names, pa.string()))
+    return _without(scores, manifest.filter(of_these)["clip_id"])
 
 
 def without_skipped(table: pa.Table, ledger: pa.Table) -> pa.Table:
@@ -133,10 +140,6 @@ def misfit_words(ledger: pa.Table) -> list[str]:
             all_names = listed([shown(name) for name in names], most=_NAMES)
             sentences.append(f"{all_names} {do} {_UNLIKE}: {_CHECK}; {consequence}.")
     return sentences
-
-
-def _clips_of(manifest: pa.Table, recordings: Collection[str]) -> pa.Table:
-    return manifest.filter(pc.is_in(manifest["recording"], value_set=pa.array(recordings, pa.string())))["clip_id"]
 
 
 def _without(table: pa.Table, clip_ids: pa.ChunkedArray) -> pa.Table:

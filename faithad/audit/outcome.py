@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.audit.events import find_events
 from faithad.audit.ledger import count_ledger
-from faithad.audit.misfits import Misfit, misfit_words, searched
+from faithad.audit.misfits import Misfit, misfit_words, without_misfits
 from faithad.config.sections import Events
 from faithad.model.checkpoint import TrainedModel
 from faithad.runs import layout
@@ -47,7 +47,7 @@ def events_table(out: str, trained: TrainedModel, events: Events, misfits: Seque
     """
     assert trained.alarm is not None
     manifest = read_manifest(out)
-    scores = searched(read_scores(out), manifest, misfits)
+    scores = without_misfits(read_scores(out), manifest, misfits, but_searched=True)
     alarmed = scores.filter(pc.fill_null(scores["alarm"], False))["clip_id"].combine_chunks()
     of_alarms = pc.field("clip_id").isin(alarmed) & (pc.field("method") == events.method)
     judged = of_alarms & (pc.field("mode") == "frame") & (pc.field("percentile") == events.percentile)

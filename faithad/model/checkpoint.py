@@ -136,7 +136,7 @@ def save_model(trained: TrainedModel, folder: str) -> None:
     tensors = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
     if trained.sound is not None:
-        tensors |= {_SPECTRA: trained.sound.spectra, _LIMIT: torch.tensor(trained.sound.limit_db)}
+        tensors |= {_SPECTRA: trained.sound.spectra, _LIMIT: torch.tensor(trained.sound.limit_db, dtype=torch.float64)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {"format": _FORMAT, **describe(trained)}
     header["digest"] = _digest(tensors, header)

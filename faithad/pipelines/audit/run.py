@@ -27,7 +27,7 @@ from faithad import schemas, storage
 from faithad.audit.choice import choose_clips, keep_highest
 from faithad.audit.inputs import INDEXED, relocated
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
-from faithad.audit.misfits import Misfit, find_misfits, searched, with_misfits
+from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.steps import EXPLAIN, SCORE, Step
@@ -212,13 +212,13 @@ def _describe(audit: _OpenAudit) -> None:
 
 def _choose(audit: _OpenAudit) -> pa.Table:
     """The clips to explain, with `keep_maps`: whole maps are kept of those with the highest scores."""
-    clips = read_manifest(audit.run.out)
-    scores = searched(read_scores(audit.run.out), clips, _misfits(audit))
+    clips, scores = read_manifest(audit.run.out), read_scores(audit.run.out)
     if not audit.trained.explained:
         scores = scores.slice(0, 0)
-    alarm, settings = audit.trained.alarm, audit.run.audit
-    chosen = choose_clips(clips, scores, explain=settings.explain, alarm=alarm)
-    return keep_highest(chosen, scores, settings.maps, alarm)
+    misfits, alarm, settings = _misfits(audit), audit.trained.alarm, audit.run.audit
+    searched = without_misfits(scores, clips, misfits, but_searched=True)
+    chosen = choose_clips(clips, searched, explain=settings.explain, alarm=alarm)
+    return keep_highest(chosen, without_misfits(scores, clips, misfits), settings.maps, alarm)
 
 
 def _misfits(audit: _OpenAudit) -> list[Misfit]:
