@@ -400,7 +400,8 @@ MEANINGS = {
     "level_difference_db": "the median of the differences themselves: above 0 where it is louder than that clip",
     "status": "`done`, `skipped` or `failed`",
     "stage": "the stage that says so",
-    "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header",
+    "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header, or why it "
+    "may not fit the model",
     "ledger.clip_id": "name of the clip; null for a recording, or a part of one, that became no clip",
     "ledger.onset_s": "its start, in seconds from the start of the recording; null for a whole recording",
     "ledger.duration_s": "its length in seconds; null where it is not known",

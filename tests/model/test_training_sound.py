@@ -62,7 +62,9 @@ def test_it_is_stored_with_the_model(tmp_path: Path) -> None:
     sound = TrainingSound(spectra(5, n_mels=16), 2.3)
     save_model(trained(sound=sound), str(tmp_path))
     loaded = load_model(str(tmp_path)).sound
-    assert loaded is not None and torch.equal(loaded.spectra, sound.spectra) and loaded.limit_db == 2.3
+    assert loaded is not None
+    assert torch.equal(loaded.spectra, sound.spectra)
+    assert loaded.limit_db == 2.3
     save_model(trained(), str(tmp_path))
     assert load_model(str(tmp_path)).sound is None
 
