@@ -123,9 +123,10 @@ def with_misfits(ledger: pa.Table, misfits: Sequence[Misfit]) -> pa.Table:
     for row in rows:
         if row["clip_id"] is not None and row["status"] == "done" and row["recording"] in skipped:
             row |= {"status": "skipped", "stage": STAGE, "reason": skipped[row["recording"]]}
-    notes = [misfit for misfit in misfits if misfit.is_searched]
-    rows += [ledger_row(misfit.recording, "done", misfit.reason, stage=STAGE) for misfit in notes]
-    return ledger_table(rows) if misfits else ledger
+    notes = [
+        ledger_row(misfit.recording, "done", misfit.reason, stage=STAGE) for misfit in misfits if misfit.is_searched
+    ]
+    return ledger_table([*notes, *rows]) if misfits else ledger
 
 
 def misfit_words(ledger: pa.Table) -> list[str]:
