@@ -123,7 +123,8 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
     rows = audit_clips(_prepared(model), clips, filled, explain=False)
     if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
         raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
-    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"])
+    unknown = {"spectrum_difference_db": float, "level_difference_db": float}  # None becomes NaN, as in the table
+    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"]).astype(unknown)
 
 
 def attribute(
