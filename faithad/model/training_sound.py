@@ -21,8 +21,9 @@ from faithad.settings import FeatureSettings
 
 # Spectra that are kept with a model: 80 kB of 80 bands, and half a millisecond for each clip that is scored.
 MOST_CLIPS = 256
-# Validation clips are normal and of other recordings; twice the largest difference of one of them is outside.
-_TIMES_VALIDATION = 2.0
+# Validation clips are normal. What differs twice as much as nineteen in twenty of them is outside: a single odd clip
+# among them, such as one of silence, must not let everything fit.
+_SHARE_OF_VALIDATION, _TIMES_VALIDATION = 0.95, 2.0
 # Recordings of one even machine differ by less, so that any change of the weather would be outside.
 _LEAST_LIMIT_DB = 1.0
 
@@ -53,8 +54,9 @@ class TrainingSound:
     def fit(cls, train: Tensor, validation: Tensor) -> TrainingSound:
         """From the mean spectra of training clips (N, F) and of validation clips (M, F)."""
         sound = cls(train, 0.0)
-        largest_db = max(sound.difference(spectrum).spectrum_db for spectrum in validation)
-        return cls(train, max(_LEAST_LIMIT_DB, _TIMES_VALIDATION * largest_db))
+        differences = torch.tensor([sound.difference(spectrum).spectrum_db for spectrum in validation])
+        usual_db = float(differences.quantile(_SHARE_OF_VALIDATION))
+        return cls(train, max(_LEAST_LIMIT_DB, _TIMES_VALIDATION * usual_db))
 
     def difference(self, spectrum: Tensor) -> Difference:
         """The difference of a clip's mean spectrum (F,) from the nearest one of the training."""
