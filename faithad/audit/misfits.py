@@ -118,15 +118,17 @@ def without_skipped(table: pa.Table, ledger: pa.Table) -> pa.Table:
 
 def with_misfits(ledger: pa.Table, misfits: Sequence[Misfit]) -> pa.Table:
     """A merged ledger in which the clips of recordings that are not searched are skipped, and others have a note."""
+    if not misfits:
+        return ledger
     skipped = {misfit.recording: misfit.reason for misfit in misfits if not misfit.is_searched}
-    rows = ledger.to_pylist() if misfits else []
+    rows = ledger.to_pylist()
     for row in rows:
         if row["clip_id"] is not None and row["status"] == "done" and row["recording"] in skipped:
             row |= {"status": "skipped", "stage": STAGE, "reason": skipped[row["recording"]]}
     notes = [
         ledger_row(misfit.recording, "done", misfit.reason, stage=STAGE) for misfit in misfits if misfit.is_searched
     ]
-    return ledger_table([*notes, *rows]) if misfits else ledger
+    return ledger_table([*notes, *rows])
 
 
 def misfit_words(ledger: pa.Table) -> list[str]:
