@@ -21,9 +21,7 @@ from faithad.vocabulary import count
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an audit came to. `line` says it to a person; failed and skipped count clips, and
-    recordings without clips as well.
-    """
+    """What an audit came to. `line` says it to a person; failed and skipped count recordings without clips as well."""
 
     line: str
     n_done: int
@@ -76,7 +74,8 @@ def audit_outcome(out: str) -> Outcome:
     parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {storage.join(out, layout.LEDGER)})" if len(parts) > 1 else ""
     see += f". Not heard: {counts.unheard}" if counts.unheard else ""
-    misfits = "".join(f" {sentence}" for sentence in misfit_words(storage.read_table(storage.join(out, layout.LEDGER))))
+    ledger = storage.read_table(storage.join(out, layout.LEDGER))
+    misfits = "".join(f" {sentence}" for sentence in misfit_words(ledger))
     events = storage.join(out, layout.EVENTS)
     n_events = storage.read_table(events, columns=["event_id"]).num_rows
     return Outcome(
