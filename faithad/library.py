@@ -115,8 +115,9 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
     Returns:
         One row for each clip, with the columns of the table `scores`: `score`, the mean of the squared reconstruction
         error; `worst_second_score`, that of its worst second, which begins at `worst_onset_s`; `worst_mel_band`, from
-        0; `threshold` and `alarm` of the alarm that is stored with the model. A model that gives a score only has
-        neither a worst second nor a worst band.
+        0; `threshold` and `alarm` of the alarm that is stored with the model; `spectrum_difference_db` and
+        `level_difference_db` from the nearest training clip. A model that gives a score only has neither a worst second
+        nor a worst band.
 
     Raises:
         RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, or a
@@ -131,7 +132,8 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
     rows = audit_clips(_prepared(model), clips, filled, explain=False)
     if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
         raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
-    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"])
+    unknown = {"spectrum_difference_db": float, "level_difference_db": float}  # None becomes NaN, as in the table
+    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"]).astype(unknown)
 
 
 def attribute(

@@ -20,7 +20,8 @@ import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder and channel, events have utc_offset_s;
-# curves, maps and spectrograms are as long as the clip's sound.
+# curves, maps and spectrograms are as long as the clip's sound; scores have spectrum_difference_db and
+# level_difference_db.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -124,6 +125,8 @@ SCORES = pa.schema(
         pa.field("alarm", pa.bool_()),
         pa.field("worst_onset_s", pa.float64()),
         pa.field("worst_mel_band", pa.int32()),
+        pa.field("spectrum_difference_db", pa.float64()),
+        pa.field("level_difference_db", pa.float64()),
     ]
 )
 
@@ -424,9 +427,13 @@ MEANINGS = {
     "alarm": "whether the score is above the threshold; null where there is no alarm",
     "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
     "worst_mel_band": "mel band with the largest mean error, from 0",
+    "spectrum_difference_db": "from the mean spectrum of the nearest training clip: the median over the mel bands of "
+    "the absolute differences in decibels; null where the model does not know its training clips",
+    "level_difference_db": "the median of the differences themselves: above 0 where it is louder than that clip",
     "status": "`done`, `skipped` or `failed`",
     "stage": "the stage that says so",
-    "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header",
+    "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header, or why it "
+    "may not fit the model",
     "ledger.clip_id": "name of the clip; null for a recording, or a part of one, that became no clip",
     "ledger.onset_s": "its start, in seconds from the start of the recording; null for a whole recording",
     "ledger.duration_s": "its length in seconds; null where it is not known",

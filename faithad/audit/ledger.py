@@ -24,13 +24,15 @@ from faithad.vocabulary import listed
 class LedgerCounts:
     """How many clips a ledger has, and how many recordings or parts of them (`parts`) became no clip.
 
-    `recordings_failed` are those parts that failed and are whole recordings. `unheard` says in words how much sound was
-    skipped or failed, see `clips.ledger.unheard`.
+    `clips_skipped` are those of recordings that do not fit the model, see `misfits`. `recordings_failed` are those
+    parts that failed and are whole recordings. `unheard` says in words how much sound was skipped or failed, see
+    `clips.ledger.unheard`.
     """
 
     clips: int
     clips_done: int
     clips_failed: int
+    clips_skipped: int
     parts_failed: int
     recordings_failed: int
     parts_skipped: int
@@ -100,6 +102,7 @@ def count_ledger(location: str) -> LedgerCounts:
         clips=clips.total(),
         clips_done=clips["done"],
         clips_failed=clips["failed"],
+        clips_skipped=clips["skipped"],
         parts_failed=parts["failed"],
         recordings_failed=whole["failed"],
         parts_skipped=parts["skipped"],

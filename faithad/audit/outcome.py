@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.audit.events import find_events
 from faithad.audit.ledger import count_ledger
+from faithad.audit.misfits import Misfit, misfit_words, without_misfits
 from faithad.config.sections import Events
 from faithad.model.checkpoint import TrainedModel
 from faithad.runs import layout
@@ -32,16 +34,18 @@ def read_scores(folder: str) -> pa.Table:
     return read_whole(folder, layout.SCORES, schemas.SCORES)
 
 
-def events_table(out: str, trained: TrainedModel, events: Events) -> pa.Table:
+def events_table(out: str, trained: TrainedModel, events: Events, misfits: Sequence[Misfit] = ()) -> pa.Table:
     """The events of a finished audit, as schemas.EVENTS, from its other tables.
 
     Args:
         out: the audit's folder.
         trained: the model, with the alarm that was raised.
         events: which alarms become one event, and which explanation says where it is.
+        misfits: recordings that do not fit the model, some of which are not searched.
     """
     assert trained.alarm is not None
-    scores = read_scores(out)
+    manifest = read_manifest(out)
+    scores = without_misfits(read_scores(out), manifest, misfits, but_searched=True)
     alarmed = scores.filter(pc.fill_null(scores["alarm"], False))["clip_id"].combine_chunks()
     of_alarms = pc.field("clip_id").isin(alarmed) & (pc.field("method") == events.method)
     judged = of_alarms & (pc.field("mode") == "frame") & (pc.field("percentile") == events.percentile)
@@ -49,7 +53,7 @@ def events_table(out: str, trained: TrainedModel, events: Events) -> pa.Table:
     columns = [name for name in attributions.names if name not in ("map", "map_scale")]  # maps would fill the memory
     return find_events(
         scores,
-        read_manifest(out),
+        manifest,
         alarm=trained.alarm,
         explanations=read_whole(out, "attributions", attributions, columns=columns, condition=of_alarms),
         faithfulness=read_whole(out, "faithfulness", schemas.FAITHFULNESS, condition=judged),
@@ -62,6 +66,7 @@ def audit_outcome(out: str) -> Outcome:
     """What the ledger and the events of a finished audit come to."""
     counts = count_ledger(storage.join(out, layout.LEDGER))
     parts = [f"{counts.clips_done:,} of {count(counts.clips, 'clip')} audited"]
+    parts += [f"{counts.clips_skipped:,} not searched"] if counts.clips_skipped else []
     parts += [f"{counts.clips_failed:,} failed"] if counts.clips_failed else []
     incomplete = counts.parts_failed - counts.recordings_failed
     parts += [f"{count(counts.recordings_failed, 'recording')} unreadable"] if counts.recordings_failed else []
@@ -69,12 +74,14 @@ def audit_outcome(out: str) -> Outcome:
     parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {storage.join(out, layout.LEDGER)})" if len(parts) > 1 else ""
     see += f". Not heard: {counts.unheard}" if counts.unheard else ""
+    ledger = storage.read_table(storage.join(out, layout.LEDGER))
+    misfits = "".join(f" {sentence}" for sentence in misfit_words(ledger))
     events = storage.join(out, layout.EVENTS)
     n_events = storage.read_table(events, columns=["event_id"]).num_rows
     return Outcome(
-        line=f"{', '.join(parts)}{see}. {count(n_events, 'event')}: {events}  "
+        line=f"{', '.join(parts)}{see}.{misfits} {count(n_events, 'event')}: {events}  "
         f"Report: {storage.join(out, layout.REPORT)}",
         n_done=counts.clips_done,
         n_failed=counts.clips_failed + counts.parts_failed,
-        n_skipped=counts.parts_skipped,
+        n_skipped=counts.clips_skipped + counts.parts_skipped,
     )

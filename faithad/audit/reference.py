@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.audit import agreement
 from faithad.audit.finished import read_card, require_finished
+from faithad.audit.misfits import without_skipped
 from faithad.clips.annotations import Annotation
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
@@ -78,7 +79,8 @@ def evaluate_audit(
 def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str:
     run = load_written_audit(storage.join(audit, layout.AUDIT))
     reference = read_reference(annotations)
-    scores = read_whole(audit, layout.SCORES, schemas.SCORES)
+    ledger = storage.read_table(storage.join(audit, layout.LEDGER), columns=["clip_id", "status"])
+    scores = without_skipped(read_whole(audit, layout.SCORES, schemas.SCORES), ledger)
     manifest = _labelled_manifest(audit, reference, source=annotations)
     scored = manifest.filter(pc.is_in(manifest["clip_id"], value_set=scores["clip_id"].combine_chunks()))
     if not scored.num_rows:
@@ -90,7 +92,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
     mark_format(audit)
     tables = {}
     sources = {table: read_whole(audit, table, schema) for table, schema in source_schemas().items()}
-    sources["localization"] = localized
+    sources |= {"scores": scores, "localization": localized}
     for name, summary in SUMMARIES.items():
         tables[name] = summarize(name, sources, experiment)
         require_still_alone()

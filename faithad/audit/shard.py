@@ -34,6 +34,7 @@ from faithad.model.fast_network import fast_network
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
+from faithad.model.training_sound import mean_spectrum
 from faithad.runs import layout
 
 # A row of the manifest, or of one of the tables that are written.
@@ -162,7 +163,8 @@ def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, expla
             continue
         clip = _open_clip(trained, row, n_frames[number])
         error = None if errors is None else errors[number, :, : clip.n_frames]
-        rows["scores"].append(_score_row(trained, clip, error, float(scores[number])))
+        differences = _differences(trained, log_mels[number, :, : clip.n_frames])
+        rows["scores"].append(_score_row(trained, clip, error, float(scores[number])) | differences)
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain and row["annotated"]:
@@ -231,6 +233,16 @@ def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score
         "alarm": None if alarm is None else alarm.raised_by(score, math.nan if worst_score is None else worst_score),
         "worst_onset_s": None if worst is None else worst.onset_s,
         "worst_mel_band": None if squared is None else worst_mel_band(squared),
+    }
+
+
+def _differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:
+    """How a clip (F, n_frames) differs from those of the training."""
+    sound = trained.sound
+    difference = None if sound is None else sound.difference(mean_spectrum(log_mel, trained.features))
+    return {
+        "spectrum_difference_db": None if difference is None else difference.spectrum_db,
+        "level_difference_db": None if difference is None else difference.level_db,
     }
 
 

@@ -1,7 +1,8 @@
 """A trained model on disk: one `model.safetensors` with the weights and everything that is needed to use them.
 
 The file holds the tensors of the network, or of the classical detector (`network.*`), the normalisation's
-(`normalization.mean`, `normalization.std`), and in its header one JSON text with the model's name, its shape, the
+(`normalization.mean`, `normalization.std`), what its training clips sounded like (`sound.spectra`, `sound.limit_db`;
+models of release 0.1.0 lack it), and in its header one JSON text with the model's name, its shape, the
 feature settings, its origin, and a digest of all this and of the tensors. Nothing is unpickled, so a file from
 elsewhere cannot run code, and nothing is built nor read whose size `header` has not checked. The same model gives the
 same bytes.
@@ -29,6 +30,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
 from faithad.model.header import KEY, FileHeader, read_header, require_possible
 from faithad.model.table import MODELS, build_network
+from faithad.model.training_sound import MOST_CLIPS, TrainingSound
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import listed
 
@@ -38,6 +40,7 @@ _FORMAT = 4
 _FORMAT_OF_TENSORS_ALONE = 3
 # Of a classical detector, whose number of support vectors nothing else limits; 60,000 clips of 80 x 401.
 _MOST_DETECTOR_BYTES = 8 << 30
+_SPECTRA, _LIMIT = "sound.spectra", "sound.limit_db"
 
 
 @dataclass
@@ -54,6 +57,7 @@ class TrainedModel:
         alarm: the threshold fitted on its validation normals; None before one is.
         best_epoch: the epoch, counted from 1, that the weights come from; 0 for a fitted model, which has no epochs.
         config_hash: of the training's settings.
+        sound: what its training clips sounded like; None where that is not known.
     """
 
     network: nn.Module
@@ -64,6 +68,7 @@ class TrainedModel:
     alarm: AlarmThreshold | None
     best_epoch: int
     config_hash: str
+    sound: TrainingSound | None = None
 
     @property
     def n_mels(self) -> int:
@@ -130,6 +135,8 @@ def save_model(trained: TrainedModel, folder: str) -> None:
     """Write `model.safetensors` into a folder, local or remote, so that a reader never sees half of it."""
     tensors = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
+    if trained.sound is not None:
+        tensors |= {_SPECTRA: trained.sound.spectra, _LIMIT: torch.tensor(trained.sound.limit_db, dtype=torch.float64)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {"format": _FORMAT, **describe(trained)}
     header["digest"] = _digest(tensors, header)
@@ -153,12 +160,16 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     tensors, header = _read(location)
     _check_expected(location, header, expect or {})
     normalization = Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std"))
+    sound = None
+    if _SPECTRA in tensors:
+        sound = TrainingSound(tensors.pop(_SPECTRA), limit_db=float(tensors.pop(_LIMIT)))
     weights = {key.removeprefix("network."): value for key, value in tensors.items()}
     trained = TrainedModel(
         network=_network(location, header, weights),
         normalization=normalization,
         features=FeatureSettings(**header["features"]),
         alarm=None if header["alarm"] is None else AlarmThreshold(**header["alarm"]),
+        sound=sound,
         **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
     )
     trained.network.eval()
@@ -258,6 +269,11 @@ def _check_header(location: str, header: Mapping[str, Any], announced: FileHeade
         for key in ("normalization.mean", "normalization.std")
         if (shape := shapes.pop(key, None)) != (n_mels,)
     ]
+    spectra, limit = shapes.pop(_SPECTRA, None), shapes.pop(_LIMIT, None)
+    if spectra != limit and (
+        not spectra or spectra[1:] != (n_mels,) or not 0 < spectra[0] <= MOST_CLIPS or limit != ()
+    ):
+        problems.append(f"{_SPECTRA} is {spectra} and {_LIMIT} {limit} instead of (clips, {n_mels}) and ()")
     if not MODELS[name].reconstructs:
         if announced.n_bytes > _MOST_DETECTOR_BYTES:
             raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")

@@ -21,7 +21,7 @@ from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_session
 from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
 from faithad.runs.attempts import attempt
-from faithad.runs.lookahead import side_by_side
+from faithad.runs.lookahead import PATIENCE_S, say_waiting, side_by_side
 
 # Recordings of one task: a local one takes some milliseconds, a remote one some tenths of a second.
 _MOST_PER_TASK = 256
@@ -48,22 +48,31 @@ def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[Aud
         # A task that ends its process is tried again until `attempts` has found the file.
         read = ray.remote(_read_some).options(max_retries=-1, scheduling_strategy="SPREAD", name="read headers")
         at_once = 2 * max(1, int(cluster_total("CPU")))
-        ahead: deque[ray.ObjectRef] = deque()
+        ahead: deque[tuple[str, ray.ObjectRef]] = deque()
         try:
             for number, start in enumerate(range(0, len(recordings), size)):
                 mark = storage.join(marks, f"headers-{number:05d}.json")
-                ahead.append(read.remote(recordings[start : start + size], mark, run))
+                part = recordings[start : start + size]
+                more = f" or one of the {len(part) - 1:,} recordings after it" if len(part) > 1 else ""
+                ahead.append((f"{part[0].uri}{more}", read.remote(part, mark, run)))
                 if len(ahead) >= at_once:
-                    yield from ray.get(ahead.popleft())
+                    yield from _headers_of(*ahead.popleft())
             while ahead:
-                yield from ray.get(ahead.popleft())
+                yield from _headers_of(*ahead.popleft())
         except RayError as error:
             raise WorkersLost(f"The headers of the recordings could not be read: {first_cause(error)}") from error
         finally:
             # After an interrupt, Python may get here when Ray, and all tasks with it, is gone.
-            for task in ahead if ray.is_initialized() else ():
+            for _, task in ahead if ray.is_initialized() else ():
                 ray.cancel(task)
     storage.delete(marks)
+
+
+def _headers_of(name: str, task: ray.ObjectRef) -> list[AudioHeader | str]:
+    if not ray.wait([task], timeout=PATIENCE_S)[0]:
+        say_waiting(name)
+    headers: list[AudioHeader | str] = ray.get(task)
+    return headers
 
 
 def _read_some(recordings: Sequence[Recording], mark: str, run: str) -> list[AudioHeader | str]:

@@ -64,6 +64,7 @@ def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
     hours = audited_hours(audit.scores)
     sentences = [
         _events(audit, duration(hours * 3_600)),
+        *audit.misfits,
         _against_chance(audit, hours),
         _short_clips(audit),
         against_labels(audit),

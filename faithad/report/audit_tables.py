@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.audit.finished import read_card
+from faithad.audit.misfits import misfit_words, without_skipped
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import list_arrays
 from faithad.report.health import read_health
@@ -87,10 +88,11 @@ class AuditTables:
         model: the trained model and its alarm when the audit was made; empty where the audit did not write them down.
         alarm: the alarm that was raised.
         clips: the manifest by clip_id, see `with_one_clock`.
-        scores: one row per scored clip, with the manifest's columns of the clip.
+        scores: one row per scored clip of the recordings that were searched, with the manifest's columns of the clip.
         score_of: the score that alarms, by clip.
         ledger: schemas.LEDGER.
         health: schemas.HEALTH, without rows where an earlier release made the audit.
+        misfits: sentences about the recordings that do not fit the model.
         events: rows of schemas.EVENTS, by time.
         ranked: positions of the events, strongest first.
         curves: of the clips of shown events, by clip.
@@ -109,6 +111,7 @@ class AuditTables:
     score_of: dict[str, float]
     ledger: pd.DataFrame
     health: pa.Table
+    misfits: list[str]
     events: list[EventRow]
     ranked: list[int]
     curves: dict[str, Curve]
@@ -158,7 +161,9 @@ def read_audit(out: str) -> AuditTables:
         required(out, table, StudyError(problem))
     manifest = with_one_clock(read_manifest(out).select(_MANIFEST_COLUMNS).to_pandas())
     events = read_events(out).to_pylist()
-    scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS).to_pandas()
+    ledger = storage.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names)
+    all_scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS)
+    scores = without_skipped(all_scores, ledger).to_pandas()
     model = read_card(out)
     alarm = _alarm(settings, model, events, scores)
     score_of = dict(zip(scores["clip_id"], scores[alarm.pooling.column], strict=True))
@@ -173,8 +178,9 @@ def read_audit(out: str) -> AuditTables:
         clips=manifest.set_index("clip_id"),
         scores=scores.merge(manifest, on="clip_id", how="left", validate="one_to_one"),
         score_of=score_of,
-        ledger=storage.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names).to_pandas(),
+        ledger=ledger.to_pandas(),
         health=read_health(out),
+        misfits=misfit_words(ledger),
         events=events,
         ranked=ranked,
         curves=_read_curves(out, [events[number] for number in shown], score_of),

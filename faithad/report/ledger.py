@@ -23,7 +23,7 @@ class LedgerView:
     hours: of sound by status, as far as lengths are known.
     unheard: how much sound was skipped or failed, in words; empty where there is none.
     rejected: what never became a clip, in words; empty where there is nothing.
-    rows: the first rows that have a reason: failures, then skips, then headers that were corrected.
+    rows: the first rows that have a reason: failures, then skips, then notes on what is done.
     more: how many further rows there are.
     """
 
@@ -46,8 +46,13 @@ def ledger_view(ledger: pd.DataFrame) -> LedgerView:
     hours = ledger.groupby("status")["duration_s"].sum() / 3_600
     n_rejected = int((~is_clip & (ledger["status"] != "done")).sum())
     pieces = count(n_rejected, "piece of recordings", "pieces of recordings")
-    # A row that is done and has a reason is about a header that was corrected.
+    # A row that is done and has a reason is about a header that was corrected, or a recording that does not fit.
     told = ledger[(ledger["status"] != "done") | ledger["reason"].notna()]
+    # All clips of a recording that does not fit the model are skipped for one reason: one row.
+    is_skipped_clip = told["clip_id"].notna() & (told["status"] == "skipped")
+    by_reason = told[is_skipped_clip].groupby(["recording", "status", "stage", "reason"], as_index=False)
+    at_once = by_reason.agg(onset_s=("onset_s", "min"), duration_s=("duration_s", "sum"))
+    told = pd.concat([told[~is_skipped_clip], at_once]) if len(at_once) else told
     order = told["status"].map({"failed": 0, "skipped": 1, "done": 2})
     bad = told.assign(order=order).sort_values(["order", "recording", "onset_s"], kind="stable")
     return LedgerView(

@@ -68,7 +68,7 @@ def fingerprints(files: Sequence[tuple[str, str]]) -> list[Fingerprint]:
             require_reach(name, location)
         return result
 
-    return list(side_by_side(of_file, files, at_once=_AT_ONCE))
+    return list(side_by_side(of_file, files, at_once=_AT_ONCE, named=lambda file: file[1]))
 
 
 def same_bytes(files: Mapping[str, str], digests: Mapping[str, str]) -> list[list[str]]:

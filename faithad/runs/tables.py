@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +14,11 @@ from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
 from faithad.runs.shards import at_once, table_shards
 from faithad.storage import Checksum
+
+# Columns that tables of an older FORMAT lack, and what they mean there.
+_ADDED: dict[str, dict[str, pa.Scalar[Any]]] = {
+    "scores": dict.fromkeys(("spectrum_difference_db", "level_difference_db"), pa.scalar(None, pa.float64())),
+}
 
 
 def read_manifest(root: str) -> pa.Table:
@@ -126,9 +132,15 @@ def read_shards(
 
     def read(shard: tuple[str, Checksum | None]) -> pa.Table:
         names = None if columns is None else list(columns)
-        return storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1])
+        rows = storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1], added=added)
+        for name, value in added.items():
+            if name not in rows.column_names and (names is None or name in names):
+                rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+        return rows
 
-    yield from side_by_side(read, table_shards(folder, table), at_once=at_once(folder))
+    added = _ADDED.get(table, {})
+    shards = table_shards(folder, table)
+    yield from side_by_side(read, shards, at_once=at_once(folder), named=lambda shard: shard[0])
 
 
 def read_whole(
@@ -145,5 +157,5 @@ def read_whole(
     """
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    shards = (shard.cast(nothing.schema) for shard in read_shards(folder, table, columns=names, condition=condition))
-    return pa.concat_tables([nothing, *shards]).combine_chunks()
+    shards = read_shards(folder, table, columns=names, condition=condition)
+    return pa.concat_tables([nothing, *(shard.select(names).cast(nothing.schema) for shard in shards)]).combine_chunks()

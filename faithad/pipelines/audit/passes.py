@@ -241,7 +241,12 @@ def _damaged_shards(passes: Sequence[Pass], audit: Audit) -> dict[str, str]:
         is_of_these = sorted(rows["clip_id"].to_pylist()) == sorted(clips.to_pylist())
         return None if is_of_these else f"{ledger} lists other clips."
 
-    problems = side_by_side(problem, shards, at_once=at_once(passes[0].audit.out) if passes else 1)
+    problems = side_by_side(
+        problem,
+        shards,
+        at_once=at_once(passes[0].audit.out) if passes else 1,
+        named=lambda shard: shard[0].ledger(shard[1]),
+    )
     return {
         audit_pass.ledger(number): text
         for (audit_pass, number), text in zip(shards, problems, strict=True)

@@ -27,6 +27,7 @@ from faithad import schemas, storage
 from faithad.audit.choice import choose_clips, keep_highest
 from faithad.audit.inputs import INDEXED, indexed_tables, relocated
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
+from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.steps import EXPLAIN, SCORE, Step
@@ -218,9 +219,16 @@ def _choose(audit: _OpenAudit) -> pa.Table:
     clips, scores = read_manifest(audit.run.out), read_scores(audit.run.out)
     if not audit.trained.explained:
         scores = scores.slice(0, 0)
-    alarm, settings = audit.trained.alarm, audit.run.audit
-    chosen = choose_clips(clips, scores, explain=settings.explain, alarm=alarm)
-    return keep_highest(chosen, scores, settings.maps, alarm)
+    misfits, alarm, settings = _misfits(audit), audit.trained.alarm, audit.run.audit
+    searched = without_misfits(scores, clips, misfits, but_searched=True)
+    chosen = choose_clips(clips, searched, explain=settings.explain, alarm=alarm)
+    return keep_highest(chosen, without_misfits(scores, clips, misfits), settings.maps, alarm)
+
+
+def _misfits(audit: _OpenAudit) -> list[Misfit]:
+    """The recordings that do not fit the model."""
+    out, sound = audit.run.out, audit.trained.sound
+    return find_misfits(read_scores(out), read_manifest(out), limit_db=None if sound is None else sound.limit_db)
 
 
 def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
@@ -251,10 +259,11 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
-        ledger = merge_ledgers(run.out, read_manifest(run.out), [run.out])
+        misfits = _misfits(audit)
+        ledger = with_misfits(merge_ledgers(run.out, read_manifest(run.out), [run.out]), misfits)
         require_still_alone()
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
-        events = events_table(run.out, audit.trained, run.events)
+        events = events_table(run.out, audit.trained, run.events, misfits)
         require_still_alone()
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)

@@ -28,7 +28,8 @@ from faithad.model.masking import mean_per_clip
 from faithad.model.precision import arithmetic
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.pipelines.features import count_features, load_n_frames
+from faithad.model.training_sound import TrainingSound, mean_spectra
+from faithad.pipelines.features import TRAINING_SPLITS, count_features, load_n_frames, read_features
 from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
@@ -131,5 +132,15 @@ def _save(
         alarm=fit_study_alarm(study, table),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
+        sound=_training_sound(study),
     )
     save_model(trained, folder)
+
+
+def _training_sound(study: Study) -> TrainingSound:
+    """Shards are in the order of clip_id, which is a hash: their first clips are a random sample."""
+    train, validation = (
+        mean_spectra(read_features(study.root, split, study.feature_settings), study.feature_settings)
+        for split in TRAINING_SPLITS
+    )
+    return TrainingSound.fit(train, validation)
