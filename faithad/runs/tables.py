@@ -111,6 +111,7 @@ def read_shards(
     *,
     columns: Collection[str] | None = None,
     condition: pc.Expression | None = None,
+    may_lack: Collection[str] = (),
 ) -> Iterator[pa.Table]:
     """The shards of a table, in their order.
 
@@ -119,6 +120,7 @@ def read_shards(
         table: its name there.
         columns: what to read, all by default.
         condition: which rows to read, all by default.
+        may_lack: columns that are left out of a shard that does not have them.
 
     Raises:
         DamagedError: a shard is damaged, gone or not finished, see `shards`.
@@ -126,7 +128,9 @@ def read_shards(
 
     def read(shard: tuple[str, Checksum | None]) -> pa.Table:
         names = None if columns is None else list(columns)
-        return storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1])
+        return storage.read_rows(
+            shard[0], columns=names, condition=condition, checksum=shard[1], may_lack=may_lack
+        )
 
     yield from side_by_side(read, table_shards(folder, table), at_once=at_once(folder))
 
@@ -139,11 +143,13 @@ def read_whole(
     columns: Collection[str] | None = None,
     condition: pc.Expression | None = None,
 ) -> pa.Table:
-    """All shards of a table as one of the schema, without rows where there are none; shards may be of an older FORMAT.
+    """All shards of a table as one of the schema, without rows where there are none.
 
-    The arguments are those of `read_shards`.
+    Shards may be of an older FORMAT: columns that they lack are null. The arguments are those of `read_shards`.
     """
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    shards = (shard.cast(nothing.schema) for shard in read_shards(folder, table, columns=names, condition=condition))
+    may_lack = [field.name for field in schema if field.nullable]
+    read = read_shards(folder, table, columns=names, condition=condition, may_lack=may_lack)
+    shards = (_with_all_columns(shard, nothing.schema) for shard in read)
     return pa.concat_tables([nothing, *shards]).combine_chunks()
