@@ -391,14 +391,14 @@ MEANINGS = {
     "epochs.duration_s": "how long the epoch took, in seconds",
     "score": "anomaly score: the mean squared reconstruction error of the clip, what a classical detector says, or the "
     "sum of an ensemble's calibrated scores, which may be negative",
-    "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, and "
-    "for an ensemble",
+    "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
+    "and for an ensemble",
     "threshold": "a score above it raises an alarm; null where there is no alarm",
     "alarm": "whether the score is above the threshold; null where there is no alarm",
     "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
     "worst_mel_band": "mel band with the largest mean error, from 0",
-    "raised_by": "member of the ensemble whose score is the highest above normal, and whose error is explained; null for "
-    "a single model",
+    "raised_by": "member of the ensemble whose score is the highest above normal, and whose error is explained; null "
+    "for a single model",
     "status": "`done`, `skipped` or `failed`",
     "stage": "the stage that says so",
     "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header",

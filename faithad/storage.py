@@ -565,7 +565,7 @@ def _parsed(
 
 
 def _require_one_schema(source: pa.NativeFile) -> list[str]:
-    """The names of the columns, if the two places of a file that hold names and types, which no checksum covers, agree."""
+    """The names of the columns. No checksum covers the two places that hold names and types: they must agree."""
     file = pq.ParquetFile(source)
     written = (file.metadata.metadata or {}).get(b"ARROW:schema")
     if written is not None and not pa.ipc.read_schema(pa.BufferReader(base64.b64decode(written))).equals(

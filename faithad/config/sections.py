@@ -255,7 +255,8 @@ class Alarm(Section):
 
     `rule`: how it is fitted, a row of `evaluation.alarms.RULES`: `quantile` (empirical), `gamma` (of a gamma
     distribution fitted to the scores, as in DCASE) or `conformal` (the guarantee of split conformal prediction).
-    `pooling`: which score alarms, a row of `vocabulary.ERROR_POOLINGS`: the clip's mean error or that of its worst second.
+    `pooling`: which score alarms, a row of `vocabulary.ERROR_POOLINGS`: the clip's mean error or that of its worst
+    second; an ensemble has one score only, and the default means that.
     `false_alarm_rate`: the share of normal clips that may alarm.
     """
 

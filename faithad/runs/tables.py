@@ -128,9 +128,7 @@ def read_shards(
 
     def read(shard: tuple[str, Checksum | None]) -> pa.Table:
         names = None if columns is None else list(columns)
-        return storage.read_rows(
-            shard[0], columns=names, condition=condition, checksum=shard[1], may_lack=may_lack
-        )
+        return storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1], may_lack=may_lack)
 
     yield from side_by_side(read, table_shards(folder, table), at_once=at_once(folder))
 
