@@ -95,9 +95,10 @@ def train(
         from faithad.config.normals import load_normals_run
         from faithad.pipelines.training.normals import train_on_normals
 
-        run = load_normals_run(
-            normals or [], to, false_alarms_per_hour=false_alarms_per_hour, overrides=overrides or []
-        )
+        if not normals and to is None:
+            raise ConfigError("Give either --config (a study), or --normals and --to (recordings of normal operation).")
+        per_hour = false_alarms_per_hour
+        run = load_normals_run(normals or [], to, false_alarms_per_hour=per_hour, overrides=overrides or [])
         _say(train_on_normals(run, redo=redo))
         return
     for option, given in (("--normals", normals), ("--to", to), ("--false-alarms-per-hour", false_alarms_per_hour)):

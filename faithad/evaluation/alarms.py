@@ -60,7 +60,7 @@ def _conformal(scores: Reals, rate: float) -> float:
 
 
 def fit_promised_alarm(scores: ArrayLike, *, false_alarm_rate: float, clip_s: float) -> AlarmThreshold:
-    """The alarm of an ensemble, with the rate that its normal clips can promise: an alarm above the r-th smallest score.
+    """The alarm of an ensemble, above the r-th smallest score, with the rate that its normal clips can promise.
 
     r = ceil((n + 1)(1 - a)), or n where the clips are too few for a. The expected rate of false alarms is
     (n + 1 - r) / (n + 1), whatever the distribution of the scores is, if clips are independent; it stands in the alarm.
