@@ -71,7 +71,9 @@ def test_band_weights_are_the_mean_error_of_each_band_over_all_frames() -> None:
     expected = [sum(float(clips[0][band, t]) / slow[band] for band in range(5)) / 5 for t in range(7)]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
     assert frame_errors(weighted(clips[0], None)).tolist() == pytest.approx(clips[0].mean(dim=0).tolist())
-    assert math.isclose(np.mean([frame_errors(weighted(clip, weights)).sum() for clip in clips]) * 3 / 49, 1.0, rel_tol=1e-6)
+    assert math.isclose(
+        np.mean([frame_errors(weighted(clip, weights)).sum() for clip in clips]) * 3 / 49, 1.0, rel_tol=1e-6
+    )
     assert WEIGHTINGS["none"].fit is None
 
 
