@@ -74,8 +74,35 @@ def index(config: Config, overrides: Overrides = None, redo: Redo = False) -> No
 
 
 @app.command(cls=Command)
-def train(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Compute features and train every model and seed; the manifest first, where it is not there yet."""
+def train(
+    config: Annotated[str | None, typer.Option("--config", "-c", help="The study's YAML file, local or a URI.")] = None,
+    normals: Annotated[
+        list[str] | None,
+        typer.Option(help="In place of a study: folder, file or URI of normal recordings. May be given several times."),
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="With --normals: folder or URI for the model.")] = None,
+    false_alarms_per_hour: Annotated[
+        float | None, typer.Option(help="With --normals: how often normal sound may alarm; 18 by default.")
+    ] = None,
+    overrides: Overrides = None,
+    redo: Redo = False,
+) -> None:
+    """Train every model and seed of a study (--config), or one model on normal recordings alone (--normals, --to).
+
+    The second takes minutes, no GPU and no configuration: `faithad audit --model` then finds what differs from them.
+    """
+    if config is None:
+        from faithad.config.normals import load_normals_run
+        from faithad.pipelines.training.normals import train_on_normals
+
+        if not normals and to is None:
+            raise ConfigError("Give either --config (a study), or --normals and --to (recordings of normal operation).")
+        per_hour = false_alarms_per_hour
+        run = load_normals_run(normals or [], to, false_alarms_per_hour=per_hour, overrides=overrides or [])
+        _say(train_on_normals(run, redo=redo))
+        return
+    for option, given in (("--normals", normals), ("--to", to), ("--false-alarms-per-hour", false_alarms_per_hour)):
+        _refuse(option, given is not None and given != [], beside="a study (--config)")
     study = _load(config, overrides)
     _stage("index", study, redo)
     _stage("train", study, redo)

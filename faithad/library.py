@@ -32,9 +32,9 @@ from torch import Tensor
 
 from faithad import features, storage
 from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import PAPER_METHODS
+from faithad.attribution.methods import PAPER_METHODS, choose_methods
 from faithad.audit.finished import require_finished
-from faithad.audit.shard import AuditModel, audit_clips
+from faithad.audit.shard import AuditEnsemble, AuditModel, audit_clips, clip_score, prepare_audit
 from faithad.clips.channels import heard_channels
 from faithad.clips.recordings import SHORTEST_CLIP_S, Remainder, cut_windows, examine_recording, read_clip
 from faithad.config.sections import Attribution, Audit
@@ -46,13 +46,12 @@ from faithad.evaluation.faithfulness import errors_after_replacement, faithfulne
 from faithad.evaluation.peaks import as_array, curve, peak_frames
 from faithad.evaluation.temporal import Intervals, Localization
 from faithad.features import fill_up
-from faithad.model import checkpoint
-from faithad.model.checkpoint import TrainedModel
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_manifest, read_tables, run_folders, table_files
+from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, load_any
 from faithad.settings import AttributionSettings, FeatureSettings, frames_in
 from faithad.vocabulary import ChannelChoice, count
 
@@ -60,16 +59,17 @@ Array = npt.NDArray[Any] | Tensor
 Floats = npt.NDArray[np.floating]
 
 
-def load_model(folder: str | Path) -> TrainedModel:
+def load_model(folder: str | Path) -> AnyModel:
     """A trained model, with its features, its normalisation and its alarm, on the CPU and in eval mode.
 
     Args:
-        folder: that holds `model.safetensors`: a local path or a URI. Nothing in it is unpickled or run.
+        folder: that holds `model.safetensors`, or `ensemble.safetensors` with its members: a local path or a URI.
+            Nothing in it is unpickled or run.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another format.
     """
-    return checkpoint.load_model(str(folder))
+    return load_any(str(folder))
 
 
 def log_mel(
@@ -105,7 +105,7 @@ def log_mel(
     return features.log_mel(waveforms, settings).cpu().numpy()
 
 
-def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
+def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
     """The anomaly score of each clip, the same as an audit computes.
 
     Args:
@@ -117,7 +117,8 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
         error; `worst_second_score`, that of its worst second, which begins at `worst_onset_s`; `worst_mel_band`, from
         0; `threshold` and `alarm` of the alarm that is stored with the model; `spectrum_difference_db` and
         `level_difference_db` from the nearest training clip. A model that gives a score only has neither a worst second
-        nor a worst band.
+        nor a worst band. An ensemble's `score` is the sum of its members' calibrated scores, and `raised_by` names the
+        member that the clip is explained by.
 
     Raises:
         RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, or a
@@ -137,7 +138,7 @@ def score(model: TrainedModel, log_mels: Array) -> pd.DataFrame:
 
 
 def attribute(
-    model: TrainedModel,
+    model: AnyModel,
     log_mels: Array,
     *,
     methods: Iterable[str] = PAPER_METHODS,
@@ -163,19 +164,27 @@ def attribute(
         ConfigError: the model is not explained, or a method is unknown.
         RecordingError: the log-mels have other mel bands than the model needs, or less than a second of sound.
     """
-    prepared = _prepared(model)
-    if not model.explained or prepared.explained is None:
+    if not model.explained:
         raise ConfigError(f"The model {model.name!r} is scored only; give one that is explained, such as 'mae'.")
     x, n_frames = _network_input(model, log_mels)
-    maps = attribute_batch(
-        prepared.explained,
-        x,
-        n_frames=n_frames,
-        methods=methods,
-        settings=settings or AttributionSettings(),
-        seed=seed,
-        clip_ids=clip_ids or [str(number) for number in range(len(x))],
-    )
+    ids = list(clip_ids or [str(number) for number in range(len(x))])
+    if len(ids) != len(x):
+        raise ConfigError(f"{len(x)} clips need as many ids, which key their noise; {len(ids)} were given.")
+    chosen = [method.name for method in choose_methods(methods)]
+    maps = {method: torch.full_like(x, torch.nan) for method in chosen}
+    for part, numbers in _parts(model, log_mels):
+        of_part = attribute_batch(
+            _explained(part),
+            x[numbers],
+            n_frames=[n_frames[k] for k in numbers],
+            methods=chosen,
+            settings=settings or AttributionSettings(),
+            seed=seed,
+            clip_ids=[ids[k] for k in numbers],
+            score=part.detector,
+        )
+        for method, of_method in of_part.items():
+            maps[method][numbers] = of_method
     for of_method in maps.values():
         for of_clip, n in zip(of_method, n_frames, strict=True):
             of_clip[:, n:] = torch.nan
@@ -204,7 +213,7 @@ def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
     return several if np.ndim(percentile) else several[..., 0, :]
 
 
-def localization(model: TrainedModel, peaks: Bools, intervals: Intervals) -> Localization:
+def localization(model: AnyModel, peaks: Bools, intervals: Intervals) -> Localization:
     """How well the seconds that hold a peak agree with those that are annotated, for one clip.
 
     Args:
@@ -219,7 +228,7 @@ def localization(model: TrainedModel, peaks: Bools, intervals: Intervals) -> Loc
 
 
 def faithfulness(
-    model: TrainedModel,
+    model: AnyModel,
     log_mels: Array,
     maps: Array,
     *,
@@ -246,7 +255,7 @@ def faithfulness(
     """
     if not model.reconstructs:
         raise ConfigError(f"The model {model.name!r} reconstructs nothing, so that nothing can be replaced.")
-    prepared, (x, n_frames) = _prepared(model), _network_input(model, log_mels)
+    x, n_frames = _network_input(model, log_mels)
     masks = peaks(_batch(maps), np.atleast_1d(percentile).tolist())
     width = min(x.shape[-1], _batch(log_mels).shape[-1])
     if masks.shape[0] != len(x) or masks.shape[-1] != width:
@@ -256,17 +265,29 @@ def faithfulness(
         of_clips = [segment_masks(mask, spans, frames_per_s) for mask, spans in zip(masks, intervals, strict=True)]
         masks = np.stack(of_clips)
     masks = np.pad(masks, ((0, 0), (0, 0), (0, x.shape[-1] - width)))
-    with torch.inference_mode():
-        reconstruction = prepared.network(x)
-    before = mean_per_clip((reconstruction - x).square(), n_frames, dtype=torch.float64).cpu().numpy()
-    owners = np.repeat(np.arange(len(x)), masks.shape[1])
-    limit = forwards_at_once(None, x.device)
-    after = errors_after_replacement(
-        prepared.network, x, reconstruction, masks.reshape(-1, masks.shape[-1]), owners, error_before=before,
-        micro_batch=limit, n_frames=n_frames,
-    )  # fmt: skip
-    values = faithfulness_score(before[owners], after).reshape(len(x), -1)
+    values = np.empty(masks.shape[:2])
+    for part, numbers in _parts(model, log_mels):
+        values[numbers] = _faithfulness(part, x[numbers], masks[numbers], [n_frames[k] for k in numbers])
     return values if np.ndim(percentile) else values[:, 0]
+
+
+def _faithfulness(part: AuditModel, x: Tensor, masks: Bools, n_frames: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Of clips (B, F, T) that one model explains, with masks (B, P, T): (B, P)."""
+    detector, n_masks = part.detector, masks.shape[1]
+    ids = {number: str(number) for number in range(len(x))}
+    with torch.inference_mode():
+        reconstruction = part.network(x)
+        if detector is None:
+            scores = mean_per_clip((reconstruction - x).square(), n_frames, dtype=torch.float64)
+        else:
+            scores = detector.raw(x, list(ids.values()), n_frames)
+    before, owners = scores.cpu().numpy(), np.repeat(np.arange(len(x)), n_masks)
+    after = errors_after_replacement(
+        part.network, x, reconstruction, masks.reshape(-1, masks.shape[-1]), owners, error_before=before,
+        micro_batch=forwards_at_once(None, x.device), n_frames=n_frames,
+        score=None if detector is None else clip_score(detector, ids),
+    )  # fmt: skip
+    return faithfulness_score(before[owners], after).reshape(len(x), n_masks)
 
 
 def events(audit: str | Path) -> pd.DataFrame:
@@ -388,23 +409,40 @@ def _log_mels_of(
     return np.concatenate(padded)
 
 
-def _prepared(model: TrainedModel) -> AuditModel:
+def _prepared(model: AnyModel) -> AuditModel | AuditEnsemble:
     """The model as an audit uses it, on the device where its network lies; `attribute` has methods of its own."""
-    return AuditModel.prepare(model, attribution=Attribution(), audit=Audit(explain="none"), device=_device(model))
+    return prepare_audit(model, attribution=Attribution(), audit=Audit(explain="none"), device=_device(model))
 
 
-def _device(model: TrainedModel) -> torch.device:
-    tensors = [*model.network.parameters(), *model.network.buffers()]
+def _parts(model: AnyModel, log_mels: Array) -> list[tuple[AuditModel, list[int]]]:
+    """Each model that explains clips, with the numbers of these clips: of an ensemble the member that raised them."""
+    prepared = _prepared(model)
+    if isinstance(prepared, AuditModel):
+        return [(prepared, list(range(len(_batch(log_mels)))))]
+    raised_by = score(model, log_mels)["raised_by"].to_numpy()
+    parts = [(part, np.flatnonzero(raised_by == part.trained.name).tolist()) for part in prepared.members]
+    return [(part, numbers) for part, numbers in parts if numbers]
+
+
+def _explained(part: AuditModel) -> torch.nn.Module:
+    if part.explained is None:
+        raise ConfigError(f"The model {part.trained.name!r} is scored only; give one that is explained, such as 'mae'.")
+    return part.explained
+
+
+def _device(model: AnyModel) -> torch.device:
+    one = next(iter(model.members.values())) if isinstance(model, TrainedEnsemble) else model
+    tensors = [*one.network.parameters(), *one.network.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _network_input(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:
+def _network_input(model: AnyModel, log_mels: Array) -> tuple[Tensor, list[int]]:
     """Normalised clips (B, F, T) on the network's device, and how many frames of each hold sound."""
     filled, n_frames = _filled(model, log_mels)
     return model.prepare(filled).to(_device(model)), n_frames
 
 
-def _filled(model: TrainedModel, log_mels: Array) -> tuple[Tensor, list[int]]:
+def _filled(model: AnyModel, log_mels: Array) -> tuple[Tensor, list[int]]:
     """Log-mels (B, F, at least T), short clips filled up; and how many of the T frames hold sound, of each.
 
     Raises:
@@ -429,7 +467,7 @@ def _n_heard(is_heard: Bools) -> int:
     return int(np.max(np.flatnonzero(is_heard), initial=-1)) + 1 or len(is_heard)
 
 
-def _duration_s(model: TrainedModel, n_frames: int) -> float:
+def _duration_s(model: AnyModel, n_frames: int) -> float:
     """The length of a clip of which so many frames hold sound."""
     return model.features.clip_s if n_frames == model.n_frames else (n_frames - 1) / model.features.frames_per_s
 

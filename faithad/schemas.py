@@ -21,7 +21,7 @@ import pyarrow as pa
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder and channel, events have utc_offset_s;
 # curves, maps and spectrograms are as long as the clip's sound; scores have spectrum_difference_db and
-# level_difference_db.
+# level_difference_db; scores and events have raised_by.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -127,6 +127,7 @@ SCORES = pa.schema(
         pa.field("worst_mel_band", pa.int32()),
         pa.field("spectrum_difference_db", pa.float64()),
         pa.field("level_difference_db", pa.float64()),
+        pa.field("raised_by", pa.string()),
     ]
 )
 
@@ -240,6 +241,7 @@ EVENTS = pa.schema(
         pa.field("score", pa.float64(), nullable=False),
         pa.field("threshold", pa.float64(), nullable=False),
         pa.field("strength", pa.float64(), nullable=False),
+        pa.field("raised_by", pa.string()),
         pa.field("seconds", PARTS, nullable=False),
         pa.field("mel_band_low", pa.int32(), nullable=False),
         pa.field("mel_band_high", pa.int32(), nullable=False),
@@ -421,8 +423,10 @@ MEANINGS = {
     "best": "whether the validation loss was the lowest so far",
     "diverged": "whether the training diverged, and then went back to its best epoch or ended",
     "epochs.duration_s": "how long the epoch took, in seconds",
-    "score": "anomaly score: the mean squared reconstruction error of the clip, or what a classical detector says",
-    "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only",
+    "score": "anomaly score: the mean squared reconstruction error of the clip, what a classical detector says, or the "
+    "sum of an ensemble's calibrated scores, which may be negative",
+    "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
+    "and for an ensemble",
     "threshold": "a score above it raises an alarm; null where there is no alarm",
     "alarm": "whether the score is above the threshold; null where there is no alarm",
     "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
@@ -430,6 +434,8 @@ MEANINGS = {
     "spectrum_difference_db": "from the mean spectrum of the nearest training clip: the median over the mel bands of "
     "the absolute differences in decibels; null where the model does not know its training clips",
     "level_difference_db": "the median of the differences themselves: above 0 where it is louder than that clip",
+    "raised_by": "member of the ensemble whose score is the highest above normal, and whose error is explained; null "
+    "for a single model",
     "status": "`done`, `skipped` or `failed`",
     "stage": "the stage that says so",
     "reason": "why it was skipped or failed; of a recording that is done, what was wrong with its header, or why it "
@@ -453,8 +459,8 @@ MEANINGS = {
     "f_score": "2 tp / (2 tp + fp + fn), 0 where that is undefined",
     "mode": "which frames are replaced: `frame`, the peaks; `segment`, the annotated frames of each second with a peak",
     "replaced_fraction": "share of the frames that hold sound that was replaced",
-    "error_before": "the clip's score",
-    "error_after": "its score once these frames are replaced by their reconstruction",
+    "error_before": "the clip's score; of an ensemble, that of the member that raised it, before calibration",
+    "error_after": "the same score once these frames are replaced by their reconstruction",
     "faithfulness": "max(0, 1 - error_after / error_before)",
     "log_mel": "input, mel band by mel band, as many values for each as frames hold sound, in the unit of the features",
     "reconstruction": "what the model makes of it, in the same order and unit",
@@ -468,10 +474,11 @@ MEANINGS = {
     "parts": "where it lies, half-open, in seconds from the start of each recording",
     "clip_ids": "its alarmed clips",
     "n_alarms": "how many they are",
-    "pooling": "which score it is: `mean` of the clip, or `worst_second`",
+    "pooling": "which score it is: `mean` of the clip, `worst_second`, or the sum of an `ensemble`",
     "events.score": "highest score of its clips, of the pooling that alarms",
     "events.threshold": "a score above it raised the alarm",
-    "strength": "score / threshold; not a number where the threshold is not above 0",
+    "strength": "score / threshold; not a number for an ensemble, or where the threshold is not above 0",
+    "events.raised_by": "`raised_by` of its clip with the highest score",
     "seconds": "its seconds that the explanation points at, or the worst ones where there is none",
     "mel_band_low": "lowest mel band that carries it, from 0",
     "mel_band_high": "highest mel band that carries it, included",

@@ -516,7 +516,7 @@ def read_rows(
     columns: list[str] | None = None,
     condition: pc.Expression | None = None,
     checksum: Checksum | None = None,
-    added: Collection[str] = (),
+    may_lack: Collection[str] = (),
 ) -> pa.Table:
     """The rows of one Parquet file that meet a condition (default: all), with some columns (default: all).
 
@@ -526,7 +526,7 @@ def read_rows(
         condition: which rows to read.
         checksum: of the whole file, which is then read and compared. Without it only the pages that are read are
             verified.
-        added: columns that the file may lack; it is then read without them.
+        may_lack: columns that are left out where the file does not have them.
 
     Raises:
         StudyError: reading the file would run code from it.
@@ -535,7 +535,7 @@ def read_rows(
     if checksum is None:
         try:
             with open_input(file) as source:
-                return _parsed(source, file, columns, condition, added)
+                return _parsed(source, file, columns, condition, may_lack)
         except (StudyError, FileNotFoundError):
             raise
         except (pa.ArrowException, OSError, ValueError):
@@ -543,7 +543,7 @@ def read_rows(
     else:
         content = read_checked(file, checksum)
     with _damage(file):
-        return _parsed(pa.BufferReader(content), file, columns, condition, added)
+        return _parsed(pa.BufferReader(content), file, columns, condition, may_lack)
 
 
 def _parsed(
@@ -551,11 +551,12 @@ def _parsed(
     file: str,
     columns: list[str] | None,
     condition: pc.Expression | None,
-    added: Collection[str],
+    may_lack: Collection[str],
 ) -> pa.Table:
     """The rows of an opened Parquet file, as `read_rows`; a damaged one raises an error of Arrow."""
-    names = _require_one_schema(source)
-    columns = columns and [column for column in columns if column in names or column not in added]
+    there = _require_one_schema(source)
+    if columns is not None:
+        columns = [column for column in columns if column in there or column not in may_lack]
     try:
         return plain(pq.read_table(source, columns=columns, filters=condition, page_checksum_verification=True), file)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an extension type cannot be filtered
@@ -564,18 +565,15 @@ def _parsed(
 
 
 def _require_one_schema(source: pa.NativeFile) -> list[str]:
-    """Compare the two places of a file that hold the names and types of its columns, which no checksum covers.
-
-    Returns:
-        The names.
-    """
+    """The names of the columns. No checksum covers the two places that hold names and types: they must agree."""
     file = pq.ParquetFile(source)
     written = (file.metadata.metadata or {}).get(b"ARROW:schema")
     if written is not None and not pa.ipc.read_schema(pa.BufferReader(base64.b64decode(written))).equals(
         file.schema_arrow
     ):
         raise pa.ArrowInvalid("the names or types of its columns contradict each other")
-    return list(file.schema_arrow.names)
+    names: list[str] = file.schema_arrow.names
+    return names
 
 
 def read_metadata(file: str) -> dict[bytes, bytes]:

@@ -13,16 +13,23 @@ class Pooling(NamedTuple):
         column: of the tables `scores` and `validation_scores`.
         title: in tables of the report.
         phrase: inside a sentence.
+        has_ratio: whether scores are errors, of which one may be twice another; sums of logarithms have no ratio.
     """
 
     column: str
     title: str
     phrase: str
+    has_ratio: bool = True
 
 
-POOLINGS = {
+# Of one model.
+ERROR_POOLINGS = {
     "mean": Pooling("score", "whole clip", "the clip's mean error"),
     "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
+}
+# `ensemble` is the score of a model that `faithad train --normals` has made, see `faithad.scoring`.
+POOLINGS = ERROR_POOLINGS | {
+    "ensemble": Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False)
 }
 
 

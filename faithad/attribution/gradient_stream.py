@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from faithad.model.fast_network import fast_network, watchable
 from faithad.model.masking import mse_per_clip
 from faithad.model.micro_batches import MicroBatches
 from faithad.model.precision import arithmetic, low_precision
+from faithad.scoring.score import Detector
 from faithad.settings import AttributionSettings, Precision
 
 # A gradient at one point of a planer clip (80, 400) needs 25 MB. Larger micro-batches are no faster on a CPU, and nine
@@ -79,6 +80,7 @@ def attribute_batch(
     micro_batch: int | None = None,
     precision: Precision = "float32",
     reconstruction: Tensor | None = None,
+    score: Detector | None = None,
 ) -> dict[str, Tensor]:
     """The maps of many clips.
 
@@ -96,6 +98,8 @@ def attribute_batch(
         micro_batch: the most spectrograms in one pass (on a CPU: of each thread). None: a size that suits the device.
         precision: of matrix products and convolutions, see `fast_network`.
         reconstruction: f(x), (B, F, T), if it is known. The error map is then taken from it.
+        score: what is explained: the weighted and pooled error of this detector, before calibration. None: the mean
+            squared error.
 
     Returns:
         One map (B, F, T) per method, in the order of `methods`, without a graph; 0 in frames that hold no sound.
@@ -115,7 +119,7 @@ def attribute_batch(
         maps = {method.name: torch.zeros_like(x) for method in chosen}
         fast = fast_network(network, precision)
         lengths = [x.shape[2]] * len(x) if n_frames is None else list(n_frames)
-        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction)
+        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score)
         with stream.watching():
             batches = MicroBatches(stream.evaluate, limit=limit, device=x.device)
             at_the_clips: dict[int, Evaluation] = {}
@@ -179,6 +183,7 @@ class _Stream:
     n_frames: list[int]
     precision: Precision
     reconstruction: Tensor | None
+    score: Detector | None
 
     def __post_init__(self) -> None:
         self.methods_at_the_clip = [method for method in self.methods if method.points is None]
@@ -223,11 +228,12 @@ class _Stream:
             points.append(self._points(run))
         method = pairs[0].method
         needs = method.needs if method else self.needs_at_the_clip
-        if method is None and needs == "forward" and self.reconstruction is not None:
+        if method is None and needs == "forward" and self.reconstruction is not None and self.score is None:
             clips = [pair.clip for pair in pairs]
             evaluation = _compare(self.x[clips, :, :n_frames], self.reconstruction[clips, :, :n_frames])
         else:
-            evaluation = self._evaluate(torch.cat([part.at for part in points]), needs or "forward")
+            clip_ids = [self.clip_ids[pair.clip] for pair in pairs]
+            evaluation = self._evaluate(torch.cat([part.at for part in points]), needs or "forward", clip_ids)
             if method is None and self.reconstruction is not None:
                 reconstruction = self.reconstruction[[pair.clip for pair in pairs], :, :n_frames]
                 evaluation = evaluation._replace(reconstruction=reconstruction)
@@ -247,20 +253,22 @@ class _Stream:
         noise = Noise(self.seed, self.clip_ids[clip], method.name)
         return method.points(own, [pair.sample for pair in run], self.settings, noise)
 
-    def _evaluate(self, points: Tensor, needs: Needs) -> Evaluation:
+    def _evaluate(self, points: Tensor, needs: Needs, clip_ids: Sequence[str]) -> Evaluation:
         if needs == "forward":
             with torch.no_grad():
-                return _compare(points, self._reconstruct(self.network, points))
+                return self._errors(self.network, points, clip_ids)
         vars(self.watched).pop("output", None)  # of a pass without gradients
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             network = watchable(self.network) if needs == "activations" else self.network
-            error, reconstruction, *_ = _compare(points, self._reconstruct(network, points))
+            evaluation = self._errors(network, points, clip_ids)
+            error, reconstruction = evaluation.error, evaluation.reconstruction
+            cells = None if evaluation.cells is None else evaluation.cells.detach()
             # Taken away in any case: it holds the whole graph.
             activation: Tensor | None = vars(self.watched).pop("output", None)
             if needs == "gradient":
                 (gradient,) = torch.autograd.grad(error.sum(), points)
-                return Evaluation(error.detach(), reconstruction.detach(), gradient)
+                return Evaluation(error.detach(), reconstruction.detach(), gradient, cells=cells)
             if activation is None:
                 raise ConfigError(
                     f"{type(network).__name__} does not call the layer that its attribute grad_cam_layer names, "
@@ -269,7 +277,19 @@ class _Stream:
                 )
             gradients = torch.autograd.grad(error.sum(), (points, activation))
         seen = (error.detach(), reconstruction.detach(), gradients[0], activation.detach(), gradients[1])
-        return Evaluation(*seen, network_frames=self.x.shape[2])
+        return Evaluation(*seen, network_frames=self.x.shape[2], cells=cells)
+
+    def _errors(self, network: nn.Module, points: Tensor, clip_ids: Sequence[str]) -> Evaluation:
+        """The explained error of each point, and the reconstruction."""
+        if self.score is None:
+            return _compare(points, self._reconstruct(network, points))
+        with torch.no_grad():
+            reconstruction = self._reconstruct(network, points)
+        # Not the compiled form, which has no other error than that of the reconstruction.
+        detector = replace(self.score, network=watchable(network))
+        with low_precision(self.precision, points.device):
+            cells = detector.cells(fill_up(points, self.x.shape[2]), clip_ids)[..., : points.shape[2]]
+        return Evaluation(detector.pool(cells).to(points.dtype), reconstruction, cells=cells)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

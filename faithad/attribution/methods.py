@@ -1,7 +1,8 @@
 """The table of attribution methods: a new method is one row here and the functions that it names. Without torch.
 
 The explained scalar of a clip x (F mel bands, T frames) is its own anomaly score E(x) = mean((f(x) - x)²), with x at
-both places and nothing detached (Deschênes et al. 2026, arXiv 2601.12660). Every method evaluates E, or its gradient,
+both places and nothing detached (Deschênes et al. 2026, arXiv 2601.12660); or another score, as of `faithad.scoring`:
+the error of each cell, weighted and pooled. Every method evaluates E, or its gradient,
 at one or more points, and adds up a contribution of each point to a map (F, T). Methods without points of their own
 look at the clip itself and share one pass.
 
@@ -54,6 +55,7 @@ class Evaluation(NamedTuple):
         activation: output of the layer that Grad-CAM explains, (N, channels, height, width).
         activation_gradient: of E in that output.
         network_frames: the frames that this output spreads over: T, or more where a short clip was filled up.
+        cells: of a score other than the mean squared error, the weighted error of each cell, (N, F, T).
     """
 
     error: Tensor
@@ -62,6 +64,7 @@ class Evaluation(NamedTuple):
     activation: Tensor | None = None
     activation_gradient: Tensor | None = None
     network_frames: int | None = None
+    cells: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ class Method:
     stochastic: bool = False
 
 
-def _squared_error(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _errors(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    if evaluation.cells is not None:
+        return evaluation.cells.sum(dim=0)
     return (evaluation.reconstruction - points.at).square().sum(dim=0)
 
 
@@ -163,7 +168,7 @@ _TABLE = (
         reference="Deschênes et al. 2026, arXiv 2601.12660",
         signed=False,
         needs="forward",
-        reduce=_squared_error,
+        reduce=_errors,
     ),
     Method(
         name="saliency",

@@ -43,6 +43,7 @@ class AlarmedClip:
     score: float
     worst_onset_s: float | None
     worst_mel_band: int | None
+    raised_by: str | None
 
     @property
     def until_s(self) -> float:
@@ -100,6 +101,7 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
             score=score[column],
             worst_onset_s=score["worst_onset_s"],
             worst_mel_band=score["worst_mel_band"],
+            raised_by=score["raised_by"],
         )
         for clip, number, score in zip(clips, numbers, raised.to_pylist(), strict=True)
     ]

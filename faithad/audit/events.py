@@ -34,6 +34,7 @@ from faithad.evaluation.temporal import flagged_segments
 from faithad.model.alarm import AlarmThreshold
 from faithad.schemas import EVENTS
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import POOLINGS
 
 EventRow = dict[str, Any]  # of schemas.EVENTS, or some columns of one
 
@@ -97,7 +98,7 @@ def find_events(
                 **keys,
                 "event_id": _event_id(keys, members),
                 **_place(members),
-                **_strength(members, alarm.threshold),
+                **_strength(members, alarm),
                 "seconds": _carrying_seconds(members, explained),
                 **_bands(members, reasons, features),
                 "method": method if reasons else None,
@@ -129,6 +130,7 @@ def _explained(
     """What a method's explanations of the alarmed clips point at, by clip."""
     if table is None:
         return {}
+    members = {clip.clip_id: clip.raised_by for clip in alarms}
     wanted = pc.is_in(table["clip_id"], value_set=pa.array([clip.clip_id for clip in alarms]))
     of_method = pc.and_(pc.equal(table["method"], method), pc.invert(table["degenerate"]))
     table = table.select(["clip_id", "curve", "profile"]).filter(pc.and_(wanted, of_method))
@@ -137,6 +139,8 @@ def _explained(
         table["clip_id"].to_pylist(), list_arrays(table["curve"]), list_arrays(table["profile"]), strict=True
     ):
         if np.isfinite(profile).all() and profile.max() > 0:
+            # The errors of an ensemble's members have different units.
+            profile = profile if members[clip_id] is None else profile / profile.sum()
             seconds = flagged_segments(peak_frames(curve, [percentile])[0], features.frames_per_s)
             explained[clip_id] = _Explanation(np.flatnonzero(seconds).tolist(), profile)
     return explained
@@ -182,10 +186,12 @@ def _in_utc(row: EventRow) -> datetime | None:
     return started_at and started_at - timedelta(seconds=row["utc_offset_s"] or 0)
 
 
-def _strength(members: Sequence[AlarmedClip], threshold: float) -> EventRow:
-    score = max(clip.score for clip in members)
-    # Scores that may be negative (a distance to a boundary) have no ratio.
-    return {"score": score, "strength": score / threshold if threshold > 0 else math.nan}
+def _strength(members: Sequence[AlarmedClip], alarm: AlarmThreshold) -> EventRow:
+    strongest = max(members, key=lambda clip: clip.score)
+    # Scores that may be negative (a distance to a boundary, a sum of logarithms) have no ratio.
+    has_ratio = POOLINGS[alarm.pooling].has_ratio and alarm.threshold > 0
+    strength = strongest.score / alarm.threshold if has_ratio else math.nan
+    return {"score": strongest.score, "strength": strength, "raised_by": strongest.raised_by}
 
 
 def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Explanation]) -> list[EventRow]:

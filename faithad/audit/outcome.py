@@ -13,9 +13,9 @@ from faithad.audit.events import find_events
 from faithad.audit.ledger import count_ledger
 from faithad.audit.misfits import Misfit, misfit_words, without_misfits
 from faithad.config.sections import Events
-from faithad.model.checkpoint import TrainedModel
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest, read_whole
+from faithad.scoring.trained_ensemble import AnyModel
 from faithad.vocabulary import count
 
 
@@ -34,7 +34,7 @@ def read_scores(folder: str) -> pa.Table:
     return read_whole(folder, layout.SCORES, schemas.SCORES)
 
 
-def events_table(out: str, trained: TrainedModel, events: Events, misfits: Sequence[Misfit] = ()) -> pa.Table:
+def events_table(out: str, trained: AnyModel, events: Events, misfits: Sequence[Misfit] = ()) -> pa.Table:
     """The events of a finished audit, as schemas.EVENTS, from its other tables.
 
     Args:

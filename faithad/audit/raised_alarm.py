@@ -7,15 +7,15 @@ from faithad.config.audit import AuditRun
 from faithad.errors import StudyError
 from faithad.evaluation.alarms import fit_alarm
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import TrainedModel
 from faithad.progress import console
 from faithad.runs import layout
+from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
 from faithad.vocabulary import POOLINGS
 
 _FEW_ABOVE = 5
 
 
-def raised_alarm(run: AuditRun, trained: TrainedModel) -> AlarmThreshold:
+def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
     """The alarm of the run's section `alarm`, fitted to the model's validation scores, or that of the model; says so.
 
     Raises:
@@ -35,14 +35,21 @@ def raised_alarm(run: AuditRun, trained: TrainedModel) -> AlarmThreshold:
                 f"alarm.pooling is {run.alarm.pooling!r}, but the model {trained.name!r} gives one score for a whole "
                 "clip. Set alarm.pooling to mean."
             )
-        alarm = fit_alarm(scores.to_numpy(), **run.alarm.model_dump(), clip_s=trained.features.clip_s)
+        settings = run.alarm.model_dump()
+        if isinstance(trained, TrainedEnsemble):
+            settings["pooling"] = "ensemble"
+        alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s)
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
     # With so few clips above the threshold, one more or less makes another rate.
     roughly = ", very roughly" if alarm.n_validation * alarm.false_alarm_rate < _FEW_ABOVE else ""
-    console.print(
-        f"alarm: above {alarm.threshold:.4g} ({POOLINGS[alarm.pooling].phrase}), by rule {alarm.rule!r} on "
-        f"{alarm.n_validation} normal clips; {alarm.false_alarms_per_hour:.3g} false alarms per hour are to be "
-        f"expected{roughly}"
-    )
+    console.print(f"{alarm_line(alarm)}{roughly}")
     return alarm
+
+
+def alarm_line(alarm: AlarmThreshold) -> str:
+    """When a clip alarms, and how often normal sound will."""
+    return (
+        f"alarm: above {alarm.threshold:.4g} ({POOLINGS[alarm.pooling].phrase}), by rule {alarm.rule!r} on "
+        f"{alarm.n_validation} normal clips; {alarm.false_alarms_per_hour:.3g} false alarms per hour are to be expected"
+    )

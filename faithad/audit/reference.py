@@ -29,11 +29,11 @@ from faithad.evaluation import intersection
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
 from faithad.evaluation.temporal import Intervals, localization
-from faithad.model.checkpoint import load_model
 from faithad.runs import layout
 from faithad.runs.formats import mark_format
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.tables import read_manifest, read_shards, read_whole
+from faithad.scoring.trained_ensemble import load_any
 from faithad.settings import FeatureSettings
 
 PROTOCOL = "audit"
@@ -125,7 +125,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
 def _features(audit: str, run: AuditRun) -> FeatureSettings:
     """The model's features as the audit wrote them down: the model may have moved since. Early audits did not."""
     card = read_card(audit)
-    return FeatureSettings(**card["features"]) if card else load_model(run.model).features
+    return FeatureSettings(**card["features"]) if card else load_any(run.model).features
 
 
 def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: str) -> pa.Table:

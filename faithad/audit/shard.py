@@ -3,15 +3,18 @@
 A short clip comes filled up, as the networks need it (`faithad.features.fill_up`). All that is said of it is about the
 frames that hold sound: nothing behind them is in a score, a curve, a peak, a mask or a picture.
 
-Shape letters: B clips, F mel bands, T frames, M methods, P percentiles.
+An ensemble adds the calibrated scores of its members. What explains a clip is the member that raised it, the one with
+the highest standardised score: maps, curves, peaks, bands and faithfulness are those of its score before calibration.
+
+Shape letters: B clips, F mel bands, T frames, P percentiles, M members.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +28,7 @@ from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.controls import no_model_curves
 from faithad.evaluation.detection import worst_mel_band, worst_second
-from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
+from faithad.evaluation.faithfulness import ClipScore, errors_after_replacement, faithfulness_score, segment_masks
 from faithad.evaluation.peaks import curve, is_flat, peak_frames
 from faithad.evaluation.temporal import localization
 from faithad.features import Normalization
@@ -36,6 +39,9 @@ from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
 from faithad.model.training_sound import mean_spectrum
 from faithad.runs import layout
+from faithad.scoring.ensemble import add_up
+from faithad.scoring.score import Detector, places_of
+from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
 
 # A row of the manifest, or of one of the tables that are written.
 TableRow = dict[str, Any]
@@ -46,7 +52,7 @@ TABLES = (layout.SCORES, *layout.EXPLANATIONS, "ledger")
 _FORWARDS_ON_CPU = 4
 
 
-def table_schemas(trained: TrainedModel) -> dict[str, pa.Schema]:
+def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
     """The schema of each table that an audit with this model writes."""
     shape = trained.n_mels, trained.n_frames
     return {
@@ -72,6 +78,7 @@ class AuditModel:
         audit: the settings of the audit.
         device: where all is computed.
         training: what the features of its training clips were, in their own unit; None where that is not known.
+        detector: of a member of an ensemble, what its score is made of; None for the mean squared error.
     """
 
     trained: TrainedModel
@@ -81,6 +88,7 @@ class AuditModel:
     audit: Audit
     device: torch.device
     training: Normalization | None = None
+    detector: Detector | None = None
 
     @classmethod
     def prepare(
@@ -91,6 +99,7 @@ class AuditModel:
         audit: Audit,
         device: torch.device,
         training: Normalization | None = None,
+        detector: Detector | None = None,
     ) -> AuditModel:
         """Once for each model: the fast networks hold copies of its weights.
 
@@ -99,13 +108,74 @@ class AuditModel:
         """
         network = trained.network.to(device)
         if not trained.explained:
-            return cls(trained, network, None, attribution, audit, device, training)
+            return cls(trained, network, None, attribution, audit, device, training, detector)
         if audit.explain != "none":
             grad_cam_layer(network, choose_methods(attribution.methods))
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
-        return cls(trained, fast, explained, attribution, audit, device, training)
+        return cls(trained, fast, explained, attribution, audit, device, training, detector)
+
+
+@dataclass(frozen=True)
+class AuditEnsemble:
+    """A trained ensemble as the audit uses it; `members` are in the order of its detectors."""
+
+    trained: TrainedEnsemble
+    members: tuple[AuditModel, ...]
+
+    @classmethod
+    def prepare(
+        cls, trained: TrainedEnsemble, *, attribution: Attribution, audit: Audit, device: torch.device
+    ) -> AuditEnsemble:
+        """As `AuditModel.prepare`."""
+        options: dict[str, Any] = {"attribution": attribution, "audit": audit, "device": device}
+        return cls(
+            trained,
+            tuple(
+                AuditModel.prepare(trained.members[name], **options, detector=detector)
+                for name, detector in trained.ensemble.members.items()
+            ),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.members[0].device
+
+
+def prepare_audit(
+    trained: AnyModel,
+    *,
+    attribution: Attribution,
+    audit: Audit,
+    device: torch.device,
+    training: Normalization | None = None,
+) -> AuditModel | AuditEnsemble:
+    """A model or an ensemble as the audit uses it; see `AuditModel`."""
+    if isinstance(trained, TrainedEnsemble):
+        return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device)
+    return AuditModel.prepare(trained, attribution=attribution, audit=audit, device=device, training=training)
+
+
+class _Scored(NamedTuple):
+    """Clips (B,) that one model explains, with all that is known of their score.
+
+    Attributes:
+        x: the network's input, (B, F, T).
+        outputs: its reconstruction, (B, F, T); what a model that does not reconstruct gives; None where it is not
+            needed.
+        errors: the error of each cell, (B, F, T), on the CPU; None of a model that gives a score only.
+        explained: the score that is explained, (B,).
+        scores: the score that is written, (B,); the same, except of an ensemble.
+        n_frames: how many frames of each clip hold sound.
+    """
+
+    x: Tensor
+    outputs: Tensor | None
+    errors: Sequence[Tensor] | Tensor | None
+    explained: np.ndarray
+    scores: np.ndarray
+    n_frames: list[int]
 
 
 @dataclass
@@ -121,7 +191,7 @@ class _Clip:
 
 
 def audit_clips(
-    model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, *, explain: bool
+    model: AuditModel | AuditEnsemble, clips: Sequence[TableRow], log_mels: Tensor, *, explain: bool
 ) -> dict[str, list[TableRow]]:
     """Score the clips of one shard, and explain and judge them where that is asked for.
 
@@ -138,22 +208,91 @@ def audit_clips(
         return {table: [] for table in TABLES}
     # A GPU would round the factors of convolutions by default: scores must be those of any other machine.
     with arithmetic("float32"):
-        return _audit(model, clips, log_mels, explain)
+        trained = model.trained
+        n_frames = [trained.frames_in(row["duration_s"]) for row in clips]
+        x = trained.prepare(log_mels).to(model.device)
+        if isinstance(model, AuditEnsemble):
+            return _audit_ensemble(model, clips, log_mels, x, n_frames, explain)
+        return _rows(model, _score(model, x, n_frames), clips, log_mels, explain)
 
 
-def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, explain: bool) -> dict[str, list[TableRow]]:
-    rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
-    trained = model.trained
-    n_frames = [trained.frames_in(row["duration_s"]) for row in clips]
-    x = trained.prepare(log_mels).to(model.device)
+def _score(model: AuditModel, x: Tensor, n_frames: list[int]) -> _Scored:
     outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
-    squared = (outputs - x).square() if trained.reconstructs else None
+    squared = (outputs - x).square() if model.trained.reconstructs else None
     pooled = outputs if squared is None else mean_per_clip(squared, n_frames, dtype=torch.float64)
     scores = pooled.to(torch.float64).cpu().numpy()
-
     # All clips in one go: on a GPU each small copy would wait for the device.
-    errors = None if squared is None else squared.cpu()
-    maps = _attribute(model, x, [row["clip_id"] for row in clips], n_frames, outputs) if explain else {}
+    return _Scored(x, outputs, None if squared is None else squared.cpu(), scores, scores, n_frames)
+
+
+def _audit_ensemble(
+    model: AuditEnsemble, clips: Sequence[TableRow], log_mels: Tensor, x: Tensor, n_frames: list[int], explain: bool
+) -> dict[str, list[TableRow]]:
+    """Each clip's rows are those of the member that raised it, with the score of the ensemble."""
+    trained, clip_ids = model.trained, [row["clip_id"] for row in clips]
+    errors = [_cells(member, x, clip_ids, n_frames) for member in model.members]
+    raw = torch.stack([_pooled(member, cells) for member, cells in zip(model.members, errors, strict=True)])
+    places = places_of(x, n_frames).cpu()
+    detectors = trained.ensemble.members.values()
+    calibrated = [detector.calibrate(scores, places) for detector, scores in zip(detectors, raw, strict=True)]
+    totals, raised_by = add_up(trained.ensemble.standardise(torch.stack(calibrated)))
+    rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
+    for number, member in enumerate(model.members):
+        chosen = (raised_by == number).nonzero().flatten().tolist()
+        if not chosen:
+            continue
+        own = x[chosen]
+        limit = forwards_at_once(member.audit.micro_batch, member.device)
+        outputs = _forward(member.network, own, limit) if explain else None
+        scored = _Scored(
+            own,
+            outputs,
+            [errors[number][k] for k in chosen],
+            raw[number][chosen].numpy(),
+            totals[chosen].numpy(),
+            [n_frames[k] for k in chosen],
+        )
+        part = _rows(member, scored, [clips[k] for k in chosen], log_mels[chosen], explain, ensemble=trained)
+        for table, of_member in part.items():
+            rows[table] += of_member
+    order = {clip_id: k for k, clip_id in enumerate(clip_ids)}
+    return {table: sorted(found, key=lambda row: order[row["clip_id"]]) for table, found in rows.items()}
+
+
+def _cells(member: AuditModel, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int]) -> list[Tensor]:
+    """The weighted error of each clip's cells, (F, n_frames), on the CPU; each clip alone and with one thread."""
+    detector = member.detector
+    assert detector is not None, f"{member.trained.name!r} is no member of an ensemble"
+
+    def evaluate(part: Sequence[int]) -> list[Tensor]:
+        with torch.inference_mode():
+            return [detector.cells(x[k : k + 1], [clip_ids[k]])[0, :, : n_frames[k]].cpu() for k in part]
+
+    batches = MicroBatches(evaluate, limit=1, device=x.device)
+    return [cells for _, result in batches.results([range(len(x))]) for cells in result]
+
+
+def _pooled(member: AuditModel, errors: Sequence[Tensor]) -> Tensor:
+    """The scores before calibration, (B,), of weighted errors."""
+    detector = member.detector
+    assert detector is not None, f"{member.trained.name!r} is no member of an ensemble"
+    return torch.cat([detector.pool(cells[None]) for cells in errors])
+
+
+def _rows(
+    model: AuditModel,
+    scored: _Scored,
+    clips: Sequence[TableRow],
+    log_mels: Tensor,
+    explain: bool,
+    *,
+    ensemble: TrainedEnsemble | None = None,
+) -> dict[str, list[TableRow]]:
+    """The rows of all tables, of clips that one model explains; the tables name the ensemble if it is a member."""
+    rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
+    trained = model.trained
+    x, outputs, errors, _, scores, n_frames = scored
+    maps = _attribute(model, scored, [row["clip_id"] for row in clips]) if explain else {}
     maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
     good: list[tuple[int, _Clip]] = []
     for number, row in enumerate(clips):
@@ -161,15 +300,18 @@ def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, expla
             reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
             rows["ledger"].append(clip_ledger_row(row, "failed", stage="audit", reason=reason))
             continue
-        clip = _open_clip(trained, row, n_frames[number])
-        error = None if errors is None else errors[number, :, : clip.n_frames]
-        differences = _differences(trained, log_mels[number, :, : clip.n_frames])
-        rows["scores"].append(_score_row(trained, clip, error, float(scores[number])) | differences)
+        clip = _open_clip(ensemble or trained, row, n_frames[number])
+        error = None if errors is None else errors[number][:, : clip.n_frames]
+        if ensemble is not None and error is not None:
+            score_row = _ensemble_row(ensemble, trained.name, clip, error, float(scores[number]))
+        else:
+            score_row = _score_row(trained, clip, error, float(scores[number]))
+        rows["scores"].append(score_row | _differences(trained, log_mels[number, :, : clip.n_frames]))
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain and row["annotated"]:
             rows["controls"] += _controls(clip, log_mels[number, :, : clip.n_frames], model)
-        if explain and row["keep_maps"]:
+        if explain and row["keep_maps"] and outputs is not None:
             # Back in the unit of the features: what a person knows from other spectrograms.
             own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))
             inputs, rebuilt = (trained.normalization.invert(part).flatten() for part in own)
@@ -177,11 +319,11 @@ def _audit(model: AuditModel, clips: Sequence[TableRow], log_mels: Tensor, expla
         rows["ledger"].append(clip_ledger_row(row, "done", stage="audit"))
         good.append((number, clip))
     if explain:
-        rows["faithfulness"] = _judge(model, good, x, outputs, scores, n_frames)
+        rows["faithfulness"] = _judge(model, good, scored)
     return rows
 
 
-def _open_clip(trained: TrainedModel, row: TableRow, n_frames: int) -> _Clip:
+def _open_clip(trained: AnyModel, row: TableRow, n_frames: int) -> _Clip:
     intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
     keys = {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}
     return _Clip(row, keys, n_frames, n_frames < trained.n_frames, intervals)
@@ -199,22 +341,21 @@ def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
     return torch.cat([result for _, result in batches.results([range(len(x))])])
 
 
-def _attribute(
-    model: AuditModel, x: Tensor, clip_ids: list[str], n_frames: list[int], reconstruction: Tensor
-) -> dict[str, Tensor]:
+def _attribute(model: AuditModel, scored: _Scored, clip_ids: list[str]) -> dict[str, Tensor]:
     """The maps (B, F, T) of all methods."""
     attribution = model.attribution
     assert model.explained is not None, f"a model {model.trained.name!r} is not explained"
     return attribute_batch(
         model.explained,
-        x,
+        scored.x,
         methods=attribution.methods,
         settings=attribution.settings,
         seed=attribution.seed,
         clip_ids=clip_ids,
-        n_frames=n_frames,
+        n_frames=scored.n_frames,
         precision=attribution.precision,
-        reconstruction=reconstruction,
+        reconstruction=scored.outputs,
+        score=model.detector,
     )
 
 
@@ -233,6 +374,22 @@ def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score
         "alarm": None if alarm is None else alarm.raised_by(score, math.nan if worst_score is None else worst_score),
         "worst_onset_s": None if worst is None else worst.onset_s,
         "worst_mel_band": None if squared is None else worst_mel_band(squared),
+        "raised_by": None,
+    }
+
+
+def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: _Clip, errors: Tensor, score: float) -> TableRow:
+    """`errors` are the member's, weighted, (F, n_frames). Their worst second has no score of its own."""
+    alarm = ensemble.alarm
+    return {
+        **clip.keys,
+        "score": score,
+        "worst_second_score": None,
+        "threshold": None if alarm is None else alarm.threshold,
+        "alarm": None if alarm is None else alarm.raised_by(score, math.nan),
+        "worst_onset_s": worst_second(errors, ensemble.features.frames_per_s, cut_off=clip.is_short).onset_s,
+        "worst_mel_band": worst_mel_band(errors),
+        "raised_by": member,
     }
 
 
@@ -296,16 +453,10 @@ def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:
     return {"map": scaled.flatten().numpy().astype(np.float16), "map_scale": scale}
 
 
-def _judge(
-    model: AuditModel,
-    clips: list[tuple[int, _Clip]],
-    x: Tensor,
-    reconstruction: Tensor,
-    scores: np.ndarray,
-    n_frames: list[int],
-) -> list[TableRow]:
+def _judge(model: AuditModel, clips: list[tuple[int, _Clip]], scored: _Scored) -> list[TableRow]:
     """Faithfulness of every (clip, method, mode, percentile): all distinct masks of the shard in one stream."""
-    if not clips:
+    x, reconstruction, _, scores, _, n_frames = scored
+    if not clips or reconstruction is None:
         return []
     own = [mask for _, clip in clips for _, _, mask in clip.masks]
     masks = np.zeros((sum(map(len, own)), x.shape[-1]), dtype=np.bool_)
@@ -317,6 +468,7 @@ def _judge(
         [number for number, _ in clips],
         [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
     )
+    ids = {number: clip.keys["clip_id"] for number, clip in clips}
     limit = forwards_at_once(model.audit.micro_batch, model.device)
     after = errors_after_replacement(
         model.network,
@@ -327,6 +479,7 @@ def _judge(
         error_before=scores,
         micro_batch=limit,
         n_frames=n_frames,
+        score=None if model.detector is None else clip_score(model.detector, ids),
     )
     before = scores[owners]
     values, replaced = faithfulness_score(before, after), masks.sum(axis=1) / np.asarray(n_frames)[owners]
@@ -348,6 +501,15 @@ def _judge(
                     }
                 )
     return rows
+
+
+def clip_score(detector: Detector, clip_ids: Mapping[int, str]) -> ClipScore:
+    """The score of a detector before calibration, for `errors_after_replacement`; of clips by their numbers."""
+
+    def score(x: Tensor, n_frames: int, clips: np.ndarray) -> Tensor:
+        return detector.pool(detector.cells(x, [clip_ids[int(clip)] for clip in clips])[..., :n_frames])
+
+    return score
 
 
 def to_table(rows: list[TableRow], schema: pa.Schema) -> pa.Table:

@@ -17,7 +17,7 @@ from faithad.attribution.methods import METHODS, PAPER_METHODS
 from faithad.config.file import KeyProblem, SectionError
 from faithad.evaluation.alarms import RULES
 from faithad.settings import AttributionSettings, Compile, Precision
-from faithad.vocabulary import CHANNEL_NAMES, POOLINGS, ChannelChoice
+from faithad.vocabulary import CHANNEL_NAMES, ERROR_POOLINGS, ChannelChoice
 
 # A WAV header counts no more.
 _MOST_CHANNELS = 65_535
@@ -267,12 +267,13 @@ class Alarm(Section):
 
     `rule`: how it is fitted, a row of `evaluation.alarms.RULES`: `quantile` (empirical), `gamma` (of a gamma
     distribution fitted to the scores, as in DCASE) or `conformal` (the guarantee of split conformal prediction).
-    `pooling`: which score alarms, a row of `vocabulary.POOLINGS`: the clip's mean error or that of its worst second.
+    `pooling`: which score alarms, a row of `vocabulary.ERROR_POOLINGS`: the clip's mean error or that of its worst
+    second; an ensemble has one score only, and the default means that.
     `false_alarm_rate`: the share of normal clips that may alarm.
     """
 
     rule: Annotated[str, _one_of(RULES)] = "quantile"
-    pooling: Annotated[str, _one_of(POOLINGS)] = "mean"
+    pooling: Annotated[str, _one_of(ERROR_POOLINGS)] = "mean"
     false_alarm_rate: Fraction = 0.05
 
 

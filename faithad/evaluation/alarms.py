@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from faithad.errors import ConfigError, StudyError
@@ -56,6 +57,31 @@ def _conformal(scores: Reals, rate: float) -> float:
             "or set alarm.rule to quantile or gamma."
         )
     return float(sorted(scores)[rank - 1])
+
+
+def fit_promised_alarm(scores: ArrayLike, *, false_alarm_rate: float, clip_s: float) -> AlarmThreshold:
+    """The alarm of an ensemble, above the r-th smallest score, with the rate that its normal clips can promise.
+
+    r = ceil((n + 1)(1 - a)), or n where the clips are too few for a. The expected rate of false alarms is
+    (n + 1 - r) / (n + 1), whatever the distribution of the scores is, if clips are independent; it stands in the alarm.
+
+    Args:
+        scores: of n normal clips, each compared with clips of other recordings than its own.
+        false_alarm_rate: a, the most that is wanted.
+        clip_s: length of a clip.
+
+    Raises:
+        StudyError: there are no scores, or some are not finite.
+        ConfigError: the rate is not between 0 and 1.
+    """
+    import numpy as np
+
+    n = max(1, np.size(scores))
+    rate = max(false_alarm_rate, 1 / (n + 1))
+    alarm = fit_alarm(scores, rule="conformal", pooling="ensemble", false_alarm_rate=rate, clip_s=clip_s)
+    rank = math.ceil(round((n + 1) * (1.0 - rate), 9))
+    promised = (n + 1 - rank) / (n + 1)
+    return replace(alarm, false_alarm_rate=promised, false_alarms_per_hour=promised * 3600.0 / clip_s)
 
 
 class Rule(NamedTuple):

@@ -29,6 +29,7 @@ from faithad.features import fill_up
 from faithad.model.micro_batches import MicroBatches
 
 Network = Callable[[Tensor], Tensor]
+ClipScore = Callable[[Tensor, int, Integers], Tensor]
 
 
 def segment_masks(peaks: Bools, intervals: Intervals, frames_per_s: float) -> Bools:
@@ -50,8 +51,9 @@ def errors_after_replacement(
     error_before: npt.ArrayLike | Tensor,
     micro_batch: int,
     n_frames: Sequence[int] | None = None,
+    score: ClipScore | None = None,
 ) -> Reals:
-    """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames.
+    """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames, or another score.
 
     Of a short clip, the frames that hold sound are replaced, compared, and filled up anew for the network.
 
@@ -68,6 +70,8 @@ def errors_after_replacement(
         error_before: E(x) of each clip, (B,) or a number for one clip; the answer where a mask is empty.
         micro_batch: pairs of (clip, mask) in one forward.
         n_frames: how many frames of each clip hold sound, (B,); all T by default. No mask may go beyond.
+        score: (clips (N, F, T), filled up; how many of their frames hold sound; their numbers in x (N,)) to scores
+            (N,), in place of the mean squared error.
 
     Returns:
         float64 (M,).
@@ -98,7 +102,7 @@ def errors_after_replacement(
         chosen = list(part)
         length = int(lengths[clips[chosen[0]]])
         with torch.inference_mode():  # a mode of the thread that runs this
-            return _errors(network, x, reconstruction, masks[chosen], clips[chosen], length)
+            return _errors(network, x, reconstruction, masks[chosen], clips[chosen], length, score)
 
     with _eval_mode(network):
         batches = MicroBatches(evaluate, limit=micro_batch, device=x.device)
@@ -121,13 +125,22 @@ def faithfulness_score(error_before: npt.ArrayLike, error_after: npt.ArrayLike) 
 
 
 def _errors(
-    network: Network, x: Tensor, reconstruction: Tensor, masks: Bools, clips: Integers, n_frames: int
+    network: Network,
+    x: Tensor,
+    reconstruction: Tensor,
+    masks: Bools,
+    clips: Integers,
+    n_frames: int,
+    score: ClipScore | None,
 ) -> Tensor:
     """Of clips of which `n_frames` hold sound."""
     index = torch.from_numpy(clips).to(x.device)
     mask = torch.from_numpy(masks).to(x.device)[:, None, :]
     replaced = torch.where(mask, reconstruction[index], x[index])[..., :n_frames]
-    return (network(fill_up(replaced, x.shape[-1]))[..., :n_frames] - replaced).square().mean(dim=(1, 2))
+    filled = fill_up(replaced, x.shape[-1])
+    if score is not None:
+        return score(filled, n_frames, clips)
+    return (network(filled)[..., :n_frames] - replaced).square().mean(dim=(1, 2))
 
 
 def _clip_of_each_mask(x: Tensor, masks: Bools, clip_index: npt.NDArray[np.integer] | None) -> Integers:

@@ -107,8 +107,10 @@ def detection_rows(scores: pa.Table, experiment: Experiment) -> list[SummaryRow]
         return []
     rows = []
     for pooling, (column, *_) in POOLINGS.items():
-        # A classical detector leaves its scores of seconds null.
-        cube = read_cube(scores.filter(pc.is_valid(scores[column])), column, ["model"], clips)
+        # A classical detector leaves its scores of seconds null. Only an ensemble names a member.
+        of_ensemble = pc.is_valid(scores["raised_by"])
+        fits = of_ensemble if pooling == "ensemble" else pc.invert(of_ensemble)
+        cube = read_cube(scores.filter(pc.and_(fits, pc.is_valid(scores[column]))), column, ["model"], clips)
         for position, (model,) in enumerate(cube.columns):
             values = cube.values[:, labelled, position]
             areas = _areas(values, clips.label[labelled], clips.recording[labelled], seed=experiment.seed)

@@ -11,7 +11,7 @@ class AlarmThreshold:
 
     Attributes:
         rule: how it was fitted: quantile, gamma or conformal.
-        pooling: which score it speaks of: mean (over the clip) or worst_second.
+        pooling: which score it speaks of: mean (over the clip), worst_second, or ensemble (the sum of several models).
         false_alarm_rate: the share of normal clips that was allowed to alarm.
         threshold: in the unit of the score.
         false_alarms_per_hour: to be expected of normal sound, by the rule.
@@ -27,4 +27,4 @@ class AlarmThreshold:
 
     def raised_by(self, score: float, worst_second_score: float) -> bool:
         """Whether a clip with these scores alarms."""
-        return (score if self.pooling == "mean" else worst_second_score) > self.threshold
+        return (worst_second_score if self.pooling == "worst_second" else score) > self.threshold

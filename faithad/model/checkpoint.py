@@ -139,7 +139,7 @@ def save_model(trained: TrainedModel, folder: str) -> None:
         tensors |= {_SPECTRA: trained.sound.spectra, _LIMIT: torch.tensor(trained.sound.limit_db, dtype=torch.float64)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {"format": _FORMAT, **describe(trained)}
-    header["digest"] = _digest(tensors, header)
+    header["digest"] = digest_of(tensors, header)
     content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
     storage.write_bytes(storage.join(folder, FILE_NAME), content)
 
@@ -241,7 +241,7 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{location} is damaged or no safetensors file: {error}. Train again.") from error
     described = None if header["format"] == _FORMAT_OF_TENSORS_ALONE else header
-    if header["digest"] != _digest(tensors, described):
+    if header["digest"] != digest_of(tensors, described):
         raise CheckpointError(
             f"{location} is damaged: its tensors are not those that were written, or its header is not. Train again."
         )
@@ -345,7 +345,7 @@ def _refuse_misfits(location: str, problems: Sequence[str]) -> None:
         raise CheckpointError(f"The tensors of {location} do not fit the network that its header describes: {text}.")
 
 
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> str:
+def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> str:
     """A hash over the header, and over names, types, shapes and contents: safetensors would not notice a flipped bit.
 
     `header` None leaves it out, as format 3 did.

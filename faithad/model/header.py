@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from faithad.errors import CheckpointError, ConfigError
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import ERROR_POOLINGS
 
 # One key only: safetensors writes several in the order of a hash map, which changes from run to run.
 KEY = "faithad"
@@ -26,11 +26,11 @@ _MOST_HEADER_BYTES = 10_000_000
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
-class _Part(BaseModel):
+class HeaderPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Features(_Part):
+class _Features(HeaderPart):
     sample_rate_hz: Annotated[int, Field(ge=1, le=384_000)]
     n_fft: _Size
     hop_samples: _Size
@@ -39,7 +39,7 @@ class _Features(_Part):
     clip_s: Annotated[float, Field(gt=0, le=600)]
 
 
-class _Alarm(_Part):
+class AlarmPart(HeaderPart):
     rule: str
     pooling: str
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
@@ -48,7 +48,7 @@ class _Alarm(_Part):
     n_validation: Annotated[int, Field(ge=0)]
 
 
-class _Header(_Part):
+class _Header(HeaderPart):
     format: int
     digest: str
     name: str
@@ -57,7 +57,7 @@ class _Header(_Part):
     n_frames: _Size
     options: dict[str, Any]
     features: _Features
-    alarm: _Alarm | None
+    alarm: AlarmPart | None
     best_epoch: Annotated[int, Field(ge=0)]
     config_hash: str
 
@@ -126,4 +126,4 @@ def _contradiction(model: Mapping[str, Any], features: FeatureSettings) -> str:
     if model["n_frames"] > features.n_frames:
         return f"n_frames (the network takes {model['n_frames']} frames, a clip has {features.n_frames})"
     pooling = "mean" if model["alarm"] is None else model["alarm"]["pooling"]
-    return "" if pooling in POOLINGS else f"alarm.pooling ({pooling!r}; allowed: {', '.join(POOLINGS)})"
+    return "" if pooling in ERROR_POOLINGS else f"alarm.pooling ({pooling!r}; allowed: {', '.join(ERROR_POOLINGS)})"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -188,25 +188,42 @@ def cut_recordings(
             ticker.update(number)
 
 
+class IndexedRun(Protocol):
+    """What is said of recordings that are not those of a study, as `config.audit.AuditRun` says it."""
+
+    @property
+    def recordings(self) -> Sequence[str]: ...
+    @property
+    def out(self) -> str: ...
+    @property
+    def remainder(self) -> Remainder: ...
+    @property
+    def channel(self) -> ChannelChoice: ...
+    @property
+    def annotations(self) -> str | None: ...
+
+
 def index_recordings(
-    run: AuditRun,
+    run: IndexedRun,
     recordings: Sequence[Recording],
     inputs: Mapping[str, Fingerprint],
     *,
     clip_s: float,
     sample_rate_hz: int,
 ) -> pa.Table:
-    """Write the manifest of an audit of recordings and their health, as far as that is not done yet.
+    """Write the manifest of an audit of recordings, or of a training on them, and the recordings' health.
+
+    What is done already is left as it is.
 
     Args:
-        run: what is audited.
+        run: whose recordings they are.
         recordings: all of them.
         inputs: the fingerprint of each, by its name.
         clip_s: length of a clip.
         sample_rate_hz: at which the model hears.
 
     Returns:
-        The manifest. All clips are test clips, and have a label only where there are annotations.
+        The manifest. Clips have the split of their recordings, and a label only where there are annotations.
 
     Raises:
         AnnotationError: the annotations cannot be understood or do not fit the recordings.

@@ -19,12 +19,15 @@ from faithad.report.timeline import PIXEL_COLUMNS, THRESHOLD, by_column, spans_d
 
 
 @mpl.rc_context(RC)
-def distribution_figure(score: np.ndarray, threshold: float | None) -> Figure:
-    """How many clips have which score, on a logarithmic scale; those above the threshold in red."""
+def distribution_figure(score: np.ndarray, threshold: float | None, *, has_ratio: bool = True) -> Figure:
+    """How many clips have which score, on a logarithmic scale; those above the threshold in red.
+
+    `has_ratio`: see `timeline.spans_decades`.
+    """
     figure, axes = new_axes(5.6, 2.4)
     low, high = float(score.min()), max(float(score.max()), threshold if threshold is not None else -np.inf)
     high = high if high > low else low + 1.0
-    wide = spans_decades(score, threshold)
+    wide = has_ratio and spans_decades(score, threshold)
     edges = np.geomspace(low, high, 61) if wide else np.linspace(low, high, 61)
     counts = np.histogram(score, edges)[0]
     above = np.histogram(score[score > threshold], edges)[0] if threshold is not None else np.zeros(60, int)

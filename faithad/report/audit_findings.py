@@ -99,7 +99,7 @@ def _against_chance(audit: AuditTables, hours: float) -> str | None:
     if expected is None or alarm.false_alarm_rate is None:
         return None
     text = (
-        f"At this threshold {alarm.false_alarm_rate * 100:g} % of normal clips alarm as well. If all of this sound "
+        f"At this threshold {alarm.false_alarm_rate * 100:.3g} % of normal clips alarm as well. If all of this sound "
         f"were normal, about {count(round(expected.n), 'false alarm')} would be expected"
     )
     there = f"There {'is' if n == 1 else 'are'} {count(n, 'alarm')}"
@@ -108,7 +108,7 @@ def _against_chance(audit: AuditTables, hours: float) -> str | None:
     first, last = expected.range
     text += f"; anything from {first:,} to {last:,} could be chance. "
     if expected.margin > expected.n / 2:
-        text += f"The range is wide, as no more than {alarm.n_validation:,} validation clips set the threshold. "
+        text += f"The range is wide, as no more than {alarm.n_validation:,} normal clips set the threshold. "
     text += there
     if n > last:
         return (

@@ -96,10 +96,12 @@ def _model(audit: AuditTables) -> str:
 
 
 def _charts(audit: AuditTables) -> dict[str, Any]:
-    line, threshold = time_line(audit), audit.alarm.threshold
+    line, threshold, has_ratio = time_line(audit), audit.alarm.threshold, audit.alarm.pooling.has_ratio
+    scores = timeline.score_figure(line, threshold, has_ratio=has_ratio)
+    distribution = audit_charts.distribution_figure(line.score, threshold, has_ratio=has_ratio)
     figures = {
-        "score": (timeline.score_figure(line, threshold), "Anomaly score over the time"),
-        "distribution": (audit_charts.distribution_figure(line.score, threshold), "How many clips have which score"),
+        "score": (scores, "Anomaly score over the time"),
+        "distribution": (distribution, "How many clips have which score"),
     }
     svgs = {name: style.to_svg(figure, name=name, label=label) for name, (figure, label) in figures.items()}
     return {**svgs, "unheard": bool(len(line.unheard))}

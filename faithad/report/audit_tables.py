@@ -213,7 +213,9 @@ def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRo
     """The model's alarm, unless the audit asked for another one; the threshold as it was used."""
     own, stored = (alarm if isinstance(alarm := of.get("alarm"), dict) else {} for of in (settings, model))
     raised = own if any(stored.get(key) != value for key, value in own.items()) else stored
-    pooling = str(events[0]["pooling"] if events else raised.get("pooling", "mean"))
+    # An ensemble has one score, whatever pooling an alarm of the audit's own names.
+    raised_pooling = (stored if stored.get("pooling") == "ensemble" else raised).get("pooling", "mean")
+    pooling = str(events[0]["pooling"] if events else raised_pooling)
     used = scores["threshold"].dropna()
     return Alarm(
         threshold=float(used.iloc[0]) if len(used) else None,

@@ -41,6 +41,7 @@ def describe(audit: AuditTables, number: int, trust: Trust) -> dict[str, Any]:
         "times": ratio or f"{event['score']:.4g}",
         "seconds": spans or [UNKNOWN],
         "more_seconds": max(0, len(event["seconds"]) - _MAX_SPANS),
+        "raised_by": style.model(event["raised_by"]).title if event["raised_by"] else None,
         "bands": hertz(event["low_hz"], event["high_hz"]),
         "method": style.method(event["method"]).title if event["method"] else None,
         "trust": trust,

@@ -19,7 +19,7 @@ from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.verdicts import verdicts
 from faithad.report.words import period, records
 from faithad.runs import layout
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import ERROR_POOLINGS
 
 _SECTIONS = {
     "run": "What was run",
@@ -126,7 +126,7 @@ def _roc(study: StudyTables) -> list[dict[str, Any]]:
                 label=f"ROC curves of all models, score of the {title}",
             ),
         }
-        for pooling, (column, title, _) in POOLINGS.items()
+        for pooling, (column, title, *_) in ERROR_POOLINGS.items()
         if labelled[column].notna().any()
     ]
 
@@ -134,17 +134,17 @@ def _roc(study: StudyTables) -> list[dict[str, Any]]:
 def _timelines(study: StudyTables) -> list[dict[str, Any]]:
     """One chart per model, of its first seed and of the score that alarms: a threshold belongs to one trained model."""
     lines = []
-    pooling = POOLINGS.get(str(study.setting("alarm.pooling")), POOLINGS["mean"])
+    pooling = ERROR_POOLINGS.get(str(study.setting("alarm.pooling")), ERROR_POOLINGS["mean"])
     for index, name in enumerate(style.in_model_order(study.scores["model"])):
         of_model = study.scores[study.scores["model"] == name]
         run = of_model[of_model["seed"] == of_model["seed"].min()]
         # A model that scores whole clips alarms by these scores, whatever the study says.
-        used = pooling if run[pooling.column].notna().all() else POOLINGS["mean"]
+        used = pooling if run[pooling.column].notna().all() else ERROR_POOLINGS["mean"]
         threshold = next(iter(run["threshold"].dropna()), None)
         figure = timeline.score_figure(timeline.time_line(run, used.column), threshold)
         title = style.model(name).title
         svg = style.to_svg(figure, name=f"score-{index}", label=f"Anomaly score of each test clip, {title}")
-        pooled = "" if used is POOLINGS["mean"] else f", score of the {used.title}"
+        pooled = "" if used is ERROR_POOLINGS["mean"] else f", score of the {used.title}"
         lines.append(
             {"title": f"{title}, seed {run['seed'].iloc[0]}{pooled}", "svg": svg, "threshold": threshold is not None}
         )

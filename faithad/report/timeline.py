@@ -101,10 +101,11 @@ def _offset_s(clips: pd.DataFrame) -> float | None:
 
 
 @mpl.rc_context(RC)
-def score_figure(line: TimeLine, threshold: float | None) -> Figure:
+def score_figure(line: TimeLine, threshold: float | None, *, has_ratio: bool = True) -> Figure:
     """Scores along the time, the threshold, each event as a triangle, what was not heard as a strip below.
 
-    The strongest events carry their numbers, counted from 1 in the order of `line.events`.
+    The strongest events carry their numbers, counted from 1 in the order of `line.events`. `has_ratio`: see
+    `spans_decades`.
     """
     x = line.clips
     stretches = sessions(x) if line.midnight is not None else [(float(x[0]), float(x[-1]))]
@@ -123,7 +124,7 @@ def score_figure(line: TimeLine, threshold: float | None) -> Figure:
         else:
             axes.set_xlabel("hours of sound, one recording after the other")
     panels[0].set_ylabel("anomaly score")
-    if spans_decades(line.score, threshold):
+    if has_ratio and spans_decades(line.score, threshold):
         panels[0].set_yscale("log")
         panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panels[0].yaxis.set_minor_formatter(lambda value, _: "")
@@ -131,7 +132,7 @@ def score_figure(line: TimeLine, threshold: float | None) -> Figure:
 
 
 def spans_decades(score: np.ndarray, threshold: float | None) -> bool:
-    """Whether scores are drawn on a logarithmic axis."""
+    """Whether scores that have a ratio are drawn on a logarithmic axis. Sums of logarithms never are: they are that."""
     highest = max(float(score.max()), -np.inf if threshold is None else threshold)
     return bool(score.min() > 0 and highest / float(np.median(score)) > 8)
 

@@ -32,8 +32,8 @@ Settings = Mapping[str, Any]
 # The keys of files that a stage reads begin with it; their values are fingerprints.
 FILE_KEY = "files."
 
-# The stages of an audit of recordings, whose root is its `--out`; all others belong to a study.
-_OF_AN_AUDIT = ("score", "explain", "events")
+# Where the stages of an audit of recordings and of a training on normals write to; all others belong to a study.
+_FOLDER_OPTIONS = {"score": "--out", "explain": "--out", "events": "--out", "normals": "--to"}
 
 # In a mark, in place of settings: results are being removed, and those that are still there must not be used.
 _REMOVING = {"removing": True}
@@ -138,7 +138,8 @@ class Stage:
 
     def _refusal(self, before: Settings) -> StudyError:
         now = self._comparable
-        elsewhere = "another folder (--out)" if self.name in _OF_AN_AUDIT else "another root (--set root=...)"
+        option = _FOLDER_OPTIONS.get(self.name)
+        elsewhere = "another root (--set root=...)" if option is None else f"another folder ({option})"
         return StudyError(
             f"{self.root} holds results of stage {self.name!r} that were made {_differ_in(before, now)}:\n"
             f"{_differences(before, now)}\n"

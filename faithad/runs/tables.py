@@ -117,6 +117,7 @@ def read_shards(
     *,
     columns: Collection[str] | None = None,
     condition: pc.Expression | None = None,
+    may_lack: Collection[str] = (),
 ) -> Iterator[pa.Table]:
     """The shards of a table, in their order.
 
@@ -125,6 +126,7 @@ def read_shards(
         table: its name there.
         columns: what to read, all by default.
         condition: which rows to read, all by default.
+        may_lack: columns that are left out of a shard that does not have them.
 
     Raises:
         DamagedError: a shard is damaged, gone or not finished, see `shards`.
@@ -132,7 +134,9 @@ def read_shards(
 
     def read(shard: tuple[str, Checksum | None]) -> pa.Table:
         names = None if columns is None else list(columns)
-        rows = storage.read_rows(shard[0], columns=names, condition=condition, checksum=shard[1], added=added)
+        rows = storage.read_rows(
+            shard[0], columns=names, condition=condition, checksum=shard[1], may_lack=[*may_lack, *added]
+        )
         for name, value in added.items():
             if name not in rows.column_names and (names is None or name in names):
                 rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
@@ -151,11 +155,13 @@ def read_whole(
     columns: Collection[str] | None = None,
     condition: pc.Expression | None = None,
 ) -> pa.Table:
-    """All shards of a table as one of the schema, without rows where there are none; shards may be of an older FORMAT.
+    """All shards of a table as one of the schema, without rows where there are none.
 
-    The arguments are those of `read_shards`.
+    Shards may be of an older FORMAT: columns that they lack are null. The arguments are those of `read_shards`.
     """
     names = schema.names if columns is None else list(columns)
     nothing = schema.empty_table().select(names)
-    shards = read_shards(folder, table, columns=names, condition=condition)
-    return pa.concat_tables([nothing, *(shard.select(names).cast(nothing.schema) for shard in shards)]).combine_chunks()
+    may_lack = [field.name for field in schema if field.nullable]
+    read = read_shards(folder, table, columns=names, condition=condition, may_lack=may_lack)
+    shards = (_with_all_columns(shard, nothing.schema) for shard in read)
+    return pa.concat_tables([nothing, *shards]).combine_chunks()

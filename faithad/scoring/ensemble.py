@@ -29,9 +29,13 @@ class Ensemble:
     means: Tensor
     deviations: Tensor
 
-    def standardised(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
-        """The members' scores of clips, less their mean and by their deviation: (B, F, T) to (M, B) float64."""
-        return self.standardise(torch.stack([member.calibrated(x, clip_ids) for member in self.members.values()]))
+    def standardised(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
+        """The members' scores of clips, less their mean and by their deviation: (B, F, T) to (M, B) float64.
+
+        Arguments as for `Detector.raw`.
+        """
+        scores = [member.calibrated(x, clip_ids, n_frames) for member in self.members.values()]
+        return self.standardise(torch.stack(scores))
 
     def standardise(self, scores: Tensor) -> Tensor:
         """The same for scores (M, B) that are known."""

@@ -68,11 +68,16 @@ def band_errors(errors: Iterable[Tensor]) -> Tensor:
     return total / n_frames
 
 
-def frame_errors(error: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean over the bands of the error (F, T), divided by the weights (F,) if there are any: (T,) float64."""
+def weighted(errors: Tensor, weights: Tensor | None) -> Tensor:
+    """The error of each cell (..., F, T), divided by the weights (F,) if there are any."""
+    return errors if weights is None else errors / weights.to(errors.device)[:, None]
+
+
+def frame_errors(errors: Tensor) -> Tensor:
+    """The mean over the bands of the error (F, T): (T,) float64."""
     import torch
 
-    return (error if weights is None else error / weights[:, None]).mean(dim=0, dtype=torch.float64)
+    return errors.mean(dim=0, dtype=torch.float64)
 
 
 def _mean(errors: Tensor, frames_per_s: float) -> Tensor:

@@ -1,11 +1,11 @@
 """The error of each cell of a clip, in several ways: rows of `RESIDUALS`.
 
-Shape letters: F mel bands, T frames, K groups of patches.
+Shape letters: B clips, F mel bands, T frames, K groups of patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from faithad.model.random_bits import key_of, random_bits
@@ -23,29 +23,34 @@ class Residual(NamedTuple):
 
     Attributes:
         title: in reports.
-        compute: (network, clip (F, T), clip id) to the error (F, T).
+        compute: (network, clips (B, F, T), their ids) to the error (B, F, T).
     """
 
     title: str
-    compute: Callable[[nn.Module, Tensor, str], Tensor]
+    compute: Callable[[nn.Module, Tensor, Sequence[str]], Tensor]
 
 
-def _reconstruction(network: nn.Module, clip: Tensor, clip_id: str) -> Tensor:
+def _reconstruction(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
     """(f(x) - x)², the paper's (Deschênes et al. 2026, arXiv 2601.12660)."""
-    error: Tensor = (network(clip[None])[0] - clip).square()
+    error: Tensor = (network(x) - x).square()
     return error
 
 
-def _inpainting(network: nn.Module, clip: Tensor, clip_id: str) -> Tensor:
+def _inpainting(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
     """(f(x with the cell's group of patches set to zero) - x)²: each cell is predicted from its surroundings."""
-    hidden = inpainting_groups(clip, clip_id)
-    rebuilt: Tensor = network(clip.masked_fill(hidden, 0.0))
-    return ((rebuilt - clip).square() * hidden).sum(dim=0)
+    import torch
+
+    errors = []
+    for clip, clip_id in zip(x, clip_ids, strict=True):
+        hidden = inpainting_groups(clip, clip_id)
+        rebuilt: Tensor = network(clip.masked_fill(hidden, 0.0))
+        errors.append(((rebuilt - clip).square() * hidden).sum(dim=0))
+    return torch.stack(errors)
 
 
-def _context(network: nn.Module, clip: Tensor, clip_id: str) -> Tensor:
+def _context(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
     """That of the whole context of each frame, which `frame_pca` reconstructs."""
-    error: Tensor = network.context_error(clip[None])[0]  # type: ignore[operator]
+    error: Tensor = network.context_error(x)  # type: ignore[operator]
     return error
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from faithad.errors import ConfigError
 from faithad.scoring.calibration import CALIBRATIONS, Normals, mean_spectrum
-from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, frame_errors
+from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, frame_errors, weighted
 from faithad.scoring.residuals import RESIDUALS
 
 
@@ -66,11 +66,13 @@ class Clips(NamedTuple):
         x: (B, F, T).
         clip_ids: B names, which key the patches that inpainting hides.
         recordings: the recording of each clip, B names.
+        n_frames: how many frames of each clip hold sound, (B,); None for all T.
     """
 
     x: Tensor
     clip_ids: Sequence[str]
     recordings: Sequence[str]
+    n_frames: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,23 +93,49 @@ class Detector:
     weights: Tensor | None = field(default=None, repr=False)
     normals: Normals | None = field(default=None, repr=False)
 
-    def error(self, clip: Tensor, clip_id: str) -> Tensor:
-        """The error of each cell of a clip, (F, T) to (F, T)."""
-        return RESIDUALS[self.score.residual].compute(self.network, clip, clip_id)
+    def cells(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
+        """The weighted error of each cell, (B, F, T) to (B, F, T). It has a gradient."""
+        return weighted(RESIDUALS[self.score.residual].compute(self.network, x, clip_ids), self.weights)
 
-    def raw(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
+    def pool(self, cells: Tensor) -> Tensor:
+        """The scores before calibration, from the weighted errors of the frames that hold sound: (B, F, n) to (B,)."""
+        pool = POOLINGS[self.score.pooling].compute
+        return torch.stack([pool(frame_errors(of_clip), self.frames_per_s) for of_clip in cells])
+
+    def raw(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
         """The scores before calibration, (B, F, T) to (B,) float64.
 
         Each clip is computed alone, so that its score does not depend on the others to the last bit. It has a gradient.
-        """
-        pool = POOLINGS[self.score.pooling].compute
-        errors = (self.error(*pair) for pair in zip(x, clip_ids, strict=True))
-        return torch.stack([pool(frame_errors(error, self.weights), self.frames_per_s) for error in errors])
 
-    def calibrated(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
-        """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64."""
-        raw = self.raw(x, clip_ids)
-        return raw if self.normals is None else self.normals.calibrated(raw, mean_spectrum(x))
+        Args:
+            x: clips; short ones are filled up.
+            clip_ids: B names.
+            n_frames: how many frames of each clip hold sound, (B,); None for all T.
+        """
+        return torch.cat(
+            [
+                self.pool(self.cells(x[k : k + 1], [clip_id])[..., :n_heard])
+                for k, (clip_id, n_heard) in enumerate(zip(clip_ids, _lengths(x, n_frames), strict=True))
+            ]
+        )
+
+    def calibrate(self, raw: Tensor, places: Tensor) -> Tensor:
+        """Calibrated scores (B,) of raw ones (B,) and of the clips' mean spectra (B, F)."""
+        return raw if self.normals is None else self.normals.calibrated(raw, places)
+
+    def calibrated(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
+        """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64; arguments as `raw`."""
+        return self.calibrate(self.raw(x, clip_ids, n_frames), places_of(x, n_frames))
+
+
+def places_of(x: Tensor, n_frames: Sequence[int] | None = None) -> Tensor:
+    """The mean spectrum of each clip (B, F, T), over the frames that hold sound: (B, F)."""
+    lengths = _lengths(x, n_frames)
+    return torch.cat([mean_spectrum(x[k : k + 1, :, :n]) for k, n in enumerate(lengths)])
+
+
+def _lengths(x: Tensor, n_frames: Sequence[int] | None) -> Sequence[int]:
+    return [x.shape[-1]] * len(x) if n_frames is None else n_frames
 
 
 def fit_detector(
@@ -134,8 +162,8 @@ def fit_detector(
             detector = Detector(network, score, frames_per_s, fit(_errors(detector, normals())))
         raw, places, recordings = list[Tensor](), list[Tensor](), list[str]()
         for part in normals():
-            raw.append(detector.raw(part.x, part.clip_ids))
-            places.append(mean_spectrum(part.x))
+            raw.append(detector.raw(part.x, part.clip_ids, part.n_frames))
+            places.append(places_of(part.x, part.n_frames))
             recordings += part.recordings
         scores = torch.cat(raw)
         if (calibrate := CALIBRATIONS[score.calibration].fit) is None:
@@ -146,4 +174,5 @@ def fit_detector(
 
 def _errors(detector: Detector, parts: Iterable[Clips]) -> Iterator[Tensor]:
     for part in parts:
-        yield from (detector.error(clip, clip_id) for clip, clip_id in zip(part.x, part.clip_ids, strict=True))
+        for k, (clip_id, n) in enumerate(zip(part.clip_ids, _lengths(part.x, part.n_frames), strict=True)):
+            yield detector.cells(part.x[k : k + 1], [clip_id])[0, :, :n]

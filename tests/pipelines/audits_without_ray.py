@@ -1,18 +1,19 @@
-"""A whole audit of recordings in this process: the work of Ray's tasks and actors is done in a loop."""
+"""A whole audit of recordings, or a training on normal ones, in this process: a loop does the work of Ray's tasks."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from faithad.clips.manifest import Recording
-from faithad.pipelines import index
+from faithad.pipelines import features, index
 from faithad.pipelines.audit import passes, run, worker
 from faithad.pipelines.headers import read_header
+from faithad.pipelines.training import normals
 
 
 @contextlib.contextmanager
@@ -22,12 +23,39 @@ def without_ray() -> Iterator[None]:
         plain = SimpleNamespace(get=lambda value: value, put=lambda value: value)
         for module in (passes, worker):
             patch.setattr(module, "ray", plain)
+        patch.setattr(normals, "ray", SimpleNamespace(get=list, put=lambda value: value, remote=_Remote))
+        for module in (normals, features):
+            patch.setattr(module, "ray_session", contextlib.nullcontext)
+        for name in ("wait_for_machines", "require_visible"):
+            patch.setattr(normals, name, lambda *_, **__: None)
+        patch.setattr(features, "dataset", _Dataset)
+        patch.setattr(features, "consume", _consume)
         patch.setattr(passes, "ray_session", contextlib.nullcontext)
         patch.setattr(passes, "_chain", _chain)
         patch.setattr(passes, "consume", _consume)
         patch.setattr(run, "_join_ray", lambda *_: None)
         patch.setattr(index, "read_headers", _read_headers)
         yield
+
+
+class _Remote:
+    """A task of Ray that is done at once."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+    def options(self, **_: Any) -> _Remote:
+        return self
+
+
+class _Dataset:
+    """A data set of Ray whose rows are mapped one after the other."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def map(self, function: Callable[..., Any], *, fn_kwargs: dict[str, Any], num_cpus: float) -> Iterator[Any]:
+        return (function(row, **fn_kwargs) for row in self._rows)
 
 
 def _chain(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from faithad.errors import StudyError
 from faithad.evaluation.detection import worst_second
-from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, band_errors, frame_errors, top_share, worst_window
+from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, band_errors, frame_errors, top_share, weighted, worst_window
 
 
 def errors(n_frames: int, seed: int) -> np.ndarray:
@@ -67,11 +67,13 @@ def test_band_weights_are_the_mean_error_of_each_band_over_all_frames() -> None:
     weights = band_errors(iter(clips))
     slow = [sum(float(clip[band].sum()) for clip in clips) / 49 for band in range(5)]
     assert weights.tolist() == pytest.approx(slow)
-    found = frame_errors(clips[0], weights)
+    found = frame_errors(weighted(clips[0], weights))
     expected = [sum(float(clips[0][band, t]) / slow[band] for band in range(5)) / 5 for t in range(7)]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
-    assert frame_errors(clips[0], None).tolist() == pytest.approx(clips[0].mean(dim=0).tolist())
-    assert math.isclose(np.mean([frame_errors(clip, weights).sum() for clip in clips]) * 3 / 49, 1.0, rel_tol=1e-6)
+    assert frame_errors(weighted(clips[0], None)).tolist() == pytest.approx(clips[0].mean(dim=0).tolist())
+    assert math.isclose(
+        np.mean([frame_errors(weighted(clip, weights)).sum() for clip in clips]) * 3 / 49, 1.0, rel_tol=1e-6
+    )
     assert WEIGHTINGS["none"].fit is None
 
 

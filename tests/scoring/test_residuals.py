@@ -46,7 +46,7 @@ def test_the_groups_are_dealt_at_random_by_seed_and_clip() -> None:
 def test_inpainting_predicts_each_cell_while_its_group_is_hidden() -> None:
     x, network = clip((16, 24)), Smooth()
     groups = inpainting_groups(x, "a")
-    error = RESIDUALS["inpainting"].compute(network, x, "a")
+    error = RESIDUALS["inpainting"].compute(network, x[None], ["a"])[0]
     for band in range(16):
         for t in range(24):
             group = next(k for k in range(GROUPS) if groups[k, band, t])
@@ -61,4 +61,4 @@ def test_inpainting_predicts_each_cell_while_its_group_is_hidden() -> None:
 def test_the_reconstruction_is_the_papers() -> None:
     x, network = clip(), Smooth()
     expected = (network(x[None])[0] - x).square()
-    assert torch.equal(RESIDUALS["reconstruction"].compute(network, x, "a"), expected)
+    assert torch.equal(RESIDUALS["reconstruction"].compute(network, x[None], ["a"])[0], expected)

@@ -15,7 +15,6 @@ that is raised, so that the results can be read without the model; and `inputs.p
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +35,6 @@ from faithad.clips.manifest import Recording
 from faithad.config.audit import AuditRun
 from faithad.errors import ConfigError, RecordingError, shown
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_model
 from faithad.pipelines.audit.models import SPREAD
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.worker import ModelAudit
@@ -50,6 +48,7 @@ from faithad.runs.fingerprints import Fingerprint, contents, fingerprints, table
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.runs.tables import read_manifest
+from faithad.scoring.trained_ensemble import AnyModel, describe, digest_of_files, load_any
 from faithad.vocabulary import listed
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
@@ -60,7 +59,7 @@ class _OpenAudit:
     """What an audit works with. `inputs` are the fingerprints of the recordings, by their names."""
 
     run: AuditRun
-    trained: TrainedModel
+    trained: AnyModel
     recordings: list[Recording]
     inputs: dict[str, Fingerprint]
     score: Stage
@@ -102,7 +101,7 @@ def _refuse_results_among_recordings(run: AuditRun) -> None:
 
 def _open(run: AuditRun) -> _OpenAudit:
     """Look at the model and the recordings, and say which alarm is raised."""
-    trained = load_model(run.model)
+    trained = load_any(run.model)
     trained.alarm = raised_alarm(run, trained)
     recordings = find_recordings([("test", location) for location in run.recordings])
     digests = fingerprints([(recording.path, recording.uri) for recording in recordings])
@@ -166,7 +165,7 @@ def _forget_failures(audit: _OpenAudit) -> _OpenAudit:
 
 def _score_stage(run: AuditRun, alarm: AlarmThreshold | None, inputs: Mapping[str, Fingerprint]) -> Stage:
     settings: dict[str, Any] = {
-        "model": hashlib.sha256(storage.read_bytes(storage.join(run.model, FILE_NAME))).hexdigest()[:16],
+        "model": digest_of_files(run.model)[:16],
         "remainder": run.remainder,
         **({} if run.channel == "auto" else {"channel": run.channel}),  # results of releases without it are as good
         **flatten("audit", run.audit.model_dump(mode="json", exclude=SPREAD | _EXPLAINS)),

@@ -16,19 +16,19 @@ import ray
 import torch
 
 from faithad import storage
-from faithad.audit.shard import AuditModel, TableRow, audit_clips, table_schemas, to_table
+from faithad.audit.shard import AuditEnsemble, AuditModel, TableRow, audit_clips, prepare_audit, table_schemas, to_table
 from faithad.audit.steps import Step
 from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import TrainedModel, load_model
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import ShardRow, from_bytes, to_bytes
 from faithad.runs import layout
 from faithad.runs.attempts import attempt
 from faithad.runs.shards import write_shard_ledger
+from faithad.scoring.trained_ensemble import AnyModel, load_any
 from faithad.settings import FeatureSettings
 from faithad.storage import Checksum
 
@@ -51,13 +51,13 @@ class ModelAudit:
     expect: Mapping[str, Any] | None = None
     training: Normalization | None = None
 
-    def load(self) -> TrainedModel:
+    def load(self) -> AnyModel:
         """The model with this audit's alarm.
 
         Raises:
             CheckpointError: it is missing, damaged, or not what is expected.
         """
-        trained = load_model(self.model, expect=self.expect)
+        trained = load_any(self.model, expect=self.expect)
         trained.alarm = self.alarm
         return trained
 
@@ -112,7 +112,7 @@ class Auditor:
         self._passes, self._attribution, self._audit, self._features = passes, attribution, audit, features
         self._run = run
         self._device = torch.device("cuda" if audit.gpus_per_actor else "cpu")
-        self._models: dict[str, AuditModel] = {}
+        self._models: dict[str, AuditModel | AuditEnsemble] = {}
         keep_freed_memory()
         torch.set_num_threads(threads)
 
@@ -153,14 +153,14 @@ class Auditor:
         return {"n_done": len(ledger) - n_failed, "n_failed": n_failed}
 
     def audit(
-        self, model: AuditModel, clips: list[TableRow], log_mels: torch.Tensor, step: Step
+        self, model: AuditModel | AuditEnsemble, clips: list[TableRow], log_mels: torch.Tensor, step: Step
     ) -> dict[str, list[TableRow]]:
         """The rows of all tables for some clips of a shard."""
         return audit_clips(model, clips, log_mels, explain=step.explains)
 
-    def _model(self, audit: ModelAudit) -> AuditModel:
+    def _model(self, audit: ModelAudit) -> AuditModel | AuditEnsemble:
         if audit.model not in self._models:
-            self._models[audit.model] = AuditModel.prepare(
+            self._models[audit.model] = prepare_audit(
                 audit.load(),
                 attribution=self._attribution,
                 audit=self._audit,

@@ -29,12 +29,11 @@ import ray
 import torch
 
 from faithad import schemas, storage
-from faithad.audit.shard import AuditModel, TableRow, audit_clips, table_schemas, to_table
+from faithad.audit.shard import AuditEnsemble, AuditModel, TableRow, audit_clips, prepare_audit, table_schemas, to_table
 from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.mill import CLIP_S, synthesize
 from faithad.errors import StudyError
-from faithad.model.checkpoint import load_model
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.cluster.machines import alive_nodes
@@ -48,6 +47,7 @@ from faithad.pipelines.study import STAGES
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
+from faithad.scoring.trained_ensemble import load_any
 
 # Of the command that is run on a demo mill. The first epoch warms up.
 _EPOCHS, _MOST_TRAIN_CLIPS = 3, 64
@@ -210,16 +210,18 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
     rows = [{**row, "intervals": _INTERVALS if k < n_annotated else []} for k, row in enumerate(rows)]
     rates: dict[str, Any] = {"read": _least_s(read) / clips.num_rows, "score": {}, "explain": {}}
     for model, seed in {} if trial.command == "search" else dict(trial.runs).items():
-        trained = load_model(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
+        trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
         device = torch.device("cuda" if of.audit.gpus_per_actor else "cpu")
-        prepared = AuditModel.prepare(trained, attribution=of.attribution, audit=of.audit, device=device)
+        prepared = prepare_audit(trained, attribution=of.attribution, audit=of.audit, device=device)
         rates["score"][model] = _cost(prepared, rows, log_mels, explain=False, folder=folder)
         if trained.explained and of.audit.explain != "none":
             rates["explain"][model] = _cost(prepared, rows[:_N_EXPLAINED], log_mels, explain=True, folder=folder)
     return rates
 
 
-def _cost(model: AuditModel, rows: list[TableRow], log_mels: torch.Tensor, *, explain: bool, folder: str) -> Cost:
+def _cost(
+    model: AuditModel | AuditEnsemble, rows: list[TableRow], log_mels: torch.Tensor, *, explain: bool, folder: str
+) -> Cost:
     """By a shard of one clip, and one of all; and one of one clip whose maps are kept."""
     table_schema = table_schemas(model.trained)
 

@@ -23,7 +23,6 @@ from faithad.config.audit import is_study, load_audit_run
 from faithad.config.study import Study, load_study
 from faithad.demo.making import make_mill
 from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.model.checkpoint import load_model
 from faithad.pipelines.cluster.session import usable_cores
 from faithad.pipelines.index import cut_recordings, find_clips
 from faithad.pipelines.plan.estimate import Plan
@@ -31,6 +30,7 @@ from faithad.pipelines.plan.measure import count_clips, measure, this_machine
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
 from faithad.pipelines.search.plan import check_search
 from faithad.runs.stages import flatten
+from faithad.scoring.trained_ensemble import load_any
 
 
 def make_plan(
@@ -90,7 +90,7 @@ def _open(config: str, overrides: Sequence[str], search: bool) -> Plan:
     if search:
         raise ConfigError(f"--search plans the search of a study, and {config} is the configuration of an audit.")
     run = load_audit_run(config, overrides=overrides)
-    trained = load_model(run.model)
+    trained = load_any(run.model)
     alarm = run.alarm or trained.alarm
     rate = alarm.false_alarm_rate if alarm is not None else 0.0
     return Plan("audit", run, trained.features, rate, (trained.name, trained.seed), *unknown)

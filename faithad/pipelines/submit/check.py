@@ -53,7 +53,11 @@ def load(job: str, options: Mapping[str, Any], *, config: str | None) -> Study |
 
     overrides = options["overrides"] or ()
     if job != "audit":
-        assert config is not None  # the job's command demands one
+        if config is None:
+            raise ConfigError(
+                f"The job {job} needs --config here. A training on normal recordings (--normals) is submitted by `ray "
+                "job submit --working-dir . -- python jobs/train.py --normals FOLDER --to MODEL`."
+            )
         return load_study(config, overrides=overrides)
     named = {name: options[name] for name in ("model", "recordings", "out")}
     loaded = load_study_or_audit(config, **named, overrides=overrides)

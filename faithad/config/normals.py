@@ -1,0 +1,126 @@
+"""The configuration of `faithad train --normals`: which recordings are normal, and where the model goes.
+
+Everything has a default but these two, so that a first audit needs no file. Defaults that a study shares are in
+`sections`. Relative paths start where those of a study do, see `study`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from faithad.config.audit import Location
+from faithad.config.file import KeyProblem, parse
+from faithad.config.sections import Channel, Features, Fraction, Section, Seed, refuse
+from faithad.config.study import absolute
+from faithad.errors import ConfigError
+from faithad.settings import FeatureSettings
+
+# Frames below which no model can be built.
+_FEWEST_FRAMES = 16
+
+
+class NormalFeatures(Features):
+    """Features as the linear models need them: standardised, and the clip's median spectrum taken out."""
+
+    normalization: Literal["training"] = "training"
+    reference: Literal["clip"] = "clip"
+
+
+class PromisedAlarm(Section):
+    """How often normal sound may alarm: a share of the clips, or so many times an hour, which wins."""
+
+    false_alarm_rate: Fraction = 0.05
+    false_alarms_per_hour: float | None = Field(None, gt=0)
+
+
+class NormalsRun(Section):
+    """A training on normal recordings alone: both linear models, and the threshold of the sum of their scores.
+
+    `normals`: folders, files or URIs of recordings of normal operation. `to`: the model's folder. `remainder`: what
+    happens to the end of a recording that is shorter than a clip. `channel`: which channel of a recording is heard, see
+    `clips.channels.heard_channels`.
+    """
+
+    normals: tuple[Location, ...] = Field(min_length=1, examples=[["normals"]])
+    to: Location = Field(examples=["to"])
+    remainder: Literal["drop", "pad", "overlap"] = "overlap"
+    channel: Channel = "auto"
+    clip_s: float = Field(10.0, ge=1, le=600)
+    features: NormalFeatures = NormalFeatures()
+    alarm: PromisedAlarm = PromisedAlarm()
+    seed: Seed = 0
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        return self.normals
+
+    @property
+    def out(self) -> str:
+        return self.to
+
+    @property
+    def annotations(self) -> None:
+        """Normal recordings have none."""
+        return
+
+    @property
+    def feature_settings(self) -> FeatureSettings:
+        values = self.features.model_dump(exclude={"normalization", "reference"})
+        return FeatureSettings(**values, clip_s=self.clip_s)
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The share of normal clips that may alarm."""
+        per_hour = self.alarm.false_alarms_per_hour
+        return self.alarm.false_alarm_rate if per_hour is None else per_hour * self.clip_s / 3600.0
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> NormalsRun:
+        problems: list[KeyProblem] = []
+        if self.false_alarm_rate >= 1:
+            reason = f"{self.alarm.false_alarms_per_hour:g} is as many as an hour has clips of {self.clip_s:g} s"
+            problems.append((("alarm.false_alarms_per_hour", "clip_s"), reason))
+        try:
+            frames = self.feature_settings.n_frames
+        except ConfigError as error:
+            return refuse(self, [*problems, (("clip_s", "features.n_fft"), str(error).removeprefix("clip_s "))])
+        if frames < _FEWEST_FRAMES:
+            reason = f"a clip of {self.clip_s:g} s has {frames} frames, and {_FEWEST_FRAMES} are needed"
+            problems.append((("clip_s", "features.hop_samples"), reason))
+        return refuse(self, problems)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration."""
+        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+
+
+def load_normals_run(
+    normals: Sequence[str], to: str | None, *, false_alarms_per_hour: float | None = None, overrides: Sequence[str] = ()
+) -> NormalsRun:
+    """Validate what `faithad train --normals` is given.
+
+    Args:
+        normals: folders, files or URIs.
+        to: the model's folder.
+        false_alarms_per_hour: as the setting of this name.
+        overrides: `section.key=value` strings; the value is YAML.
+
+    Raises:
+        ConfigError: a value is missing, unknown, of a wrong type or impossible.
+    """
+    given = {"normals": list(normals), "to": to}
+    per_hour = [] if false_alarms_per_hour is None else [f"alarm.false_alarms_per_hour={false_alarms_per_hour}"]
+    run = parse(
+        NormalsRun,
+        "{}",
+        name="The training (--normals, --to, --set)",
+        changes={key: value for key, value in given.items() if value},
+        overrides=[*overrides, *per_hour],
+        ask={key: f"give --{key} FOLDER" for key in given},
+    )
+    return run.model_copy(update={"normals": tuple(absolute(place) for place in run.normals), "to": absolute(run.to)})

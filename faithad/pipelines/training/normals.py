@@ -1,0 +1,289 @@
+"""`faithad train --normals`: recordings of normal operation → a model that needs neither configuration nor GPU.
+
+    recordings → manifest → features → both linear models, side by side → the alarm of the sum of their scores
+
+The folder of the model then holds `ensemble.safetensors` and its members (see `scoring.trained_ensemble`), the scores
+of the normal clips that the alarm is fitted to, a card in JSON, and the manifest and the ledger of the normal
+recordings. It is one stage: a finished training is not run again, and one that was interrupted goes on with the
+features that it has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+from torch import Tensor
+
+from faithad import schemas, storage
+from faithad.audit.ledger import count_ledger, merge_ledgers
+from faithad.audit.raised_alarm import alarm_line
+from faithad.clips.inputs import find_recordings
+from faithad.config.normals import NormalsRun
+from faithad.errors import FaithadError, RecordingError, StudyError, shown
+from faithad.evaluation.alarms import fit_promised_alarm
+from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel
+from faithad.model.linear import LinearModel, fit_linear
+from faithad.model.table import build_network
+from faithad.model.training_sound import TrainingSound, mean_spectra
+from faithad.pipelines.cluster.machines import wait_for_machines
+from faithad.pipelines.cluster.session import ray_session
+from faithad.pipelines.cluster.shared_paths import require_visible
+from faithad.pipelines.features import count_features, read_features, write_features
+from faithad.pipelines.index import index_recordings
+from faithad.progress import console
+from faithad.runs import layout
+from faithad.runs.fingerprints import fingerprints
+from faithad.runs.lock import alone_in, require_still_alone
+from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.tables import read_manifest
+from faithad.scoring.calibration import MOST_NORMALS
+from faithad.scoring.ensemble import add_up, fit_ensemble
+from faithad.scoring.score import Clips, Detector, fit_detector, robust
+from faithad.scoring.trained_ensemble import FILE_NAME, TrainedEnsemble, describe, save_ensemble
+from faithad.vocabulary import count, listed
+
+MEMBERS = ("frame_pca", "frame_ridge")
+_SPLIT = "train"
+# Clips of fewer recordings are so alike that a rate that is promised for clips says little.
+_FEW_RECORDINGS = 10
+_FEWEST_CLIPS = 20
+# A single recording is cut into so many stretches, which stand for recordings.
+_STRETCHES = 10
+
+
+@dataclass(frozen=True)
+class Normals:
+    """What a member is fitted to; sent to Ray's tasks.
+
+    Attributes:
+        root: below which the features are.
+        run: the settings.
+        normalization: of the features.
+        sound: what the clips sounded like.
+        clips: of each clip with features its recording and the frames that hold sound, in the order of clip_id.
+        chosen: the clips that scores are calibrated with, by their numbers in this order.
+        is_one_recording: whether all clips come from one, whose stretches then stand for recordings.
+    """
+
+    root: str
+    run: NormalsRun
+    normalization: Normalization
+    sound: TrainingSound
+    clips: dict[str, tuple[str, int]]
+    chosen: np.ndarray
+    is_one_recording: bool
+
+    def parts(self) -> Iterator[Tensor]:
+        """All clips as the models take them in, (b, F, T), in the order of clip_id."""
+        for part in read_features(self.root, _SPLIT, self.run.feature_settings):
+            yield self.normalization.apply(part)
+
+    def chosen_parts(self) -> Iterator[Clips]:
+        """The chosen clips."""
+        names, start = list(self.clips), 0
+        for part in self.parts():
+            numbers = self.chosen[(self.chosen >= start) & (self.chosen < start + len(part))]
+            known = [self.clips[names[number]] for number in numbers]
+            if len(numbers):
+                yield Clips(
+                    part[torch.from_numpy(numbers - start)],
+                    [names[number] for number in numbers],
+                    [recording for recording, _ in known],
+                    [n_frames for _, n_frames in known],
+                )
+            start += len(part)
+
+
+def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
+    """Fit the linear models to normal recordings, and say what came of it.
+
+    Args:
+        run: the recordings, and the folder of the model.
+        redo: replace a model of other settings or recordings.
+
+    Raises:
+        RecordingError: there are no recordings, or none of them gave a clip.
+        StudyError: a model of other settings is in the way, or the work could not be done.
+    """
+    recordings = find_recordings([(_SPLIT, location) for location in run.normals])
+    digests = fingerprints([(recording.path, recording.uri) for recording in recordings])
+    inputs = dict(zip((recording.path for recording in recordings), digests, strict=True))
+    settings: dict[str, Any] = flatten("", run.model_dump(mode="json", exclude={"normals", "to"}))
+    settings |= {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in inputs.items()}
+    outputs = (
+        *(
+            layout.MANIFEST,
+            layout.INDEX_LEDGER,
+            layout.HEALTH,
+            layout.INPUTS,
+            layout.FEATURES,
+            layout.LEDGER,
+            layout.MODEL,
+        ),
+        *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, *MEMBERS, FILE_NAME),
+    )
+    stage = Stage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=(layout.MANIFEST, layout.LEDGER))
+    with alone_in(run.to):
+        stage = stage.with_known_files(afresh=redo)
+        if not stage.begin(redo=redo):
+            console.print("The model is trained already.")
+            return _conclusion(run)
+        with ray_session():
+            wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
+            require_visible(run.normals, [run.to])
+            manifest = index_recordings(
+                run, recordings, inputs, clip_s=run.clip_s, sample_rate_hz=run.feature_settings.sample_rate_hz
+            )
+            if not manifest.num_rows:
+                reasons = storage.read_table(storage.join(run.to, layout.INDEX_LEDGER)).to_pylist()
+                lines = [f"  {shown(row['recording'])}: {row['reason']}" for row in reasons]
+                raise RecordingError(f"Not one recording gave a clip.\n{listed(lines, separator=chr(10))}")
+            write_features(run.to, manifest, run.feature_settings, splits=(_SPLIT,))
+            normals = read_normals(run, manifest)
+            trained, scores = ensemble_of(normals, _fit_side_by_side(normals), fingerprint=stage.fingerprint)
+        _save(run, trained, scores)
+        stage.finish()
+        if trained.alarm is not None:
+            _say_promise(normals, trained.alarm)
+    return _conclusion(run)
+
+
+def read_normals(run: NormalsRun, manifest: pa.Table) -> Normals:
+    """What there is to fit to, once the features are written: it is the same for all members."""
+    normalization = Normalization.fit(read_features(run.to, _SPLIT, run.feature_settings))
+    there = storage.read_table(storage.join(run.to, layout.features(_SPLIT)), columns=["clip_id"])["clip_id"]
+    manifest = manifest.filter(pc.is_in(manifest["clip_id"], value_set=there.combine_chunks())).sort_by("clip_id")
+    rows = manifest.select(["clip_id", "recording", "onset_s", "duration_s"]).to_pylist()
+    if len(rows) < _FEWEST_CLIPS:
+        raise StudyError(
+            f"There are {count(len(rows), 'normal clip')}, and {_FEWEST_CLIPS} are needed; an hour of sound makes "
+            f"{3600 / run.clip_s:.0f}. Give more recordings of normal operation."
+        )
+    is_one_recording = len({row["recording"] for row in rows}) == 1
+    if is_one_recording:
+        end_s = max(row["onset_s"] + row["duration_s"] for row in rows)
+        for row in rows:
+            row["recording"] += f" {int(_STRETCHES * row['onset_s'] / end_s)}"
+    frames_in = run.feature_settings.frames_in
+    clips = {row["clip_id"]: (row["recording"], frames_in(row["duration_s"])) for row in rows}
+    chosen = np.arange(len(clips))
+    if len(clips) > MOST_NORMALS:
+        drawn = np.random.default_rng(run.seed).choice(len(clips), MOST_NORMALS, replace=False, shuffle=False)
+        chosen = np.sort(drawn)
+    # In the order of clip_id, a hash, every second clip is a random sample.
+    spectra = mean_spectra(read_features(run.to, _SPLIT, run.feature_settings), run.feature_settings)
+    sound = TrainingSound.fit(spectra[::2], spectra[1::2])
+    return Normals(run.to, run, normalization, sound, clips, chosen, is_one_recording)
+
+
+def fit_member(name: str, normals: Normals) -> tuple[Detector, Tensor]:
+    """One linear model with its calibrated score, and that score of the chosen clips, (N,).
+
+    Raises:
+        StudyError: the clips are too few, or cannot be weighted.
+    """
+    torch.set_num_threads(1)  # the last digits of an eigenvector depend on the number of threads
+    settings = normals.run.feature_settings
+    network = build_network(name, settings.n_mels, settings.n_frames, reference=normals.run.features.reference).eval()
+    n_clips = count_features(normals.root, _SPLIT)
+    fit_linear(cast(LinearModel, network), normals.parts(), n_clips=n_clips, seed=normals.run.seed)
+    return fit_detector(network, robust(name), normals.chosen_parts, frames_per_s=settings.frames_per_s)
+
+
+def _fit_side_by_side(normals: Normals) -> dict[str, tuple[Detector, Tensor]]:
+    fit = ray.remote(fit_member)
+    held = ray.put(normals)
+    tasks = [fit.options(name=f"train {name}").remote(name, held) for name in MEMBERS]
+    try:
+        return dict(zip(MEMBERS, ray.get(tasks), strict=True))
+    except RayTaskError as error:
+        if isinstance(error.cause, FaithadError):
+            raise error.cause from error
+        raise
+    except RayError as error:
+        raise StudyError(f"A process that fits the models was lost: {error}. The same command goes on.") from error
+
+
+def ensemble_of(
+    normals: Normals, fitted: dict[str, tuple[Detector, Tensor]], *, fingerprint: str
+) -> tuple[TrainedEnsemble, np.ndarray]:
+    """The fitted members as one model with its alarm, and the scores (N,) of the normal clips that the alarm rests on.
+
+    Linear models hardly score their training clips lower than others, so these are all clips that were chosen, each
+    compared with clips of other recordings.
+    """
+    run, settings = normals.run, normals.run.feature_settings
+    of_members = torch.stack([scores for _, scores in fitted.values()])
+    ensemble = fit_ensemble({name: detector for name, (detector, _) in fitted.items()}, of_members)
+    scores = add_up(ensemble.standardise(of_members))[0].numpy()
+    alarm = fit_promised_alarm(scores, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s)
+    members = {
+        name: TrainedModel(
+            detector.network,
+            normals.normalization,
+            settings,
+            name,
+            run.seed,
+            None,
+            0,
+            fingerprint,
+            sound=normals.sound,
+        )
+        for name, (detector, _) in fitted.items()
+    }
+    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), scores
+
+
+def _save(run: NormalsRun, trained: TrainedEnsemble, scores: np.ndarray) -> None:
+    """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
+    require_still_alone()
+    columns = {"score": scores, "worst_second_score": pa.nulls(len(scores), pa.float64())}
+    table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
+    storage.write_table(table, storage.join(run.to, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
+    failures = storage.join(run.to, layout.FEATURES), storage.name_of(layout.FEATURES_LEDGER)
+    ledger = merge_ledgers(run.to, read_manifest(run.to), [], others=[failures])
+    storage.write_table(ledger, storage.join(run.to, layout.LEDGER), schema=schemas.LEDGER)
+    storage.write_text(storage.join(run.to, layout.MODEL), json.dumps(describe(trained), indent=1))
+    save_ensemble(trained, run.to)
+    storage.delete(storage.join(run.to, layout.FEATURES))
+
+
+def _say_promise(normals: Normals, alarm: AlarmThreshold) -> None:
+    """Say which rate of false alarms is promised, and what it rests on."""
+    asked, promised = normals.run.false_alarm_rate, alarm.false_alarm_rate
+    console.print(f"{alarm_line(alarm)} ({promised * 100:.3g} % of normal clips)")
+    if promised > asked * (1 + 1e-9):
+        needed = math.ceil(round(1 / asked, 9)) - 1
+        console.print(
+            f"alarm: {asked * 3600 / normals.run.clip_s:.3g} an hour were asked for, which needs "
+            f"{count(needed, 'normal clip')}; {count(alarm.n_validation, 'clip')} can promise no fewer than "
+            f"{alarm.false_alarms_per_hour:.3g}"
+        )
+    n_recordings = len({recording for recording, _ in normals.clips.values()})
+    if normals.is_one_recording or n_recordings < _FEW_RECORDINGS:
+        of = "1 recording" if normals.is_one_recording else count(n_recordings, "recording")
+        console.print(f"alarm: the normal clips come from {of}: other days may well be noisier than these promise")
+
+
+def _conclusion(run: NormalsRun) -> str:
+    """The last line for the user."""
+    counts = count_ledger(storage.join(run.to, layout.LEDGER))
+    failed = f", {count(counts.clips_failed, 'clip')} failed" if counts.clips_failed else ""
+    unheard = f". Not heard: {counts.unheard}" if counts.unheard else ""
+    see = f" (see {storage.join(run.to, layout.LEDGER)})" if failed or unheard else ""
+    audit = shlex.join(["faithad", "audit", "--model", run.to])
+    fitted = f"{count(counts.clips_done, 'clip')} fitted{failed}{see}{unheard}"
+    return f"{fitted}. Model: {run.to}  Next: {audit} --recordings FOLDER --out FOLDER"

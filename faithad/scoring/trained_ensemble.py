@@ -1,0 +1,316 @@
+"""An ensemble on disk: one folder with a folder for each member, and `ensemble.safetensors` with what calibrates them.
+
+    frame_pca/model.safetensors, frame_ridge/model.safetensors    the members, as `model.checkpoint` writes them
+    ensemble.safetensors                                          the rest
+
+`ensemble.safetensors` holds, of at most `MOST_NORMALS` normal clips, the mean spectra (`places`), the numbers of their
+recordings (`recordings`) and the members' scores (`<member>.scores`), the weights of the mel bands
+(`<member>.weights`), and `means` and `deviations`, by which the scores are standardised. Its header holds one JSON text
+with the members, their scores and the SHA-256 of their files, the alarm, and a digest of all this and of the tensors.
+As for `model.safetensors`, nothing is unpickled, and nothing is read whose size has not been checked.
+
+Shape letters: M members, N normal clips, B clips, F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from faithad import storage
+from faithad.errors import CheckpointError, ConfigError
+from faithad.features import Normalization
+from faithad.model import checkpoint
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel, digest_of, load_model
+from faithad.model.header import KEY, AlarmPart, HeaderPart, read_header
+from faithad.model.table import MODELS
+from faithad.model.training_sound import TrainingSound
+from faithad.scoring.calibration import MOST_NORMALS, Normals
+from faithad.scoring.ensemble import Ensemble
+from faithad.scoring.score import Detector, Score
+from faithad.settings import FeatureSettings
+
+FILE_NAME = "ensemble.safetensors"
+NAME = "robust"
+_FORMAT = 1
+_MOST_MEMBERS = 16
+
+
+class _MemberPart(HeaderPart):
+    name: str
+    sha256: str
+    score: dict[str, str]
+
+
+class _Header(HeaderPart):
+    format: int
+    digest: str
+    seed: Annotated[int, Field(ge=0)]
+    members: Annotated[list[_MemberPart], Field(min_length=1, max_length=_MOST_MEMBERS)]
+    alarm: AlarmPart
+    config_hash: str
+
+
+@dataclass
+class TrainedEnsemble:
+    """Several models whose calibrated scores are added, with all that is needed to score a clip.
+
+    Attributes:
+        members: by name; they share features, normalisation, and the frames that they take in.
+        ensemble: their detectors, by the same names.
+        seed: of the training.
+        alarm: the threshold of the sum.
+        config_hash: of the training's settings.
+    """
+
+    members: dict[str, TrainedModel]
+    ensemble: Ensemble
+    seed: int
+    alarm: AlarmThreshold | None
+    config_hash: str
+    name: str = NAME
+    explained: bool = True
+    reconstructs: bool = True
+
+    @property
+    def _first(self) -> TrainedModel:
+        return next(iter(self.members.values()))
+
+    @property
+    def n_mels(self) -> int:
+        """F of what the members take in."""
+        return self._first.n_mels
+
+    @property
+    def n_frames(self) -> int:
+        """T of what the members take in."""
+        return self._first.n_frames
+
+    @property
+    def features(self) -> FeatureSettings:
+        return self._first.features
+
+    @property
+    def normalization(self) -> Normalization:
+        return self._first.normalization
+
+    @property
+    def sound(self) -> TrainingSound | None:
+        return self._first.sound
+
+    def frames_in(self, duration_s: float) -> int:
+        """As `TrainedModel.frames_in`."""
+        return self._first.frames_in(duration_s)
+
+    def prepare(self, log_mel: Tensor) -> Tensor:
+        """As `TrainedModel.prepare`."""
+        return self._first.prepare(log_mel)
+
+
+AnyModel = TrainedModel | TrainedEnsemble
+
+
+def describe(trained: AnyModel) -> dict[str, Any]:
+    """A model or an ensemble without its tensors, ready for JSON."""
+    if isinstance(trained, TrainedModel):
+        return checkpoint.describe(trained)
+    scores = {name: dataclasses.asdict(detector.score) for name, detector in trained.ensemble.members.items()}
+    return {
+        "name": trained.name,
+        "seed": trained.seed,
+        "n_mels": trained.n_mels,
+        "n_frames": trained.n_frames,
+        "features": dataclasses.asdict(trained.features),
+        "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
+        "members": [checkpoint.describe(member) | {"score": scores[name]} for name, member in trained.members.items()],
+        "config_hash": trained.config_hash,
+    }
+
+
+def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
+    """Write the members into folders of their own and then `ensemble.safetensors`, which makes the folder a model."""
+    for name, member in trained.members.items():
+        checkpoint.save_model(member, storage.join(folder, name))
+    detectors = trained.ensemble.members
+    normals = next(iter(detectors.values())).normals
+    if normals is None or trained.alarm is None:
+        raise ConfigError("An ensemble is saved with the calibration 'local' and an alarm.")
+    tensors = {"places": normals.places, "recordings": normals.recordings}
+    tensors |= {"means": trained.ensemble.means, "deviations": trained.ensemble.deviations}
+    for name, detector in detectors.items():
+        if detector.normals is not None:
+            tensors[f"{name}.scores"] = detector.normals.scores
+        if detector.weights is not None:
+            tensors[f"{name}.weights"] = detector.weights
+    tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    header = {
+        "format": _FORMAT,
+        "seed": trained.seed,
+        "members": [
+            {"name": name, "sha256": _sha256(folder, name), "score": dataclasses.asdict(detector.score)}
+            for name, detector in detectors.items()
+        ],
+        "alarm": dataclasses.asdict(trained.alarm),
+        "config_hash": trained.config_hash,
+    }
+    header["digest"] = digest_of(tensors, header)
+    content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+    storage.write_bytes(storage.join(folder, FILE_NAME), content)
+
+
+def load_any(folder: str, *, expect: Mapping[str, Any] | None = None) -> AnyModel:
+    """Read a model or an ensemble, on the CPU and in eval mode.
+
+    Args:
+        folder: that holds `model.safetensors` or `ensemble.safetensors`, local or remote.
+        expect: of a model, see `load_model`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another format, or not what is expected.
+        ConfigError: the package that adds a model cannot be loaded.
+    """
+    if expect is not None or not storage.exists(storage.join(folder, FILE_NAME)):
+        return load_model(folder, expect=expect)
+    return _load_ensemble(folder)
+
+
+def digest_of_files(folder: str) -> str:
+    """SHA-256 of the file that says which model lies in a folder: of an ensemble it holds those of its members."""
+    location = storage.join(folder, FILE_NAME)
+    if not storage.exists(location):
+        location = storage.join(folder, checkpoint.FILE_NAME)
+    return hashlib.sha256(storage.read_bytes(location)).hexdigest()
+
+
+def _load_ensemble(folder: str) -> TrainedEnsemble:
+    location = storage.join(folder, FILE_NAME)
+    with storage.open_input(location) as file:
+        announced = read_header(file, location)
+        header = _checked(announced.model, location)
+        members = {part.name: _member(folder, part, location) for part in header.members}
+        _require_alike(members, location)
+        _check_shapes(announced.shapes, members, header, location)
+        file.seek(0)
+        content = bytes(file.read())
+    try:
+        tensors = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{location} is damaged or no safetensors file: {error}. Train again.") from error
+    if header.digest != digest_of(tensors, announced.model):
+        raise CheckpointError(
+            f"{location} is damaged: its tensors are not those that were written, or its header is not. Train again."
+        )
+    _check_values(tensors, location)
+    frames_per_s = next(iter(members.values())).features.frames_per_s
+    detectors = {
+        part.name: Detector(
+            members[part.name].network,
+            Score(**part.score),
+            frames_per_s,
+            tensors.get(f"{part.name}.weights"),
+            Normals(tensors[f"{part.name}.scores"], tensors["places"], tensors["recordings"]),
+        )
+        for part in header.members
+    }
+    ensemble = Ensemble(detectors, tensors["means"], tensors["deviations"])
+    alarm = AlarmThreshold(**header.alarm.model_dump())
+    return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash)
+
+
+def _checked(header: Mapping[str, Any], location: str) -> _Header:
+    """The header, if every value has its type and its bounds."""
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{location} has the format {header.get('format')!r}; this version of faithad reads {_FORMAT}."
+        )
+    try:
+        checked = _Header.model_validate(dict(header))
+        for part in checked.members:
+            Score(**part.score)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))} ({first['msg']}, found {first['input']!r:.80})"
+    except (ConfigError, TypeError) as error:
+        problem = f"members: {str(error).rstrip('.')}"
+    else:
+        names = [part.name for part in checked.members]
+        # A name is part of a path.
+        unknown = [name for name in names if name not in MODELS or not MODELS[name].reconstructs]
+        local = all(part.score.get("calibration") == "local" for part in checked.members)
+        problem = f"members ({unknown[0]!r} is no model that reconstructs)" if unknown else ""
+        problem = problem or ("" if len(set(names)) == len(names) else f"members ({names}: they must differ)")
+        problem = problem or ("" if local else "members (each needs the calibration 'local')")
+        problem = problem or ("" if checked.alarm.pooling == "ensemble" else "alarm.pooling (it must be 'ensemble')")
+        if not problem:
+            return checked
+    raise CheckpointError(f"{location} is damaged: its header lacks or garbles {problem}. Train again.")
+
+
+def _member(folder: str, part: _MemberPart, location: str) -> TrainedModel:
+    member = load_model(storage.join(folder, part.name), expect={"name": part.name})
+    if _sha256(folder, part.name) != part.sha256:
+        raise CheckpointError(
+            f"{storage.join(folder, part.name, checkpoint.FILE_NAME)} is not the model that {location} was made with. "
+            "Copy the whole folder again, or train again."
+        )
+    return member
+
+
+def _sha256(folder: str, member: str) -> str:
+    location = storage.join(folder, member, checkpoint.FILE_NAME)
+    return hashlib.sha256(storage.read_bytes(location)).hexdigest()
+
+
+def _require_alike(members: Mapping[str, TrainedModel], location: str) -> None:
+    """Return if the members take in the same: one spectrogram of a clip serves all."""
+    first, *others = members.values()
+    for member in others:
+        same = (member.features, member.n_mels, member.n_frames) == (first.features, first.n_mels, first.n_frames)
+        pairs = [(getattr(m.normalization, key) for m in (first, member)) for key in ("mean", "std")]
+        if not same or not all(torch.equal(*pair) for pair in pairs):
+            raise CheckpointError(
+                f"The members of {location} were trained on different features: {first.name}, {member.name}."
+            )
+
+
+def _check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], members: Mapping[str, TrainedModel], header: _Header, location: str
+) -> None:
+    """Return if the tensors are those of these members and of at most `MOST_NORMALS` clips, before any is read."""
+    n = (shapes.get("places") or (0,))[0]
+    n_mels = next(iter(members.values())).n_mels
+    wanted: dict[str, tuple[int, ...]] = {"places": (n, n_mels), "recordings": (n,)}
+    wanted |= {"means": (len(members),), "deviations": (len(members),)}
+    for part in header.members:
+        wanted[f"{part.name}.scores"] = (n,)
+        if part.score.get("weighting") != "none":
+            wanted[f"{part.name}.weights"] = (n_mels,)
+    if not 1 <= n <= MOST_NORMALS:
+        raise CheckpointError(f"{location} is damaged: it holds {n:,} normal clips; 1 to {MOST_NORMALS:,} are allowed.")
+    for key in sorted(set(wanted) | set(shapes)):
+        if wanted.get(key) != shapes.get(key):
+            raise CheckpointError(
+                f"{location} is damaged: {key} is {shapes.get(key, 'missing')} instead of "
+                f"{wanted.get(key, 'unknown')}. Train again."
+            )
+
+
+def _check_values(tensors: Mapping[str, Tensor], location: str) -> None:
+    for key, tensor in tensors.items():
+        wanted = {"places": torch.float32, "recordings": torch.int64}.get(key, torch.float64)
+        positive = key == "deviations" or key.endswith(".weights")
+        if tensor.dtype != wanted or not bool(tensor.isfinite().all()) or (positive and not bool((tensor > 0).all())):
+            raise CheckpointError(
+                f"{location} is damaged: {key} holds values that are no finite or no allowed numbers. Train again."
+            )

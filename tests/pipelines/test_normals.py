@@ -1,0 +1,211 @@
+"""`faithad train --normals` and the audit with its model, whole but for Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import soundfile
+import torch
+
+import faithad
+from faithad import storage
+from faithad.audit.outcome import read_scores
+from faithad.config.audit import load_audit_run
+from faithad.config.normals import NormalsRun, load_normals_run
+from faithad.errors import ConfigError, StudyError
+from faithad.evaluation.alarms import fit_promised_alarm
+from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.training.normals import train_on_normals
+from faithad.runs import layout
+from faithad.runs.tables import read_manifest
+from tests.pipelines.audits_without_ray import without_ray
+
+RATE_HZ = 4_000
+SETTINGS = ["clip_s=2", "features.sample_rate_hz=4000", "features.n_fft=200", "features.hop_samples=100",
+            "features.n_mels=16"]  # fmt: skip
+EXPLAINED = ["attribution.methods=[error_map, saliency]", "audit.percentiles=[95]"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_before() -> Iterator[None]:
+    """A training sets the threads of its process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def hum(seconds: float, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    at_s = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    return 0.1 * np.sin(2 * np.pi * 300 * at_s) + 0.03 * generator.normal(size=len(at_s))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six normal recordings and a broken one; two to audit, the first with a click, the second with a short end."""
+    folder = tmp_path_factory.mktemp("normals")
+    for name in ("normal", "new"):
+        (folder / name).mkdir()
+    for number in range(6):
+        soundfile.write(folder / "normal" / f"{number}.wav", hum(10, number), RATE_HZ)
+    (folder / "normal" / "broken.wav").write_bytes(b"RIFF no sound")
+    sound = hum(8, 100)
+    sound[round(4.5 * RATE_HZ) : round(4.6 * RATE_HZ)] += np.random.default_rng(0).normal(size=round(0.1 * RATE_HZ))
+    soundfile.write(folder / "new" / "click.wav", sound, RATE_HZ)
+    soundfile.write(folder / "new" / "short.wav", hum(1.5, 101), RATE_HZ)
+    with without_ray():
+        train_on_normals(training(folder))
+        run_audit(load_audit_run(None, **places(folder), overrides=EXPLAINED))
+    return folder
+
+
+def training(folder: Path, *overrides: str, to: str = "model") -> NormalsRun:
+    return load_normals_run([str(folder / "normal")], str(folder / to), overrides=[*SETTINGS, *overrides])
+
+
+def places(folder: Path, *, out: str = "out") -> dict[str, str | list[str]]:  # arguments of `load_audit_run`
+    return {"model": str(folder / "model"), "recordings": [str(folder / "new")], "out": str(folder / out)}
+
+
+def test_a_broken_file_costs_itself_and_stands_in_the_ledger(work: Path) -> None:
+    ledger = storage.read_table(storage.join(str(work / "model"), layout.LEDGER)).to_pylist()
+    assert sum(row["status"] == "done" for row in ledger) == 30
+    (failed,) = (row for row in ledger if row["status"] == "failed")
+    assert failed["recording"].endswith("broken.wav")
+    assert not (work / "model" / "features").exists()
+
+
+def test_the_card_says_what_is_promised(work: Path) -> None:
+    card = json.loads((work / "model" / layout.MODEL).read_text())
+    assert [member["name"] for member in card["members"]] == ["frame_pca", "frame_ridge"]
+    # ceil(0.95 x 31) = 30: the highest of 30 scores.
+    assert card["alarm"]["false_alarm_rate"] == pytest.approx(1 / 31)
+    assert card["alarm"]["n_validation"] == 30
+    assert card["alarm"]["pooling"] == "ensemble"
+
+
+def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
+    scores, manifest = read_scores(str(work / "out")), read_manifest(str(work / "out"))
+    assert scores.num_rows == manifest.num_rows == 5
+    assert set(scores["raised_by"].to_pylist()) <= {"frame_pca", "frame_ridge"}
+    events = faithad.events(work / "out")
+    event = events.loc[events["score"].idxmax()]
+    assert event["raised_by"] in ("frame_pca", "frame_ridge")
+    assert np.isnan(event["strength"])
+    assert event["recording"].endswith("click.wav")
+    assert any(part["onset_s"] <= 4.5 < part["offset_s"] for part in event["seconds"])
+    page = (work / "out" / layout.REPORT).read_text()
+    assert "raised by Frame" in page
+    assert "times the threshold" not in page
+
+
+def test_a_notebook_gives_what_the_audit_gives(work: Path) -> None:
+    model = faithad.load_model(work / "model")
+    scores = faithad.read_table(work / "out", "scores").merge(faithad.read_table(work / "out", "manifest"))
+    maps = faithad.read_table(work / "out", "attributions")
+    for name in ("click.wav", "short.wav"):
+        log_mels = faithad.log_mel(work / "new" / name, model.features)
+        audited = scores[scores["recording"].str.endswith(name)].sort_values("onset_s")
+        own = faithad.score(model, log_mels)
+        for column in ("score", "raised_by", "alarm", "worst_onset_s", "worst_mel_band"):
+            assert own[column].tolist() == audited[column].tolist()
+        saliency = faithad.attribute(model, log_mels, methods=["saliency"])["saliency"]
+        share = faithad.faithfulness(model, log_mels, saliency)
+        for number, clip_id in enumerate(audited["clip_id"]):
+            rows = maps[(maps["clip_id"] == clip_id) & (maps["method"] == "saliency")]
+            for curve in rows["curve"]:
+                np.testing.assert_allclose(np.nansum(saliency[number], axis=0)[: len(curve)], curve, rtol=1e-4)
+                judged = faithad.read_table(work / "out", "faithfulness")
+                judged = judged[(judged["clip_id"] == clip_id) & (judged["method"] == "saliency")]
+                assert share[number] == pytest.approx(judged["faithfulness"].iloc[0], rel=1e-4)
+
+
+def test_a_score_does_not_depend_on_what_else_is_audited(work: Path) -> None:
+    twice = {**places(work, out="twice"), "recordings": [str(work / "normal"), str(work / "new")]}
+    with without_ray():
+        run_audit(load_audit_run(None, **twice, overrides=["audit.explain=none", "audit.clips_per_shard=7"]))
+    alone = {row["clip_id"]: row for row in read_scores(str(work / "out")).to_pylist()}
+    among = {row["clip_id"]: row for row in read_scores(str(work / "twice")).to_pylist()}
+    assert len(among) == 35
+    assert {clip_id: among[clip_id] for clip_id in alone} == alone
+
+
+def test_another_alarm_is_fitted_to_the_models_own_normals(work: Path) -> None:
+    settings = ["audit.explain=none", "alarm.false_alarm_rate=0.3"]
+    with without_ray():
+        run_audit(load_audit_run(None, **places(work, out="other"), overrides=settings))
+    (threshold,) = set(read_scores(str(work / "other"))["threshold"].to_pylist())
+    normals = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))["score"]
+    assert pc.sum(pc.greater(normals, threshold)).as_py() == 9
+    with (
+        without_ray(),
+        pytest.raises(StudyError, match=r"gamma distribution cannot be fitted .* alarm.rule to quantile"),
+    ):
+        run_audit(load_audit_run(None, **places(work, out="gamma"), overrides=["alarm.rule=gamma"]))
+
+
+def test_the_same_command_does_nothing_and_other_settings_are_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (work / "model" / "ensemble.safetensors").read_bytes()
+    assert "30 clips fitted" in train_on_normals(training(work))  # without Ray: nothing is left for it
+    assert "already" in capsys.readouterr().out
+    with pytest.raises(StudyError, match=r"(?s)seed: 0 then, 1 now.*another folder \(--to\)"):
+        train_on_normals(training(work, "seed=1"))
+    with without_ray():
+        train_on_normals(training(work, to="again"))
+    assert (work / "again" / "ensemble.safetensors").read_bytes() == before
+
+
+def test_a_rate_that_the_clips_cannot_promise_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load_normals_run(
+        [str(work / "normal" / "0.wav"), *(str(work / "normal" / f"{k}.wav") for k in range(1, 5))],
+        str(work / "promise"),
+        false_alarms_per_hour=2,
+        overrides=SETTINGS,
+    )
+    with without_ray():
+        train_on_normals(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 an hour were asked for, which needs 899 normal clips; 25 clips can promise no fewer than 69.2" in said
+    assert "the normal clips come from 5 recordings" in said
+
+
+def test_a_single_recording_is_enough(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(work / "long.wav", hum(50, 7), RATE_HZ)
+    with without_ray():
+        train_on_normals(load_normals_run([str(work / "long.wav")], str(work / "single"), overrides=SETTINGS))
+    assert "come from 1 recording" in " ".join(capsys.readouterr().out.split())
+
+
+def test_too_little_sound_is_refused(work: Path) -> None:
+    few = load_normals_run([str(work / "normal" / "0.wav")], str(work / "few"), overrides=SETTINGS)
+    with (
+        without_ray(),
+        pytest.raises(StudyError, match="5 normal clips, and 20 are needed; an hour of"),
+    ):
+        train_on_normals(few)
+
+
+def test_what_is_missing_or_impossible_is_named() -> None:
+    with pytest.raises(ConfigError, match="give --normals FOLDER"):
+        load_normals_run([], "model")
+    with pytest.raises(ConfigError, match="as many as an hour has clips"):
+        load_normals_run(["a"], "model", false_alarms_per_hour=360)
+
+
+@pytest.mark.parametrize(("n", "rate", "rank", "promised"), [(19, 0.05, 19, 0.05), (12, 0.05, 12, 1 / 13),
+                                                             (178, 2 / 360, 178, 1 / 179),
+                                                             (179, 2 / 360, 179, 1 / 180),
+                                                             (150, 0.05, 144, 7 / 151)])  # fmt: skip
+def test_the_threshold_is_the_rank_that_the_rate_needs(n: int, rate: float, rank: int, promised: float) -> None:
+    scores = np.random.default_rng(n).permutation(n) - 5.0  # negative ones, too
+    alarm = fit_promised_alarm(scores, false_alarm_rate=rate, clip_s=10.0)
+    assert alarm.threshold == rank - 6.0
+    assert alarm.false_alarm_rate == pytest.approx(promised)
+    assert alarm.false_alarms_per_hour == pytest.approx(360 * promised)
