@@ -293,6 +293,7 @@ def test_manifest_table() -> None:
         "recorded_at": datetime(2019, 12, 4, 8, 48, 10),
         "utc_offset_s": None,
         "recorder": "test/MPD_*",
+        "channel": None,
         "split": "test",
         "label": 1,
         "anomaly_type": "board_stuck",

@@ -35,7 +35,7 @@ def headers_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_demo_mill_is_made_on_an_object_store_once(object_store: str) -> None:
     data = demo(f"{object_store}/Säge 7")
     make(data)
-    rows, ledger = find_clips(data, marks="")
+    rows, ledger, _ = find_clips(data, marks="")
     assert len(rows) == 6 * 5
     assert not ledger
     assert any(row.intervals for row in rows)

@@ -32,7 +32,7 @@ def test_a_file_that_kills_its_decoder_costs_one_row_of_the_ledger(
     study = small_study(data=values)
     with monkeypatch.context() as patch:
         patch.setattr(headers, "_read_some", opening_kills)
-        planned, _ = find_clips(study.data, marks=str(tmp_path / "marks"))
+        planned = find_clips(study.data, marks=str(tmp_path / "marks")).clips
         STAGES["index"](study)
     (lost,) = table(study.root, "index_ledger.parquet").to_dict("records")
     assert (lost["recording"], lost["status"]) == (f"train/{DEADLY_TO_OPEN}", "failed")

@@ -64,7 +64,7 @@ def test_what_is_said_of_the_clips(
     (tmp_path / "mill").mkdir()
     run = AuditRun(model="m", recordings=(str(tmp_path / "mill"),), out=str(tmp_path / "out"), remainder="drop")
     recordings = [Recording(f"mill/{k}.wav", f"{tmp_path}/mill/{k}.wav", "test") for k in range(len(seconds))]
-    index.index_recordings(run, recordings, {}, clip_s=10.0)
+    index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000)
     assert capsys.readouterr().out.splitlines()[-1] == said
 
 
@@ -112,7 +112,7 @@ def test_annotations_that_nobody_can_hear_are_named(
     labels = labelled_folders(tmp_path, monkeypatch)
     run = AuditRun(model="m", recordings=(str(tmp_path / "test"),), out=str(tmp_path / "out"), annotations=str(labels))
     recordings = find_recordings([("test", str(tmp_path / "test"))])
-    manifest = index.index_recordings(run, recordings, {}, clip_s=10.0)
+    manifest = index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000)
     *said, index_line = capsys.readouterr().out.splitlines()
     assert said == SAID_OF_LABELS
     assert (
@@ -127,7 +127,7 @@ def test_annotations_of_a_study_that_nobody_can_hear_are_named(
 ) -> None:
     labels = labelled_folders(tmp_path, monkeypatch)
     data = Data(root=str(tmp_path), train=("train",), test=("test",), annotations=str(labels))
-    rows, _ = index.find_clips(data, marks=str(tmp_path / "marks"))
+    rows = index.find_clips(data, marks=str(tmp_path / "marks")).clips
     assert capsys.readouterr().out.splitlines() == SAID_OF_LABELS
     assert [row.label for row in rows if row.split == "test"] == [1, 0]
 
