@@ -181,7 +181,7 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     words = f"Clips: {n_anomalous} anomalous, {n_normal} normal{unsure}"
     areas: dict[str, str] = {}
     for row in detection.to_pylist():
-        if row["pooling"] == "mean":
+        if row["pooling"] in ("mean", "ensemble"):  # the column `score`
             known = row["ci_low"] is not None
             interval = f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else ""
             areas[row["metric"]] = f"{row['mean']:.3f}{interval}"

@@ -20,6 +20,7 @@ from faithad.config.normals import NormalsRun, load_normals_run
 from faithad.errors import ConfigError, StudyError
 from faithad.evaluation.alarms import fit_promised_alarm
 from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.evaluate import evaluate_audit_and_report
 from faithad.pipelines.training.normals import train_on_normals
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
@@ -102,6 +103,15 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     page = (work / "out" / layout.REPORT).read_text()
     assert "raised by Frame" in page
     assert "times the threshold" not in page
+
+
+def test_labels_give_the_area_of_the_ensembles_score(work: Path) -> None:
+    labels = work / "labels.csv"
+    labels.write_text("recording,onset_s,offset_s\nnew/click.wav,4.4,4.7\n")
+    said = evaluate_audit_and_report(str(work / "out"), str(labels))
+    assert "Clips: 1 anomalous, 4 normal; AUC" in said
+    table = faithad.read_table(work / "out", "summary/detection")
+    assert set(table["pooling"]) == {"ensemble"}
 
 
 def test_a_notebook_gives_what_the_audit_gives(work: Path) -> None:
