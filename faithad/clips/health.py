@@ -102,7 +102,7 @@ def measure(windows: Sequence[Floats], *, sample_rate_hz: int) -> Health:
         sound -= mean[:, None]
     products = [sound @ sound.T for sound in sounds]
     rms = np.where(changes, np.sqrt(np.stack([product.diagonal() for product in products]) / lengths), 0.0)
-    is_heard = changes.any(axis=1)
+    is_heard = np.asarray(changes.any(axis=1))
     is_faint = (rms < _DEAD_RATIO * rms.max(axis=1, keepdims=True)) | ~changes
     is_dead = is_faint[is_heard].all(axis=0) if is_heard.any() else np.zeros(len(rms[0]), dtype=np.bool_)
     n_still = (~changes & is_heard[:, None]).sum(axis=0)

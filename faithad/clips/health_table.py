@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from faithad.clips import health
 from faithad.clips.channels import heard_channels
 from faithad.clips.recording_names import read_name
-from faithad.clips.recordings import AudioHeader
 from faithad.errors import shown
 from faithad.schemas import HEALTH
 from faithad.vocabulary import ChannelChoice, count, listed
+
+if TYPE_CHECKING:  # a report reads the table without torch
+    from faithad.clips.recordings import AudioHeader
 
 HealthRow = dict[str, Any]  # of schemas.HEALTH
 
