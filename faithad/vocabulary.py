@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 
 class Pooling(NamedTuple):
-    """How the errors of a clip's cells become its score. A new pooling is a row of `POOLINGS`.
+    """How the errors of a clip's cells become its score. A new pooling is a row of `ERROR_POOLINGS`.
 
     Attributes:
         column: of the tables `scores` and `validation_scores`.
@@ -28,9 +29,10 @@ ERROR_POOLINGS = {
     "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
 }
 # `ensemble` is the score of a model that `faithad train --normals` has made, see `faithad.scoring`.
-POOLINGS = ERROR_POOLINGS | {
-    "ensemble": Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False)
-}
+POOLINGS = ChainMap(
+    ERROR_POOLINGS,
+    {"ensemble": Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False)},
+)
 
 
 # Which channel of a recording is heard: a number from 1, or see `clips.channels`.
