@@ -112,7 +112,7 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     with ray_session():
         require_study_visible(study)
         rows, ledger, health = find_clips(study.data, marks=storage.join(study.root, layout.HEADER_ATTEMPTS))
-    digests = {key.removeprefix(FILE_KEY): digest for key, digest in stage.settings.items() if FILE_KEY in key}
+    digests = {key.removeprefix(FILE_KEY): digest for key, digest in stage.settings.items() if key.startswith(FILE_KEY)}
     copies = same_bytes({split_name(row.recording)[0]: row.uri for row in rows}, digests)
     _refuse_shared_recordings(rows, copies)
     checked = health_table(health, model_rate_hz=study.features.sample_rate_hz, same_bytes=copies)
