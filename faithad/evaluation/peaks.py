@@ -105,11 +105,10 @@ def highest_frames(curve: npt.ArrayLike | Tensor, percentiles: Sequence[float]) 
     Returns:
         bool (..., P, T). Masks are nested: a larger percentile keeps a subset.
     """
-    values = as_array(curve)
-    n_frames = values.shape[-1]
-    numbers = [math.ceil((100 - Fraction(str(percentile))) * n_frames / 100) for percentile in percentiles]
-    if not all(0 <= number <= n_frames for number in numbers):
+    if not all(0 <= percentile <= 100 for percentile in percentiles):
         raise ValueError(f"percentiles must lie between 0 and 100, got {list(percentiles)}")
+    values = as_array(curve)
+    numbers = [math.ceil((100 - Fraction(str(percentile))) * values.shape[-1] / 100) for percentile in percentiles]
     rank = np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1)
     highest: Bools = rank[..., None, :] < np.array(numbers, dtype=np.int64)[:, None]
     return highest
