@@ -118,7 +118,7 @@ def disagreement(study: StudyTables) -> str | None:
         both[name] = both[name].str.partition(":")[0]
     turned = both[both["estimate_paper"] * both["estimate_corrected"] < 0]
     differ = [
-        f"{row['question'].replace('_', ' ')}, {row['metric'].replace('_', '-')}{' ' + row['mode'] if row['mode'] else ''}, "
+        f"{row['question'].replace('_', ' ')}, {' '.join([row['metric'].replace('_', '-'), row['mode']]).strip()}, "
         f"{row['scope']} clips, {style.model(row['model_a']).title} {style.method(row['method']).title}: "
         f"{row['verdict_paper']} under paper, {row['verdict_corrected']} under corrected"
         for row in records(both[both["verdict_paper"] != both["verdict_corrected"]])
@@ -172,7 +172,7 @@ def _joined(names: list[str]) -> str:
 
 
 def _marks(controls: pd.DataFrame, model: str, metric: str, row: dict[str, Any]) -> dict[str, float]:
-    """How far the other lines are from the one that a row of `summary/comparison` names, as means over all percentiles."""
+    """How far the other lines are from the one in a row of `summary/comparison`, as means over all percentiles."""
     line = row["model_b"]
     rows = controls[(controls["model"] == model) & controls["percentile"].isna()]
     rows = rows[(rows["metric"] == metric) & (rows["scope"] == row["scope"])]

@@ -248,3 +248,54 @@ def test_the_lines_beside_an_f_score() -> None:
     assert of_ae["oracle", 95.0] == 1.0
     assert set(rows["line"]) == {"level", "level_change", "outlier", "random", "always", "oracle"}
     assert len(rows) == 2 * 6 * (len(PERCENTILES) + 1)
+
+
+def test_corrected_compares_faithfulness_with_its_lines_by_its_own_rows() -> None:
+    """Random frames are as good as the methods are on average, the outlier curve is far better."""
+    generator = np.random.default_rng(3)
+    frames = FAITHFULNESS.assign(protocol="corrected", normalized=FAITHFULNESS["faithfulness"] / 2)
+    frames.loc[(frames["mode"] == "segment") | (frames["clip_id"] == "clip 08"), "normalized"] = None
+    frames["normalized"] = frames["normalized"].astype(object).where(frames["normalized"].notna(), None)
+    one_method = frames[(frames["method"] == "saliency") & (frames["mode"] == "frame")]
+    lines = pd.concat(
+        [
+            one_method.assign(metric=metric, line=line, value=mean + generator.normal(0, 0.05, len(one_method)))
+            for metric in ("faithfulness", "normalized_faithfulness")
+            for line, mean in (("random", 0.1), ("outlier", 0.9))
+        ]
+    )
+    sources = {
+        "localization": table(LOCALIZATION.drop(columns="mode"), schemas.LOCALIZATION),
+        "faithfulness": pa.concat_tables([table(part, schemas.FAITHFULNESS) for part in (FAITHFULNESS, frames)]),
+        "controls": pa.concat_tables([table(part, schemas.CONTROLS) for part in (CONTROLS, lines)]),
+    }
+    rows = summarize("comparison", sources, replace(EXPERIMENT, protocol="corrected")).to_pandas()
+    assert set(rows["protocol"]) == {"corrected"}
+    assert set(rows["metric"]) == {"faithfulness", "normalized_faithfulness"}
+    rows = rows[rows["percentile"].isna() & (rows["method"] == "error_map")].set_index(
+        ["metric", "mode", "scope", "question", "model_a"]
+    )
+    key = ("faithfulness", "frame", "all")
+    assert rows.loc[(*key, "against_chance", "ae"), "verdict"] == "yes"
+    assert rows.loc[(*key, "against_no_model", "ae"), ["model_b", "verdict"]].tolist() == ["outlier", "no"]
+    means = [
+        part[part["model"] == "mae"].groupby(["seed", "clip_id"])["value"].mean()
+        for part in (
+            frames[(frames["method"] == "error_map") & (frames["mode"] == "frame")].rename(
+                columns={"faithfulness": "value"}
+            ),
+            lines[(lines["line"] == "random") & (lines["metric"] == "faithfulness")],
+        )
+    ]
+    assert rows.loc[(*key, "against_chance", "mae"), "estimate"] == pytest.approx(
+        (means[0].groupby("clip_id").mean() - means[1].groupby("clip_id").mean()).mean()
+    )
+    normalized = rows.loc[("normalized_faithfulness", "frame", "all", "masked_training", "mae")]
+    assert (normalized["n_clips"], normalized["n_left_out"]) == (len(CLIPS) - 1, 1)
+    paper = summarize("comparison", sources, EXPERIMENT).to_pandas()
+    pd.testing.assert_frame_equal(paper, summary("comparison"))
+    shown = summarize("controls", sources, replace(EXPERIMENT, protocol="corrected")).to_pandas()
+    outlier = shown[(shown["line"] == "outlier") & (shown["model"] == "ae") & shown["percentile"].isna()]
+    assert outlier.groupby(["metric", "scope"])["mean"].first().round(1).to_dict() == {
+        (metric, scope): 0.9 for metric in ("faithfulness", "normalized_faithfulness") for scope in ("annotated", "all")
+    }
