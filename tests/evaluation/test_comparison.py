@@ -256,7 +256,7 @@ def test_corrected_compares_faithfulness_with_its_lines_by_its_own_rows() -> Non
     frames = FAITHFULNESS.assign(protocol="corrected", normalized=FAITHFULNESS["faithfulness"] / 2)
     frames.loc[(frames["mode"] == "segment") | (frames["clip_id"] == "clip 08"), "normalized"] = None
     frames["normalized"] = frames["normalized"].astype(object).where(frames["normalized"].notna(), None)
-    one_method = frames[(frames["method"] == "saliency") & (frames["mode"] == "frame")]
+    one_method = frames[(frames["method"] == "error_map") & (frames["mode"] == "frame")]
     lines = pd.concat(
         [
             one_method.assign(metric=metric, line=line, value=mean + generator.normal(0, 0.05, len(one_method)))
