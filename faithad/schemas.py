@@ -21,7 +21,8 @@ import pyarrow as pa
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder and channel, events have utc_offset_s;
 # curves, maps and spectrograms are as long as the clip's sound; scores have spectrum_difference_db and
-# level_difference_db; scores and events have raised_by.
+# level_difference_db; scores and events have raised_by; localization and faithfulness have protocol (before: all of
+# them `paper`), faithfulness has normalized.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -134,6 +135,7 @@ SCORES = pa.schema(
 LOCALIZATION = pa.schema(
     [
         *_METHOD_KEYS,
+        pa.field("protocol", pa.string(), nullable=False),
         pa.field("percentile", pa.float64(), nullable=False),
         pa.field("tp", pa.int32(), nullable=False),
         pa.field("fp", pa.int32(), nullable=False),
@@ -147,23 +149,26 @@ LOCALIZATION = pa.schema(
 FAITHFULNESS = pa.schema(
     [
         *_METHOD_KEYS,
+        pa.field("protocol", pa.string(), nullable=False),
         pa.field("mode", pa.string(), nullable=False),
         pa.field("percentile", pa.float64(), nullable=False),
         pa.field("replaced_fraction", pa.float64(), nullable=False),
         pa.field("error_before", pa.float64(), nullable=False),
         pa.field("error_after", pa.float64(), nullable=False),
         pa.field("faithfulness", pa.float64(), nullable=False),
+        pa.field("normalized", pa.float64()),
     ]
 )
 
-# F-scores of curves that need no model, on the frames that the model's curves have.
+# What stands beside the methods, on the frames that the model's curves have.
 CONTROLS = pa.schema(
     [
         *_CLIP_KEYS,
         pa.field("protocol", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
         pa.field("line", pa.string(), nullable=False),
         pa.field("percentile", pa.float64(), nullable=False),
-        pa.field("f_score", pa.float64(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
     ]
 )
 
@@ -312,6 +317,7 @@ FAITHFULNESS_SUMMARY = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
         pa.field("mode", pa.string(), nullable=False),
         pa.field("percentile", pa.float64(), nullable=False),
         pa.field("scope", pa.string(), nullable=False),
@@ -326,6 +332,7 @@ CONTROLS_SUMMARY = pa.schema(
         pa.field("metric", pa.string(), nullable=False),
         pa.field("line", pa.string(), nullable=False),
         pa.field("percentile", pa.float64()),
+        pa.field("scope", pa.string(), nullable=False),
         *_ESTIMATE,
         pa.field("n_clips", pa.int32(), nullable=False),
     ]
@@ -458,10 +465,12 @@ MEANINGS = {
     "recall": "tp / (tp + fn), 0 where that is undefined",
     "f_score": "2 tp / (2 tp + fp + fn), 0 where that is undefined",
     "mode": "which frames are replaced: `frame`, the peaks; `segment`, the annotated frames of each second with a peak",
-    "replaced_fraction": "share of the frames that hold sound that was replaced",
+    "replaced_fraction": "share of the frames that was replaced; under `corrected`, of those on the common grid",
     "error_before": "the clip's score; of an ensemble, that of the member that raised it, before calibration",
     "error_after": "the same score once these frames are replaced by their reconstruction",
-    "faithfulness": "max(0, 1 - error_after / error_before)",
+    "faithfulness": "1 - error_after / error_before; under `paper` at least 0",
+    "normalized": "(faithfulness - random) / (oracle - random), with the lines of `controls`; null in mode `segment`, "
+    "under `paper`, and where the clip has an even error: `oracle` is less than 0.01 above `random` at any percentile",
     "log_mel": "input, mel band by mel band, as many values for each as frames hold sound, in the unit of the features",
     "reconstruction": "what the model makes of it, in the same order and unit",
     "event_id": "name of the event: 16 hex digits of a hash of the model and the clips",
@@ -488,7 +497,7 @@ MEANINGS = {
     "events.percentile": "percentile of its peaks; null where there is none",
     "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
     "metric": "`auc` or `pauc`, the partial one",
-    "protocol": "`paper` of a study, `audit` of an audit that was evaluated",
+    "protocol": "how maps are judged: `paper`, `corrected`, or `audit`: as `paper`, of an audit that was evaluated",
     "mean": "mean over the seeds; null where there is nothing to average",
     "std": "standard deviation over the seeds; null for a single one",
     "ci_low": "lower end of the 95 % bootstrap interval over recordings",
@@ -501,15 +510,19 @@ MEANINGS = {
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",
     "scope": "`annotated` clips, as in the paper, or `all` clips",
-    "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), or a curve that "
-    "needs no model: `level`, `level_change`, `outlier`",
+    "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), a curve that needs "
+    "no model (`level`, `level_change`, `outlier`), the error of the linear model `frame_pca`, or the `oracle`: the "
+    "annotated seconds, for faithfulness the frames with the highest error",
+    "controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
+    "controls.value": "its value; of `random` frames the mean of 16 draws",
     "summary/controls.model": "name of the model on whose frames the line is computed",
-    "summary/controls.metric": "`f_score`",
+    "summary/controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
+    "summary/faithfulness.metric": "`faithfulness`, or `normalized_faithfulness`: the mean of `normalized`",
     "summary/controls.percentile": "percentile of the peaks; null for the mean over all percentiles",
     "question": "what is asked: `masked_training`, whether the MAE's explanations are better than the AE's; "
     "`against_chance`, whether a model's are better than random frames; `against_no_model`, whether they are better "
     "than the best curve that needs no model",
-    "summary/comparison.metric": "`f_score` or `faithfulness`",
+    "summary/comparison.metric": "`f_score`, `faithfulness` or `normalized_faithfulness`",
     "summary/comparison.mode": "of the faithfulness, `frame` or `segment`; null for the F-score",
     "replacement": "what replaces frames: the model's own `reconstruction`; null for the F-score",
     "summary/comparison.percentile": "percentile of the peaks; null for the mean over all percentiles, the primary one",

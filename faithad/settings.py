@@ -134,6 +134,22 @@ class AttributionSettings:
     occlusion_frames: int = 20
 
 
+@dataclass(frozen=True)
+class JudgingSettings:
+    """How maps are judged.
+
+    Attributes:
+        protocols: `paper`, `corrected` or both.
+        n_frames: of the grid on which `corrected` judges all models of a study; None for the model's own frames.
+    """
+
+    protocols: tuple[str, ...] = ("paper",)
+    n_frames: int | None = None
+
+
+AS_IN_PAPER = JudgingSettings()
+
+
 def frames_in(duration_s: float, frames_per_s: float) -> int:
     """Centred frames of so much sound: the first one lies on its start, the last one on its end or before it."""
     return 1 + math.floor(duration_s * frames_per_s + _ROUNDING_FRAMES)

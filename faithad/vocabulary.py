@@ -40,6 +40,10 @@ ChannelName = Literal["auto", "first", "loudest", "mean", "each"]
 ChannelChoice = int | ChannelName
 CHANNEL_NAMES: tuple[ChannelName, ...] = get_args(ChannelName)
 
+# How maps are judged. `paper`: as in Deschênes et al. 2026. `corrected`: frames by rank, all models on one frame grid,
+# flat curves left out, faithfulness with its sign and beside chance.
+PAPER, CORRECTED = "paper", "corrected"
+
 # Files that are recordings, and files that are one clip's spectrogram; compared without case.
 AUDIO_SUFFIXES = (".wav", ".flac")
 SPECTROGRAM_SUFFIX = ".pt"

@@ -35,6 +35,7 @@ from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.tables import read_manifest, read_shards, read_whole
 from faithad.scoring.trained_ensemble import load_any
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import PAPER
 
 PROTOCOL = "audit"
 _OWN_EVENTS = (
@@ -168,8 +169,8 @@ def _localized(
                 peak_frames(curve, percentiles), intervals[explained["clip_id"]], frames_per_s=frames_per_s
             )
             for place, percentile in enumerate(percentiles):
-                values = {name: getattr(result, name)[place].item() for name in schemas.LOCALIZATION.names[5:]}
-                rows.append({**explained, "percentile": percentile, **values})
+                rates = {name: getattr(result, name)[place].item() for name in vars(result)}
+                rows.append({**explained, "protocol": PAPER, "percentile": percentile, **rates})
         parts.append(pa.Table.from_pylist(rows, schema=schemas.LOCALIZATION))
     return pa.concat_tables(parts), n_frames
 

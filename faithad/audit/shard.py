@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from faithad import schemas
 from faithad.attribution.gradient_stream import attribute_batch, grad_cam_layer
 from faithad.attribution.methods import choose_methods
+from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_method
 from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
-from faithad.evaluation.controls import no_model_curves
 from faithad.evaluation.detection import worst_mel_band, worst_second
-from faithad.evaluation.faithfulness import ClipScore, errors_after_replacement, faithfulness_score, segment_masks
-from faithad.evaluation.peaks import curve, is_flat, peak_frames
-from faithad.evaluation.temporal import localization
+from faithad.evaluation.faithfulness import ClipScore
+from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fast_network import fast_network
@@ -42,6 +41,7 @@ from faithad.runs import layout
 from faithad.scoring.ensemble import add_up
 from faithad.scoring.score import Detector, places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
+from faithad.settings import AS_IN_PAPER, JudgingSettings
 
 # A row of the manifest, or of one of the tables that are written.
 TableRow = dict[str, Any]
@@ -79,6 +79,8 @@ class AuditModel:
         device: where all is computed.
         training: what the features of its training clips were, in their own unit; None where that is not known.
         detector: of a member of an ensemble, what its score is made of; None for the mean squared error.
+        judging: how the maps are judged.
+        linear: the linear model whose error is a line beside the methods; None where there is none.
     """
 
     trained: TrainedModel
@@ -89,6 +91,8 @@ class AuditModel:
     device: torch.device
     training: Normalization | None = None
     detector: Detector | None = None
+    judging: JudgingSettings = AS_IN_PAPER
+    linear: TrainedModel | None = None
 
     @classmethod
     def prepare(
@@ -100,6 +104,8 @@ class AuditModel:
         device: torch.device,
         training: Normalization | None = None,
         detector: Detector | None = None,
+        judging: JudgingSettings = AS_IN_PAPER,
+        linear: TrainedModel | None = None,
     ) -> AuditModel:
         """Once for each model: the fast networks hold copies of its weights.
 
@@ -107,14 +113,15 @@ class AuditModel:
             ConfigError: the clips are to be explained, and the network lacks what one of the methods needs.
         """
         network = trained.network.to(device)
+        beside: dict[str, Any] = {"training": training, "detector": detector, "judging": judging, "linear": linear}
         if not trained.explained:
-            return cls(trained, network, None, attribution, audit, device, training, detector)
+            return cls(trained, network, None, attribution, audit, device, **beside)
         if audit.explain != "none":
             grad_cam_layer(network, choose_methods(attribution.methods))
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
-        return cls(trained, fast, explained, attribution, audit, device, training, detector)
+        return cls(trained, fast, explained, attribution, audit, device, **beside)
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,21 @@ def prepare_audit(
     audit: Audit,
     device: torch.device,
     training: Normalization | None = None,
+    judging: JudgingSettings = AS_IN_PAPER,
+    linear: TrainedModel | None = None,
 ) -> AuditModel | AuditEnsemble:
     """A model or an ensemble as the audit uses it; see `AuditModel`."""
     if isinstance(trained, TrainedEnsemble):
         return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device)
-    return AuditModel.prepare(trained, attribution=attribution, audit=audit, device=device, training=training)
+    return AuditModel.prepare(
+        trained,
+        attribution=attribution,
+        audit=audit,
+        device=device,
+        training=training,
+        judging=judging,
+        linear=linear,
+    )
 
 
 class _Scored(NamedTuple):
@@ -176,18 +193,6 @@ class _Scored(NamedTuple):
     explained: np.ndarray
     scores: np.ndarray
     n_frames: list[int]
-
-
-@dataclass
-class _Clip:
-    """What is known of one clip on its way through the audit; `n_frames` of its frames hold sound."""
-
-    row: TableRow
-    keys: TableRow
-    n_frames: int
-    is_short: bool
-    intervals: list[tuple[float, float]]
-    masks: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # method, mode, bool (P, n_frames)
 
 
 def audit_clips(
@@ -291,10 +296,11 @@ def _rows(
     """The rows of all tables, of clips that one model explains; the tables name the ensemble if it is a member."""
     rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     trained = model.trained
-    x, outputs, errors, _, scores, n_frames = scored
+    x, outputs, errors, explained, scores, n_frames = scored
     maps = _attribute(model, scored, [row["clip_id"] for row in clips]) if explain else {}
     maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
-    good: list[tuple[int, _Clip]] = []
+    linear_errors = _error_curves(model.linear, log_mels, model) if explain and model.linear is not None else None
+    good: list[tuple[int, Clip]] = []
     for number, row in enumerate(clips):
         if not np.isfinite(scores[number]):
             reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
@@ -309,8 +315,9 @@ def _rows(
         rows["scores"].append(score_row | _differences(trained, log_mels[number, :, : clip.n_frames]))
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
-        if explain and row["annotated"]:
-            rows["controls"] += _controls(clip, log_mels[number, :, : clip.n_frames], model)
+        if explain:
+            linear = None if linear_errors is None else linear_errors[number, : clip.n_frames]
+            rows["controls"] += judge_lines(clip, log_mels[number, :, : clip.n_frames], error, linear, model)
         if explain and row["keep_maps"] and outputs is not None:
             # Back in the unit of the features: what a person knows from other spectrograms.
             own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))
@@ -318,15 +325,18 @@ def _rows(
             rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": rebuilt.numpy()})
         rows["ledger"].append(clip_ledger_row(row, "done", stage="audit"))
         good.append((number, clip))
-    if explain:
-        rows["faithfulness"] = _judge(model, good, scored)
+    if explain and outputs is not None:
+        ids = {number: clip.keys["clip_id"] for number, clip in good}
+        score = None if model.detector is None else clip_score(model.detector, ids)
+        rows["faithfulness"], lines = judge_faithfulness(model, good, x, outputs, explained, n_frames, score)
+        rows["controls"] += lines
     return rows
 
 
-def _open_clip(trained: AnyModel, row: TableRow, n_frames: int) -> _Clip:
+def _open_clip(trained: AnyModel, row: TableRow, n_frames: int) -> Clip:
     intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
     keys = {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}
-    return _Clip(row, keys, n_frames, n_frames < trained.n_frames, intervals)
+    return Clip(row, keys, n_frames, n_frames < trained.n_frames, intervals)
 
 
 def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
@@ -339,6 +349,13 @@ def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
     limit = micro_batch if x.device.type != "cpu" else min(micro_batch, _FORWARDS_ON_CPU)
     batches = MicroBatches(evaluate, limit=limit, device=x.device)
     return torch.cat([result for _, result in batches.results([range(len(x))])])
+
+
+def _error_curves(linear: TrainedModel, log_mels: Tensor, model: AuditModel) -> Floats:
+    """The error curves (B, T) of the linear model."""
+    x = linear.prepare(log_mels).to(model.device)
+    outputs = _forward(linear.network.to(model.device), x, forwards_at_once(model.audit.micro_batch, model.device))
+    return curve((outputs - x).square())
 
 
 def _attribute(model: AuditModel, scored: _Scored, clip_ids: list[str]) -> dict[str, Tensor]:
@@ -359,7 +376,7 @@ def _attribute(model: AuditModel, scored: _Scored, clip_ids: list[str]) -> dict[
     )
 
 
-def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score: float) -> TableRow:
+def _score_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score: float) -> TableRow:
     """`squared` is the error of each cell (F, n_frames), None of a model that gives a score only."""
     worst = None if squared is None else worst_second(squared, trained.features.frames_per_s, cut_off=clip.is_short)
     worst_score = None if worst is None else worst.score
@@ -378,7 +395,7 @@ def _score_row(trained: TrainedModel, clip: _Clip, squared: Tensor | None, score
     }
 
 
-def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: _Clip, errors: Tensor, score: float) -> TableRow:
+def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: Clip, errors: Tensor, score: float) -> TableRow:
     """`errors` are the member's, weighted, (F, n_frames). Their worst second has no score of its own."""
     alarm = ensemble.alarm
     return {
@@ -404,45 +421,17 @@ def _differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:
 
 
 def _explain(
-    clip: _Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[TableRow]]
+    clip: Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[TableRow]]
 ) -> None:
-    """The rows of one method's map (F, n_frames), and the masks by which its faithfulness will be judged."""
-    keys = {**clip.keys, "method": method}
-    frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
+    """The rows of one method's map (F, n_frames), but for its faithfulness."""
     summed = curve(attribution_map)
-    peaks = peak_frames(summed, percentiles)
-    profile = attribution_map[:, torch.from_numpy(peaks[0])].abs().sum(dim=1).numpy()
+    peaks = peak_frames(summed, model.audit.percentiles[:1])[0]
+    profile = attribution_map[:, torch.from_numpy(peaks)].abs().sum(dim=1).numpy()
     rows["attributions"].append(
-        {**keys, "curve": summed, "profile": profile, "degenerate": is_flat(summed),
+        {**clip.keys, "method": method, "curve": summed, "profile": profile, "degenerate": is_flat(summed),
          **_kept_map(attribution_map, clip.row["keep_maps"])}
     )  # fmt: skip
-    clip.masks.append((method, "frame", peaks))
-    if not clip.row["annotated"]:
-        return
-    clip.masks.append((method, "segment", segment_masks(peaks, clip.intervals, frames_per_s)))
-    agreement = localization(peaks, clip.intervals, frames_per_s=frames_per_s)
-    for position, percentile in enumerate(percentiles):
-        values = {name: getattr(agreement, name)[position].item() for name in schemas.LOCALIZATION.names[5:]}
-        rows["localization"].append({**keys, "percentile": percentile, **values})
-
-
-def _controls(clip: _Clip, log_mel: Tensor, model: AuditModel) -> list[TableRow]:
-    """F-scores of the curves that need no model; `log_mel` (F, T) is in the unit of the features."""
-    features, training, percentiles = model.trained.features, model.training, model.audit.percentiles
-    curves = no_model_curves(
-        log_mel.numpy(),
-        power_of_ten=10.0 if features.scale == "db" else 1.0,
-        training=None if training is None else (training.mean.numpy(), training.std.numpy()),
-    )
-    return [
-        {**clip.keys, "protocol": "paper", "line": line, "percentile": percentile, "f_score": float(f_score)}
-        for line, summed in curves.items()
-        for percentile, f_score in zip(
-            percentiles,
-            localization(peak_frames(summed, percentiles), clip.intervals, frames_per_s=features.frames_per_s).f_score,
-            strict=True,
-        )
-    ]
+    rows["localization"] += judge_method(clip, method, summed, model)
 
 
 def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:
@@ -451,56 +440,6 @@ def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:
     scale = float(attribution_map.abs().max())
     scaled = attribution_map / scale if scale > 0 else attribution_map
     return {"map": scaled.flatten().numpy().astype(np.float16), "map_scale": scale}
-
-
-def _judge(model: AuditModel, clips: list[tuple[int, _Clip]], scored: _Scored) -> list[TableRow]:
-    """Faithfulness of every (clip, method, mode, percentile): all distinct masks of the shard in one stream."""
-    x, reconstruction, _, scores, _, n_frames = scored
-    if not clips or reconstruction is None:
-        return []
-    own = [mask for _, clip in clips for _, _, mask in clip.masks]
-    masks = np.zeros((sum(map(len, own)), x.shape[-1]), dtype=np.bool_)
-    end = 0
-    for mask in own:
-        start, end = end, end + len(mask)
-        masks[start:end, : mask.shape[1]] = mask
-    owners = np.repeat(
-        [number for number, _ in clips],
-        [sum(len(mask) for _, _, mask in clip.masks) for _, clip in clips],
-    )
-    ids = {number: clip.keys["clip_id"] for number, clip in clips}
-    limit = forwards_at_once(model.audit.micro_batch, model.device)
-    after = errors_after_replacement(
-        model.network,
-        x,
-        reconstruction,
-        masks,
-        owners,
-        error_before=scores,
-        micro_batch=limit,
-        n_frames=n_frames,
-        score=None if model.detector is None else clip_score(model.detector, ids),
-    )
-    before = scores[owners]
-    values, replaced = faithfulness_score(before, after), masks.sum(axis=1) / np.asarray(n_frames)[owners]
-    rows: list[TableRow] = []
-    for _, clip in clips:
-        for method, mode, _ in clip.masks:
-            for percentile in model.audit.percentiles:
-                number = len(rows)
-                rows.append(
-                    {
-                        **clip.keys,
-                        "method": method,
-                        "mode": mode,
-                        "percentile": percentile,
-                        "replaced_fraction": float(replaced[number]),
-                        "error_before": float(before[number]),
-                        "error_after": float(after[number]),
-                        "faithfulness": float(values[number]),
-                    }
-                )
-    return rows
 
 
 def clip_score(detector: Detector, clip_ids: Mapping[int, str]) -> ClipScore:

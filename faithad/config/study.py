@@ -39,7 +39,8 @@ from faithad.config.sections import (
 from faithad.config.yaml_text import read_text
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
-from faithad.settings import FeatureSettings, n_hidden_patches
+from faithad.settings import FeatureSettings, JudgingSettings, n_hidden_patches
+from faithad.vocabulary import CORRECTED, PAPER
 
 # Frames below which no network can be built: most halve them four times.
 _FEWEST_FRAMES = 16
@@ -63,6 +64,7 @@ def _name(name: str) -> str:
 class Study(Section):
     """The whole study. See configs/demo.yaml and configs/paper.yaml.
 
+    `protocol`: how maps are judged, as in the `paper`, `corrected`, or both: see docs/decisions.md.
     `models`: `ae` and `mae` are the study's question. `dense_ae`, `cae`, `skip_cae`, `one_class_svm` and
     `isolation_forest` are the model paper's baselines, for the detection table. `cae` and `skip_cae` are explained as
     `ae` and `mae` are; the other baselines are scored only, and `attribution` does not concern them.
@@ -70,7 +72,7 @@ class Study(Section):
 
     name: Annotated[str, AfterValidator(_name)] = Field(examples=["name"])
     root: str = Field(min_length=1, examples=["root"])
-    protocol: Literal["paper"] = "paper"
+    protocol: Literal["paper", "corrected", "both"] = "paper"
     models: tuple[ModelName, ...] = ("ae", "mae")
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     data: Data = Field(examples=[{"layout": "planer"}])
@@ -106,6 +108,14 @@ class Study(Section):
         return frames - frames % math.lcm(row.frames_multiple, self.train.patch if row.masked else 1)
 
     @property
+    def judging(self) -> JudgingSettings:
+        """All protocols, and the frames that all explained models of the study take."""
+        protocols = (PAPER, CORRECTED) if self.protocol == "both" else (self.protocol,)
+        explained = [model for model in self.models if MODELS[model].explained]
+        is_shared = CORRECTED in protocols and bool(explained)
+        return JudgingSettings(protocols, min(map(self.n_frames, explained)) if is_shared else None)
+
+    @property
     def runs(self) -> list[tuple[str, int]]:
         """All (model, seed) pairs, in the order in which they are trained. A model without chance has the first seed
         only: it would come out the same with each.
@@ -119,6 +129,9 @@ class Study(Section):
     def _parts_fit(self) -> Study:
         problems = [*all_different(self, "models"), *all_different(self, "seeds")]
         problems += compiled_without_gpu(self.attribution, self.audit)
+        if self.protocol != PAPER and self.audit.percentiles[-1] == 100:
+            reason = f"100 leaves no frame under protocol '{self.protocol}': percentiles must be below 100"
+            problems.append((("audit.percentiles", "protocol"), reason))
         if self.features.reference != "none" and not any(MODELS[model].takes_reference for model in self.models):
             takers = ", ".join(name for name, row in MODELS.items() if row.takes_reference)
             reason = f"'{self.features.reference}' is for {takers}, and models lists none of them: leave it at 'none'"

@@ -4,9 +4,11 @@
     against_chance      are a model's explanations better than random frames?
     against_no_model    are they better than the best curve that needs no model?
 
-A question is asked of every method, for the F-score and for faithfulness. What is compared is one value per clip: the
-mean over all percentiles of the study, never the best one, because that would be chosen on the same clips; beside it
-stands percentile 95. The best curve without a model is chosen on these clips, which favours the curve.
+A question is asked of every method, for the F-score, for faithfulness and, under the protocol `corrected`, for
+normalised faithfulness; the last two questions need the lines of faithfulness, which only `corrected` has. What is
+compared is one value per clip: the mean over all percentiles of the study, never the best one, because that would be
+chosen on the same clips; beside it stands percentile 95. The best curve without a model is chosen on these clips, which
+favours the curve.
 
 Shape letters: S seeds, N clips, M methods.
 """
@@ -19,9 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
-from faithad.evaluation.clip_values import Cube, read_cube
+from faithad.evaluation.clip_values import Clips, Cube, read_cube
 from faithad.evaluation.controls import NO_MODEL, RANDOM
 from faithad.evaluation.decisions import Comparison, compare
 from faithad.evaluation.estimates import SummaryRow, known_mean
@@ -41,13 +44,13 @@ class Measure(NamedTuple):
     """What is compared: one value per seed, clip, model and method.
 
     Attributes:
-        metric: `f_score` or `faithfulness`.
+        metric: `f_score`, `faithfulness` or `normalized_faithfulness`.
         mode: of the faithfulness; None for the F-score.
         scope: `annotated` clips or `all`.
         chosen: whether each clip is in scope, (N,).
         percentile: None for the mean over all.
         values: of each model and method, (S, N); NaN where a clip was not measured.
-        lines: of each model and line that stands beside the methods, (1, N); no line depends on the seed.
+        lines: of each model and line that stands beside the methods, (S, N), or (1, N) where no seed matters.
     """
 
     metric: str
@@ -122,17 +125,45 @@ def measures(
     everywhere = np.ones(len(clips.ids), dtype=np.bool_)
     f_scores = read_cube(localization, "f_score", ["model", "method", "percentile"], clips)
     lines = f_score_lines(f_scores, controls, experiment)
-    keys = ["mode", "model", "method", "percentile"]
-    shares = read_cube(faithfulness, "faithfulness", keys, clips)
-    no_lines = Cube(shares.values[:1, :, :0], [])
+    shares = {
+        metric: faithfulness_cubes(faithfulness, controls, metric, clips)
+        for metric in ("faithfulness", "normalized_faithfulness")
+    }
     for percentile in (None, _PERCENTILE):
         yield from _measure("f_score", None, "annotated", clips.annotated, percentile, f_scores, lines)
-        for mode in ("frame", "segment"):
-            columns = [column for column, key in enumerate(shares.columns) if key[0] == mode]
-            of_mode = Cube(shares.values[:, :, columns], [shares.columns[column][1:] for column in columns])
-            yield from _measure("faithfulness", mode, "annotated", clips.annotated, percentile, of_mode, no_lines)
-            if mode == "frame":
-                yield from _measure("faithfulness", mode, "all", everywhere, percentile, of_mode, no_lines)
+        for metric, cubes in shares.items():
+            for mode in ("frame", "segment"):
+                pair = cubes[mode], cubes["line" if mode == "frame" else "none"]
+                yield from _measure(metric, mode, "annotated", clips.annotated, percentile, *pair)
+                if mode == "frame":
+                    yield from _measure(metric, mode, "all", everywhere, percentile, *pair)
+
+
+def faithfulness_cubes(faithfulness: pa.Table, controls: pa.Table, metric: str, clips: Clips) -> dict[str, Cube]:
+    """The values of a metric by model, method and percentile, of both modes, and by model, line and percentile.
+
+    All are read as one, so that their seeds are the same.
+    """
+    column = {"faithfulness": "faithfulness", "normalized_faithfulness": "normalized"}[metric]
+    keys = ["clip_id", "seed", "model"]
+    methods = faithfulness.filter(pc.is_valid(faithfulness[column]))
+    lines = controls.filter(pc.equal(controls["metric"], metric))
+    parts = [
+        table.select([*keys, "percentile"])
+        .append_column("kind", kind)
+        .append_column("name", name)
+        .append_column("value", value)
+        for table, kind, name, value in (
+            (methods, methods["mode"], methods["method"], methods[column]),
+            (lines, pa.repeat(pa.scalar("line"), lines.num_rows), lines["line"], lines["value"]),
+        )
+    ]
+    cube = read_cube(pa.concat_tables(parts), "value", ["kind", "model", "name", "percentile"], clips)
+    cubes = {}
+    for kind in ("frame", "segment", "line", "none"):
+        chosen = [position for position, key in enumerate(cube.columns) if key[0] == kind]
+        cubes[kind] = Cube(cube.values[:, :, chosen], [cube.columns[position][1:] for position in chosen])
+    return cubes
 
 
 def _measure(

@@ -20,14 +20,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from faithad.evaluation.arrays import Reals
-from faithad.evaluation.peaks import peak_frames
-from faithad.evaluation.temporal import Intervals, localization
+from faithad.evaluation.arrays import Bools, Reals
+from faithad.evaluation.peaks import PEAKS, highest_frames
+from faithad.evaluation.temporal import Intervals, localization, segment_truth
+from faithad.vocabulary import PAPER
 
 # The lines that stand beside an F-score, as the tables name them.
 RANDOM, ALWAYS = "random", "always"
 LEVEL, LEVEL_CHANGE, OUTLIER = "level", "level_change", "outlier"
 NO_MODEL = (LEVEL, LEVEL_CHANGE, OUTLIER)
+# The annotated seconds themselves; for faithfulness, the frames with the highest error.
+ORACLE = "oracle"
+# The error of this linear model, where it is one of the study's models.
+LINEAR = "frame_pca"
+
+_FRAME_DRAWS = 16
 
 
 def no_model_curves(
@@ -59,6 +66,11 @@ def every_second_f_score(intervals: Intervals, n_frames: int, frames_per_s: floa
     return float(localization(everywhere, intervals, frames_per_s=frames_per_s).f_score[0])
 
 
+def oracle_f_score(intervals: Intervals, n_frames: int, frames_per_s: float) -> float:
+    """F-score of one clip when the annotated seconds themselves are flagged: 1, or 0 where no second is annotated."""
+    return float(segment_truth(intervals, n_frames, frames_per_s).any())
+
+
 def random_curve_f_score(
     intervals: Intervals,
     n_frames: int,
@@ -68,6 +80,7 @@ def random_curve_f_score(
     clip_id: str,
     seed: int,
     n_draws: int = 100,
+    protocol: str = PAPER,
 ) -> Reals:
     """Mean F-score of one clip over curves of independent noise, one value per percentile.
 
@@ -77,9 +90,8 @@ def random_curve_f_score(
     Returns:
         float64 (P,).
     """
-    key = hashlib.blake2b(f"random curve/{seed}/{clip_id}".encode(), digest_size=16).digest()
-    curves = np.random.default_rng(int.from_bytes(key, "big")).random((n_draws, n_frames))
-    scores = localization(peak_frames(curves, percentiles), intervals, frames_per_s=frames_per_s).f_score
+    curves = _keyed_generator(f"random curve/{seed}/{clip_id}").random((n_draws, n_frames))
+    scores = localization(PEAKS[protocol](curves, percentiles), intervals, frames_per_s=frames_per_s).f_score
     mean: Reals = scores.mean(axis=0)
     return mean
 
@@ -92,6 +104,7 @@ def control_f_scores(
     *,
     seed: int,
     n_draws: int = 100,
+    protocol: str = PAPER,
 ) -> tuple[Reals, Reals]:
     """Both controls of many clips, `clip_id` to intervals.
 
@@ -102,6 +115,7 @@ def control_f_scores(
         percentiles: P numbers from 0 to 100.
         seed: of the noise.
         n_draws: random curves per clip.
+        protocol: which of `PEAKS` gives the peaks of a curve.
 
     Returns:
         random curve (N, P) and every second (N,), in the order of the clips.
@@ -111,6 +125,19 @@ def control_f_scores(
     for row, ((clip_id, intervals), length) in enumerate(zip(clips.items(), lengths, strict=True)):
         every_second[row] = every_second_f_score(intervals, length, frames_per_s)
         random[row] = random_curve_f_score(
-            intervals, length, frames_per_s, percentiles, clip_id=clip_id, seed=seed, n_draws=n_draws
+            intervals, length, frames_per_s, percentiles, clip_id=clip_id, seed=seed, n_draws=n_draws, protocol=protocol
         )
     return random, every_second
+
+
+def random_frames(clip_id: str, n_frames: int, percentiles: Sequence[float], *, n_draws: int = _FRAME_DRAWS) -> Bools:
+    """As many random frames of a clip as `highest_frames` has at each percentile: bool (K, P, T) of K draws.
+
+    They are keyed by the clip, so that they are the same for all models with the same frames.
+    """
+    return highest_frames(_keyed_generator(f"random frames/{clip_id}").random((n_draws, n_frames)), percentiles)
+
+
+def _keyed_generator(key: str) -> np.random.Generator:
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

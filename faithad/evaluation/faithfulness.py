@@ -7,6 +7,10 @@ faithfulness). A mask covers all mel bands of its frames. Two modes:
     frame      the mask is the peaks themselves (the paper calls it fidelity); needs no annotation
     segment    every second that holds a peak, cut down to the annotated intervals; for annotated clips only
 
+The protocol `corrected` keeps the sign, FF = 1 - E(x') / E(x), and puts it between chance and the best frames:
+(FF - FF_random) / (FF_best - FF_random), where as many frames are replaced at random and by the error map. That is 0
+for chance and 1 for the error map, which is the upper control: it is chosen by the quantity that is scored.
+
 Masks of rising percentiles are nested and segment masks few, so many are equal: each distinct (clip, mask) pair costs
 one forward pass, and an empty mask none.
 
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +35,17 @@ from faithad.model.micro_batches import MicroBatches
 
 Network = Callable[[Tensor], Tensor]
 ClipScore = Callable[[Tensor, int, Integers], Tensor]
+
+# A clip has an even error where the best frames take away no more than this share beyond what random frames do.
+_EVEN = 0.01
+
+
+class MaskErrors(NamedTuple):
+    """Answers of `errors_after_replacement`: the masks (M, T), the clip of each (M,), and E(x') of each (M,)."""
+
+    masks: Bools
+    clip_index: Integers
+    errors: Reals
 
 
 def segment_masks(peaks: Bools, intervals: Intervals, frames_per_s: float) -> Bools:
@@ -52,6 +68,7 @@ def errors_after_replacement(
     micro_batch: int,
     n_frames: Sequence[int] | None = None,
     score: ClipScore | None = None,
+    known: MaskErrors | None = None,
 ) -> Reals:
     """E(x') of each mask, the mean of (f(x') - x')² over mel bands and frames, or another score.
 
@@ -72,6 +89,7 @@ def errors_after_replacement(
         n_frames: how many frames of each clip hold sound, (B,); all T by default. No mask may go beyond.
         score: (clips (N, F, T), filled up; how many of their frames hold sound; their numbers in x (N,)) to scores
             (N,), in place of the mean squared error.
+        known: answers of an earlier call with the same clips, which are not computed again.
 
     Returns:
         float64 (M,).
@@ -89,7 +107,14 @@ def errors_after_replacement(
             f"got {tuple(reconstruction.shape)} and {before.shape}"
         )
     errors: Reals = before[clips]
-    needed = np.flatnonzero(masks.any(axis=1))
+    is_known = np.zeros(len(masks), dtype=np.bool_)
+    if known is not None:
+        n_known = len(known.errors)
+        first, inverse = _distinct(np.concatenate([known.clip_index, clips]), np.concatenate([known.masks, masks]))
+        equal = first[inverse[n_known:]]
+        is_known = equal < n_known
+        errors = np.where(is_known, np.append(known.errors, errors)[equal], errors)
+    needed = np.flatnonzero(masks.any(axis=1) & ~is_known)
     if not needed.size:
         return errors
     first, inverse = _distinct(clips[needed], masks[needed])
@@ -122,6 +147,31 @@ def faithfulness_score(error_before: npt.ArrayLike, error_after: npt.ArrayLike) 
     nothing_to_explain = before == 0
     score: Reals = np.maximum(0.0, 1.0 - after / np.where(nothing_to_explain, 1.0, before))
     return np.where(nothing_to_explain, 0.0, score)
+
+
+def signed_faithfulness(error_before: npt.ArrayLike, error_after: npt.ArrayLike) -> Reals:
+    """FF = 1 - after / before, elementwise, negative where the error grows; NaN where there was no error to explain."""
+    before, after = np.broadcast_arrays(_to_float64(error_before), _to_float64(error_after))
+    score: Reals = 1.0 - np.divide(after, before, out=np.full(before.shape, np.nan), where=before != 0)
+    return score
+
+
+def normalized_faithfulness(faithfulness: npt.ArrayLike, random: npt.ArrayLike, best: npt.ArrayLike) -> Reals:
+    """FF of one clip between that of random frames (0) and that of the best ones (1), (..., P).
+
+    Args:
+        faithfulness: with its sign, (..., P).
+        random: mean over the draws of as many random frames, (P,).
+        best: of as many frames of the error map, (P,).
+
+    Returns:
+        NaN at all percentiles if `best` is less than 0.01 above `random` at any: the clip has an even error.
+    """
+    values, chance, span = (np.asarray(part, np.float64) for part in (faithfulness, random, np.subtract(best, random)))
+    if not (span >= _EVEN).all():
+        return np.full(values.shape, np.nan)
+    normalized: Reals = (values - chance) / span
+    return normalized
 
 
 def _errors(

@@ -1,15 +1,21 @@
 """From an attribution map to the frames that it points at.
 
-A map (F, T) becomes a curve (T,) by summing its mel bands, sign kept. The peaks at percentile p are the frames whose
-curve reaches the clip's own p-th percentile, taken with linear interpolation, as in the paper (Deschênes et al. 2026,
-arXiv 2601.12660, temporal evaluation). The z-normalisation that the paper mentions moves no peak and is left out.
+A map (F, T) becomes a curve (T,) by summing its mel bands, sign kept. There are two protocols:
+
+    paper       the peaks at percentile p are the frames whose curve reaches the clip's own p-th percentile, taken with
+                linear interpolation (Deschênes et al. 2026, arXiv 2601.12660, temporal evaluation). The z-normalisation
+                that the paper mentions moves no peak and is left out.
+    corrected   the peaks at percentile p are the ceil((100 - p) T / 100) frames with the highest curve; of equal frames
+                the earlier one.
 
 Shape letters: F mel bands, T frames, P percentiles.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +23,7 @@ import torch
 from torch import Tensor
 
 from faithad.evaluation.arrays import Bools
+from faithad.vocabulary import CORRECTED, PAPER
 
 Floats = npt.NDArray[np.floating]
 
@@ -83,3 +90,28 @@ def peak_frames(curve: npt.ArrayLike | Tensor, percentiles: Sequence[float]) -> 
     finite = np.asarray(np.isfinite(values).all(axis=-1, keepdims=True))
     peaks: Bools = (values[..., None, :] >= threshold[..., :, None]) & finite[..., None]
     return peaks
+
+
+def highest_frames(curve: npt.ArrayLike | Tensor, percentiles: Sequence[float]) -> Bools:
+    """The frames with the highest curve, exactly as many at each percentile whatever the curve.
+
+    The number is computed with the percentile as it is written in decimal: in binary floating point 5 % of 400 frames
+    would be 21. A flat curve has as many peaks as any other, its first frames; `is_flat` tells.
+
+    Args:
+        curve: (..., T), finite.
+        percentiles: P numbers from 0 to 100.
+
+    Returns:
+        bool (..., P, T). Masks are nested: a larger percentile keeps a subset.
+    """
+    if not all(0 <= percentile <= 100 for percentile in percentiles):
+        raise ValueError(f"percentiles must lie between 0 and 100, got {list(percentiles)}")
+    values = as_array(curve)
+    numbers = [math.ceil((100 - Fraction(str(percentile))) * values.shape[-1] / 100) for percentile in percentiles]
+    rank = np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1)
+    highest: Bools = rank[..., None, :] < np.array(numbers, dtype=np.int64)[:, None]
+    return highest
+
+
+PEAKS = {PAPER: peak_frames, CORRECTED: highest_frames}

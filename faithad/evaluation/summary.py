@@ -27,12 +27,13 @@ from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.clip_values import Clips, read_cube, read_test_clips
 from faithad.evaluation.comparison import comparison_rows
-from faithad.evaluation.controls import control_f_scores
+from faithad.evaluation.controls import control_f_scores, oracle_f_score
 from faithad.evaluation.estimates import SummaryRow, estimate, estimates
 from faithad.evaluation.lines import controls_rows
 from faithad.evaluation.statistics import percentile_interval, resample_counts
+from faithad.evaluation.temporal import Intervals
 from faithad.settings import frames_in
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import CORRECTED, PAPER, POOLINGS
 
 _MAX_FPRS = {"auc": 1.0, "pauc": 0.1}
 
@@ -43,9 +44,10 @@ class Experiment:
 
     Attributes:
         manifest: schemas.MANIFEST.
-        protocol: written into every row.
-        n_frames: T of each model's curves: the controls of the F-score are drawn on the same grid, which ends earlier
-            for a short clip.
+        protocol: written into every row. `audit` stands for an audit of recordings, whose maps are judged as in the
+            paper.
+        n_frames: T of each model's curves, as the protocol judges them: the controls of the F-score are drawn on the
+            same grid, which ends earlier for a short clip.
         frames_per_s: of the curves.
         seed: of the bootstrap and of the random curves.
         n_draws: random curves per clip.
@@ -64,12 +66,27 @@ class Experiment:
 
     def f_score_controls(self, n_frames: int, percentiles: Sequence[float]) -> tuple[Reals, Reals]:
         """F-scores of random curves (A, P) and of flagging every second (A,), of the A annotated clips."""
+        intervals, lengths = self._annotated(n_frames)
+        options: dict[str, Any] = {"seed": self.seed, "n_draws": self.n_draws, "protocol": self.judged_by}
+        return control_f_scores(intervals, lengths, self.frames_per_s, percentiles, **options)
+
+    def oracle_f_scores(self, n_frames: int) -> Reals:
+        """F-scores of flagging the annotated seconds, (A,)."""
+        intervals, lengths = self._annotated(n_frames)
+        pairs = zip(intervals.values(), lengths.tolist(), strict=True)
+        return np.array([oracle_f_score(of_clip, length, self.frames_per_s) for of_clip, length in pairs])
+
+    def _annotated(self, n_frames: int) -> tuple[dict[str, Intervals], Integers]:
+        """The intervals of the annotated clips, and how many of `n_frames` each of them has."""
         annotated = np.flatnonzero(self.clips.annotated)
-        intervals = {self.clips.ids[clip]: self.clips.intervals[clip] for clip in annotated}
         durations_s = self.clips.duration_s[annotated]
         lengths = np.minimum([frames_in(duration_s, self.frames_per_s) for duration_s in durations_s], n_frames)
-        options: dict[str, Any] = {"seed": self.seed, "n_draws": self.n_draws}
-        return control_f_scores(intervals, lengths, self.frames_per_s, percentiles, **options)
+        return {self.clips.ids[clip]: self.clips.intervals[clip] for clip in annotated}, lengths.astype(np.int64)
+
+    @property
+    def judged_by(self) -> str:
+        """The protocol of the rows of the audit's tables that are summarised."""
+        return CORRECTED if self.protocol == CORRECTED else PAPER
 
 
 class Summary(NamedTuple):
@@ -94,9 +111,14 @@ def summarize(name: str, tables: Mapping[str, pa.Table], experiment: Experiment)
             detection) the scored clips of a seed lack a class.
     """
     summary = SUMMARIES[name]
-    sources = [tables[source] for source in summary.sources]
+    sources = [_of_protocol(tables[source], experiment.judged_by) for source in summary.sources]
     rows = [{**row, "protocol": experiment.protocol} for row in summary.rows(*sources, experiment)]
     return pa.Table.from_pylist(rows, schema=summary.schema)
+
+
+def _of_protocol(table: pa.Table, protocol: str) -> pa.Table:
+    """The rows of a protocol; all rows of a table that no protocol concerns."""
+    return table.filter(pc.equal(table["protocol"], protocol)) if "protocol" in table.column_names else table
 
 
 def detection_rows(scores: pa.Table, experiment: Experiment) -> list[SummaryRow]:
@@ -145,16 +167,21 @@ def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[Sum
 
 
 def faithfulness_rows(faithfulness: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
-    """Mean faithfulness over the annotated clips and, in frame mode, over all test clips."""
+    """Mean faithfulness over the annotated clips and, in frame mode, over all test clips; the same, normalised."""
     clips = experiment.clips
     keys = ["model", "method", "mode", "percentile"]
-    cube = read_cube(faithfulness, "faithfulness", keys, clips)
-    for scope, chosen in (("annotated", clips.annotated), ("all", np.ones(len(clips.ids), dtype=np.bool_))):
-        part = cube.of_clips(chosen)
-        for column, row in estimates(part, clips.recording[chosen], seed=experiment.seed):
-            key = dict(zip(keys, part.columns[column], strict=True))
-            if scope == "annotated" or key["mode"] == "frame":
-                yield {**key, "scope": scope, **row}
+    normalized = faithfulness.filter(pc.is_valid(faithfulness["normalized"]))
+    for metric, rows, column_name in (
+        ("faithfulness", faithfulness, "faithfulness"),
+        ("normalized_faithfulness", normalized, "normalized"),
+    ):
+        cube = read_cube(rows, column_name, keys, clips)
+        for scope, chosen in (("annotated", clips.annotated), ("all", np.ones(len(clips.ids), dtype=np.bool_))):
+            part = cube.of_clips(chosen)
+            for column, row in estimates(part, clips.recording[chosen], seed=experiment.seed):
+                key = dict(zip(keys, part.columns[column], strict=True))
+                if scope == "annotated" or key["mode"] == "frame":
+                    yield {**key, "metric": metric, "scope": scope, **row}
 
 
 SUMMARIES = {

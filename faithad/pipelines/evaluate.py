@@ -6,6 +6,8 @@ each clip and for each part of a recording that became none: done, skipped or fa
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from faithad import storage
@@ -20,11 +22,11 @@ from faithad.runs import layout
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_whole
-from faithad.vocabulary import listed
+from faithad.vocabulary import CORRECTED, listed
 
 
 def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_digest: str) -> Stage:
-    settings = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
+    settings: dict[str, Any] = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
     settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
     settings["index ledger"] = ledger_digest
     outputs = tuple(layout.summary(name) for name in (*SUMMARIES, "ledger"))
@@ -49,18 +51,26 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
         failed = [f"  {row['recording']}: {row['reason']}" for row in ledger.to_pylist() if row["status"] == "failed"]
         reasons = listed(failed, most=5, separator="\n")
         raise StudyError(f"Not one test clip could be scored. The first reasons:\n{reasons}")
-    experiment = Experiment(
-        manifest=manifest,
-        protocol=study.protocol,
-        n_frames={model: study.n_frames(model) for model in study.models},
-        frames_per_s=study.feature_settings.frames_per_s,
-        seed=study.evaluation.seed,
-    )
-    tables = {name: summarize(name, sources, experiment) for name in SUMMARIES}
+    experiments = [_experiment(study, manifest, protocol) for protocol in study.judging.protocols]
+    tables = {
+        name: pa.concat_tables([summarize(name, sources, experiment) for experiment in experiments])
+        for name in SUMMARIES
+    }
     for name, table in {**tables, "ledger": ledger}.items():
         require_still_alone()
         storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()
+
+
+def _experiment(study: Study, manifest: pa.Table, protocol: str) -> Experiment:
+    shared = study.judging.n_frames if protocol == CORRECTED else None
+    return Experiment(
+        manifest=manifest,
+        protocol=protocol,
+        n_frames={model: shared or study.n_frames(model) for model in study.models},
+        frames_per_s=study.feature_settings.frames_per_s,
+        seed=study.evaluation.seed,
+    )
 
 
 def evaluate_audit_and_report(audit: str, annotations: str, **tolerances: float) -> str:

@@ -153,7 +153,7 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
     judged = clips_digest(manifest, ("test",), _JUDGED)
     features = features_stage(study, learned)
     trainings = {run: train_stage(study, *run, features) for run in study.runs}
-    audits = {run: audit_stage(study, *run, trainings[run], judged) for run in study.runs}
+    audits = {run: audit_stage(study, *run, trainings, judged) for run in study.runs}
     evaluation = evaluate_stage(study, list(audits.values()), features, table_digest(ledger))
     settings = {"evaluate": evaluation.fingerprint, "search": _search_digest(study.root)}
     page = Stage(study.root, "report", settings, (layout.REPORT,), result=layout.REPORT, needs=(layout.REPORT,))

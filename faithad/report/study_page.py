@@ -69,6 +69,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "study": study,
         "answers": answers(study),
         "verdicts": _verdicts(study),
+        "corrected": study.setting("protocol") if study.setting("protocol") in ("corrected", "both") else None,
         "period": period(study.manifest["recorded_at"]),
         "clip_counts": findings.clip_counts(study),
         "models": style.in_model_order(runs["model"]),

@@ -23,6 +23,7 @@ from faithad.report.reading import (
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_manifest, read_whole
+from faithad.vocabulary import CORRECTED, PAPER
 
 MAX_EXAMPLES = 4
 
@@ -34,6 +35,8 @@ _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "th
 class StudyTables:
     """A finished study. `scores` has the manifest's columns of each clip beside its own.
 
+    Under several protocols, detection, F-scores and faithfulness are those of `paper`, whose figures were published;
+    the verdicts, in `comparison` and `controls`, are those of `corrected`, and `paper_comparison` has the others.
     `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`.
     """
 
@@ -49,6 +52,7 @@ class StudyTables:
     faithfulness: pd.DataFrame
     comparison: pd.DataFrame
     controls: pd.DataFrame
+    paper_comparison: pd.DataFrame
     flat_curves: pd.DataFrame
     examples: list[Example]
 
@@ -77,7 +81,14 @@ def read_study(root: str) -> StudyTables:
     if not audits:
         raise _not_run_yet(root, "audit" if epochs else "train")
     scores = _of_audits(audits, layout.SCORES, schemas.SCORES, _SCORE_COLUMNS)
-    protocol, test = settings.get("protocol"), manifest[manifest["split"] == "test"]
+    test, are_both = manifest[manifest["split"] == "test"], settings.get("protocol") == "both"
+    protocol, judge = (PAPER, CORRECTED) if are_both else (settings.get("protocol"),) * 2
+    compared = {
+        name: _summary(root, "comparison", schemas.COMPARISON, name, needed=False) for name in {protocol, judge}
+    }
+    faithfulness = _summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True)
+    if "metric" in faithfulness:  # older releases had one metric
+        faithfulness = faithfulness[faithfulness["metric"] == "faithfulness"].reset_index(drop=True)
     histories = [schemas.EPOCHS.empty_table(), *(storage.read_table(location) for _, location in epochs)]
     return StudyTables(
         settings=settings,
@@ -89,9 +100,10 @@ def read_study(root: str) -> StudyTables:
         scores=scores.merge(manifest, on="clip_id", how="left", validate="many_to_one"),
         detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
         f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),
-        faithfulness=_summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True),
-        comparison=_summary(root, "comparison", schemas.COMPARISON, protocol, needed=False),
-        controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, protocol, needed=False),
+        faithfulness=faithfulness,
+        comparison=compared[judge],
+        controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, judge, needed=False),
+        paper_comparison=compared[protocol] if are_both else compared[judge][:0],
         flat_curves=_flat_curves(audits),
         examples=_examples(audits, manifest),
     )
@@ -106,7 +118,7 @@ def _read(root: str, path: str, *, stage: str) -> pd.DataFrame:
 
 
 def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: bool) -> pd.DataFrame:
-    """The rows of the study's own protocol that have a value; none where the table is neither there nor needed."""
+    """The rows of a protocol that have a value; none where the table is neither there nor needed."""
     if not needed and not storage.exists(storage.join(root, layout.summary(name))):
         return schema.empty_table().to_pandas()
     table = _read(root, layout.summary(name), stage="evaluate")

@@ -10,7 +10,7 @@ import pandas as pd
 from faithad.report import style
 from faithad.report.study_tables import StudyTables
 from faithad.report.words import number, records
-from faithad.vocabulary import count
+from faithad.vocabulary import count, listed
 
 # Below this number of seeds, a verdict is about the networks that were trained, not about how they were trained.
 _SEEDS_NEEDED = 3
@@ -20,7 +20,10 @@ _LINES = {
     "level": "level",
     "level_change": "change of level",
     "outlier": "outliers",
+    "frame_pca": "linear model",
+    "oracle": "best possible",
 }
+_NORMALIZED = "normalized_faithfulness"
 
 
 class Verdict(NamedTuple):
@@ -44,24 +47,86 @@ class Verdict(NamedTuple):
 def verdicts(study: StudyTables) -> list[Verdict]:
     """Masked training first, faithfulness before the F-score; then each model against the curves without a model."""
     answers = []
+    scale = ", from random frames (0) to the best ones (1)"
     for metric, mode, claim, x_label in (
-        ("faithfulness", "frame", "more faithful", "faithfulness of the MAE minus that of the AE"),
-        ("f_score", None, "better at locating anomalies", "F-score of the MAE minus that of the AE"),
+        ("faithfulness", "frame", "more faithful than the AE's", "faithfulness of the MAE minus that of the AE"),
+        (
+            _NORMALIZED,
+            "frame",
+            f"more faithful than the AE's{scale}",
+            "normalised faithfulness of the MAE minus the AE's",
+        ),
+        ("f_score", None, "better at locating anomalies than the AE's", "F-score of the MAE minus that of the AE"),
     ):
         rows = _primary(study.comparison, "masked_training", metric, mode)
         if rows:
-            claim = f"MAE explanations are {claim} than the AE's"
+            claim = f"MAE explanations are {claim}"
             answers.append(Verdict(_sentence(claim, rows, about_training=True), claim + "?", x_label, rows, {}))
     for model in style.in_model_order(study.comparison["model_a"]):
-        rows = _primary(study.comparison[study.comparison["model_a"] == model], "against_no_model", "f_score", None)
-        if rows:
-            line, title = rows[0]["model_b"], style.model(model).title
-            better = f"better at locating anomalies than the {_LINES[line]} of the clip, which needs no model"
-            claim = f"{title} explanations are {better}"
-            x_label = f"F-score minus that of the {_LINES[line]}"
-            sentence = _sentence(claim, rows, about_training=False)
-            answers.append(Verdict(sentence, claim + "?", x_label, rows, _marks(study.controls, model, line)))
+        of_model = study.comparison[study.comparison["model_a"] == model]
+        for metric, mode, better, value in (
+            ("f_score", None, "better at locating anomalies than the", "F-score"),
+            ("faithfulness", "frame", "more faithful than the", "faithfulness"),
+        ):
+            rows = _primary(of_model, "against_no_model", metric, mode)
+            if rows:
+                line, title = rows[0]["model_b"], style.model(model).title
+                claim = f"{title} explanations are {better} {_LINES[line]} of the clip, which needs no model"
+                sentence = _sentence(claim, rows, about_training=False)
+                x_label = f"{value} minus that of the {_LINES[line]}"
+                marks = _marks(study.controls, model, metric, rows[0])
+                answers.append(Verdict(sentence, claim + "?", x_label, rows, marks))
     return answers
+
+
+def telling(study: StudyTables) -> list[str]:
+    """Which methods of each model tell something: the rule says yes against chance and against the curve without a
+    model.
+    """
+    sentences = []
+    for model in style.in_model_order(study.comparison["model_a"]):
+        of_model = study.comparison[study.comparison["model_a"] == model]
+        for metric, mode, what in (
+            ("f_score", None, "where an anomaly is"),
+            ("faithfulness", "frame", "what the score comes from"),
+        ):
+            chance, curve = (
+                _primary(of_model, question, metric, mode) for question in ("against_chance", "against_no_model")
+            )
+            if chance and curve:
+                yes = [{row["method"] for row in rows if row["verdict"] == "yes"} for rows in (chance, curve)]
+                names = [style.method(row["method"]).title for row in curve if row["method"] in yes[0] & yes[1]]
+                sentences.append(
+                    f"{style.model(model).title} explanations that tell {what} (yes against random frames, and against "
+                    f"the {_LINES[curve[0]['model_b']]} of the clip): {_joined(names) if names else 'none'} of "
+                    f"{count(len(curve), 'method')}."
+                )
+    return sentences
+
+
+def disagreement(study: StudyTables) -> str | None:
+    """Where the two protocols give different verdicts; None where only one ran."""
+    keys = ["question", "metric", "mode", "scope", "model_a", "method"]
+    parts = [
+        rows[rows["percentile"].isna()].assign(mode=rows["mode"].fillna(""))[[*keys, "verdict", "estimate"]]
+        for rows in (study.paper_comparison, study.comparison)
+    ]
+    both = parts[0].merge(parts[1], on=keys, suffixes=("_paper", "_corrected"))
+    if both.empty:
+        return None
+    for name in ("verdict_paper", "verdict_corrected"):
+        both[name] = both[name].str.partition(":")[0]
+    turned = both[both["estimate_paper"] * both["estimate_corrected"] < 0]
+    differ = [
+        f"{row['question'].replace('_', ' ')}, {' '.join([row['metric'].replace('_', '-'), row['mode']]).strip()}, "
+        f"{row['scope']} clips, {style.model(row['model_a']).title} {style.method(row['method']).title}: "
+        f"{row['verdict_paper']} under paper, {row['verdict_corrected']} under corrected"
+        for row in records(both[both["verdict_paper"] != both["verdict_corrected"]])
+    ]
+    text = f"The protocols disagree in {len(differ)} of {count(len(both), 'verdict')}" if differ else ""
+    text = text or f"The protocols paper and corrected agree in all of {count(len(both), 'verdict')}"
+    text += f", and {len(turned)} of the differences have the other sign" if len(turned) else ""
+    return f"{text}{': ' if differ else ''}{listed(differ, most=5, separator='; ')}."
 
 
 def _primary(comparison: pd.DataFrame, question: str, metric: str, mode: str | None) -> list[dict[str, Any]]:
@@ -91,6 +156,8 @@ def _sentence(claim: str, rows: list[dict[str, Any]], *, about_training: bool) -
     text = f"{claim}: {', '.join(parts)}; {count(n_recordings, 'recording')} with {scope}"
     if effects:
         text += f", the study could have found a difference of {number(max(effects), 2)}"
+    n_left_out = max(row["n_left_out"] for row in rows)
+    text += f", {count(n_left_out, 'clip')} left out" if n_left_out else ""
     n_seeds = min(row["n_seeds"] for row in rows)
     if about_training and n_seeds < _SEEDS_NEEDED:
         text += (
@@ -104,9 +171,11 @@ def _joined(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _marks(controls: pd.DataFrame, model: str, line: str) -> dict[str, float]:
-    """How far the other lines are from this one, as means over all percentiles."""
+def _marks(controls: pd.DataFrame, model: str, metric: str, row: dict[str, Any]) -> dict[str, float]:
+    """How far the other lines are from the one in a row of `summary/comparison`, as means over all percentiles."""
+    line = row["model_b"]
     rows = controls[(controls["model"] == model) & controls["percentile"].isna()]
+    rows = rows[(rows["metric"] == metric) & (rows["scope"] == row["scope"])]
     means = {str(row["line"]): float(row["mean"]) for row in records(rows)}
     others = {name: mean for name, mean in means.items() if name != line and math.isfinite(mean)}
     return {_LINES[name]: mean - means[line] for name, mean in others.items()} if line in means else {}

@@ -143,9 +143,9 @@ TABLES = {
         name: TablePlace(f"audit/*/{name}", name, row, schema)
         for name, row, schema in [
             ("attributions", "explained clip, model and method", schemas.attributions(1, 1)),
-            ("localization", "annotated clip, model, method and percentile", schemas.LOCALIZATION),
-            ("faithfulness", "explained clip, model, method, mode and percentile", schemas.FAITHFULNESS),
-            ("controls", "annotated clip, model, line and percentile", schemas.CONTROLS),
+            ("localization", "annotated clip, model, method, protocol and percentile", schemas.LOCALIZATION),
+            ("faithfulness", "explained clip, model, method, protocol, mode and percentile", schemas.FAITHFULNESS),
+            ("controls", "explained clip, model, protocol, metric, line and percentile", schemas.CONTROLS),
             ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
         ]
     },
@@ -153,9 +153,9 @@ TABLES = {
     "summary/detection": _summary("detection", "model, metric and pooling", schemas.DETECTION_SUMMARY),
     "summary/f_score": _summary("f_score", "model, method, percentile and type of anomaly", schemas.F_SCORE_SUMMARY),
     "summary/faithfulness": _summary(
-        "faithfulness", "model, method, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY
+        "faithfulness", "model, method, metric, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY
     ),
-    "summary/controls": _summary("controls", "model, metric, line and percentile", schemas.CONTROLS_SUMMARY),
+    "summary/controls": _summary("controls", "model, metric, line, percentile and scope", schemas.CONTROLS_SUMMARY),
     "summary/comparison": _summary(
         "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),

@@ -14,10 +14,13 @@ from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
 from faithad.runs.shards import at_once, table_shards
 from faithad.storage import Checksum
+from faithad.vocabulary import PAPER
 
-# Columns that tables of an older FORMAT lack, and what they mean there.
+# Columns that tables of an older FORMAT lack, and what they mean there: all maps were judged as in the paper.
 _ADDED: dict[str, dict[str, pa.Scalar[Any]]] = {
     "scores": dict.fromkeys(("spectrum_difference_db", "level_difference_db"), pa.scalar(None, pa.float64())),
+    "localization": {"protocol": pa.scalar(PAPER)},
+    "faithfulness": {"protocol": pa.scalar(PAPER), "normalized": pa.scalar(None, pa.float64())},
 }
 
 

@@ -111,8 +111,9 @@ def _write_tables(out: str, manifest: pa.Table, clips: list[ClipRow]) -> None:
         if score > 2.0:
             keys["method"] = "saliency"
             explanations.append({**keys, "curve": curve_of(number), "profile": np.arange(16), "degenerate": False})
-            faithfulness.append({**keys, "mode": "frame", "percentile": 95.0, "replaced_fraction": 0.05,
-                                 "error_before": score, "error_after": 0.5 * score, "faithfulness": 0.5})  # fmt: skip
+            faithfulness.append({**keys, "protocol": "paper", "mode": "frame", "percentile": 95.0, "faithfulness": 0.5,
+                                 "error_before": score, "error_after": 0.5 * score,
+                                 "replaced_fraction": 0.05})  # fmt: skip
     tables = {
         "scores": pa.Table.from_pylist(scores, schema=schemas.SCORES),
         "attributions": pa.Table.from_pylist(explanations, schema=schemas.attributions(16, 400)),

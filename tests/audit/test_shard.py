@@ -102,7 +102,7 @@ def test_curves_without_a_model_stand_beside_those_of_annotated_clips(name: str)
     assert without == [row for row in found if row["line"] != "outlier"]
     assert to_table(found, schemas.CONTROLS).num_rows == 3 * 2
     assert {row["clip_id"] for row in found} == {rows[1]["clip_id"]}
-    f_scores = {(row["line"], row["percentile"]): row["f_score"] for row in found}
+    f_scores = {(row["line"], row["percentile"]): row["value"] for row in found}
     # At percentile 95, five of eight equal frames or more are peaks; at 90 quiet frames are peaks, too.
     assert f_scores["level", 95.0] == f_scores["outlier", 95.0] == 1.0
     assert f_scores["level", 90.0] == f_scores["outlier", 90.0] == pytest.approx(2 / 11)

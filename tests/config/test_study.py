@@ -12,6 +12,7 @@ from faithad.config.sections import Attribution
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS, ModelRow
+from faithad.settings import JudgingSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 SMALLEST = "{name: s, root: runs/s, data: {train: [a], test: [b]}}"
@@ -372,3 +373,13 @@ def test_a_study_of_release_0_1_0_names_the_engine_that_is_the_only_one_now() ->
     study = parse_study(SMALLEST, name="x.yaml", overrides=["attribution={engine: stream, seed: 3}"])
     assert study.attribution == Attribution(seed=3)
     assert "engine" not in study.to_yaml()
+
+
+def test_a_protocol_says_how_maps_are_judged_and_on_which_frames() -> None:
+    study = parse_study(SMALLEST, name="s", overrides=["models=[ae, mae, one_class_svm]"])
+    assert study.judging == JudgingSettings(("paper",), None)
+    for protocol, protocols in (("corrected", ("corrected",)), ("both", ("paper", "corrected"))):
+        judged = parse_study(SMALLEST, name="s", overrides=[f"protocol={protocol}"])
+        assert judged.judging == JudgingSettings(protocols, 400)
+    with pytest.raises(ConfigError, match=r"audit\.percentiles.*100 leaves no frame under protocol 'both'"):
+        parse_study(SMALLEST, name="s", overrides=["protocol=both", "audit.percentiles=[90, 100]"])

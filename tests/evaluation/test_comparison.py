@@ -66,7 +66,7 @@ def control_rows() -> pd.DataFrame:
     """The level finds much, its change and the outliers find little; one clip lacks the level."""
     generator = np.random.default_rng(2)
     rows = [
-        {"clip_id": clip["clip_id"], "model": model, "seed": seed, "line": line, "percentile": p, "f_score": mean}
+        {"clip_id": clip["clip_id"], "model": model, "seed": seed, "line": line, "percentile": p, "value": mean}
         for clip in CLIPS
         if clip["annotated"]
         for model in ("ae", "mae")
@@ -79,7 +79,7 @@ def control_rows() -> pd.DataFrame:
     # No line depends on the seed of a model.
     keys = ["clip_id", "line", "percentile"]
     noise = {key: generator.normal(0, 0.05) for key in frame[keys].drop_duplicates().itertuples(index=False, name=None)}
-    frame["f_score"] += [noise[key] for key in frame[keys].itertuples(index=False, name=None)]
+    frame["value"] += [noise[key] for key in frame[keys].itertuples(index=False, name=None)]
     return frame
 
 
@@ -90,7 +90,9 @@ FAITHFULNESS = method_rows("faithfulness", ("frame", "segment"), gain=-0.2)
 
 def table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """The frame with 0 in the columns that no comparison reads."""
-    return pa.Table.from_pylist([dict.fromkeys(schema.names, 0) | row for row in frame.to_dict("records")], schema)
+    names = {"protocol": "paper", "metric": "f_score", "normalized": None}
+    rows = [dict.fromkeys(schema.names, 0) | names | row for row in frame.to_dict("records")]
+    return pa.Table.from_pylist(rows, schema)
 
 
 def summary(
@@ -190,9 +192,9 @@ def test_the_order_of_rows_changes_nothing(compared: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(shuffled, compared)
 
 
-def area(frame: pd.DataFrame, names: list[str]) -> pd.Series:
+def area(frame: pd.DataFrame, names: list[str], value: str) -> pd.Series:
     """The mean over all percentiles of each clip that has all of them."""
-    means = frame.groupby([*names, "clip_id"])["f_score"].agg(["mean", "size"])
+    means = frame.groupby([*names, "clip_id"])[value].agg(["mean", "size"])
     return means[means["size"] == means["size"].max()]["mean"]
 
 
@@ -202,8 +204,8 @@ def test_methods_are_compared_with_chance_and_with_the_best_curve_without_a_mode
     intervals = {clip["clip_id"]: [(1.0, 3.0)] for clip in CLIPS if clip["annotated"]}
     recordings = {clip["clip_id"]: clip["recording"] for clip in CLIPS}
     keys = ["model", "method", "percentile", "clip_id"]
-    of_methods = area(LOCALIZATION.groupby(keys, as_index=False)["f_score"].mean(), ["model", "method"])
-    level = area(CONTROLS[(CONTROLS["line"] == "level") & (CONTROLS["seed"] == 0)], ["model"])
+    of_methods = area(LOCALIZATION.groupby(keys, as_index=False)["f_score"].mean(), ["model", "method"], "f_score")
+    level = area(CONTROLS[(CONTROLS["line"] == "level") & (CONTROLS["seed"] == 0)], ["model"], "value")
     for model, n_frames in EXPERIMENT.n_frames.items():
         random, _ = control_f_scores(intervals, n_frames, 40.0, PERCENTILES, seed=0)
         lines = {
@@ -233,9 +235,9 @@ def test_the_lines_beside_an_f_score() -> None:
     rows = summary("controls")
     level = CONTROLS[(CONTROLS["line"] == "level") & (CONTROLS["model"] == "ae") & (CONTROLS["seed"] == 0)]
     of_level = rows[(rows["line"] == "level") & (rows["model"] == "ae")].set_index("percentile")
-    assert of_level.loc[90.0, "mean"] == pytest.approx(level[level["percentile"] == 90]["f_score"].mean())
+    assert of_level.loc[90.0, "mean"] == pytest.approx(level[level["percentile"] == 90]["value"].mean())
     whole = rows[(rows["line"] == "level") & (rows["model"] == "ae") & rows["percentile"].isna()]
-    assert whole["mean"].item() == pytest.approx(level.groupby("clip_id")["f_score"].mean().mean())
+    assert whole["mean"].item() == pytest.approx(level.groupby("clip_id")["value"].mean().mean())
     assert whole["n_clips"].item() == 23
     assert (whole["ci_low"] < whole["mean"]).item()
     intervals = {clip["clip_id"]: [(1.0, 3.0)] for clip in CLIPS if clip["annotated"]}
@@ -243,5 +245,57 @@ def test_the_lines_beside_an_f_score() -> None:
     of_ae = rows[rows["model"] == "ae"].set_index(["line", "percentile"])["mean"]
     assert of_ae["random", 95.0] == pytest.approx(random[:, 1].mean())
     assert of_ae["always", 95.0] == pytest.approx(always.mean())
-    assert set(rows["line"]) == {"level", "level_change", "outlier", "random", "always"}
-    assert len(rows) == 2 * 5 * (len(PERCENTILES) + 1)
+    assert of_ae["oracle", 95.0] == 1.0
+    assert set(rows["line"]) == {"level", "level_change", "outlier", "random", "always", "oracle"}
+    assert len(rows) == 2 * 6 * (len(PERCENTILES) + 1)
+
+
+def test_corrected_compares_faithfulness_with_its_lines_by_its_own_rows() -> None:
+    """Random frames are as good as the methods are on average, the outlier curve is far better."""
+    generator = np.random.default_rng(3)
+    frames = FAITHFULNESS.assign(protocol="corrected", normalized=FAITHFULNESS["faithfulness"] / 2)
+    frames.loc[(frames["mode"] == "segment") | (frames["clip_id"] == "clip 08"), "normalized"] = None
+    frames["normalized"] = frames["normalized"].astype(object).where(frames["normalized"].notna(), None)
+    one_method = frames[(frames["method"] == "error_map") & (frames["mode"] == "frame")]
+    lines = pd.concat(
+        [
+            one_method.assign(metric=metric, line=line, value=mean + generator.normal(0, 0.05, len(one_method)))
+            for metric in ("faithfulness", "normalized_faithfulness")
+            for line, mean in (("random", 0.1), ("outlier", 0.9))
+        ]
+    )
+    sources = {
+        "localization": table(LOCALIZATION.drop(columns="mode"), schemas.LOCALIZATION),
+        "faithfulness": pa.concat_tables([table(part, schemas.FAITHFULNESS) for part in (FAITHFULNESS, frames)]),
+        "controls": pa.concat_tables([table(part, schemas.CONTROLS) for part in (CONTROLS, lines)]),
+    }
+    rows = summarize("comparison", sources, replace(EXPERIMENT, protocol="corrected")).to_pandas()
+    assert set(rows["protocol"]) == {"corrected"}
+    assert set(rows["metric"]) == {"faithfulness", "normalized_faithfulness"}
+    rows = rows[rows["percentile"].isna() & (rows["method"] == "error_map")].set_index(
+        ["metric", "mode", "scope", "question", "model_a"]
+    )
+    key = ("faithfulness", "frame", "all")
+    assert rows.loc[(*key, "against_chance", "ae"), "verdict"] == "yes"
+    assert rows.loc[(*key, "against_no_model", "ae"), ["model_b", "verdict"]].tolist() == ["outlier", "no"]
+    means = [
+        part[part["model"] == "mae"].groupby(["seed", "clip_id"])["value"].mean()
+        for part in (
+            frames[(frames["method"] == "error_map") & (frames["mode"] == "frame")].rename(
+                columns={"faithfulness": "value"}
+            ),
+            lines[(lines["line"] == "random") & (lines["metric"] == "faithfulness")],
+        )
+    ]
+    assert rows.loc[(*key, "against_chance", "mae"), "estimate"] == pytest.approx(
+        (means[0].groupby("clip_id").mean() - means[1].groupby("clip_id").mean()).mean()
+    )
+    normalized = rows.loc[("normalized_faithfulness", "frame", "all", "masked_training", "mae")]
+    assert (normalized["n_clips"], normalized["n_left_out"]) == (len(CLIPS) - 1, 1)
+    paper = summarize("comparison", sources, EXPERIMENT).to_pandas()
+    pd.testing.assert_frame_equal(paper, summary("comparison"))
+    shown = summarize("controls", sources, replace(EXPERIMENT, protocol="corrected")).to_pandas()
+    outlier = shown[(shown["line"] == "outlier") & (shown["model"] == "ae") & shown["percentile"].isna()]
+    assert outlier.groupby(["metric", "scope"])["mean"].first().round(1).to_dict() == {
+        (metric, scope): 0.9 for metric in ("faithfulness", "normalized_faithfulness") for scope in ("annotated", "all")
+    }

@@ -255,3 +255,33 @@ def test_segment_mask_may_leave_its_peak_out() -> None:
     peaks[0, 45] = True
     found = faithfulness.segment_masks(peaks, [(1.5, 2.0)], 40.0)
     assert np.flatnonzero(found[0]).tolist() == list(range(60, 80))
+
+
+def test_signed_score_by_hand() -> None:
+    score = faithfulness.signed_faithfulness([2.0, 2.0, 0.0], [1.0, 3.0, 1.0])
+    np.testing.assert_array_equal(score, [0.5, -0.5, np.nan])
+
+
+def test_normalised_score_by_hand() -> None:
+    random, best = [0.1, 0.2], [0.5, 0.6]
+    values = [[0.1, 0.2], [0.5, 0.6], [0.3, 0.1], [0.9, 0.4]]
+    normalized = faithfulness.normalized_faithfulness(values, random, best)
+    np.testing.assert_allclose(normalized, [[0, 0], [1, 1], [0.5, -0.25], [2, 0.5]], atol=1e-12)
+    even = faithfulness.normalized_faithfulness(values, random, [0.5, 0.209])
+    assert np.isnan(even).all()
+
+
+def test_known_answers_are_not_computed_again(network: CountingNetwork, clips: Tensor) -> None:
+    masks, index = masks_and_clips(12)
+    reconstruction = forward(network, clips)
+    before = (reconstruction - clips).square().mean(dim=(1, 2))
+    options = {"error_before": before, "micro_batch": 4}
+    whole = faithfulness.errors_after_replacement(network, clips, reconstruction, masks, index, **options)
+    known = faithfulness.MaskErrors(masks[:7], index[:7], np.arange(7.0))
+    network.batches.clear()
+    errors = faithfulness.errors_after_replacement(
+        network, clips, reconstruction, masks[3:], index[3:], **options, known=known
+    )
+    assert sum(network.batches) == 5
+    np.testing.assert_array_equal(errors[:4], known.errors[3:])
+    np.testing.assert_allclose(errors[4:], whole[7:], rtol=1e-6)

@@ -141,3 +141,24 @@ def test_narrow_maps_are_summed_in_single_precision() -> None:
         found = peaks.curve(narrow)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, 80_000, rtol=1e-2)
+
+
+@repeatable
+@given(whole_curves)
+def test_the_highest_frames_are_exactly_so_many_and_the_earlier_of_equal_ones(curve: np.ndarray) -> None:
+    percentiles = [0, 50, 90, 95, 97.5, 99]
+    found = peaks.highest_frames(curve, percentiles)
+    for percentile, mask in zip(percentiles, found, strict=True):
+        # Python's sort is stable, and a half of a percent is exact in binary.
+        order = sorted(range(len(curve)), key=lambda frame: -curve[frame])
+        number = math.ceil((100 - percentile) * 2 * len(curve) / 200)
+        assert np.flatnonzero(mask).tolist() == sorted(order[:number])
+
+
+def test_a_twentieth_of_400_frames_is_20() -> None:
+    """(1 - 0.95) * 400 is 20.000000000000018 in floating point, whose ceiling is 21."""
+    found = peaks.highest_frames(np.zeros((2, 400)), [90, 95, 97.6, 100])
+    assert found.sum(axis=-1).tolist() == [[40, 20, 10, 0]] * 2
+    assert found[0, 1, :20].all()
+    with pytest.raises(ValueError, match="between 0 and 100"):
+        peaks.highest_frames(np.zeros(4), [101])

@@ -76,6 +76,7 @@ def method_rows(clips: list[Row], values: dict[str, float], modes: tuple[str | N
             "model": model,
             "seed": seed,
             "method": method,
+            "protocol": "paper",
             **({"mode": mode} if mode else {}),
             "percentile": percentile,
             **values,

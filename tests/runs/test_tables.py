@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from faithad import schemas
 from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.errors import StudyError
-from faithad.runs.tables import read_events, read_manifest
+from faithad.runs.tables import read_events, read_manifest, read_tables, read_whole
 
 
 def test_a_manifest_of_an_older_release_gets_the_new_columns(tmp_path: Path) -> None:
@@ -44,3 +45,15 @@ def test_events_of_an_older_release_get_the_new_columns(tmp_path: Path) -> None:
 def test_a_root_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="There is no table"):
         read_manifest(str(tmp_path))
+
+
+def test_maps_of_an_older_release_were_judged_as_in_the_paper(released_audit: Path) -> None:
+    wanted = pc.field("mode") == "frame"
+    rows = read_whole(str(released_audit), "faithfulness", schemas.FAITHFULNESS, condition=wanted)
+    assert rows.num_rows > 0
+    assert set(rows["protocol"].to_pylist()) == {"paper"}
+    assert rows["normalized"].null_count == rows.num_rows
+    (frame,) = {tuple(part.column_names) for part in read_tables(str(released_audit), "faithfulness")}
+    assert {"protocol", "normalized"} < set(frame)
+    few = read_whole(str(released_audit), "faithfulness", schemas.FAITHFULNESS, columns=["clip_id", "protocol"])
+    assert few.column_names == ["clip_id", "protocol"]

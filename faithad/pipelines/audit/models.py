@@ -18,6 +18,7 @@ from faithad.audit.outcome import read_scores
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
+from faithad.evaluation.controls import LINEAR
 from faithad.features import Normalization
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
@@ -28,6 +29,7 @@ from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten
+from faithad.vocabulary import CORRECTED, PAPER
 
 # Settings that say how an audit is spread, not what it writes.
 SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
@@ -35,13 +37,20 @@ SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
 _EXPLANATIONS = {"percentiles", "explain", "maps"}
 
 
-def audit_stage(study: Study, model: str, seed: int, train: Stage, clips_digest: str) -> Stage:
+def audit_stage(
+    study: Study, model: str, seed: int, trainings: dict[tuple[str, int], Stage], clips_digest: str
+) -> Stage:
+    """The mark of one model's audit, which depends on its training."""
     left_out = SPREAD if MODELS[model].explained else SPREAD | _EXPLANATIONS
     settings = flatten("audit", study.audit.model_dump(mode="json", exclude=left_out))
     if MODELS[model].explained:
         settings |= flatten("attribution", study.attribution.as_in_marks())
+        if study.protocol != PAPER:  # marks of older studies, which are judged as in the paper, do not name it
+            settings |= {"judging.protocols": list(study.judging.protocols), "judging.n_frames": study.judging.n_frames}
+        if (linear := _linear(study, model)) is not None:
+            settings["linear"] = trainings[linear].fingerprint
     settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
-    settings |= {"train": train.fingerprint, "clips": clips_digest}
+    settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
     return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
 
@@ -78,8 +87,9 @@ def audit_models(
     if not clips.num_rows:
         raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
     explained = study.audit.explain != "none" and any(MODELS[model].explained for model, _ in todo)
-    # Only F-scores are compared with them.
-    training = training_statistics(study) if explained and pc.any(clips["annotated"]).as_py() else None
+    # For the outlier curve, which the paper's protocol compares with F-scores only.
+    has_outliers = explained and (CORRECTED in study.judging.protocols or pc.any(clips["annotated"]).as_py())
+    training = training_statistics(study) if has_outliers else None
     audits = {run: _model_audit(study, *run, training) for run in todo}
     with ray_session():
         wait_for_room(study.audit)
@@ -134,4 +144,19 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     }
     scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
-    return ModelAudit(folder, out, fit_study_alarm(study, scores), expect, training)
+    linear = _linear(study, model)
+    return ModelAudit(
+        folder,
+        out,
+        fit_study_alarm(study, scores),
+        expect,
+        training,
+        study.judging,
+        None if linear is None else storage.join(study.root, layout.model(*linear)),
+    )
+
+
+def _linear(study: Study, model: str) -> tuple[str, int] | None:
+    """The linear model whose error is a line beside the methods of an explained model; None where there is none."""
+    is_line = CORRECTED in study.judging.protocols and LINEAR in study.models and MODELS[model].explained
+    return (LINEAR, study.seeds[0]) if is_line and model != LINEAR else None

@@ -22,6 +22,7 @@ from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import load_model
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import ShardRow, from_bytes, to_bytes
@@ -29,7 +30,7 @@ from faithad.runs import layout
 from faithad.runs.attempts import attempt
 from faithad.runs.shards import write_shard_ledger
 from faithad.scoring.trained_ensemble import AnyModel, load_any
-from faithad.settings import FeatureSettings
+from faithad.settings import AS_IN_PAPER, FeatureSettings, JudgingSettings
 from faithad.storage import Checksum
 
 
@@ -43,6 +44,8 @@ class ModelAudit:
         alarm: raised in place of the alarm that is stored with the model.
         expect: what the model must be, see `load_model`.
         training: mean and deviation of each mel band in training, in the unit of the features; None if not known.
+        judging: how maps are judged.
+        linear: the folder of the linear model whose error is a line beside the methods; None for none.
     """
 
     model: str
@@ -50,6 +53,8 @@ class ModelAudit:
     alarm: AlarmThreshold | None
     expect: Mapping[str, Any] | None = None
     training: Normalization | None = None
+    judging: JudgingSettings = AS_IN_PAPER
+    linear: str | None = None
 
     def load(self) -> AnyModel:
         """The model with this audit's alarm.
@@ -166,5 +171,7 @@ class Auditor:
                 audit=self._audit,
                 device=self._device,
                 training=audit.training,
+                judging=audit.judging,
+                linear=None if audit.linear is None else load_model(audit.linear),
             )
         return self._models[audit.model]

@@ -48,6 +48,7 @@ from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import load_any
+from faithad.settings import AS_IN_PAPER
 
 # Of the command that is run on a demo mill. The first epoch warms up.
 _EPOCHS, _MOST_TRAIN_CLIPS = 3, 64
@@ -212,7 +213,8 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
     for model, seed in {} if trial.command == "search" else dict(trial.runs).items():
         trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
         device = torch.device("cuda" if of.audit.gpus_per_actor else "cpu")
-        prepared = prepare_audit(trained, attribution=of.attribution, audit=of.audit, device=device)
+        judging = of.judging if isinstance(of, Study) else AS_IN_PAPER
+        prepared = prepare_audit(trained, attribution=of.attribution, audit=of.audit, device=device, judging=judging)
         rates["score"][model] = _cost(prepared, rows, log_mels, explain=False, folder=folder)
         if trained.explained and of.audit.explain != "none":
             rates["explain"][model] = _cost(prepared, rows[:_N_EXPLAINED], log_mels, explain=True, folder=folder)

@@ -236,7 +236,7 @@ def _faithfulness(clip_id: str, is_stuck: bool, methods: Sequence[str]) -> list[
         for percentile in (90.0, 95.0):
             value = share[method] if is_stuck else 0.04 + 0.06 * (method == "error_map")
             rows.append(
-                {"clip_id": clip_id, "model": "mae", "seed": 0, "method": method, "mode": "frame",
+                {"clip_id": clip_id, "model": "mae", "seed": 0, "method": method, "protocol": "paper", "mode": "frame",
                  "percentile": percentile, "replaced_fraction": 1 - percentile / 100, "error_before": 20.0,
                  "error_after": 20.0 * (1 - value), "faithfulness": value}
             )  # fmt: skip

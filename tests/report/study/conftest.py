@@ -250,7 +250,7 @@ def _write_summaries(
     for model in (name for name in models if name in EXPLAINED):
         for index, method in enumerate(METHODS):
             for percentile in PERCENTILES:
-                keys = {"model": model, "method": method, "percentile": percentile}
+                keys = {"model": model, "method": method, "percentile": percentile, "metric": "faithfulness"}
                 if annotated and labelled:
                     found += _f_scores(keys, _through(F_SCORES[model][index], percentile), n_seeds, n_annotated)
                 share = FAITHFUL[model][index] * (100 - percentile) / 10

@@ -13,7 +13,7 @@ import pytest
 from faithad import schemas, storage
 from faithad.report import charts
 from faithad.report.study_tables import StudyTables
-from faithad.report.verdicts import verdicts
+from faithad.report.verdicts import disagreement, telling, verdicts
 
 UNDECIDED = "undecided: 4 recordings, 20 are needed"
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def row(method: str, verdict: str, **changes: Any) -> Row:
 def line(name: str, mean: float, **changes: Any) -> Row:
     return {
         "model": "mae", "metric": "f_score", "line": name, "percentile": None, "protocol": "paper", "mean": mean,
-        "std": None, "ci_low": None, "ci_high": None, "n_seeds": 1, "n_clips": 46,
+        "scope": "annotated", "std": None, "ci_low": None, "ci_high": None, "n_seeds": 1, "n_clips": 46,
     } | changes  # fmt: skip
 
 
@@ -96,6 +96,44 @@ def test_a_model_against_the_best_curve_without_a_model(study: StudyTables) -> N
     )
     assert "ways of training" not in verdict.sentence
     assert verdict.marks == pytest.approx({"outliers": -0.1, "random frames": -0.2})
+
+
+def test_a_method_tells_something_if_it_beats_chance_and_the_curve_without_a_model(study: StudyTables) -> None:
+    keys = {"question": "against_no_model", "model_b": "outlier"}
+    chance = {"question": "against_chance", "model_b": "random"}
+    rows = [
+        row("saliency", "yes", **chance), row("saliency", "yes", **keys),
+        row("grad_cam", "no", **chance), row("grad_cam", "yes", **keys),
+        row("error_map", "yes", **chance), row("error_map", "undecided", **keys),
+    ]  # fmt: skip
+    (sentence,) = telling(with_rows(study, rows))
+    assert sentence == (
+        "MAE explanations that tell what the score comes from (yes against random frames, and against the outliers of "
+        "the clip): Saliency of 3 methods."
+    )
+    assert "none of 1 method." in telling(with_rows(study, rows[2:4]))[0]
+
+
+def test_where_protocols_disagree_is_said(study: StudyTables) -> None:
+    corrected = {"protocol": "corrected"}
+    both = with_rows(
+        study,
+        [
+            row("saliency", "undecided", **corrected),
+            row("grad_cam", "undecided: 4 recordings, 20 are needed", estimate=-0.1, **corrected),
+            row("saliency", "yes", metric="normalized_faithfulness", **corrected),
+        ],
+    )
+    paper = with_rows(
+        study, [row("saliency", "yes"), row("grad_cam", "undecided"), row("saliency", "no", percentile=95)]
+    )
+    assert disagreement(both) is None
+    assert disagreement(replace(both, paper_comparison=paper.comparison)) == (
+        "The protocols disagree in 1 of 2 verdicts, and 1 of the differences have the other sign: masked training, "
+        "faithfulness frame, annotated clips, MAE Saliency: yes under paper, undecided under corrected."
+    )
+    same = replace(both, paper_comparison=both.comparison[:1])
+    assert disagreement(same) == "The protocols paper and corrected agree in all of 1 verdict."
 
 
 def test_a_study_that_is_older_than_verdicts_has_none(study: StudyTables) -> None:
