@@ -19,8 +19,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
-# has machine, section and domain. 3: the manifest has utc_offset_s and recorder, events have utc_offset_s; curves, maps
-# and spectrograms are as long as the clip's sound.
+# has machine, section and domain. 3: the manifest has utc_offset_s, recorder, take and shard, events have utc_offset_s,
+# inputs have gone; curves, maps and spectrograms are as long as the clip's sound.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -46,6 +46,8 @@ MANIFEST = pa.schema(
         pa.field("machine", pa.string()),
         pa.field("section", pa.string()),
         pa.field("domain", pa.string()),
+        pa.field("take", pa.int32()),
+        pa.field("shard", pa.int32()),
     ]
 )
 
@@ -55,6 +57,7 @@ INPUTS = pa.schema(
         pa.field("recording", pa.string(), nullable=False),
         pa.field("bytes", pa.int64()),
         pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("gone", pa.bool_()),
     ]
 )
 
@@ -376,8 +379,11 @@ MEANINGS = {
     "machine": "machine that was recorded, in the DCASE layout; null in the others",
     "section": "section of the data set, in the DCASE layout; null in the others",
     "domain": "`source` or `target`, in the DCASE layout; null in the others",
+    "take": "which run of an audit of a growing folder brought the recording, from 1; null in a study",
+    "shard": "number of the file of `scores` that holds the clip's score; null in a study",
     "bytes": "size of the file; null where it could not be read",
     "fingerprint": "hash of the size and of three parts of the file, or `unreadable`",
+    "gone": "whether the file is gone, and was accepted as lost; its results stay",
     "model": "name of the model, such as `mae`",
     "seed": "seed of its training",
     "epoch": "number of the epoch, from 1",

@@ -14,7 +14,17 @@ import yaml
 from pydantic import Field, model_validator
 
 from faithad.config.file import parse, validated
-from faithad.config.sections import Alarm, Attribution, Audit, Events, Explain, Section, compiled_without_gpu, refuse
+from faithad.config.sections import (
+    Alarm,
+    Attribution,
+    Audit,
+    Events,
+    Explain,
+    Follow,
+    Section,
+    compiled_without_gpu,
+    refuse,
+)
 from faithad.config.study import Study, absolute, load_study
 from faithad.config.yaml_text import read_mapping, read_text
 
@@ -47,6 +57,7 @@ class AuditRun(Section):
     attribution: Attribution = Attribution()
     audit: RunAudit = RunAudit()
     events: Events = Events()
+    follow: Follow = Follow()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AuditRun:

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.audit.inputs import inputs_table, is_indexed, relocated
+from faithad.audit.inputs import Inputs, inputs_table, is_indexed, located, read_inputs, write_index
 from faithad.clips.inputs import find_left_out
-from faithad.clips.labels.reference import read_reference
+from faithad.clips.labels.names import look_up
+from faithad.clips.labels.reference import Reference, read_reference
 from faithad.clips.layouts import LAYOUTS
 from faithad.clips.ledger import LedgerRow, ledger_row, ledger_table, unheard
 from faithad.clips.manifest import ClipRow, Recording, attach_annotations, cut_recording, manifest_table, not_heard
@@ -30,12 +31,13 @@ from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.making import make_mill
 from faithad.errors import RecordingError, StudyError, shown
+from faithad.pipelines.audit.takes import next_shard, number_shards, read_takes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.headers import read_headers
 from faithad.progress import console, progress
 from faithad.runs import layout
-from faithad.runs.fingerprints import Fingerprint, contents, folder_fingerprints
+from faithad.runs.fingerprints import STILL_WRITTEN, Look, contents, folder_fingerprints
 from faithad.runs.lock import require_still_alone
 from faithad.runs.marks import read_mark
 from faithad.runs.stages import FILE_KEY, Stage, flatten
@@ -165,15 +167,23 @@ def cut_recordings(
 
 
 def index_recordings(
-    run: AuditRun, recordings: Sequence[Recording], inputs: Mapping[str, Fingerprint], *, clip_s: float
+    run: AuditRun,
+    recordings: Sequence[Recording],
+    looks: Mapping[str, Look],
+    *,
+    clip_s: float,
+    known: Inputs | None = None,
+    left_out: Sequence[LedgerRow] | None = None,
 ) -> pa.Table:
-    """Write the manifest of an audit of recordings, as far as that is not done yet.
+    """Write the manifest of an audit of recordings, as far as that is not done yet: those that came are a new take.
 
     Args:
         run: what is audited.
         recordings: all of them.
-        inputs: the fingerprint of each, by its name.
+        looks: what each file was when it was looked at, by its name.
         clip_s: length of a clip.
+        known: the recordings that belong to the audit already, and stay; those of `inputs.parquet` by default.
+        left_out: rows of the ledger about what else lies there; by default what `find_left_out` finds.
 
     Returns:
         The manifest. All clips are test clips, and have a label only where there are annotations.
@@ -182,36 +192,102 @@ def index_recordings(
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
         WorkersLost: as `headers.read_headers`.
     """
-    if is_indexed(run.out):
-        return relocated(run.out, recordings)
-    ledger = find_left_out(run.recordings)
-
-    def cut() -> Iterator[ClipRow]:
-        for clips, unused in cut_recordings(
-            recordings, clip_s=clip_s, remainder=run.remainder, marks=storage.join(run.out, layout.HEADER_ATTEMPTS)
-        ):
-            ledger.extend(unused)
-            yield from clips
-
-    rows = cut()
-    if run.annotations is not None:
-        rows = iter(_annotated(list(rows), run.annotations, ledger))
-    tables = [schemas.MANIFEST.empty_table()]
-    while portion := list(islice(rows, _ROWS_AT_ONCE)):
-        tables.append(manifest_table(portion))
-    manifest = pa.concat_tables(tables)
-    _write(run.out, manifest, ledger)
-    # Written last: where it is, the manifest is whole.
-    storage.write_table(inputs_table(inputs), storage.join(run.out, layout.INPUTS), schema=schemas.INPUTS)
-    n_recordings = pc.count_distinct(manifest["recording"]).as_py()
-    clips = f"{count(manifest.num_rows, 'clip')} of {count(n_recordings, 'recording')}"
-    console.print(f"index: {clips}{_left_over(ledger)}")
+    clips, ledger, known = _indexed_before(run, known)
+    came = [recording for recording in recordings if recording.path not in known.files]
+    ledger += find_left_out(run.recordings) if left_out is None else left_out
+    new, still_written = schemas.MANIFEST.empty_table(), set[str]()
+    if came:
+        new, still_written = _cut_take(run, came, looks, ledger, clip_s=clip_s, before=clips, known=known)
+    manifest = pa.concat_tables([located(clips, recordings), new])
+    order = pc.sort_indices(manifest, sort_keys=[("recording", "ascending"), ("onset_s", "ascending")])
+    manifest = manifest.take(order).combine_chunks()
+    files = {recording.path: looks[recording.path] for recording in came if recording.path in looks}
+    write_index(run.out, layout.MANIFEST, manifest)
+    write_index(run.out, layout.INDEX_LEDGER, ledger_table(ledger))
+    # Last: where a recording stands there, its clips are in the manifest.
+    write_index(run.out, layout.INPUTS, inputs_table(known.having(files).without(still_written)))
+    if came or not manifest.num_rows:
+        n_recordings = pc.count_distinct(new["recording"]).as_py()
+        in_all = f", {manifest.num_rows:,} in all" if clips.num_rows else ""
+        said = f"{count(new.num_rows, 'clip')} of {count(n_recordings, 'recording')}{in_all}"
+        console.print(f"index: {said}{_left_over(ledger)}")
     return manifest
 
 
-def _annotated(rows: list[ClipRow], location: str, ledger: list[LedgerRow]) -> list[ClipRow]:
-    """The clips with the labels of their annotations; says what could not be read, and which are in no clip."""
+def _indexed_before(run: AuditRun, known: Inputs | None) -> tuple[pa.Table, list[LedgerRow], Inputs]:
+    """Clips, rows of the ledger and files of the recordings that belong to an audit already, and stay."""
+    if not is_indexed(run.out):
+        return schemas.MANIFEST.empty_table(), [], Inputs()
+    stored = read_inputs(run.out)
+    known = stored if known is None else known
+    if stored.files.keys() - known.files.keys():
+        write_index(run.out, layout.INPUTS, inputs_table(known))  # before anything else is written of those that leave
+    names = pa.array(known.files, pa.string())
+    clips = read_takes(run.out, run.audit.clips_per_shard)
+    ledger = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER))
+    rows = ledger.filter(pc.is_in(ledger["recording"], value_set=names)).to_pylist()
+    return clips.filter(pc.is_in(clips["recording"], value_set=names)), rows, known
+
+
+def _cut_take(
+    run: AuditRun,
+    came: Sequence[Recording],
+    looks: Mapping[str, Look],
+    ledger: list[LedgerRow],
+    *,
+    clip_s: float,
+    before: pa.Table,
+    known: Inputs,
+) -> tuple[pa.Table, set[str]]:
+    """The clips of recordings that came, in shards of their own, and the recordings that somebody is writing.
+
+    Adds to the ledger what is in no clip.
+    """
+    still_written: set[str] = set()
+    marks = storage.join(run.out, layout.HEADER_ATTEMPTS)
+
+    def cut() -> Iterator[ClipRow]:
+        parts = cut_recordings(came, clip_s=clip_s, remainder=run.remainder, marks=marks)
+        for recording, (clips, unused) in zip(came, parts, strict=True):
+            if recording.path in looks and _was_touched(recording.uri, looks[recording.path]):
+                still_written.add(recording.path)
+                ledger.append(ledger_row(recording.path, "skipped", STILL_WRITTEN))
+            else:
+                ledger.extend(unused)
+                yield from clips
+
+    rows = cut()
+    if run.annotations is not None:
+        rows = iter(_annotated(list(rows), run.annotations, ledger, known=known.files))
+    tables = [schemas.MANIFEST.empty_table()]
+    while portion := list(islice(rows, _ROWS_AT_ONCE)):
+        tables.append(manifest_table(portion))
+    take = 1 + (pc.max(before["take"]).as_py() or 0)
+    largest = run.audit.clips_per_shard
+    return number_shards(pa.concat_tables(tables), largest=largest, take=take, first=next_shard(before)), still_written
+
+
+def _was_touched(uri: str, look: Look) -> bool:
+    """Whether a file was written since it was looked at. Objects of a store are replaced as a whole, if at all."""
+    if storage.is_remote(uri) or look.fingerprint.bytes is None:
+        return False
+    try:
+        return storage.size_and_time(uri) != (look.fingerprint.bytes, look.modified_ns)
+    except OSError:
+        return False  # it is gone, which its header says
+
+
+def _annotated(
+    rows: list[ClipRow], location: str, ledger: list[LedgerRow], *, known: Mapping[str, object] | None = None
+) -> list[ClipRow]:
+    """The clips with the labels of their annotations; says what could not be read, and which are in no clip.
+
+    Those of recordings that are `known` already have their labels.
+    """
     reference = read_reference(location)
+    if known:
+        find = look_up([*known, *(row.recording for row in rows), *(row["recording"] for row in ledger)])
+        reference = Reference(of for of in reference if known.keys().isdisjoint(find(of.recording)))
     annotated = attach_annotations(rows, reference, ledger=ledger)
     for note in reference.notes:
         console.print(f"annotations: {note}")
