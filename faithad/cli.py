@@ -138,8 +138,22 @@ def audit(
             "that failed are computed again with it.",
         ),
     ] = False,
+    accept_missing: Annotated[
+        bool,
+        typer.Option(
+            "--accept-missing", help="Keep the results of recordings that are gone for good; the ledger says so."
+        ),
+    ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Go on with recordings that come, once nobody writes into them, until Ctrl-C ends it."
+        ),
+    ] = False,
 ) -> None:
     """Audit recordings with a trained model (--model, --recordings, --out), or the test clips of a study (--config).
+
+    The same command again takes up recordings that came since, and audits no other again.
 
     Exit status 3, of an audit with a trained model: all is accounted for, but some clips could not be audited or some
     recordings not be read. A study ends with 0 then; `faithad evaluate` names them in summary/ledger.parquet.
@@ -150,14 +164,25 @@ def audit(
         config, model=model, recordings=recordings, out=out, channel=channel, overrides=overrides or []
     )
     if not isinstance(given, AuditRun):
-        _refuse("--retry-failed", retry_failed, beside="a study")
+        for option, value in (
+            ("--retry-failed", retry_failed),
+            ("--accept-missing", accept_missing),
+            ("--follow", follow),
+        ):
+            _refuse(option, value, beside="a study")
         _refuse("--channel", channel is not None, beside="a study: see data.channel")
         _stage("audit", given, redo)
         _say(f"Audit tables: {_below(given, 'audit')}. {_next('evaluate', str(config), overrides)}")
         return
-    from faithad.pipelines.audit.run import run_audit
+    how = {"redo": redo, "retry_failed": retry_failed, "accept_missing": accept_missing}
+    if follow:
+        from faithad.pipelines.audit.follow import follow_audit
 
-    outcome = run_audit(given, redo=redo, retry_failed=retry_failed)
+        outcome = follow_audit(given, **how, say=_say)
+    else:
+        from faithad.pipelines.audit.run import run_audit
+
+        outcome = run_audit(given, **how)
     _say(outcome.line)
     if outcome.n_failed:
         sys.exit(_SOME_FAILED)

@@ -19,10 +19,10 @@ from __future__ import annotations
 import pyarrow as pa
 
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
-# has machine, section and domain. 3: the manifest has utc_offset_s, recorder and channel, events have utc_offset_s;
-# curves, maps and spectrograms are as long as the clip's sound; scores have spectrum_difference_db and
-# level_difference_db; scores and events have raised_by; localization and faithfulness have protocol (before: all of
-# them `paper`), faithfulness has normalized.
+# has machine, section and domain. 3: the manifest has utc_offset_s, recorder, channel, take and shard, events have
+# utc_offset_s, inputs have gone; curves, maps and spectrograms are as long as the clip's sound; scores have
+# spectrum_difference_db and level_difference_db; scores and events have raised_by; localization and faithfulness have
+# protocol (before: all of them `paper`), faithfulness has normalized.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -49,6 +49,8 @@ MANIFEST = pa.schema(
         pa.field("section", pa.string()),
         pa.field("domain", pa.string()),
         pa.field("channel", pa.int32()),
+        pa.field("take", pa.int32()),
+        pa.field("shard", pa.int32()),
     ]
 )
 
@@ -74,6 +76,7 @@ INPUTS = pa.schema(
         pa.field("recording", pa.string(), nullable=False),
         pa.field("bytes", pa.int64()),
         pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("gone", pa.bool_()),
     ]
 )
 
@@ -419,8 +422,11 @@ MEANINGS = {
     "correlation": "of each channel at lag 0 with the one that `auto` would choose; null of a silent channel",
     "lag_ms": "by how much each channel is later than that one, in ms, by the largest correlation within 20 ms",
     "problems": "what is wrong, in words; empty where nothing is",
+    "take": "which run of an audit of a growing folder brought the recording, from 1; null in a study",
+    "shard": "number of the file of `scores` that holds the clip's score; null in a study",
     "bytes": "size of the file; null where it could not be read",
     "fingerprint": "hash of the size and of three parts of the file, or `unreadable`",
+    "gone": "whether the file is gone, and was accepted as lost; its results stay",
     "model": "name of the model, such as `mae`",
     "seed": "seed of its training",
     "epoch": "number of the epoch, from 1",

@@ -125,6 +125,23 @@ def is_filled(folder: str) -> bool | None:
         return None
 
 
+def size_and_time(location: str) -> tuple[int, int]:
+    """Bytes of a file, and when it was last modified, in nanoseconds since 1970.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is out of reach.
+    """
+    file_system, path = locate(location)
+    if isinstance(file_system, pafs.LocalFileSystem):
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
+    info = _information(location)
+    if info.type != pafs.FileType.File:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
+    return info.size, info.mtime_ns
+
+
 def _kind(location: str) -> pafs.FileType:
     kind: pafs.FileType = _information(location).type
     return kind

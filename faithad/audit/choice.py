@@ -42,7 +42,7 @@ def highest(scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
 def keep_highest(clips: pa.Table, scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
     """The clips with a column `keep_maps`: all for n = -1, else those with the n highest scores."""
     if n < 0:
-        return _keep(clips, pa.array([True] * clips.num_rows))
+        return _keep(clips, pa.array([True] * clips.num_rows, pa.bool_()))
     of_clips = scores.filter(pc.is_in(scores["clip_id"], value_set=clips["clip_id"]))
     return _keep(clips, pc.is_in(clips["clip_id"], value_set=highest(of_clips, n, alarm)["clip_id"]))
 
@@ -53,7 +53,7 @@ def keep_examples(clips: pa.Table, n: int) -> pa.Table:
     Of each type, annotated clips are taken, from the middle on: the first clip of a day is the least typical one.
     """
     if n < 0:
-        return _keep(clips, pa.array([True] * clips.num_rows))
+        return _keep(clips, pa.array([True] * clips.num_rows, pa.bool_()))
     groups: dict[str, list[int]] = {}
     for position, clip in enumerate(clips.select(["annotated", "label", "anomaly_type"]).to_pylist()):
         if clip["annotated"]:

@@ -40,7 +40,12 @@ class LedgerCounts:
 
 
 def merge_ledgers(
-    root: str, manifest: pa.Table, audits: Sequence[str], *, others: Sequence[tuple[str, str]] = ()
+    root: str,
+    manifest: pa.Table,
+    audits: Sequence[str],
+    *,
+    others: Sequence[tuple[str, str]] = (),
+    remarks: Sequence[LedgerRow] = (),
 ) -> pa.Table:
     """The ledger of a whole root: one row for each clip, and for each part of a recording that became none.
 
@@ -51,6 +56,7 @@ def merge_ledgers(
         manifest: all clips below the root.
         audits: folders of the audits of its test clips.
         others: further ledgers of shards, which may hold failures: their folders and their names there.
+        remarks: further rows.
 
     Raises:
         StudyError: an audit's ledger does not hold each test clip once.
@@ -73,7 +79,11 @@ def merge_ledgers(
     columns["reason"] = pa.nulls(done.num_rows, pa.string())
     index = storage.read_table(storage.join(root, layout.INDEX_LEDGER))
     merged = pa.concat_tables(
-        [pa.table(columns, schema=LEDGER), pa.Table.from_pylist([*failed.values()], schema=LEDGER), index.cast(LEDGER)]
+        [
+            pa.table(columns, schema=LEDGER),
+            pa.Table.from_pylist([*failed.values(), *remarks], schema=LEDGER),
+            index.cast(LEDGER),
+        ]
     )
     # The row of a whole recording, which has no onset, comes first.
     keys = pa.table({"recording": merged["recording"], "onset_s": pc.fill_null(merged["onset_s"], -1.0)})

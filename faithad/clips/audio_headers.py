@@ -4,6 +4,7 @@ Contents
     foreign(file, uri)      what kind of file it is, if neither WAV nor FLAC
     correct(file, ...)      how the file must be read, or why it cannot be
     complaint(file, uri)    why the decoder refuses a WAV or FLAC file
+    is_open(file, size)     whether the header has no length yet, as that of a recorder that still writes
 
 All take an open binary file and return texts that follow the file's name: "is truncated: ...".
 """
@@ -69,6 +70,14 @@ def complaint(file: BinaryIO, uri: str) -> str:
             f"{', '.join(map(str, DECODED_BITS))} can be decoded here. Convert it ({ffmpeg_command(uri)})"
         )
     return "its FLAC header is damaged or cut off. Copy the file again"
+
+
+def is_open(file: BinaryIO, size: int) -> bool:
+    """Whether the header of a WAV or FLAC file has no length yet."""
+    if is_wav(_start(file)):
+        return wav_chunks.is_open(file, size)
+    stream = read_stream(file)
+    return stream is not None and stream.n_samples == 0
 
 
 def _start(file: BinaryIO) -> bytes:

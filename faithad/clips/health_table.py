@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # a report reads the table without torch
 
 HealthRow = dict[str, Any]  # of schemas.HEALTH
 
+# How the words of comparisons with other recordings and with the model begin: they are made anew for rows of a table.
+_COMPARISONS = ("duplicate (", "sample rate too low (", "louder than usual (", "quieter than usual (")
+
 _LISTS = ("level_dbfs", "dc", "clipped", "zeros", "correlation", "lag_ms")
 
 
@@ -51,7 +54,7 @@ def health_table(
     """The table, with what shows only when recordings are compared with each other and with the model.
 
     Args:
-        rows: from `health_row`.
+        rows: from `health_row`, or of an earlier table.
         model_rate_hz: the sample rate at which the model hears.
         same_bytes: groups of recordings that are copies of each other.
 
@@ -91,7 +94,8 @@ def channel_line(table: pa.Table) -> str | None:
 
 def _with_comparisons(row: HealthRow, others: Sequence[Mapping[str, str]], model_rate_hz: int) -> HealthRow:
     texts = [health.low_rate(row["sample_rate_hz"], model_rate_hz), *(texts.get(row["recording"]) for texts in others)]
-    return row | {"problems": [*row["problems"], *filter(None, texts)]}
+    own = [text for text in row["problems"] if not text.startswith(_COMPARISONS)]
+    return row | {"problems": [*own, *filter(None, texts)]}
 
 
 def _heard_level(row: HealthRow) -> float | None:

@@ -7,6 +7,7 @@ IBM and Microsoft, "Multimedia Programming Interface and Data Specifications 1.0
 Contents
     correct_wav(file)   how a WAV file must be read, or why it cannot be
     complaint(file)     why the decoder refuses a WAV file
+    is_open(file, size) whether the header has no length yet
 """
 
 from __future__ import annotations
@@ -186,6 +187,12 @@ def correct_wav(file: BinaryIO, size: int, *, behind: bool) -> Correction | str:
         recorded_at=recorded_at,
         utc_offset_s=utc_offset_s,
     )
+
+
+def is_open(file: BinaryIO, size: int) -> bool:
+    """Whether the header of a WAV file never got the size of the sound, or says that there is none."""
+    wav = _read_chunks(file, size, behind=False)
+    return b"data" in wav.names and (wav.is_open or wav.promised == 0)
 
 
 def complaint(file: BinaryIO) -> str:

@@ -21,6 +21,7 @@ from faithad.config.sections import (
     Channel,
     Events,
     Explain,
+    Follow,
     Section,
     compiled_without_gpu,
     refuse,
@@ -59,6 +60,7 @@ class AuditRun(Section):
     attribution: Attribution = Attribution()
     audit: RunAudit = RunAudit()
     events: Events = Events()
+    follow: Follow = Follow()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AuditRun:

@@ -230,7 +230,8 @@ class Audit(Section):
     what is written.
 
     `explain`: which clips are explained once all are scored: `all`, `alarms`, `top:N` (the N highest scores) or `none`.
-    `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. `actors` null: as
+    `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. In an audit of a
+    folder that grows, `top:N` and `maps` hold for each take, the recordings that one run found. `actors` null: as
     many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
     read and decode as the rest of the CPUs carries. `clips_per_shard` is the most: a shard, the unit of work, holds
     fewer where workers would be left without one. `micro_batch`: spectrograms in one forward pass; null: what suits the
@@ -285,6 +286,17 @@ class Events(Section):
     merge_gap_s: float = Field(10.0, ge=0)
     method: MethodName = "saliency"
     percentile: Percentile = 95.0
+
+
+class Follow(Section):
+    """How an audit takes up recordings that come while others are still being written.
+
+    `every_s`: how often `faithad audit --follow` looks. `settle_s`: a recording that was modified in the last seconds
+    is still being written: `--follow` leaves it alone, a single run only if its header has no length yet.
+    """
+
+    every_s: float = Field(60.0, gt=0)
+    settle_s: float = Field(60.0, ge=0)
 
 
 class Search(Section):

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas, storage
-from faithad.audit.inputs import inputs_table, is_indexed, relocated
+from faithad.audit.inputs import Inputs, inputs_table, is_indexed, located, of_files, read_inputs, write_index
 from faithad.clips.channels import split_name
 from faithad.clips.health_table import HealthRow, channel_line, health_row, health_table, problem_line
 from faithad.clips.inputs import find_left_out
-from faithad.clips.labels.reference import read_reference
+from faithad.clips.labels.names import look_up
+from faithad.clips.labels.reference import Reference, read_reference
 from faithad.clips.layouts import LAYOUTS
 from faithad.clips.ledger import LedgerRow, ledger_row, ledger_table, unheard
 from faithad.clips.manifest import ClipRow, Recording, attach_annotations, cut_recording, manifest_table, not_heard
@@ -32,12 +33,13 @@ from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.making import make_mill
 from faithad.errors import RecordingError, StudyError, shown
+from faithad.pipelines.audit.takes import next_shard, number_shards, read_takes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.headers import read_headers
 from faithad.progress import console, progress
 from faithad.runs import layout
-from faithad.runs.fingerprints import Fingerprint, contents, folder_fingerprints, same_bytes
+from faithad.runs.fingerprints import STILL_WRITTEN, Look, contents, folder_fingerprints, same_bytes
 from faithad.runs.lock import require_still_alone
 from faithad.runs.marks import read_mark
 from faithad.runs.stages import FILE_KEY, Stage, flatten
@@ -206,21 +208,27 @@ class IndexedRun(Protocol):
 def index_recordings(
     run: IndexedRun,
     recordings: Sequence[Recording],
-    inputs: Mapping[str, Fingerprint],
+    looks: Mapping[str, Look],
     *,
     clip_s: float,
     sample_rate_hz: int,
+    clips_per_shard: int,
+    known: Inputs | None = None,
+    left_out: Sequence[LedgerRow] | None = None,
 ) -> pa.Table:
     """Write the manifest of an audit of recordings, or of a training on them, and the recordings' health.
 
-    What is done already is left as it is.
+    What is done already is left as it is: recordings that came are a new take.
 
     Args:
         run: whose recordings they are.
         recordings: all of them.
-        inputs: the fingerprint of each, by its name.
+        looks: what each file was when it was looked at, by its name.
         clip_s: length of a clip.
         sample_rate_hz: at which the model hears.
+        clips_per_shard: how many clips a shard holds at most.
+        known: the recordings that belong to the audit already, and stay; those of `inputs.parquet` by default.
+        left_out: rows of the ledger about what else lies there; by default what `find_left_out` finds.
 
     Returns:
         The manifest. Clips have the split of their recordings, and a label only where there are annotations.
@@ -229,43 +237,139 @@ def index_recordings(
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
         WorkersLost: as `headers.read_headers`.
     """
-    if is_indexed(run.out):
-        return relocated(run.out, recordings)
-    ledger, health = find_left_out(run.recordings), list[HealthRow]()
-    marks = storage.join(run.out, layout.HEADER_ATTEMPTS)
-
-    def cut() -> Iterator[ClipRow]:
-        for part in cut_recordings(
-            recordings, clip_s=clip_s, remainder=run.remainder, channel=run.channel, marks=marks
-        ):
-            ledger.extend(part.ledger)
-            health.extend(part.health)
-            yield from part.clips
-
-    rows = cut()
-    if run.annotations is not None:
-        rows = iter(_annotated(list(rows), run.annotations, ledger))
-    tables = [schemas.MANIFEST.empty_table()]
-    while portion := list(islice(rows, _ROWS_AT_ONCE)):
-        tables.append(manifest_table(portion))
-    manifest = pa.concat_tables(tables)
-    uris, opened = {recording.path: recording.uri for recording in recordings}, [row["recording"] for row in health]
-    digests = {name: fingerprint.digest for name, fingerprint in inputs.items()}
-    copies = same_bytes({name: uris[name] for name in opened}, digests)
-    checked = health_table(health, model_rate_hz=sample_rate_hz, same_bytes=copies)
-    _write(run.out, manifest, ledger, checked)
-    # Written last: where it is, the manifest is whole.
-    storage.write_table(inputs_table(inputs), storage.join(run.out, layout.INPUTS), schema=schemas.INPUTS)
-    n_recordings = pc.count_distinct(manifest["recording"]).as_py()
-    clips = f"{count(manifest.num_rows, 'clip')} of {count(n_recordings, 'recording')}"
-    console.print(f"index: {clips}{_left_over(ledger)}")
-    _tell_health(checked)
+    before = _indexed_before(run.out, known, clips_per_shard)
+    came = [recording for recording in recordings if recording.path not in before.inputs.files]
+    ledger = [*before.ledger, *(find_left_out(run.recordings) if left_out is None else left_out)]
+    take = _Take(schemas.MANIFEST.empty_table(), [], set())
+    if came:
+        take = _cut_take(run, came, looks, ledger, before, clip_s=clip_s, clips_per_shard=clips_per_shard)
+    manifest = pa.concat_tables([located(before.clips, recordings), take.clips])
+    order = pc.sort_indices(manifest, sort_keys=[("recording", "ascending"), ("onset_s", "ascending")])
+    manifest = manifest.take(order).combine_chunks()
+    came_looks = {recording.path: looks[recording.path] for recording in came if recording.path in looks}
+    inputs = before.inputs.having(came_looks).without(take.still_written)
+    health = None
+    if came:
+        health = _compared([*(before.health or []), *take.health], recordings, inputs, sample_rate_hz)
+        write_index(run.out, layout.HEALTH, health)
+    elif before.health is not None:  # a release before FORMAT 3 wrote none
+        write_index(run.out, layout.HEALTH, pa.Table.from_pylist(before.health, schema=schemas.HEALTH))
+    write_index(run.out, layout.MANIFEST, manifest)
+    write_index(run.out, layout.INDEX_LEDGER, ledger_table(ledger))
+    # Last: where a recording stands there, its clips are in the manifest.
+    write_index(run.out, layout.INPUTS, inputs_table(inputs))
+    if came or not manifest.num_rows:
+        n_recordings = pc.count_distinct(take.clips["recording"]).as_py()
+        in_all = f", {manifest.num_rows:,} in all" if before.clips.num_rows else ""
+        said = f"{count(take.clips.num_rows, 'clip')} of {count(n_recordings, 'recording')}{in_all}"
+        console.print(f"index: {said}{_left_over(ledger)}")
+        if health is not None:
+            _tell_health(health)
     return manifest
 
 
-def _annotated(rows: list[ClipRow], location: str, ledger: list[LedgerRow]) -> list[ClipRow]:
-    """The clips with the labels of their annotations; says what could not be read, and which are in no clip."""
+class _Before(NamedTuple):
+    """What an index holds of the recordings that belong to an audit already, and stay; `health` None: it has none."""
+
+    clips: pa.Table
+    ledger: list[LedgerRow]
+    health: list[HealthRow] | None
+    inputs: Inputs
+
+
+class _Take(NamedTuple):
+    """Clips and health of recordings that came, and those of them that somebody is writing."""
+
+    clips: pa.Table
+    health: list[HealthRow]
+    still_written: set[str]
+
+
+def _indexed_before(out: str, known: Inputs | None, clips_per_shard: int) -> _Before:
+    if not is_indexed(out):
+        return _Before(schemas.MANIFEST.empty_table(), [], [], Inputs())
+    stored = read_inputs(out)
+    known = stored if known is None else known
+    if stored.files.keys() - known.files.keys():
+        write_index(out, layout.INPUTS, inputs_table(known))  # before anything else is written of those that leave
+
+    def of_known(table: pa.Table) -> pa.Table:
+        return table.filter(of_files(table["recording"], known.files))
+
+    ledger = of_known(storage.read_table(storage.join(out, layout.INDEX_LEDGER))).to_pylist()
+    health = storage.join(out, layout.HEALTH)
+    rows = of_known(storage.read_table(health)).to_pylist() if storage.exists(health) else None
+    return _Before(of_known(read_takes(out, clips_per_shard)), ledger, rows, known)
+
+
+def _cut_take(
+    run: IndexedRun,
+    came: Sequence[Recording],
+    looks: Mapping[str, Look],
+    ledger: list[LedgerRow],
+    before: _Before,
+    *,
+    clip_s: float,
+    clips_per_shard: int,
+) -> _Take:
+    """The clips of recordings that came, in shards of their own. Adds to the ledger what is in no clip."""
+    still_written: set[str] = set()
+    health: list[HealthRow] = []
+    marks = storage.join(run.out, layout.HEADER_ATTEMPTS)
+
+    def cut() -> Iterator[ClipRow]:
+        parts = cut_recordings(came, clip_s=clip_s, remainder=run.remainder, channel=run.channel, marks=marks)
+        for recording, part in zip(came, parts, strict=True):
+            if recording.path in looks and _was_touched(recording.uri, looks[recording.path]):
+                still_written.add(recording.path)
+                ledger.append(ledger_row(recording.path, "skipped", STILL_WRITTEN))
+            else:
+                ledger.extend(part.ledger)
+                health.extend(part.health)
+                yield from part.clips
+
+    rows = cut()
+    if run.annotations is not None:
+        rows = iter(_annotated(list(rows), run.annotations, ledger, known=before.inputs.files))
+    tables = [schemas.MANIFEST.empty_table()]
+    while portion := list(islice(rows, _ROWS_AT_ONCE)):
+        tables.append(manifest_table(portion))
+    take, first = 1 + (pc.max(before.clips["take"]).as_py() or 0), next_shard(before.clips)
+    clips = number_shards(pa.concat_tables(tables), largest=clips_per_shard, take=take, first=first)
+    return _Take(clips, health, still_written)
+
+
+def _compared(
+    health: Sequence[HealthRow], recordings: Sequence[Recording], inputs: Inputs, sample_rate_hz: int
+) -> pa.Table:
+    """The table of health, in which the recordings are compared with each other and with the model."""
+    opened = {row["recording"] for row in health}
+    uris = {recording.path: recording.uri for recording in recordings if recording.path in opened}
+    copies = same_bytes(uris, {name: file.digest for name, file in inputs.files.items()})
+    return health_table(health, model_rate_hz=sample_rate_hz, same_bytes=copies)
+
+
+def _was_touched(uri: str, look: Look) -> bool:
+    """Whether a file was written since it was looked at. Objects of a store are replaced as a whole, if at all."""
+    if storage.is_remote(uri) or look.fingerprint.bytes is None:
+        return False
+    try:
+        return storage.size_and_time(uri) != (look.fingerprint.bytes, look.modified_ns)
+    except OSError:
+        return False  # it is gone, which its header says
+
+
+def _annotated(
+    rows: list[ClipRow], location: str, ledger: list[LedgerRow], *, known: Mapping[str, object] | None = None
+) -> list[ClipRow]:
+    """The clips with the labels of their annotations; says what could not be read, and which are in no clip.
+
+    Those of recordings that are `known` already have their labels.
+    """
     reference = read_reference(location)
+    if known:
+        find = look_up([*known, *(row.recording for row in rows), *(row["recording"] for row in ledger)])
+        reference = Reference(of for of in reference if known.keys().isdisjoint(find(of.recording)))
     annotated = attach_annotations(rows, reference, ledger=ledger)
     for note in reference.notes:
         console.print(f"annotations: {note}")

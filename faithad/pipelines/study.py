@@ -32,7 +32,7 @@ from faithad.runs.stages import Stage
 from faithad.runs.tables import read_manifest
 
 # What audits depend on. Other columns may come with new releases, whose studies go on with audits of older ones.
-_NOT_JUDGED = ("uri", "utc_offset_s", "recorder", "machine", "section", "domain", "channel")
+_NOT_JUDGED = ("uri", "utc_offset_s", "recorder", "machine", "section", "domain", "channel", "take", "shard")
 _JUDGED = tuple(name for name in schemas.MANIFEST.names if name not in _NOT_JUDGED)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from faithad.runs.lookahead import side_by_side
 
 # In place of a digest. It says nothing about what the file holds: see `stages.Stage.with_known_files`.
 UNREADABLE = "unreadable"
+# The reason why a recording is skipped that a recorder has not finished.
+STILL_WRITTEN = "is still being written: the next run takes it"
+_WRITTEN_WITHIN_S = 60.0
 _PART_BYTES = 1 << 16
 _AT_ONCE = 32
 
@@ -34,11 +38,33 @@ class Fingerprint(NamedTuple):
     digest: str
 
 
+class Look(NamedTuple):
+    """What a file was when it was looked at.
+
+    `modified_ns`, its time stamp, only saves reading a file that nobody has touched since. It is not stored, because a
+    copy of the file has another one. None where the file cannot be read.
+    """
+
+    fingerprint: Fingerprint
+    modified_ns: int | None
+
+
+_NO_LOOK = Look(Fingerprint(None, UNREADABLE), None)
+
+
 def fingerprint(location: str) -> Fingerprint:
     """The fingerprint of one file."""
+    return look(location).fingerprint
+
+
+def look(location: str, *, before: Look | None = None) -> Look:
+    """What one file is now; an earlier look if size and time stamp are those of `before`."""
     try:
         if not storage.is_remote(location) and not storage.is_file(location):  # opening a pipe would block for ever
-            return Fingerprint(None, UNREADABLE)
+            return _NO_LOOK
+        n_bytes, modified_ns = storage.size_and_time(location)  # a change after this is seen by the next look
+        if before is not None and (before.fingerprint.bytes, before.modified_ns) == (n_bytes, modified_ns):
+            return before
         with storage.open_input(location) as file:
             size = int(file.size())
             digest = hashlib.sha256(str(size).encode())
@@ -47,28 +73,53 @@ def fingerprint(location: str) -> Fingerprint:
                 file.seek(start)
                 digest.update(file.read(_PART_BYTES))
     except OSError:
-        return Fingerprint(None, UNREADABLE)
-    return Fingerprint(size, digest.hexdigest()[:16])
+        return _NO_LOOK
+    return Look(Fingerprint(size, digest.hexdigest()[:16]), modified_ns)
+
+
+def change(location: str, before: Look) -> str | None:
+    """How a file has changed since an earlier look, for the ledger; None if it has not, or cannot be looked at."""
+    was = before.fingerprint
+    now = look(location, before=before)
+    is_now = now.fingerprint
+    if was.bytes is None or is_now.bytes is None or is_now.digest == was.digest:
+        return None
+    if is_now.bytes < was.bytes:
+        return f"was truncated from {was.bytes:,} to {is_now.bytes:,} bytes while it was audited: the next run takes it"
+    if is_recent(now, within_s=_WRITTEN_WITHIN_S):
+        return STILL_WRITTEN
+    return "was replaced while it was audited: the next run takes it"
+
+
+def is_recent(look: Look, *, within_s: float) -> bool:
+    """Whether a file was modified in the last seconds; clocks of file servers may be a little ahead."""
+    return look.modified_ns is not None and abs(time.time() - look.modified_ns / 1e9) < within_s
 
 
 def fingerprints(files: Sequence[tuple[str, str]]) -> list[Fingerprint]:
-    """The fingerprints of many files, read by threads: most of the work is waiting for a disk or an object store.
+    """The fingerprints of many files, see `looks`."""
+    return [each.fingerprint for each in looks(files)]
+
+
+def looks(files: Sequence[tuple[str, str]], *, before: Mapping[str, Look] | None = None) -> list[Look]:
+    """What many files are now, read by threads: most of the work is waiting for a disk or an object store.
 
     Args:
         files: the name and the location of each. A name begins with that of the folder in which all files lie.
+        before: earlier looks, by name: a file that nobody has touched since is not read again.
 
     Raises:
         StorageError: the folder of the files cannot be reached, rather than some of them.
     """
 
-    def of_file(file: tuple[str, str]) -> Fingerprint:
+    def at_file(file: tuple[str, str]) -> Look:
         name, location = file
-        result = fingerprint(location)
-        if result.digest == UNREADABLE:
+        result = look(location, before=(before or {}).get(name))
+        if result is _NO_LOOK:
             require_reach(name, location)
         return result
 
-    return list(side_by_side(of_file, files, at_once=_AT_ONCE, named=lambda file: file[1]))
+    return list(side_by_side(at_file, files, at_once=_AT_ONCE, named=lambda file: file[1]))
 
 
 def same_bytes(files: Mapping[str, str], digests: Mapping[str, str]) -> list[list[str]]:

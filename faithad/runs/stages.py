@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,9 @@ Settings = Mapping[str, Any]
 
 # The keys of files that a stage reads begin with it; their values are fingerprints.
 FILE_KEY = "files."
+
+# Those of label files, in an audit of recordings.
+LABELS_KEY = f"{FILE_KEY}annotations "
 
 # Where the stages of an audit of recordings and of a training on normals write to; all others belong to a study.
 _FOLDER_OPTIONS = {"score": "--out", "explain": "--out", "events": "--out", "normals": "--to"}
@@ -50,6 +53,8 @@ class Stage:
         outputs: what it writes, relative to the root; `redo` removes them.
         result: the last of what it writes, relative to the root; without it the stage is not done.
         needs: files among its outputs without which it is not done either, and which must be whole.
+        may_differ: which settings may differ from a mark's without the results being in the way: whoever begins the
+            stage compares what they stand for, and keeps of the results what still holds.
     """
 
     root: str
@@ -58,6 +63,7 @@ class Stage:
     outputs: tuple[str, ...]
     result: str
     needs: tuple[str, ...] = ()
+    may_differ: Callable[[str], bool] = lambda key: False
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +132,7 @@ class Stage:
             self.reset()
         for location in (self._location, self._begun_location):
             before = read_mark(location)
-            if before is None or before == self._comparable:
+            if before is None or self._compared(before) == self._compared(self._comparable):
                 continue
             if not redo and self._is_in_the_way():
                 raise self._refusal(before)
@@ -142,7 +148,7 @@ class Stage:
         elsewhere = "another root (--set root=...)" if option is None else f"another folder ({option})"
         return StudyError(
             f"{self.root} holds results of stage {self.name!r} that were made {_differ_in(before, now)}:\n"
-            f"{_differences(before, now)}\n"
+            f"{differences(before, now)}\n"
             f"{_put_back(before, now)}Give {elsewhere}, or --redo to remove those results and run the stage again."
         )
 
@@ -187,6 +193,9 @@ class Stage:
         settings: dict[str, Any] = json.loads(json.dumps(self.settings))
         return settings
 
+    def _compared(self, settings: Settings) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if not self.may_differ(key)}
+
     def _is_in_the_way(self) -> bool:
         return any(storage.exists(storage.join(self.root, output)) for output in self._results)
 
@@ -194,6 +203,11 @@ class Stage:
     def _results(self) -> list[str]:
         """The outputs without the marks of attempts, which a killed run leaves and a finished one does not."""
         return [output for output in self.outputs if output not in (layout.HEADER_ATTEMPTS, layout.ATTEMPTS)]
+
+
+def is_finished(root: str, name: str) -> bool:
+    """Whether a stage ended well, with whatever settings."""
+    return read_mark(storage.join(root, layout.STAGES, f"{name}.json")) is not None
 
 
 def is_whole(location: str) -> bool:
@@ -234,7 +248,7 @@ def _put_back(before: Settings, now: Settings) -> str:
     return "Put back what went, and the same command goes on. Or: " if alone else ""
 
 
-def _differences(before: Settings, now: Settings) -> str:
+def differences(before: Settings, now: Settings) -> str:
     """A line for each setting that differs, and one each for files that came, went and changed."""
     lines: list[str] = []
     files: dict[str, list[str]] = {"came": [], "went": [], "changed": []}

@@ -22,6 +22,7 @@ from faithad.evaluation.controls import LINEAR
 from faithad.features import Normalization
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
+from faithad.pipelines.audit.takes import number_shards
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.features import training_statistics
@@ -104,10 +105,10 @@ def audit_models(
 def is_audit_whole(study: Study, manifest: pa.Table, model: str, seed: int) -> bool:
     """Whether all shards of a finished audit are there, and all their files are what was written."""
     audit, clips = _model_audit(study, model, seed), _test_clips(manifest)
-    if not is_whole(_first_pass(study, audit, clips, model, seed), study.audit):
+    if not is_whole(_first_pass(study, audit, clips, model, seed)):
         return False
     second = _second_pass(study, audit, clips, model, seed)
-    return second is None or is_whole(second, study.audit)
+    return second is None or is_whole(second)
 
 
 def _test_clips(manifest: pa.Table) -> pa.Table:
@@ -116,8 +117,8 @@ def _test_clips(manifest: pa.Table) -> pa.Table:
 
 def _first_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, seed: int) -> Pass:
     if MODELS[model].explained and study.audit.explain == "all":
-        return Pass(audit, SCORE_AND_EXPLAIN, keep_examples(clips, study.audit.maps))
-    return Pass(audit, SCORE, clips)
+        return Pass(audit, SCORE_AND_EXPLAIN, keep_examples(_in_shards(study, clips), study.audit.maps))
+    return Pass(audit, SCORE, _in_shards(study, clips))
 
 
 def _second_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, seed: int) -> Pass | None:
@@ -126,7 +127,12 @@ def _second_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, s
     if not MODELS[model].explained or explain == "all":
         return None
     chosen = choose_clips(clips, read_scores(audit.out), explain=explain, alarm=audit.alarm)
-    return Pass(audit, EXPLAIN, keep_examples(chosen, study.audit.maps)) if chosen.num_rows else None
+    chosen = keep_examples(_in_shards(study, chosen), study.audit.maps)
+    return Pass(audit, EXPLAIN, chosen) if chosen.num_rows else None
+
+
+def _in_shards(study: Study, clips: pa.Table) -> pa.Table:
+    return number_shards(clips, largest=study.audit.clips_per_shard)
 
 
 def _run(study: Study, passes: Sequence[Pass], *, title: str) -> None:

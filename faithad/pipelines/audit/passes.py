@@ -8,12 +8,15 @@ that no ledger has, as long as each run gets further than the one before.
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
@@ -23,10 +26,10 @@ from faithad.audit.steps import Step
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import DamagedError, StudyError
 from faithad.pipelines.audit import worker as audit_worker
-from faithad.pipelines.audit.worker import ModelAudit, ShardedPass
+from faithad.pipelines.audit.worker import ModelAudit, SharedPass
 from faithad.pipelines.cluster.machines import resources_text, wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_is_ours, ray_session
-from faithad.pipelines.shards.stream import ShardRow, Tally, WorkersLost, consume, dataset, shard_size
+from faithad.pipelines.shards.stream import ShardRow, Tally, WorkersLost, consume, dataset
 from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.attempts import count_deaths
@@ -44,29 +47,46 @@ _CPUS_PER_READER = 0.25
 _LESS_GPU = "Lower audit.gpus_per_actor; 0 audits on CPUs."
 
 
-class Pass(NamedTuple):
-    """One step of one model's audit over some clips."""
+@dataclass(frozen=True)
+class Pass:
+    """One step of one model's audit over some clips.
+
+    Attributes:
+        audit: which model, and where its tables go.
+        step: what is done to the clips.
+        clips: rows of the manifest, whose column `shard` says in which shard each of them is.
+    """
 
     audit: ModelAudit
     step: Step
     clips: pa.Table
 
-    def shard_size(self, audit: Audit) -> int:
-        """Clips in a shard."""
-        return shard_size(self.clips.num_rows, largest=audit.clips_per_shard)
+    @cached_property
+    def in_order(self) -> pa.Table:
+        """The clips shard by shard."""
+        return self.clips.take(pc.sort_indices(self.clips["shard"])).combine_chunks()
 
-    def n_shards(self, audit: Audit) -> int:
-        n_clips: int = self.clips.num_rows
-        return math.ceil(n_clips / self.shard_size(audit))
+    @cached_property
+    def shards(self) -> dict[int, tuple[int, int]]:
+        """Of each shard, its first row among the clips `in_order`, and how many it has."""
+        numbers, first, n_rows = np.unique(self.in_order["shard"].to_numpy(), return_index=True, return_counts=True)
+        return {int(number): (int(a), int(n)) for number, a, n in zip(numbers, first, n_rows, strict=True)}
 
     def ledger(self, shard: int) -> str:
         """Location of the ledger of a shard."""
         return storage.join(self.audit.out, self.step.ledger, layout.shard(shard))
 
-    def finished(self, audit: Audit) -> list[int]:
+    def finished(self) -> list[int]:
         """The shards that have a ledger."""
-        names = {storage.name_of(file) for file in shard_files(storage.join(self.audit.out, self.step.ledger))}
-        return [shard for shard in range(self.n_shards(audit)) if layout.shard(shard) in names]
+        names = self._names()
+        return [shard for shard in self.shards if layout.shard(shard) in names]
+
+    def surplus(self) -> list[str]:
+        """Names of the files of shards that have a ledger, and none of these clips."""
+        return sorted(self._names() - {layout.shard(shard) for shard in self.shards})
+
+    def _names(self) -> set[str]:
+        return {storage.name_of(file) for file in shard_files(storage.join(self.audit.out, self.step.ledger))}
 
 
 class Spread(NamedTuple):
@@ -95,35 +115,33 @@ def run_passes(
             cannot be seen here.
         CheckpointError: a model is missing, damaged or not what is expected.
     """
+    for audit_pass in passes:
+        _remove_surplus(audit_pass)
     passes = [audit_pass for audit_pass in passes if audit_pass.clips.num_rows]
-    for ledger, problem in _damaged_shards(passes, audit).items():
+    for ledger, problem in _damaged_shards(passes).items():
         console.print(f"{title}: {problem} The clips of this shard are audited again.")
         require_still_alone()
         storage.delete(ledger)
-    todo = _missing_shards(passes, audit)
+    todo = _missing_shards(passes)
     if not todo:
         _flush(passes)
         return
     for number in sorted({number for number, _ in todo}):
         passes[number].audit.load()  # a model that does not fit is better noticed here than on a hundred workers
     run = uuid.uuid4().hex
-    sizes = [audit_pass.shard_size(audit) for audit_pass in passes]
-    n_clips = sum(min(sizes[number], passes[number].clips.num_rows - shard * sizes[number]) for number, shard in todo)
+    n_clips = sum(passes[number].shards[shard][1] for number, shard in todo)
     with ray_session(), progress(title, n_clips) as ticker:
         tally = Tally(ticker)
-        sharded = [
-            ShardedPass(audit_pass.audit, audit_pass.step, ray.put(audit_pass.clips), size)
-            for audit_pass, size in zip(passes, sizes, strict=True)
-        ]
+        shared = [SharedPass(audit_pass.audit, audit_pass.step, ray.put(audit_pass.in_order)) for audit_pass in passes]
         while todo:
             before = len(todo), _count_deaths(passes)
             lost: WorkersLost | None = None
             try:
-                rows = [{"pass": number, "shard": shard} for number, shard in todo]
-                consume(_chain(rows, sharded, attribution, audit, features, run), title=title, tally=tally)
+                rows = [_row(number, passes[number], shard) for number, shard in todo]
+                consume(_chain(rows, shared, attribution, audit, features, run), title=title, tally=tally)
             except WorkersLost as error:
                 lost = error
-            todo = _missing_shards(passes, audit)
+            todo = _missing_shards(passes)
             if todo and lost is None:
                 raise StudyError(
                     f"{len(todo)} shards of the audit cannot be found in {passes[todo[0][0]].audit.out}. If the "
@@ -135,6 +153,19 @@ def run_passes(
     _flush(passes)
     for audit_pass in passes:
         storage.delete(storage.join(audit_pass.audit.out, layout.ATTEMPTS))
+
+
+def _row(number: int, audit_pass: Pass, shard: int) -> ShardRow:
+    first, n_clips = audit_pass.shards[shard]
+    return {"pass": number, "shard": shard, "first": first, "n_clips": n_clips}
+
+
+def _remove_surplus(audit_pass: Pass) -> None:
+    """Delete shards all of whose clips have left the audit, each ledger after the tables that it lists."""
+    for name in audit_pass.surplus():
+        require_still_alone()
+        for table in (*audit_pass.step.tables, audit_pass.step.ledger):
+            storage.delete(storage.join(audit_pass.audit.out, table, name))
 
 
 def _flush(passes: Sequence[Pass]) -> None:
@@ -190,7 +221,7 @@ def wait_for_room(audit: Audit) -> None:
 
 def _chain(
     rows: Sequence[ShardRow],
-    passes: list[ShardedPass],
+    passes: list[SharedPass],
     attribution: Attribution,
     audit: Audit,
     features: FeatureSettings,
@@ -201,10 +232,10 @@ def _chain(
     room = spread(
         audit, cpus=cluster_total("CPU"), gpus=cluster_total("GPU"), n_shards=len(rows), grows=not ray_is_ours()
     )
-    shared = {"passes": passes, "features": features, "run": run}
+    arguments = {"passes": passes, "features": features, "run": run}
     reading = dataset(rows).map(
         audit_worker.read_shard,
-        fn_kwargs=shared,
+        fn_kwargs=arguments,
         compute=TaskPoolStrategy(size=room.readers),
         num_cpus=_CPUS_PER_READER,
     )
@@ -213,21 +244,21 @@ def _chain(
     actors = ActorPoolStrategy(min_size=room.actors, max_size=room.most_actors, max_tasks_in_flight_per_actor=2)
     return reading.map(
         audit_worker.Auditor,
-        fn_constructor_kwargs={**shared, "attribution": attribution, "audit": audit, "threads": room.threads},
+        fn_constructor_kwargs={**arguments, "attribution": attribution, "audit": audit, "threads": room.threads},
         compute=actors,
         num_cpus=_CPUS_PER_ACTOR,
         num_gpus=audit.gpus_per_actor or None,
     )
 
 
-def is_whole(audit_pass: Pass, audit: Audit) -> bool:
+def is_whole(audit_pass: Pass) -> bool:
     """Whether every shard of a pass is finished, and all its files are what was written."""
-    return not _missing_shards([audit_pass], audit) and not _damaged_shards([audit_pass], audit)
+    return not _missing_shards([audit_pass]) and not _damaged_shards([audit_pass])
 
 
-def _damaged_shards(passes: Sequence[Pass], audit: Audit) -> dict[str, str]:
+def _damaged_shards(passes: Sequence[Pass]) -> dict[str, str]:
     """The ledger of each finished shard that is damaged or holds other clips than it should, and what is wrong."""
-    shards = [(audit_pass, number) for audit_pass in passes for number in audit_pass.finished(audit)]
+    shards = [(audit_pass, number) for audit_pass in passes for number in audit_pass.finished()]
 
     def problem(shard: tuple[Pass, int]) -> str | None:
         audit_pass, number = shard
@@ -236,8 +267,7 @@ def _damaged_shards(passes: Sequence[Pass], audit: Audit) -> dict[str, str]:
             rows = check_shard(audit_pass.audit.out, ledger)
         except DamagedError as error:
             return error.problem
-        size = audit_pass.shard_size(audit)
-        clips = audit_pass.clips["clip_id"].slice(number * size, size)
+        clips = audit_pass.in_order["clip_id"].slice(*audit_pass.shards[number])
         is_of_these = sorted(rows["clip_id"].to_pylist()) == sorted(clips.to_pylist())
         return None if is_of_these else f"{ledger} lists other clips."
 
@@ -254,12 +284,12 @@ def _damaged_shards(passes: Sequence[Pass], audit: Audit) -> dict[str, str]:
     }
 
 
-def _missing_shards(passes: Sequence[Pass], audit: Audit) -> list[tuple[int, int]]:
+def _missing_shards(passes: Sequence[Pass]) -> list[tuple[int, int]]:
     """The shards that no ledger has yet, each with the number of its pass."""
     missing: list[tuple[int, int]] = []
     for number, audit_pass in enumerate(passes):
-        finished = set(audit_pass.finished(audit))
-        missing += [(number, shard) for shard in range(audit_pass.n_shards(audit)) if shard not in finished]
+        finished = set(audit_pass.finished())
+        missing += [(number, shard) for shard in audit_pass.shards if shard not in finished]
     return missing
 
 

@@ -8,6 +8,9 @@ on it:
     events     all tables → the whole ledger, events and the report; replaced without --redo when settings or
                tables changed
 
+Recordings that came since the last run are a take of their own: they are scored and explained in shards of their own,
+and nothing of the earlier takes is done again (see `takes`); the events are those of all takes.
+
 Beside the tables, `out` holds `audit.yaml`, the resolved configuration; `model.json`, the model's card with the alarm
 that is raised, so that the results can be read without the model; and `inputs.parquet`, the files that were read.
 """
@@ -16,37 +19,48 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from faithad import schemas, storage
-from faithad.audit.choice import choose_clips, keep_highest
-from faithad.audit.inputs import INDEXED, indexed_tables, relocated
+from faithad.audit.growth import (
+    audited_recordings,
+    is_recording,
+    is_still_written,
+    skipped_rows,
+    with_clips,
+    withdraw_changed,
+)
+from faithad.audit.inputs import INDEXED, Inputs, indexed_tables, read_inputs
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.steps import EXPLAIN, SCORE, Step
-from faithad.clips.inputs import find_recordings
+from faithad.clips.channels import split_name
+from faithad.clips.inputs import find_left_out, find_recordings
+from faithad.clips.ledger import LedgerRow
 from faithad.clips.manifest import Recording
 from faithad.config.audit import AuditRun
-from faithad.errors import ConfigError, RecordingError, shown
+from faithad.errors import ConfigError, RecordingError, StudyError, shown
 from faithad.model.alarm import AlarmThreshold
 from faithad.pipelines.audit.models import SPREAD
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
+from faithad.pipelines.audit.takes import choose_by_take, read_takes
 from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.index import index_recordings, opened_since
+from faithad.pipelines.shards.log_mels import with_looks
 from faithad.progress import console
 from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
-from faithad.runs.fingerprints import Fingerprint, contents, fingerprints, table_digest
+from faithad.runs.fingerprints import STILL_WRITTEN, Fingerprint, Look, contents, looks, table_digest
 from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.stages import FILE_KEY, LABELS_KEY, Stage, differences, flatten, is_finished
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import AnyModel, describe, digest_of_files, load_any
 from faithad.vocabulary import listed
@@ -56,37 +70,121 @@ _EXPLAINS = {"explain", "percentiles", "maps"}
 
 @dataclass(frozen=True)
 class _OpenAudit:
-    """What an audit works with. `inputs` are the fingerprints of the recordings, by their names."""
+    """What an audit works with.
+
+    Attributes:
+        run: what is audited, and how.
+        trained: the model, with the alarm that is raised.
+        model_digest: of the model's file.
+        recordings: all that are audited; those that are still being written are left out.
+        looks: what each file was when it was looked at, by its name.
+        known: the recordings that belong to the audit already, and stay.
+        left_out: rows of the ledger about what else lies there.
+        score: the first step.
+    """
 
     run: AuditRun
     trained: AnyModel
-    recordings: list[Recording]
-    inputs: dict[str, Fingerprint]
+    model_digest: str
+    recordings: Sequence[Recording]
+    looks: Mapping[str, Look]
+    known: Inputs
+    left_out: Sequence[LedgerRow]
     score: Stage
 
 
-def run_audit(run: AuditRun, *, redo: bool = False, retry_failed: bool = False) -> Outcome:
-    """Audit recordings, from where the last run left off.
+def run_audit(
+    run: AuditRun, *, redo: bool = False, retry_failed: bool = False, accept_missing: bool = False
+) -> Outcome:
+    """Audit recordings, from where the last run left off. Recordings that came since are audited, too.
 
     Args:
         run: what to audit, and how.
-        redo: remove results of other settings, of another model or of other recordings, and make them again.
+        redo: remove results of other settings, of another model or of recordings that have changed or gone, and make
+            them again.
         retry_failed: try again the clips that failed, with all others in their shards, and the recordings that could
-            not be opened. If one of these opens, the shards are cut anew, and all clips are audited again.
+            not be opened.
+        accept_missing: keep the results of recordings that are gone, and say so in the ledger.
 
     Raises:
         ConfigError: the results would lie among the recordings.
         RecordingError: there are no recordings, or none of them gave a clip.
         CheckpointError: the model is missing or damaged.
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
-        StudyError: results of other settings are in the way, or the work could not be done.
+        StudyError: results of other settings, or of recordings that have changed or gone, are in the way, or the work
+            could not be done.
     """
-    _refuse_results_among_recordings(run)
-    audit = _open(run)
-    with alone_in(run.out), contextlib.ExitStack() as session:  # Ray is joined only if something is left for it
-        audit = replace(audit, score=audit.score.with_known_files(afresh=redo))
-        _work(audit, session, redo=redo, retry_failed=retry_failed)
-    return audit_outcome(run.out)
+    return AuditRunner(run).look(redo=redo, retry_failed=retry_failed, accept_missing=accept_missing)
+
+
+class AuditRunner:
+    """Audits a folder as often as it is asked to look at it; the model and the files that did not change stay known."""
+
+    def __init__(self, run: AuditRun) -> None:
+        """Look at the model, and say which alarm is raised. Raises what `run_audit` raises."""
+        _refuse_results_among_recordings(run)
+        self._run = run
+        self._trained = load_any(run.model)
+        self._trained.alarm = raised_alarm(run, self._trained)
+        self._model_digest = digest_of_files(run.model)[:16]
+        self._looks: dict[str, Look] = {}
+
+    def look(
+        self,
+        *,
+        redo: bool = False,
+        retry_failed: bool = False,
+        accept_missing: bool = False,
+        settled: bool = False,
+        check: bool = True,
+    ) -> Outcome:
+        """Audit what is not audited yet.
+
+        Args:
+            redo: see `run_audit`.
+            retry_failed: see `run_audit`.
+            accept_missing: see `run_audit`.
+            settled: whether to leave every new file alone that was modified in the last `follow.settle_s`; else only
+                those whose header has no length yet.
+            check: whether to check what an earlier run has finished.
+        """
+        run = self._run
+        recordings = find_recordings([("test", location) for location in run.recordings])
+        now = looks([(recording.path, recording.uri) for recording in recordings], before=self._looks)
+        self._looks = dict(zip((recording.path for recording in recordings), now, strict=True))
+        with alone_in(run.out), contextlib.ExitStack() as session:  # Ray is joined only if something is left for it
+            audit = self._open(recordings, redo=redo, accept_missing=accept_missing, settled=settled)
+            _work(audit, session, redo=redo, retry_failed=retry_failed, check=check)
+        return audit_outcome(run.out)
+
+    def _open(self, recordings: Sequence[Recording], *, redo: bool, accept_missing: bool, settled: bool) -> _OpenAudit:
+        """Compare the recordings with those that were audited."""
+        run, looks = self._run, self._looks
+        score = _score_stage(run, self._trained.alarm, self._model_digest, {})
+        for step, name in ((SCORE, "score"), (EXPLAIN, "explain")):
+            if not is_finished(run.out, name):
+                withdraw_changed(run.out, step)  # a run that was killed may not have come to it
+        known = audited_recordings(run.out)
+        known = known.accepting(looks, missing=accept_missing)
+        if not redo and (in_the_way := known.differing(looks).keys() & with_clips(run.out, known)):
+            raise _other_recordings(run.out, known, looks, in_the_way)
+        if redo and known.differing(looks):
+            score.reset()
+            known = Inputs()
+        known = known.without(known.differing(looks))  # no clip is theirs: they are taken as they are now
+        left_out = find_left_out(run.recordings)
+        written = {
+            recording.path
+            for recording in recordings
+            if recording.path not in known.files
+            and is_still_written(recording.uri, looks[recording.path], within_s=run.follow.settle_s, settled=settled)
+        }
+        left_out += skipped_rows(dict.fromkeys(written, STILL_WRITTEN))
+        recordings = [recording for recording in recordings if recording.path not in written]
+        came = {recording.path: looks[recording.path] for recording in recordings if recording.path not in known.files}
+        files = known.having(came).files
+        score = _score_stage(run, self._trained.alarm, self._model_digest, files, afresh=redo)
+        return _OpenAudit(run, self._trained, self._model_digest, recordings, looks, known, left_out, score)
 
 
 def _refuse_results_among_recordings(run: AuditRun) -> None:
@@ -99,41 +197,48 @@ def _refuse_results_among_recordings(run: AuditRun) -> None:
             )
 
 
-def _open(run: AuditRun) -> _OpenAudit:
-    """Look at the model and the recordings, and say which alarm is raised."""
-    trained = load_any(run.model)
-    trained.alarm = raised_alarm(run, trained)
-    recordings = find_recordings([("test", location) for location in run.recordings])
-    digests = fingerprints([(recording.path, recording.uri) for recording in recordings])
-    inputs = dict(zip((recording.path for recording in recordings), digests, strict=True))
-    return _OpenAudit(run, trained, recordings, inputs, _score_stage(run, trained.alarm, inputs))
+def _other_recordings(out: str, known: Inputs, looks: Mapping[str, Look], names: Collection[str]) -> StudyError:
+    came = {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in looks.items() if name not in known.files}
+    before = {f"{FILE_KEY}{name}": known.files[name].digest for name in names}
+    now = {f"{FILE_KEY}{name}": looks[name].fingerprint.digest for name in names if name in looks}
+    put_back = ""
+    if now.keys() < before.keys():
+        put_back = "Put back what went, or accept that it is lost (--accept-missing), and the same command goes on. "
+    if now:
+        put_back = "Put back what was there, and the same command goes on. "
+    return StudyError(
+        f"{out} holds results of recordings that are not what they were:\n{differences(before, now | came)}\n"
+        f"{put_back}Or: give another folder (--out), or --redo to remove those results and audit all recordings again."
+    )
 
 
-def _work(audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool) -> None:
+def _work(audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool, check: bool) -> None:
     run = audit.run
-    again = retry_failed or (audit.score.is_done() and not _is_whole(audit, SCORE, read_manifest(run.out)))
+    again = retry_failed or (check and audit.score.is_done() and not _is_whole(audit, SCORE, _clips(run)))
     is_new = audit.score.begin(redo=redo, again=again)
     if is_new:
         _join_ray(run, session)
         _withdraw_conclusions(run.out)
         if retry_failed:
             audit = _forget_failures(audit)
-        _score(audit)
+        audit = _score(audit)
         audit.score.finish()
     else:
-        relocated(run.out, audit.recordings)
+        _index(audit)
     chosen = _choose(audit)
     explain = _explain_stage(audit, chosen)
-    again = retry_failed or (explain.is_done() and not _is_whole(audit, EXPLAIN, chosen))
-    if explain.begin(redo=redo or retry_failed, again=again):
+    again = retry_failed or (check and explain.is_done() and not _is_whole(audit, EXPLAIN, chosen))
+    if explain.begin(redo=redo, again=again):
         is_new = True
         _join_ray(run, session)
         _withdraw_conclusions(run.out)
         if retry_failed:
             remove_failed_shards(run.out, EXPLAIN)
-        _run_pass(audit, EXPLAIN, chosen, title="explain")
+        _run_pass(audit, EXPLAIN, with_looks(chosen, audit.looks), title="explain")
+        if changed := withdraw_changed(run.out, EXPLAIN):
+            return _work(_without(audit, changed), session, redo=redo, retry_failed=False, check=check)
         explain.finish()
-    _conclude(audit, explain, again=is_new)
+    return _conclude(audit, explain, again=is_new)
 
 
 def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
@@ -150,32 +255,42 @@ def _withdraw_conclusions(out: str) -> None:
 
 
 def _forget_failures(audit: _OpenAudit) -> _OpenAudit:
-    """Remove the shards with clips that failed, or all shards where a recording opens now that did not before."""
+    """Remove the shards with clips that failed; recordings that open now, and did not before, count as new ones."""
     opened = opened_since(audit.run, audit.recordings)
+    remove_failed_shards(audit.run.out, SCORE)
     if not opened:
-        remove_failed_shards(audit.run.out, SCORE)
         return audit
-    names = listed([shown(name) for name in opened], most=1)
-    console.print(f"retry: {names} can be opened now: shards are cut anew, all clips audited again")
-    audit.score.reset()
-    score = _score_stage(audit.run, audit.trained.alarm, audit.inputs)
-    score.begin(redo=False)
-    return replace(audit, score=score)
+    console.print(f"retry: {listed([shown(name) for name in opened], most=1)} can be opened now")
+    return replace(audit, known=audit.known.without(opened))
 
 
-def _score_stage(run: AuditRun, alarm: AlarmThreshold | None, inputs: Mapping[str, Fingerprint]) -> Stage:
+def _score_stage(
+    run: AuditRun,
+    alarm: AlarmThreshold | None,
+    model_digest: str,
+    files: Mapping[str, Fingerprint],
+    *,
+    afresh: bool = False,
+) -> Stage:
+    """The step that scores the clips of some files; `afresh` as in `Stage.with_known_files`."""
     settings: dict[str, Any] = {
-        "model": digest_of_files(run.model)[:16],
+        "model": model_digest,
         "remainder": run.remainder,
         **({} if run.channel == "auto" else {"channel": run.channel}),  # results of releases without it are as good
         **flatten("audit", run.audit.model_dump(mode="json", exclude=SPREAD | _EXPLAINS)),
         **{f"alarm.{key}": getattr(alarm, key) for key in ("rule", "pooling", "false_alarm_rate", "threshold")},
     }
-    settings |= {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in inputs.items()}
     if run.annotations is not None:
-        settings |= {f"{FILE_KEY}annotations {name}": digest for name, digest in contents(run.annotations).items()}
-    outputs = (*INDEXED, layout.HEALTH, *SCORE.tables, SCORE.ledger, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
-    return Stage(run.out, "score", settings, outputs, result=SCORE.ledger, needs=indexed_tables(run.out))
+        settings |= {f"{LABELS_KEY}{name}": digest for name, digest in contents(run.annotations).items()}
+    # Explanations are those of the clips of these recordings by this model: they go with the scores.
+    explanations = (*EXPLAIN.tables, EXPLAIN.ledger, *(f"{layout.STAGES}/explain{end}.json" for end in ("", ".begun")))
+    outputs = (*INDEXED, *SCORE.tables, SCORE.ledger, *explanations, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
+    needs = indexed_tables(run.out)
+    stage = Stage(run.out, "score", settings, outputs, SCORE.ledger, needs=needs, may_differ=is_recording)
+    stage = stage.with_known_files(afresh=afresh)
+    # What became of recordings was found out by comparing them with `inputs.parquet`.
+    recordings = {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in files.items()}
+    return replace(stage, settings={**stage.settings, **recordings})
 
 
 def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
@@ -186,23 +301,60 @@ def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
         **flatten("audit", run.audit.model_dump(mode="json", include=_EXPLAINS)),
         **flatten("attribution", run.attribution.as_in_marks()),
     }
-    # Where no clip is chosen nothing is written, and the mark alone says that the stage is done.
+    # Where no clip is chosen nothing is written, and the mark alone says that the stage is done. Shards of other clips
+    # are made again, and no others: see `passes`.
     result = EXPLAIN.ledger if chosen.num_rows else ""
-    return Stage(run.out, "explain", settings, (*EXPLAIN.tables, EXPLAIN.ledger), result=result)
+    outputs = (*EXPLAIN.tables, EXPLAIN.ledger)
+    return Stage(run.out, "explain", settings, outputs, result, may_differ={"score", "chosen clips"}.__contains__)
 
 
-def _score(audit: _OpenAudit) -> None:
+def _score(audit: _OpenAudit) -> _OpenAudit:
+    """Index and score. Recordings that change meanwhile leave the audit, until the next run."""
     run = audit.run
     _describe(audit)
-    features, inputs = audit.trained.features, audit.inputs
-    clips = index_recordings(
-        run, audit.recordings, inputs, clip_s=features.clip_s, sample_rate_hz=features.sample_rate_hz
-    )
+    clips = _index(audit)
     left_over = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
     if not clips.num_rows and not any(row["status"] == "failed" for row in left_over):
         reasons = listed([f"  {shown(row['recording'])}: {row['reason']}" for row in left_over], separator="\n")
         raise RecordingError(f"There is nothing to audit: not one recording gave a clip.\n{reasons}")
-    _run_pass(audit, SCORE, clips, title="score")
+    _run_pass(audit, SCORE, with_looks(clips, audit.looks), title="score")
+    while changed := withdraw_changed(run.out, SCORE):
+        audit = _without(audit, changed)
+        _run_pass(audit, SCORE, with_looks(_clips(run), audit.looks), title="score")
+    return _without(audit, {})
+
+
+def _without(audit: _OpenAudit, changed: Mapping[str, str]) -> _OpenAudit:
+    """The audit of what `inputs.parquet` names, after recordings have left it; says which, and why."""
+    if changed:
+        names = [f"{shown(name)} {reason}" for name, reason in changed.items()]
+        console.print(f"audit: {listed(names, most=3, separator='; ')}")
+    known = read_inputs(audit.run.out)
+    ledger = storage.read_table(storage.join(audit.run.out, layout.INDEX_LEDGER)).to_pylist()
+    return replace(
+        audit,
+        recordings=[recording for recording in audit.recordings if recording.path in known.files],
+        known=known,
+        left_out=[row for row in ledger if split_name(row["recording"])[0] not in known.files],
+        score=_score_stage(audit.run, audit.trained.alarm, audit.model_digest, known.files),
+    )
+
+
+def _index(audit: _OpenAudit) -> pa.Table:
+    return index_recordings(
+        audit.run,
+        audit.recordings,
+        audit.looks,
+        clip_s=audit.trained.features.clip_s,
+        sample_rate_hz=audit.trained.features.sample_rate_hz,
+        clips_per_shard=audit.run.audit.clips_per_shard,
+        known=audit.known,
+        left_out=audit.left_out,
+    )
+
+
+def _clips(run: AuditRun) -> pa.Table:
+    return read_takes(run.out, run.audit.clips_per_shard)
 
 
 def _describe(audit: _OpenAudit) -> None:
@@ -215,13 +367,13 @@ def _describe(audit: _OpenAudit) -> None:
 
 def _choose(audit: _OpenAudit) -> pa.Table:
     """The clips to explain, with `keep_maps`: whole maps are kept of those with the highest scores."""
-    clips, scores = read_manifest(audit.run.out), read_scores(audit.run.out)
+    scores = read_scores(audit.run.out)
     if not audit.trained.explained:
         scores = scores.slice(0, 0)
-    misfits, alarm, settings = _misfits(audit), audit.trained.alarm, audit.run.audit
+    misfits, clips = _misfits(audit), _clips(audit.run)
     searched = without_misfits(scores, clips, misfits, but_searched=True)
-    chosen = choose_clips(clips, searched, explain=settings.explain, alarm=alarm)
-    return keep_highest(chosen, without_misfits(scores, clips, misfits), settings.maps, alarm)
+    pictured = without_misfits(scores, clips, misfits)
+    return choose_by_take(clips, searched, audit.run.audit, alarm=audit.trained.alarm, pictured=pictured)
 
 
 def _misfits(audit: _OpenAudit) -> list[Misfit]:
@@ -236,7 +388,7 @@ def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
 
 def _is_whole(audit: _OpenAudit, step: Step, clips: pa.Table) -> bool:
     """Whether all shards of a step that is marked as done are there and what was written."""
-    return not clips.num_rows or is_whole(_pass(audit, step, clips), audit.run.audit)
+    return not clips.num_rows or is_whole(_pass(audit, step, clips))
 
 
 def _run_pass(audit: _OpenAudit, step: Step, clips: pa.Table, *, title: str) -> None:
@@ -253,13 +405,16 @@ def _run_pass(audit: _OpenAudit, step: Step, clips: pa.Table, *, title: str) -> 
 def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     """Replace the whole ledger, the events and the report: they cost little, and nothing is built upon them."""
     run = audit.run
+    index, inputs = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
+    settings |= {"index": table_digest(index), "gone": sorted(inputs.gone)}
     outputs = (layout.LEDGER, layout.EVENTS, layout.MODEL, layout.REPORT)
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
         misfits = _misfits(audit)
-        ledger = with_misfits(merge_ledgers(run.out, read_manifest(run.out), [run.out]), misfits)
+        whole = merge_ledgers(run.out, read_manifest(run.out), [run.out], remarks=inputs.remarks())
+        ledger = with_misfits(whole, misfits)
         require_still_alone()
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
         events = events_table(run.out, audit.trained, run.events, misfits)

@@ -68,20 +68,18 @@ class ModelAudit:
 
 
 @dataclass(frozen=True)
-class ShardedPass:
-    """One step of one model's audit, with its clips cut into shards.
+class SharedPass:
+    """One step of one model's audit, as Ray's processes get it.
 
     Attributes:
         audit: which model, and where its tables go.
         step: what is done to the clips.
-        clips: reference to the rows of the manifest in Ray's object store, so that no process holds a copy.
-        size: clips in a shard.
+        clips: reference to the clips in Ray's object store, shard by shard, so that no process holds a copy.
     """
 
     audit: ModelAudit
     step: Step
     clips: Any
-    size: int
 
     def location(self, table: str, shard: int) -> str:
         return storage.join(self.audit.out, table, layout.shard(shard))
@@ -89,16 +87,17 @@ class ShardedPass:
     def mark(self, doing: str, shard: int) -> str:
         return storage.join(self.audit.out, layout.ATTEMPTS, f"{self.step.ledger}-{doing}-{shard:05d}.json")
 
-    def shard(self, number: int) -> pa.Table:
-        return ray.get(self.clips).slice(number * self.size, self.size)
+    def shard(self, row: ShardRow) -> pa.Table:
+        """The clips of the shard that a row names."""
+        return ray.get(self.clips).slice(row["first"], row["n_clips"])
 
 
-def read_shard(row: ShardRow, *, passes: Sequence[ShardedPass], features: FeatureSettings, run: str) -> ShardRow:
-    """Read the features of the shard that a row names by `pass` and `shard`."""
+def read_shard(row: ShardRow, *, passes: Sequence[SharedPass], features: FeatureSettings, run: str) -> ShardRow:
+    """Read the features of the shard that a row names by its pass and its place there."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    sharded, number = passes[row["pass"]], row["shard"]
-    clips, failed = add_log_mels(sharded.shard(number), features, mark=sharded.mark("read", number), run=run)
+    shared, number = passes[row["pass"]], row["shard"]
+    clips, failed = add_log_mels(shared.shard(row), features, mark=shared.mark("read", number), run=run)
     return {**row, "clips": to_bytes(clips), "failed": to_bytes(ledger_table(failed))}
 
 
@@ -107,7 +106,7 @@ class Auditor:
 
     def __init__(
         self,
-        passes: Sequence[ShardedPass],
+        passes: Sequence[SharedPass],
         attribution: Attribution,
         audit: Audit,
         features: FeatureSettings,
@@ -123,13 +122,13 @@ class Auditor:
 
     def __call__(self, row: ShardRow) -> ShardRow:
         """Audit one shard and write its files. Returns how many clips are done and how many failed."""
-        sharded, number = self._passes[row["pass"]], row["shard"]
-        step, model = sharded.step, self._model(sharded.audit)
+        shared, number = self._passes[row["pass"]], row["shard"]
+        step, model = shared.step, self._model(shared.audit)
         table = from_bytes(row["clips"])
         log_mels = torch.from_numpy(log_mels_of(table, self._features).copy())
         clips = table.drop_columns(["log_mel"]).to_pylist()
         attempted = attempt(
-            sharded.mark("audit", number),
+            shared.mark("audit", number),
             [clip["clip_id"] for clip in clips],
             run=self._run,
             what="Auditing this clip",
@@ -145,7 +144,7 @@ class Auditor:
         schemas = table_schemas(model.trained)
         files: dict[str, Checksum] = {}
         for name in step.tables:
-            location = sharded.location(name, number)
+            location = shared.location(name, number)
             if tables.get(name):
                 table = to_table(tables[name], schemas[name])
                 files[f"{name}/{layout.shard(number)}"] = storage.write_table(
@@ -153,7 +152,7 @@ class Auditor:
                 )
             else:  # an attempt that was cut short may have written some
                 storage.delete(location)
-        write_shard_ledger(ledger, sharded.location(step.ledger, number), files=files)
+        write_shard_ledger(ledger, shared.location(step.ledger, number), files=files)
         n_failed = sum(entry["status"] == "failed" for entry in ledger)
         return {"n_done": len(ledger) - n_failed, "n_failed": n_failed}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from faithad import storage
@@ -16,11 +17,14 @@ from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.features import fill_up, log_mel
 from faithad.runs.attempts import attempt
+from faithad.runs.fingerprints import UNREADABLE, Fingerprint, Look, change
 from faithad.runs.lookahead import side_by_side
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import SPECTROGRAM_SUFFIX
 
 STAGE = "features"
+# Columns of clips that say what the clip's file was when it was looked at.
+_LOOK = pa.schema([("file_bytes", pa.int64()), ("file_fingerprint", pa.string()), ("file_modified_ns", pa.int64())])
 # An object store answers late, but many requests at a time.
 _REMOTE_AT_ONCE = 8
 
@@ -54,14 +58,15 @@ def add_log_mels(
     """Read the features of a shard.
 
     Args:
-        clips: rows of the manifest.
+        clips: rows of the manifest; where they have the columns of `with_looks`, the sound of a file that has changed
+            since it was looked at is not used.
         settings: of the features.
         mark: of this shard, because a file may kill the process that reads it, see `attempts`.
         run: see `attempts`.
 
     Returns:
         The clips that could be read with a column `log_mel` (float32, F·T values each), and one ledger row for each
-        clip that could not.
+        clip that could not. It is `skipped` if its file has changed, else `failed`.
 
     Raises:
         StorageError: the folder of the recordings cannot be reached.
@@ -76,11 +81,15 @@ def add_log_mels(
         alone=lambda position: _read(rows, [position], settings),
     )
     log_mels, unread = attempted.result or _read(rows, [], settings)
-    reasons = attempted.left_out | unread
+    changed = _changes(rows)
+    reasons = attempted.left_out | unread | changed
     failed = [
-        clip_ledger_row(rows[position], "failed", stage=STAGE, reason=reason)
+        clip_ledger_row(rows[position], "skipped" if position in changed else "failed", stage=STAGE, reason=reason)
         for position, reason in sorted(reasons.items())
     ]
+    if changed:
+        unread = attempted.left_out | unread
+        log_mels = log_mels[[position not in changed for position in range(len(rows)) if position not in unread]]
     kept = clips.take(pa.array([position for position in range(len(rows)) if position not in reasons], pa.int64()))
     cells = settings.n_mels * settings.n_frames
     column = pa.FixedSizeListArray.from_arrays(pa.array(log_mels.reshape(-1)), cells)
@@ -94,6 +103,32 @@ def log_mels_of(table: pa.Table, settings: FeatureSettings) -> np.ndarray:
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
     flat = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat).reshape(table.num_rows, settings.n_mels, settings.n_frames)
+
+
+def with_looks(clips: pa.Table, looks: Mapping[str, Look]) -> pa.Table:
+    """The clips with columns that say what their files were like when they were looked at; null where nobody looked."""
+    recordings = clips["recording"].combine_chunks().dictionary_encode()
+    nobody_looked = Look(Fingerprint(None, UNREADABLE), None)
+    of_recordings = [looks.get(name, nobody_looked) for name in recordings.dictionary.to_pylist()]
+    columns = zip(*((*look.fingerprint, look.modified_ns) for look in of_recordings), strict=True)
+    for field, values in zip(_LOOK, columns, strict=False):
+        clips = clips.append_column(field, pc.take(pa.array(values, field.type), recordings.indices))
+    return clips
+
+
+def _changes(clips: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """How the files of some clips have changed since they were looked at, by the clip's position.
+
+    This is asked after they were read, so that nothing can change in between.
+    """
+    n_bytes, digest, modified_ns = _LOOK.names
+    looks = {
+        clip["uri"]: Look(Fingerprint(clip[n_bytes], clip[digest]), clip[modified_ns])
+        for clip in clips
+        if n_bytes in clip
+    }
+    changed = {uri: reason for uri, look in looks.items() if (reason := change(uri, look)) is not None}
+    return {position: changed[clip["uri"]] for position, clip in enumerate(clips) if clip["uri"] in changed}
 
 
 def _read(

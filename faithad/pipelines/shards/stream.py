@@ -36,12 +36,12 @@ class WorkersLost(StudyError):
     """Processes or machines went away and Ray could not make up for it. What was written until then is there."""
 
 
-def shard_size(n_clips: int, *, largest: int) -> int:
-    """Clips in a shard: `largest`, or fewer if some workers would get no shard.
+def shard_size(n_clips: int, *, largest: int, fewest: int = _FEWEST_SHARDS) -> int:
+    """Clips in a shard: `largest`, or fewer if there would be fewer shards than `fewest`, and workers without one.
 
     It depends on the clips alone, not on the cluster: another run may go on on another cluster.
     """
-    return max(1, min(largest, math.ceil(n_clips / _FEWEST_SHARDS)))
+    return max(1, min(largest, math.ceil(n_clips / fewest)))
 
 
 def shards(clips: pa.Table, *, size: int) -> list[pa.Table]:

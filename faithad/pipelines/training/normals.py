@@ -41,11 +41,11 @@ from faithad.model.training_sound import TrainingSound, mean_spectra
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
-from faithad.pipelines.features import count_features, read_features, write_features
+from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features, write_features
 from faithad.pipelines.index import index_recordings
 from faithad.progress import console
 from faithad.runs import layout
-from faithad.runs.fingerprints import fingerprints
+from faithad.runs.fingerprints import looks
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.runs.tables import read_manifest
@@ -119,10 +119,10 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
         StudyError: a model of other settings is in the way, or the work could not be done.
     """
     recordings = find_recordings([(_SPLIT, location) for location in run.normals])
-    digests = fingerprints([(recording.path, recording.uri) for recording in recordings])
-    inputs = dict(zip((recording.path for recording in recordings), digests, strict=True))
+    seen = looks([(recording.path, recording.uri) for recording in recordings])
+    inputs = dict(zip((recording.path for recording in recordings), seen, strict=True))
     settings: dict[str, Any] = flatten("", run.model_dump(mode="json", exclude={"normals", "to"}))
-    settings |= {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in inputs.items()}
+    settings |= {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in inputs.items()}
     outputs = (
         *(
             layout.MANIFEST,
@@ -145,7 +145,12 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
             wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
             require_visible(run.normals, [run.to])
             manifest = index_recordings(
-                run, recordings, inputs, clip_s=run.clip_s, sample_rate_hz=run.feature_settings.sample_rate_hz
+                run,
+                recordings,
+                inputs,
+                clip_s=run.clip_s,
+                sample_rate_hz=run.feature_settings.sample_rate_hz,
+                clips_per_shard=CLIPS_PER_SHARD,
             )
             if not manifest.num_rows:
                 reasons = storage.read_table(storage.join(run.to, layout.INDEX_LEDGER)).to_pylist()
