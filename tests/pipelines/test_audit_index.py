@@ -64,7 +64,7 @@ def test_what_is_said_of_the_clips(
     (tmp_path / "mill").mkdir()
     run = AuditRun(model="m", recordings=(str(tmp_path / "mill"),), out=str(tmp_path / "out"), remainder="drop")
     recordings = [Recording(f"mill/{k}.wav", f"{tmp_path}/mill/{k}.wav", "test") for k in range(len(seconds))]
-    index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000)
+    index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000, clips_per_shard=64)
     assert capsys.readouterr().out.splitlines()[-1] == said
 
 
@@ -112,7 +112,7 @@ def test_annotations_that_nobody_can_hear_are_named(
     labels = labelled_folders(tmp_path, monkeypatch)
     run = AuditRun(model="m", recordings=(str(tmp_path / "test"),), out=str(tmp_path / "out"), annotations=str(labels))
     recordings = find_recordings([("test", str(tmp_path / "test"))])
-    manifest = index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000)
+    manifest = index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000, clips_per_shard=64)
     *said, index_line = capsys.readouterr().out.splitlines()
     assert said == SAID_OF_LABELS
     assert (
