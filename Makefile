@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo quick test test-without-ray test-with-ray coverage check bench chaos install docs clean
+.PHONY: demo quick test coverage check bench chaos install docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/faithad study --config configs/demo.yaml
@@ -21,15 +21,9 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist
 quick: $(INSTALLED)
 	$(PARALLEL) -m "not ray and not long and not slow"
 
-# Two Rays on one machine would take each other's cores. But a Ray that starts its processes leaves cores idle: the tests
-# without one take these, and show their output when they have ended.
+# Two Rays on one machine would take each other's cores.
 test: $(INSTALLED)
-	$(MAKE) --no-print-directory --jobs 2 --keep-going test-without-ray test-with-ray
-
-test-without-ray: $(INSTALLED)
-	@output=$$(nice -n 5 env $(PARALLEL) -m "not ray and not slow" 2>&1); status=$$?; echo "$$output"; exit $$status
-
-test-with-ray: $(INSTALLED)
+	$(PARALLEL) -m "not ray and not slow"
 	$(BIN)/python -m pytest -m "ray and not slow"
 
 coverage: $(INSTALLED)
