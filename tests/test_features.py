@@ -179,7 +179,7 @@ def test_the_frames_of_a_short_clip_are_those_of_its_sound_alone(tmp_path: Path,
     features = FeatureSettings()
     sound = np.random.default_rng(0).normal(0, 0.1, round(length_s * 20_000)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", sound, 20_000, subtype="FLOAT")
-    clip = {"uri": str(tmp_path / "a.wav"), "onset_s": 0.0, "duration_s": length_s}
+    clip = {"uri": str(tmp_path / "a.wav"), "onset_s": 0.0, "duration_s": length_s, "channel": None}
     found, own = read_log_mel(clip, features), log_mel(torch.from_numpy(sound)[None], features)[0].numpy()
     n = 1 + len(sound) // 500
     assert features.frames_in(length_s) == n == own.shape[1]
