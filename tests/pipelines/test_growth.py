@@ -20,10 +20,10 @@ import pytest
 import soundfile
 import torch
 
-from faithad import storage
+from faithad import schemas, storage
 from faithad.audit.inputs import read_inputs
 from faithad.audit.outcome import audit_outcome
-from faithad.config.audit import AuditRun, load_audit_run
+from faithad.config.audit import AuditRun, RunAudit, load_audit_run
 from faithad.errors import RecordingError, StudyError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
@@ -32,6 +32,7 @@ from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines.audit import run as audit_run
 from faithad.pipelines.audit import worker
 from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.audit.takes import choose_by_take
 from faithad.runs.fingerprints import STILL_WRITTEN
 from faithad.settings import FeatureSettings
 from tests.pipelines.audits_without_ray import without_ray
@@ -528,3 +529,10 @@ def test_a_recorder_is_followed_until_ctrl_c(model: Path, run: AuditRun, at_once
     assert said.splitlines()[-1].startswith("last: 8 of 8 clips audited."), said
     assert not problems
     require_equal(run, at_once, tmp_path)
+
+
+def test_of_no_clips_none_are_chosen() -> None:
+    clips = schemas.MANIFEST.empty_table()
+    chosen = choose_by_take(clips, schemas.SCORES.empty_table(), RunAudit(), alarm=None)
+    assert chosen.num_rows == 0
+    assert "keep_maps" in chosen.column_names

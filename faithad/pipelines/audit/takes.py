@@ -90,6 +90,8 @@ def choose_by_take(
 
 def _split(table: pa.Table, takes: pa.ChunkedArray, numbers: np.ndarray) -> Iterator[pa.Table]:
     """The rows of each take, in their order."""
+    if not len(numbers):
+        return
     order = np.argsort(takes.to_numpy(), kind="stable")
     for rows in np.split(order, np.searchsorted(takes.to_numpy()[order], numbers[1:])):
         yield table.take(pa.array(rows))
