@@ -44,7 +44,7 @@ def opening_kills(recordings: Sequence[Recording], mark: str, run: str) -> list[
             os.kill(os.getpid(), signal.SIGKILL)
         return original(uri)
 
-    original, headers.probe_recording = headers.examine_recording, probe
+    original, headers.examine_recording = headers.examine_recording, probe
     try:
         return _read_some(recordings, mark, run)
     finally:

@@ -63,7 +63,7 @@ def find_misfits(scores: pa.Table, manifest: pa.Table, *, limit_db: float | None
         manifest: all clips.
         limit_db: how far a clip may be from the nearest training clip; None where the model does not know these.
     """
-    if limit_db is None:
+    if limit_db is None or not scores.num_rows:
         return []
     measured = scores.select(["clip_id", "alarm", "spectrum_difference_db", "level_difference_db"])
     clips = measured.join(manifest.select(["clip_id", "recording", "recorder"]), "clip_id", join_type="inner")

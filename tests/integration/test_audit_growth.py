@@ -48,6 +48,8 @@ def test_a_killed_second_take_goes_on(
     assert done.items() <= after.items(), "nor one that the killed run had finished"
     for name in ("scores", "ledger.parquet", "faithfulness", "events.parquet"):
         ours, theirs = (storage.read_table(storage.join(str(place), name)).to_pylist() for place in (out, audited[0]))
+        for row in [*ours, *theirs] if name == "ledger.parquet" else []:
+            row["reason"] = (row["reason"] or "").replace(str(sounds), "").replace(str(week), "")
         assert sorted(map(repr, ours)) == sorted(map(repr, theirs)), name
     manifest = table(out, "manifest.parquet")
     assert set(manifest[manifest["take"] == 2]["recording"]) == {"week 7/long.wav"}

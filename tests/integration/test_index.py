@@ -46,6 +46,7 @@ def test_a_file_that_kills_its_decoder_costs_one_row_of_the_ledger(
     for root in (study.root, calm.root):
         assert sorted(path.name for path in Path(root).iterdir()) == [
             "format.json",
+            "health.parquet",
             "index_ledger.parquet",
             "manifest.parquet",
             "stages",
