@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 from faithad import storage
@@ -16,6 +17,7 @@ from faithad.pipelines.audit.run import Outcome, run_audit
 from tests.integration.audits import make_run, table
 
 
+@pytest.mark.slow  # takes killed at every third write: tests/pipelines/test_growth.py
 def test_a_killed_second_take_goes_on(
     finished: Study, week: Path, audited: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
