@@ -86,7 +86,7 @@ def test_a_checkout_travels_small_and_with_the_files_that_ray_would_pack(
     archive = tmp_path / "of_ray.zip"
     assert files == packed(checkout, archive, heeds_gitignore=heeds_gitignore)
     size = archive.stat().st_size
-    assert size < 4_000_000
+    assert size < 3_000_000
     assert size <= require_small(files, str(checkout)) <= size + 100 * len(files)
 
 
