@@ -302,6 +302,8 @@ def test_manifest_table() -> None:
         "machine": None,
         "section": None,
         "domain": None,
+        "take": None,
+        "shard": None,
     }
     assert table["recorded_at"].to_pylist()[-1] is None
     assert table["intervals"].to_pylist()[0] == []
