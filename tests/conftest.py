@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell script that runs the tests in the background lets them ignore Ctrl-C, and so would every process that they
+# start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
