@@ -6,7 +6,8 @@ band by mel band) and the shape stands in the schema's metadata under `shape`.
 
 Contents
     FORMAT                                                   of all tables together
-    MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES      one file each
+    MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES, PIECE_SCORES
+                                                             one file each
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LEDGER     one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SEARCH_SUMMARY
@@ -97,6 +98,16 @@ EPOCHS = pa.schema(
 # Scores of a model's validation clips, all normal: what alarm thresholds are fitted on.
 VALIDATION_SCORES = pa.schema(
     [pa.field("score", pa.float64(), nullable=False), pa.field("worst_second_score", pa.float64())]
+)
+
+# Scores of pieces of these clips, as short as some clips of an audit are: what the thresholds of short clips are fitted
+# on.
+PIECE_SCORES = pa.schema(
+    [
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("worst_second_score", pa.float64()),
+    ]
 )
 
 # Every second of every recording stands in a ledger. A row without `clip_id` speaks of a whole recording (or of the
@@ -435,12 +446,14 @@ MEANINGS = {
     "learning_rate": "learning rate of the epoch",
     "best": "whether the validation loss was the lowest so far",
     "diverged": "whether the training diverged, and then went back to its best epoch or ended",
+    "piece_scores.duration_s": "length of the piece in seconds",
     "epochs.duration_s": "how long the epoch took, in seconds",
     "score": "anomaly score: the mean squared reconstruction error of the clip, what a classical detector says, or the "
     "sum of an ensemble's calibrated scores, which may be negative",
     "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
     "and for an ensemble",
-    "threshold": "a score above it raises an alarm; null where there is no alarm",
+    "threshold": "a score above it raises an alarm: that of whole clips, or of clips as short as this one; null where "
+    "there is no alarm",
     "alarm": "whether the score is above the threshold; null where there is no alarm",
     "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
     "worst_mel_band": "mel band with the largest mean error, from 0",
@@ -490,10 +503,10 @@ MEANINGS = {
     "clip_ids": "its alarmed clips",
     "n_alarms": "how many they are",
     "pooling": "which score it is: `mean` of the clip, `worst_second`, or the sum of an `ensemble`",
-    "events.score": "highest score of its clips, of the pooling that alarms",
-    "events.threshold": "a score above it raised the alarm",
+    "events.score": "that of its clip that is furthest above its threshold, of the pooling that alarms",
+    "events.threshold": "the threshold of that clip",
     "strength": "score / threshold; not a number for an ensemble, or where the threshold is not above 0",
-    "events.raised_by": "`raised_by` of its clip with the highest score",
+    "events.raised_by": "`raised_by` of that clip",
     "seconds": "its seconds that the explanation points at, or the worst ones where there is none",
     "mel_band_low": "lowest mel band that carries it, from 0",
     "mel_band_high": "highest mel band that carries it, included",

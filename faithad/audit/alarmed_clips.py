@@ -44,6 +44,7 @@ class AlarmedClip:
     worst_onset_s: float | None
     worst_mel_band: int | None
     raised_by: str | None
+    threshold: float
 
     @property
     def until_s(self) -> float:
@@ -51,7 +52,7 @@ class AlarmedClip:
 
 
 def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *, clip_s: float) -> list[AlarmedClip]:
-    """The clips whose pooled score is above the threshold, along their time axes.
+    """The clips whose pooled score is above their threshold, along their time axes.
 
     Args:
         scores: schemas.SCORES of one model and seed.
@@ -78,7 +79,10 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
             f"{n_missing} of {scores.num_rows} scores have no {column}, which the alarm needs: this model gives one "
             "score for a whole clip. Set alarm.pooling to mean."
         )
-    raised = scores.filter(pc.greater(scores[column], alarm.threshold))
+    # Short clips have thresholds of their own.
+    thresholds = pc.coalesce(scores["threshold"], pa.scalar(alarm.threshold))
+    above = pc.greater(scores[column], thresholds)
+    raised, thresholds = scores.filter(above), thresholds.filter(above)
     clip_ids = manifest["clip_id"].combine_chunks()
     refuse_unknown_clips(raised["clip_id"], clip_ids)
     if not raised.num_rows:
@@ -102,8 +106,11 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
             worst_onset_s=score["worst_onset_s"],
             worst_mel_band=score["worst_mel_band"],
             raised_by=score["raised_by"],
+            threshold=threshold,
         )
-        for clip, number, score in zip(clips, numbers, raised.to_pylist(), strict=True)
+        for clip, number, score, threshold in zip(
+            clips, numbers, raised.to_pylist(), thresholds.to_pylist(), strict=True
+        )
     ]
     return sorted(alarms, key=lambda alarm: (alarm.axis, alarm.at_s, alarm.until_s, alarm.clip_id))
 

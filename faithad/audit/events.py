@@ -88,7 +88,7 @@ def find_events(
     explained = _explained(explanations, alarms, method=method, percentile=percentile, features=features)
     judged = _judged(faithfulness, method=method, percentile=percentile)
     keys: EventRow = {"model": scores["model"][0].as_py(), "seed": scores["seed"][0].as_py()}
-    keys |= {"pooling": alarm.pooling, "threshold": alarm.threshold}
+    keys |= {"pooling": alarm.pooling}
     rows: list[EventRow] = []
     for members in _merged(alarms, merge_gap_s):
         reasons = [explained[clip.clip_id] for clip in members if clip.clip_id in explained]
@@ -187,11 +187,15 @@ def _in_utc(row: EventRow) -> datetime | None:
 
 
 def _strength(members: Sequence[AlarmedClip], alarm: AlarmThreshold) -> EventRow:
-    strongest = max(members, key=lambda clip: clip.score)
     # Scores that may be negative (a distance to a boundary, a sum of logarithms) have no ratio.
-    has_ratio = POOLINGS[alarm.pooling].has_ratio and alarm.threshold > 0
-    strength = strongest.score / alarm.threshold if has_ratio else math.nan
-    return {"score": strongest.score, "strength": strength, "raised_by": strongest.raised_by}
+    has_ratio = POOLINGS[alarm.pooling].has_ratio and all(clip.threshold > 0 for clip in members)
+    strongest = max(members, key=lambda clip: clip.score / clip.threshold if has_ratio else clip.score - clip.threshold)
+    return {
+        "score": strongest.score,
+        "threshold": strongest.threshold,
+        "strength": strongest.score / strongest.threshold if has_ratio else math.nan,
+        "raised_by": strongest.raised_by,
+    }
 
 
 def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Explanation]) -> list[EventRow]:

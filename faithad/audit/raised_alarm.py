@@ -5,14 +5,13 @@ from __future__ import annotations
 from faithad import storage
 from faithad.config.audit import AuditRun
 from faithad.errors import StudyError
-from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.alarms import expected_share, fit_alarm, too_few_clips
 from faithad.model.alarm import AlarmThreshold
 from faithad.progress import console
 from faithad.runs import layout
+from faithad.runs.piece_scores import read_piece_scores
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
-from faithad.vocabulary import POOLINGS
-
-_FEW_ABOVE = 5
+from faithad.vocabulary import POOLINGS, count
 
 
 def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
@@ -38,18 +37,22 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
         settings = run.alarm.model_dump()
         if isinstance(trained, TrainedEnsemble):
             settings["pooling"] = "ensemble"
-        alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s)
+        pieces = read_piece_scores(run.model, settings["pooling"])
+        alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s, pieces=pieces)
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
-    # With so few clips above the threshold, one more or less makes another rate.
-    roughly = ", very roughly" if alarm.n_validation * alarm.false_alarm_rate < _FEW_ABOVE else ""
-    console.print(f"{alarm_line(alarm)}{roughly}")
+    say_alarm(alarm, clip_s=trained.features.clip_s)
     return alarm
 
 
-def alarm_line(alarm: AlarmThreshold) -> str:
-    """When a clip alarms, and how often normal sound will."""
-    return (
+def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:
+    """Say when a clip alarms and how often normal sound will; and if that is more than was asked for, why."""
+    per_hour, rate = 3600.0 / clip_s, alarm.expected_rate
+    low, high = expected_share(rate, alarm.n_validation, 0)
+    console.print(
         f"alarm: above {alarm.threshold:.4g} ({POOLINGS[alarm.pooling].phrase}), by rule {alarm.rule!r} on "
-        f"{alarm.n_validation} normal clips; {alarm.false_alarms_per_hour:.3g} false alarms per hour are to be expected"
+        f"{count(alarm.n_validation, 'normal clip')}; {rate * per_hour:.3g} false alarms per hour are to be expected "
+        f"({rate * 100:.3g} % of normal clips), from {low * per_hour:.2g} to {high * per_hour:.2g} at 95 %"
     )
+    if alarm.asked_per_hour is not None:
+        console.print(f"alarm: {too_few_clips(alarm.asked_per_hour, rate * per_hour, alarm.n_validation, clip_s)}")

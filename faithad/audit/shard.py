@@ -31,6 +31,7 @@ from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import ClipScore
 from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
 from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fast_network import fast_network
 from faithad.model.masking import mean_per_clip
@@ -380,7 +381,7 @@ def _score_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score:
     """`squared` is the error of each cell (F, n_frames), None of a model that gives a score only."""
     worst = None if squared is None else worst_second(squared, trained.features.frames_per_s, cut_off=clip.is_short)
     worst_score = None if worst is None else worst.score
-    alarm = trained.alarm
+    alarm = _alarm(trained, clip)
     if alarm is not None and alarm.pooling == "worst_second" and worst is None:
         alarm = None
     return {
@@ -397,7 +398,7 @@ def _score_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score:
 
 def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: Clip, errors: Tensor, score: float) -> TableRow:
     """`errors` are the member's, weighted, (F, n_frames). Their worst second has no score of its own."""
-    alarm = ensemble.alarm
+    alarm = _alarm(ensemble, clip)
     return {
         **clip.keys,
         "score": score,
@@ -408,6 +409,13 @@ def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: Clip, errors: Te
         "worst_mel_band": worst_mel_band(errors),
         "raised_by": member,
     }
+
+
+def _alarm(trained: AnyModel, clip: Clip) -> AlarmThreshold | None:
+    """The alarm of clips that are as long."""
+    if trained.alarm is None or not clip.is_short:
+        return trained.alarm
+    return trained.alarm.of_length(clip.row["duration_s"], clip_s=trained.features.clip_s)
 
 
 def _differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:

@@ -14,8 +14,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from faithad.config.audit import Location
-from faithad.config.file import KeyProblem, parse
-from faithad.config.sections import Channel, Features, Fraction, Section, Seed, refuse
+from faithad.config.file import parse
+from faithad.config.sections import Channel, FalseAlarms, Features, Section, Seed, refuse
 from faithad.config.study import absolute
 from faithad.errors import ConfigError
 from faithad.settings import FeatureSettings
@@ -29,13 +29,6 @@ class NormalFeatures(Features):
 
     normalization: Literal["training"] = "training"
     reference: Literal["clip"] = "clip"
-
-
-class PromisedAlarm(Section):
-    """How often normal sound may alarm: a share of the clips, or so many times an hour, which wins."""
-
-    false_alarm_rate: Fraction = 0.05
-    false_alarms_per_hour: float | None = Field(None, gt=0)
 
 
 class NormalsRun(Section):
@@ -52,7 +45,7 @@ class NormalsRun(Section):
     channel: Channel = "auto"
     clip_s: float = Field(10.0, ge=1, le=600)
     features: NormalFeatures = NormalFeatures()
-    alarm: PromisedAlarm = PromisedAlarm()
+    alarm: FalseAlarms = FalseAlarms()
     seed: Seed = 0
 
     @property
@@ -76,15 +69,11 @@ class NormalsRun(Section):
     @property
     def false_alarm_rate(self) -> float:
         """The share of normal clips that may alarm."""
-        per_hour = self.alarm.false_alarms_per_hour
-        return self.alarm.false_alarm_rate if per_hour is None else per_hour * self.clip_s / 3600.0
+        return self.alarm.rate(self.clip_s)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> NormalsRun:
-        problems: list[KeyProblem] = []
-        if self.false_alarm_rate >= 1:
-            reason = f"{self.alarm.false_alarms_per_hour:g} is as many as an hour has clips of {self.clip_s:g} s"
-            problems.append((("alarm.false_alarms_per_hour", "clip_s"), reason))
+        problems = self.alarm.problems(self.clip_s)
         try:
             frames = self.feature_settings.n_frames
         except ConfigError as error:

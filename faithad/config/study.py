@@ -129,6 +129,7 @@ class Study(Section):
     def _parts_fit(self) -> Study:
         problems = [*all_different(self, "models"), *all_different(self, "seeds")]
         problems += compiled_without_gpu(self.attribution, self.audit)
+        problems += self.alarm.problems(self.data.clip_s)
         if self.protocol != PAPER and self.audit.percentiles[-1] == 100:
             reason = f"100 leaves no frame under protocol '{self.protocol}': percentiles must be below 100"
             problems.append((("audit.percentiles", "protocol"), reason))

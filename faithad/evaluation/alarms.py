@@ -14,13 +14,15 @@ The configuration reads the table of rules, so NumPy and SciPy are imported wher
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from faithad.errors import ConfigError, StudyError
 from faithad.model.alarm import AlarmThreshold
+from faithad.vocabulary import POOLINGS, count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -59,31 +61,6 @@ def _conformal(scores: Reals, rate: float) -> float:
     return float(sorted(scores)[rank - 1])
 
 
-def fit_promised_alarm(scores: ArrayLike, *, false_alarm_rate: float, clip_s: float) -> AlarmThreshold:
-    """The alarm of an ensemble, above the r-th smallest score, with the rate that its normal clips can promise.
-
-    r = ceil((n + 1)(1 - a)), or n where the clips are too few for a. The expected rate of false alarms is
-    (n + 1 - r) / (n + 1), whatever the distribution of the scores is, if clips are independent; it stands in the alarm.
-
-    Args:
-        scores: of n normal clips, each compared with clips of other recordings than its own.
-        false_alarm_rate: a, the most that is wanted.
-        clip_s: length of a clip.
-
-    Raises:
-        StudyError: there are no scores, or some are not finite.
-        ConfigError: the rate is not between 0 and 1.
-    """
-    import numpy as np
-
-    n = max(1, np.size(scores))
-    rate = max(false_alarm_rate, 1 / (n + 1))
-    alarm = fit_alarm(scores, rule="conformal", pooling="ensemble", false_alarm_rate=rate, clip_s=clip_s)
-    rank = math.ceil(round((n + 1) * (1.0 - rate), 9))
-    promised = (n + 1 - rank) / (n + 1)
-    return replace(alarm, false_alarm_rate=promised, false_alarms_per_hour=promised * 3600.0 / clip_s)
-
-
 class Rule(NamedTuple):
     """How a threshold is fitted. A new rule is a row of `RULES`.
 
@@ -103,8 +80,27 @@ RULES = {
 }
 
 
-def fit_alarm(scores: ArrayLike, *, rule: str, pooling: str, false_alarm_rate: float, clip_s: float) -> AlarmThreshold:
-    """Fit a threshold to the scores (n,) of normal validation clips; `pooling` names the kind of score.
+def fit_alarm(
+    scores: ArrayLike,
+    *,
+    rule: str,
+    pooling: str,
+    clip_s: float,
+    false_alarm_rate: float | None = None,
+    false_alarms_per_hour: float | None = None,
+    pieces: Mapping[float, ArrayLike] | None = None,
+) -> AlarmThreshold:
+    """Fit a threshold to the scores (n,) of normal validation clips.
+
+    Args:
+        scores: of normal clips that the model was not fitted to.
+        rule: a row of `RULES`.
+        pooling: names the kind of score.
+        clip_s: length of a clip.
+        false_alarm_rate: the share of normal clips that may alarm.
+        false_alarms_per_hour: how often normal sound may alarm, in place of the rate. Where the clips are too few for
+            it, the rule `conformal` takes the lowest rate that they can promise, and the alarm says what was asked for.
+        pieces: scores of pieces of the normal clips, by their duration in seconds; see `scoring.pieces`.
 
     Raises:
         StudyError: there are no scores, some are not finite, or they are too few (or too equal) for the rule.
@@ -112,21 +108,121 @@ def fit_alarm(scores: ArrayLike, *, rule: str, pooling: str, false_alarm_rate: f
     """
     import numpy as np
 
+    from faithad.evaluation.chance import fit_tail
     from faithad.evaluation.statistics import refuse_not_finite
 
     values = np.asarray(scores, dtype=np.float64)
-    if not 0.0 < false_alarm_rate < 1.0:
-        raise ConfigError(f"alarm.false_alarm_rate is {false_alarm_rate}; it must be between 0 and 1, such as 0.05.")
+    rate = _rate(false_alarm_rate, false_alarms_per_hour, clip_s)
     if not values.size:
         raise StudyError("No validation scores to fit an alarm threshold on. Is the validation split empty?")
     refuse_not_finite(values, "validation scores")
     if rule not in RULES:
         raise ConfigError(f"alarm.rule is {rule!r}; it must be one of {', '.join(RULES)}.")
-    return AlarmThreshold(
+    asked = None
+    if false_alarms_per_hour is not None and rule == "conformal" and rate < 1 / (values.size + 1):
+        rate, asked = 1 / (values.size + 1), false_alarms_per_hour
+    alarm = AlarmThreshold(
         rule=rule,
         pooling=pooling,
-        false_alarm_rate=false_alarm_rate,
-        threshold=RULES[rule].fit(values, false_alarm_rate),
-        false_alarms_per_hour=false_alarm_rate * 3600.0 / clip_s,
+        false_alarm_rate=rate,
+        threshold=RULES[rule].fit(values, rate),
+        false_alarms_per_hour=rate * 3600.0 / clip_s,
         n_validation=values.size,
+        asked_per_hour=asked,
+        tail=fit_tail(values, are_errors=POOLINGS[pooling].has_ratio),
     )
+    return replace(alarm, by_length=tuple(_by_length(alarm, pieces or {})))
+
+
+def fit_promised_alarm(
+    scores: ArrayLike, *, false_alarm_rate: float, clip_s: float, pieces: Mapping[float, ArrayLike] | None = None
+) -> AlarmThreshold:
+    """The alarm of an ensemble, above the r-th smallest score, with the rate that its normal clips can promise.
+
+    r = ceil((n + 1)(1 - a)), or n where the clips are too few for a. The expected rate of false alarms is
+    (n + 1 - r) / (n + 1), whatever the distribution of the scores is, if clips are independent; it stands in the alarm.
+
+    Args:
+        scores: of n normal clips, each compared with clips of other recordings than its own.
+        false_alarm_rate: a, the most that is wanted.
+        clip_s: length of a clip.
+        pieces: see `fit_alarm`.
+
+    Raises:
+        StudyError: there are no scores, or some are not finite.
+        ConfigError: the rate is not between 0 and 1.
+    """
+    alarm = fit_alarm(
+        scores,
+        rule="conformal",
+        pooling="ensemble",
+        clip_s=clip_s,
+        false_alarms_per_hour=false_alarm_rate * 3600.0 / clip_s,
+        pieces=pieces,
+    )
+    promised = alarm.expected_rate
+    return replace(alarm, false_alarm_rate=promised, false_alarms_per_hour=promised * 3600.0 / clip_s)
+
+
+def too_few_clips(asked: float, promised: float, n_clips: int, clip_s: float) -> str:
+    """What so few normal clips can promise instead of `asked` false alarms per hour, and how many it takes: n with
+    1 / (n + 1) at most that rate.
+    """
+    needed = math.ceil(round(3600.0 / clip_s / asked, 9)) - 1
+    return (
+        f"{asked:.3g} an hour were asked for, which needs {count(needed, 'normal clip')}; {count(n_clips, 'clip')} can "
+        f"promise no fewer than {promised:.3g}"
+    )
+
+
+def expected_share(alarm_rate: float, n_validation: int, n_clips: int) -> tuple[float, float]:
+    """Between which shares of n normal clips alarm, in 95 of 100 cases.
+
+    The true rate of a threshold at the r-th smallest of v scores has the distribution Beta(v + 1 - r, r), so the number
+    of alarms has the beta-binomial one. Clips are taken as independent.
+
+    Args:
+        alarm_rate: the expected one, (v + 1 - r) / (v + 1), see `AlarmThreshold.expected_rate`.
+        n_validation: v.
+        n_clips: n; 0 for the true rate itself, which ever more clips come to.
+    """
+    from scipy import stats
+
+    above, below = (n_validation + 1) * alarm_rate, (n_validation + 1) * (1.0 - alarm_rate)
+    if not n_clips:
+        low, high = stats.beta.ppf([0.025, 0.975], above, below)
+    else:
+        low, high = stats.betabinom.ppf([0.025, 0.975], n_clips, above, below) / n_clips
+    return float(low), float(high)
+
+
+def _rate(rate: float | None, per_hour: float | None, clip_s: float) -> float:
+    if (rate is None) == (per_hour is None):
+        raise ConfigError("An alarm needs either alarm.false_alarm_rate or alarm.false_alarms_per_hour.")
+    if rate is not None:
+        if not 0.0 < rate < 1.0:
+            raise ConfigError(f"alarm.false_alarm_rate is {rate}; it must be between 0 and 1, such as 0.05.")
+        return rate
+    assert per_hour is not None
+    if not 0.0 < per_hour * clip_s / 3600.0 < 1.0:
+        raise ConfigError(
+            f"alarm.false_alarms_per_hour is {per_hour:g}; it must be above 0, and below {3600.0 / clip_s:g}, as an "
+            f"hour has no more clips of {clip_s:g} s."
+        )
+    return per_hour * clip_s / 3600.0
+
+
+def _by_length(alarm: AlarmThreshold, pieces: Mapping[float, ArrayLike]) -> Iterator[tuple[float, float]]:
+    """The thresholds of short clips: by the same rule and at the same rate, fitted to pieces of each length."""
+    import numpy as np
+
+    for duration_s, scores in sorted(pieces.items()):
+        values = np.asarray(scores, dtype=np.float64)
+        # Few of the clips may be as long as this piece, and their neighbours in length say more than they do.
+        if 2 * values.size < alarm.n_validation or not np.isfinite(values).all():
+            continue
+        rate = alarm.false_alarm_rate
+        if alarm.rule == "conformal":
+            rate = max(rate, 1 / (values.size + 1))
+        with contextlib.suppress(StudyError):  # a rule that cannot be fitted to these
+            yield duration_s, RULES[alarm.rule].fit(values, rate)

@@ -125,7 +125,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "n_frames": trained.n_frames,
         "options": getattr(network, "options", {}),
         "features": dataclasses.asdict(trained.features),
-        "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
+        "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         "best_epoch": trained.best_epoch,
         "config_hash": trained.config_hash,
     }
@@ -168,7 +168,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         network=_network(location, header, weights),
         normalization=normalization,
         features=FeatureSettings(**header["features"]),
-        alarm=None if header["alarm"] is None else AlarmThreshold(**header["alarm"]),
+        alarm=None if header["alarm"] is None else AlarmThreshold.from_json(header["alarm"]),
         sound=sound,
         **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
     )

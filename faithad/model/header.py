@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from faithad.errors import CheckpointError, ConfigError
 from faithad.settings import FeatureSettings
@@ -24,6 +24,16 @@ KEY = "faithad"
 _MOST_HEADER_BYTES = 10_000_000
 
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
+# A duration in seconds, and the threshold of clips that are as short.
+_Length = Annotated[list[float], Field(min_length=2, max_length=2)]
+_MOST_LENGTHS = 32
+
+
+def _rising(lengths: list[list[float]]) -> list[list[float]]:
+    durations_s = [0.0, *(duration_s for duration_s, _ in lengths)]
+    if sorted(set(durations_s)) != durations_s:
+        raise ValueError("durations must be above 0 and rise")
+    return lengths
 
 
 class HeaderPart(BaseModel):
@@ -39,13 +49,25 @@ class _Features(HeaderPart):
     clip_s: Annotated[float, Field(gt=0, le=600)]
 
 
+class _TailPart(HeaderPart):
+    start: float
+    scale: Annotated[float, Field(gt=0)]
+    n_above: Annotated[int, Field(ge=1)]
+    log_scale: Annotated[float, Field(gt=0)] | None = None
+
+
 class AlarmPart(HeaderPart):
+    """`by_length`, `asked_per_hour` and `tail` are missing in models of release 0.1.0."""
+
     rule: str
     pooling: str
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     threshold: float
     false_alarms_per_hour: Annotated[float, Field(ge=0)]
     n_validation: Annotated[int, Field(ge=0)]
+    by_length: Annotated[list[_Length], Field(max_length=_MOST_LENGTHS), AfterValidator(_rising)] = []
+    asked_per_hour: Annotated[float, Field(gt=0)] | None = None
+    tail: _TailPart | None = None
 
 
 class _Header(HeaderPart):

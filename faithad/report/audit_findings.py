@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from faithad.evaluation import chance
+from faithad.evaluation.alarms import expected_share, too_few_clips
 from faithad.report import style
 from faithad.report.audit_tables import Alarm, AuditTables, EventRow
 from faithad.report.health import health_view
@@ -19,33 +21,29 @@ from faithad.vocabulary import count, duration, listed
 
 
 class Expected(NamedTuple):
-    """False alarms to be expected of the audited clips if all were normal, and how much that number may vary."""
+    """False alarms to be expected of the audited clips if all were normal.
+
+    Attributes:
+        n: how many.
+        range: between which numbers they lie in 95 of 100 cases; None where that is not known.
+        per_hour: the same per hour of sound.
+    """
 
     n: float
-    margin: float | None
+    range: tuple[int, int] | None
     per_hour: float
-
-    @property
-    def range(self) -> tuple[int, int] | None:
-        """The lowest and the highest number of alarms that may well be chance."""
-        if self.margin is None:
-            return None
-        return math.ceil(max(0.0, self.n - self.margin)), math.floor(self.n + self.margin)
 
 
 def expected_of(alarm: Alarm, *, n_clips: int, hours: float) -> Expected | None:
-    """How many of n normal clips alarm at a rate a: n a, plus or minus two standard deviations.
-
-    The deviation has two parts: that of a binomial number, and that of the threshold, which v validation clips place
-    only to within a standard deviation of sqrt(a (1 - a) / v) in the rate. Clips are taken as independent.
-    """
-    rate = alarm.false_alarm_rate
+    """How many of n normal clips alarm, and how much that number may vary, see `evaluation.alarms.expected_share`."""
+    rate = alarm.expected_rate
     if rate is None or alarm.threshold is None or not hours:
         return None
-    spread = None
+    between = None
     if alarm.n_validation:
-        spread = 2 * math.sqrt(n_clips * rate * (1 - rate) * (1 + n_clips / alarm.n_validation))
-    return Expected(n=n_clips * rate, margin=spread, per_hour=n_clips * rate / hours)
+        low, high = (round(share * n_clips) for share in expected_share(rate, alarm.n_validation, n_clips))
+        between = low, high
+    return Expected(n=n_clips * rate, range=between, per_hour=n_clips * rate / hours)
 
 
 def audited_hours(scores: pd.DataFrame) -> float:
@@ -66,6 +64,7 @@ def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
         _events(audit, duration(hours * 3_600)),
         *audit.misfits,
         _against_chance(audit, hours),
+        _too_few_normals(audit),
         _short_clips(audit),
         against_labels(audit),
         _reasons(audit, trust),
@@ -96,39 +95,85 @@ def _events(audit: AuditTables, sound: str) -> str:
 def _against_chance(audit: AuditTables, hours: float) -> str | None:
     alarm, n = audit.alarm, n_alarms(audit)
     expected = expected_of(alarm, n_clips=len(audit.scores), hours=hours)
-    if expected is None or alarm.false_alarm_rate is None:
+    if expected is None or alarm.expected_rate is None:
         return None
     text = (
-        f"At this threshold {alarm.false_alarm_rate * 100:.3g} % of normal clips alarm as well. If all of this sound "
+        f"At this threshold {alarm.expected_rate * 100:.3g} % of normal clips alarm as well. If all of this sound "
         f"were normal, about {count(round(expected.n), 'false alarm')} would be expected"
     )
     there = f"There {'is' if n == 1 else 'are'} {count(n, 'alarm')}"
-    if expected.margin is None or expected.range is None:
+    if expected.range is None:
         return f"{text}. {there}."
     first, last = expected.range
-    text += f"; anything from {first:,} to {last:,} could be chance. "
-    if expected.margin > expected.n / 2:
+    text += f"; in 95 of 100 cases {first:,} to {last:,}. "
+    if last > 2 * expected.n:
         text += f"The range is wide, as no more than {alarm.n_validation:,} normal clips set the threshold. "
-    text += there
-    if n > last:
+    p = _chance(audit)
+    if p is None:
+        more, weighed = n > last, ", by their number"
+    else:
+        more, weighed = p <= chance.LEVEL, f", by their number and strength (p {_p_value(p)})"
+    if more:
         return (
-            f"{text}: more than chance would bring. Either something happened, or machine or microphone changed since "
-            "the training."
+            f"{text}{there}{weighed}: more than chance would bring. Either something happened, or machine or "
+            "microphone changed since the training."
         )
     if n >= first:
-        return f"{text}: no more than chance can bring. A weak event by itself says little; begin with the strongest."
-    return f"{text}: fewer than expected. The sound is quieter, or more even, than that of the training."
+        return (
+            f"{text}{there}{weighed}: no more than chance can bring. A weak event by itself says little; begin with "
+            "the strongest."
+        )
+    return f"{text}{there}: fewer than expected. The sound is quieter, or more even, than that of the training."
+
+
+def _chance(audit: AuditTables) -> float | None:
+    """The probability that whole clips of normal sound score so high so often; None where their tail is not known."""
+    fitted = audit.alarm.fitted
+    if fitted is None or fitted.tail is None:
+        return None
+    whole = audit.scores["duration_s"] >= _clip_s(audit)
+    scores = audit.scores.loc[whole, audit.alarm.pooling.column]
+    return chance.chance(scores.to_numpy(dtype=float), fitted.tail, fitted.n_validation)
+
+
+def _p_value(p: float) -> str:
+    return "below 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _clip_s(audit: AuditTables) -> float:
+    return float(audit.setting("features.clip_s") or audit.clips["duration_s"].max())
+
+
+def _too_few_normals(audit: AuditTables) -> str | None:
+    """What was asked for of false alarms, if the normal clips can only promise more."""
+    fitted = audit.alarm.fitted
+    if fitted is None or fitted.asked_per_hour is None:
+        return None
+    clip_s = _clip_s(audit)
+    promised = fitted.expected_rate * 3_600 / clip_s
+    return f"False alarms: {too_few_clips(fitted.asked_per_hour, promised, fitted.n_validation, clip_s)}."
 
 
 def _short_clips(audit: AuditTables) -> str | None:
-    clip_s = audit.setting("features.clip_s") or audit.clips["duration_s"].max()
-    n = int(((audit.scores["alarm"] == True) & (audit.scores["duration_s"] < clip_s)).sum())  # noqa: E712
+    """How short clips were judged, if there are any."""
+    clip_s = _clip_s(audit)
+    short = audit.scores[audit.scores["duration_s"] < clip_s]
+    n = int((short["alarm"] == True).sum())  # noqa: E712
+    if audit.alarm.fitted is not None and audit.alarm.fitted.by_length:
+        if not len(short):
+            return None
+        are = "is" if len(short) == 1 else "are"
+        return (
+            f"{count(len(short), 'clip')} {are} shorter than {duration(clip_s)}, such as the end of a recording, and "
+            f"judged by thresholds of clips as short (column threshold of the table scores): {count(n, 'alarm')}."
+        )
     if not n:
         return None
     are = "is of a clip" if n == 1 else "are of clips"
     return (
-        f"{count(n, 'alarm')} {are} shorter than {duration(clip_s)}, such as the end of a recording. The threshold is "
-        "that of whole clips, and the scores of shorter ones spread more: such an alarm says less."
+        f"{count(n, 'alarm')} {are} shorter than {duration(clip_s)}, such as the end of a recording. The model has no "
+        "thresholds of short clips: theirs is that of whole clips, and their scores spread more. Such an alarm says "
+        "less; train the model again for such thresholds."
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from faithad import storage
 from faithad.evaluation.alarms import RULES
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
-from faithad.report.audit_tables import AuditTables, read_audit
+from faithad.report.audit_tables import Alarm, AuditTables, read_audit
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.trust import trust_of
@@ -64,6 +64,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "heard": duration(hours * 3_600) if hours else "nothing",
         "alarm": alarm,
         "rule": RULES[alarm.rule].phrase if alarm.rule in RULES else alarm.rule,
+        "lengths": _lengths(alarm),
         "expected": audit_findings.expected_of(alarm, n_clips=len(audit.scores), hours=hours),
         "n_alarms": audit_findings.n_alarms(audit),
         "hours": hours,
@@ -86,6 +87,12 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "ledger": ledger_view(audit.ledger),
         "settings_text": audit.settings_text,
     }
+
+
+def _lengths(alarm: Alarm) -> str:
+    """The thresholds of short clips in words."""
+    by_length = () if alarm.fitted is None else alarm.fitted.by_length
+    return ", ".join(f"{threshold:.4g} at {length_s:g} s" for length_s, threshold in by_length)
 
 
 def _model(audit: AuditTables) -> str:

@@ -8,6 +8,7 @@ Shape letters: F mel bands, T frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ from faithad.audit.finished import read_card
 from faithad.audit.misfits import misfit_words, without_skipped
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import list_arrays
+from faithad.model.alarm import AlarmThreshold
 from faithad.report.health import read_health
 from faithad.report.reading import (
     Example,
@@ -55,11 +57,12 @@ class Alarm:
     """When a clip alarms; what is not known is None.
 
     Attributes:
-        threshold: as it was used.
+        threshold: as it was used, of whole clips.
         pooling: which score alarms.
         rule: name of the rule that fitted the threshold.
         false_alarm_rate: the share of normal clips that may alarm.
         n_validation: how many validation clips the threshold was fitted to.
+        fitted: all that the model's card says of the alarm.
     """
 
     threshold: float | None
@@ -67,6 +70,14 @@ class Alarm:
     rule: str | None
     false_alarm_rate: float | None
     n_validation: int | None
+    fitted: AlarmThreshold | None = None
+
+    @property
+    def expected_rate(self) -> float | None:
+        """The share of normal clips that alarm, see `AlarmThreshold.expected_rate`."""
+        if self.rule is None or self.false_alarm_rate is None or not self.n_validation:
+            return self.false_alarm_rate
+        return AlarmThreshold(self.rule, "", self.false_alarm_rate, 0.0, 0.0, self.n_validation).expected_rate
 
 
 @dataclass(frozen=True)
@@ -165,10 +176,15 @@ def read_audit(out: str) -> AuditTables:
     all_scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS)
     scores = without_skipped(all_scores, ledger).to_pandas()
     model = read_card(out)
-    alarm = _alarm(settings, model, events, scores)
+    with_clips = scores.merge(manifest, on="clip_id", how="left", validate="one_to_one")
+    alarm = _alarm(settings, model, events, with_clips)
     score_of = dict(zip(scores["clip_id"], scores[alarm.pooling.column], strict=True))
-    # All events share a threshold, so the score ranks them also where it has no ratio to the threshold.
-    ranked = sorted(range(len(events)), key=lambda number: (-events[number]["score"], number))
+    # Where scores have no ratio to their thresholds, what they are above them ranks events.
+    above = [
+        event["strength"] if math.isfinite(event["strength"]) else event["score"] - event["threshold"]
+        for event in events
+    ]
+    ranked = sorted(range(len(events)), key=lambda number: (-above[number], number))
     shown = ranked[:MAX_EVENTS]
     return AuditTables(
         settings=settings,
@@ -176,7 +192,7 @@ def read_audit(out: str) -> AuditTables:
         model=model,
         alarm=alarm,
         clips=manifest.set_index("clip_id"),
-        scores=scores.merge(manifest, on="clip_id", how="left", validate="one_to_one"),
+        scores=with_clips,
         score_of=score_of,
         ledger=ledger.to_pandas(),
         health=read_health(out),
@@ -212,17 +228,23 @@ def _pooling(alarm: Alarm) -> str | None:
 def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:
     """The model's alarm, unless the audit asked for another one; the threshold as it was used."""
     own, stored = (alarm if isinstance(alarm := of.get("alarm"), dict) else {} for of in (settings, model))
-    raised = own if any(stored.get(key) != value for key, value in own.items()) else stored
+    used = scores.loc[scores["threshold"].notna()]
+    # Of the longest clip: short ones may have other thresholds.
+    threshold = float(used.loc[used["duration_s"].idxmax(), "threshold"]) if len(used) else None
+    # Audits of release 0.1.0 wrote down the model's alarm, later ones the one that they raise.
+    keys = {"rule", "false_alarm_rate"} | (set() if stored.get("pooling") == "ensemble" else {"pooling"})
+    given = {key: value for key, value in own.items() if key in keys and value is not None}
+    raised = own if any(stored.get(key) != value for key, value in given.items()) else stored
     # An ensemble has one score, whatever pooling an alarm of the audit's own names.
     raised_pooling = (stored if stored.get("pooling") == "ensemble" else raised).get("pooling", "mean")
     pooling = str(events[0]["pooling"] if events else raised_pooling)
-    used = scores["threshold"].dropna()
     return Alarm(
-        threshold=float(used.iloc[0]) if len(used) else None,
+        threshold=threshold,
         pooling=POOLINGS.get(pooling, Pooling("score", pooling, pooling)),
         rule=raised.get("rule"),
         false_alarm_rate=raised.get("false_alarm_rate"),
         n_validation=raised.get("n_validation", stored.get("n_validation")),
+        fitted=AlarmThreshold.from_json(stored) if raised is stored and stored else None,
     )
 
 

@@ -57,6 +57,7 @@ TRIAL_STOP = "stop"
 
 # In a model's folder, which may have been copied elsewhere.
 VALIDATION_SCORES = "validation_scores.parquet"
+PIECE_SCORES = "piece_scores.parquet"
 
 # Beside the tables that a step writes shard by shard: its ledgers of shards, see `runs.shards`. EXPLAINED is that of an
 # audit that explains its clips in a second step.
@@ -138,6 +139,7 @@ TABLES = {
     "validation_scores": TablePlace(
         f"models/*/{VALIDATION_SCORES}", None, "validation clip, all of which are normal", schemas.VALIDATION_SCORES
     ),
+    "piece_scores": TablePlace(f"models/*/{PIECE_SCORES}", None, "piece of a validation clip", schemas.PIECE_SCORES),
     "scores": TablePlace(f"audit/*/{SCORES}", SCORES, "clip (of a study: test clip) and model", schemas.SCORES),
     **{
         name: TablePlace(f"audit/*/{name}", name, row, schema)

@@ -44,14 +44,16 @@ class Normals:
         if not len(self.scores):
             raise StudyError("There are no normal clips to compare scores with.")
 
-    def calibrated(self, scores: Tensor, places: Tensor) -> Tensor:
+    def calibrated(self, scores: Tensor, places: Tensor, *, without: int | None = None) -> Tensor:
         """The logarithm of s less the mean one of the K nearest normal clips, (B,) float64.
 
         Args:
             scores: s, (B,), at least 0.
             places: mean spectra (B, F).
+            without: the number of a normal clip whose whole recording is left out.
         """
-        nearest = [self._nearest(place, None) for place in places]
+        recording = None if without is None else self.recordings[without]
+        nearest = [self._nearest(place, recording) for place in places]
         return self._less_neighbours(_logarithms(scores), nearest)
 
     def of_themselves(self) -> Tensor:

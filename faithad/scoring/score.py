@@ -119,9 +119,12 @@ class Detector:
             ]
         )
 
-    def calibrate(self, raw: Tensor, places: Tensor) -> Tensor:
-        """Calibrated scores (B,) of raw ones (B,) and of the clips' mean spectra (B, F)."""
-        return raw if self.normals is None else self.normals.calibrated(raw, places)
+    def calibrate(self, raw: Tensor, places: Tensor, *, without: int | None = None) -> Tensor:
+        """Calibrated scores (B,) of raw ones (B,) and of the clips' mean spectra (B, F).
+
+        `without`: the number of a normal clip whose recording they are of; its clips are not compared with.
+        """
+        return raw if self.normals is None else self.normals.calibrated(raw, places, without=without)
 
     def calibrated(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
         """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64; arguments as `raw`."""

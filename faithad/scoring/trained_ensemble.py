@@ -132,7 +132,7 @@ def describe(trained: AnyModel) -> dict[str, Any]:
         "n_mels": trained.n_mels,
         "n_frames": trained.n_frames,
         "features": dataclasses.asdict(trained.features),
-        "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
+        "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         "members": [checkpoint.describe(member) | {"score": scores[name]} for name, member in trained.members.items()],
         "config_hash": trained.config_hash,
     }
@@ -161,7 +161,7 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
             {"name": name, "sha256": _sha256(folder, name), "score": dataclasses.asdict(detector.score)}
             for name, detector in detectors.items()
         ],
-        "alarm": dataclasses.asdict(trained.alarm),
+        "alarm": trained.alarm.as_json(),
         "config_hash": trained.config_hash,
     }
     header["digest"] = digest_of(tensors, header)
@@ -224,7 +224,7 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
         for part in header.members
     }
     ensemble = Ensemble(detectors, tensors["means"], tensors["deviations"])
-    alarm = AlarmThreshold(**header.alarm.model_dump())
+    alarm = AlarmThreshold.from_json(header.alarm.model_dump())
     return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash)
 
 

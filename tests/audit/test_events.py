@@ -434,8 +434,21 @@ def test_the_alarm_pools_the_worst_second() -> None:
 
 
 def test_a_threshold_that_is_not_positive_has_no_ratio() -> None:
-    (event,) = Made().recording("m/a.wav", [3.0]).events(alarm=AlarmThreshold("quantile", "mean", 0.05, -1.0, 18.0, 20))
+    made = Made().recording("m/a.wav", [3.0])
+    made.scores[0]["threshold"] = -1.0
+    (event,) = made.events(alarm=AlarmThreshold("quantile", "mean", 0.05, -1.0, 18.0, 20))
     assert math.isnan(event["strength"])
+
+
+def test_an_event_is_as_strong_as_its_clip_that_is_furthest_above_its_own_threshold() -> None:
+    """The short clip at the end has the lower score, and a lower threshold."""
+    made = Made().recording("m/a.wav", [3.0, 2.5], rest_s=4.0)
+    made.scores[1]["threshold"] = 1.0
+    (event,) = made.events()
+    assert (event["score"], event["threshold"], event["strength"], event["n_alarms"]) == (2.5, 1.0, 2.5, 2)
+    made.scores[1]["threshold"] = 2.6
+    (event,) = made.events()
+    assert (event["score"], event["threshold"], event["strength"], event["n_alarms"]) == (3.0, 2.0, 1.5, 1)
 
 
 # --- tables that do not fit -------------------------------------------------------------------------------------------

@@ -227,6 +227,17 @@ def test_a_short_clip_alone_or_among_others_gives_the_same_rows(
         assert to_table(audited[table], schema).equals(to_table(one_by_one, schema)), table
 
 
+def test_shuffled_and_doubled_clips_have_the_same_scores(
+    model: AuditModel, clips: list[dict[str, Any]], audited: dict[str, list[dict[str, Any]]]
+) -> None:
+    order = [4, 0, 6, 2, 5, 1, 3, 3, 6, 0, 2, 1, 5, 4]
+    assert set(order) == set(range(len(clips)))
+    shuffled = [replace_id(clips[k], f"{place:016x}") for place, k in enumerate(order)]
+    scores = audit_clips(model, shuffled, log_mels_of(shuffled), explain=False)["scores"]
+    for row, k in zip(scores, order, strict=True):
+        assert row | {"clip_id": clips[k]["clip_id"]} == audited["scores"][k]
+
+
 def test_what_fills_a_clip_up_is_looked_at_by_nobody(model: AuditModel, clips: list[dict[str, Any]]) -> None:
     """A whole clip has the same rows to the last bit whether short ones are beside it or not."""
     whole = [clip for clip in clips if clip["duration_s"] == 10.0]

@@ -69,6 +69,73 @@ def test_which_score_alarms() -> None:
     assert not worst.raised_by(9.0, 2.0)
 
 
+@pytest.mark.parametrize(("n", "rank"), [(12, 12), (178, 178), (179, 179), (400, 399)])
+def test_false_alarms_per_hour(n: int, rank: int) -> None:
+    """2 an hour are 1 in 180 clips of 10 s: 179 normal clips can promise that, fewer clips only more alarms."""
+    scores = np.random.default_rng(n).permutation(n) + 1.0
+    alarm = fit_alarm(scores, rule="conformal", pooling="mean", false_alarms_per_hour=2, clip_s=10.0)
+    assert alarm.threshold == rank
+    assert alarm.expected_rate == pytest.approx((n + 1 - rank) / (n + 1))
+    assert alarm.asked_per_hour == (2 if n < 179 else None)
+    said = alarms.too_few_clips(2, 360 * alarm.expected_rate, n, 10.0)
+    assert said.startswith("2 an hour were asked for, which needs 179 normal clips; ")
+    assert said.endswith(f"{n} clips can promise no fewer than {360 * (n + 1 - rank) / (n + 1):.3g}")
+    by_rate = {"rule": "gamma", "pooling": "mean", "clip_s": 10.0}
+    same = fit_alarm(scores, **by_rate, false_alarm_rate=2 / 360)
+    assert fit_alarm(scores, **by_rate, false_alarms_per_hour=2).threshold == pytest.approx(same.threshold)
+    for per_hour in (0.0, 360.0):
+        with pytest.raises(ConfigError, match=r"per_hour is .*; it must be above 0, and below 360"):
+            fit_alarm(scores, rule="gamma", pooling="mean", false_alarms_per_hour=per_hour, clip_s=10.0)
+
+
+def test_one_of_two_settings() -> None:
+    per_hour = Alarm(false_alarms_per_hour=2)
+    assert (per_hour.rule, per_hour.false_alarm_rate, per_hour.rate(10.0)) == ("conformal", None, 2 / 360)
+    assert Alarm.model_validate(per_hour.model_dump()) == per_hour
+    assert Alarm(rule="gamma", false_alarms_per_hour=2).rule == "gamma"
+    assert Alarm().as_in_marks() == {"rule": "quantile", "pooling": "mean", "false_alarm_rate": 0.05}
+    with pytest.raises(ValidationError, match="leave one of the two out"):
+        Alarm(false_alarms_per_hour=2, false_alarm_rate=0.05)
+    with pytest.raises(ValidationError, match="false_alarms_per_hour is not given either"):
+        Alarm(false_alarm_rate=None)
+
+
+@pytest.mark.parametrize("rule", ["quantile", "conformal"])
+def test_the_number_of_false_alarms_lies_where_it_is_said_to(rule: str) -> None:
+    """In 95 of 100 cases, also where few clips set the threshold."""
+    rng = np.random.default_rng(0)
+    for n, m in [(12, 52), (30, 1_000), (200, 360)]:
+        within, total = 0, 0.0
+        for _ in range(1_000):
+            alarm = fitted(rng.random(n), rule=rule, rate=0.1)
+            rate = (rng.random(m) > alarm.threshold).mean()
+            low, high = alarms.expected_share(alarm.expected_rate, n, m)
+            within, total = within + (low <= rate <= high), total + rate
+        assert 0.93 <= within / 1_000 <= 0.99
+        assert total / 1_000 == pytest.approx(alarm.expected_rate, rel=0.1)
+    low, high = alarms.expected_share(1 / 13, 12, 52)
+    assert (low, high) == (0.0, pytest.approx(0.29, abs=0.02))
+    assert alarms.expected_share(0.05, 199, 0)[1] == pytest.approx(alarms.expected_share(0.05, 199, 10**6)[1], rel=1e-3)
+
+
+def test_pieces_have_thresholds_by_the_same_rule() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.gamma(4.0, size=60)
+    pieces = {1.0: 2 * scores, 2.0: scores[:30], 3.0: scores[:29], 5.0: np.r_[scores, np.nan]}
+    options = {"pooling": "mean", "clip_s": 10.0}
+    for rule in ("quantile", "gamma", "conformal"):
+        whole = fitted(scores, rule=rule)
+        alarm = fit_alarm(scores, rule=rule, false_alarm_rate=0.05, **options, pieces=pieces)
+        assert alarm.threshold == whole.threshold
+        lengths = dict(alarm.by_length)
+        assert list(lengths) == [1.0, 2.0], "fewer pieces than half the clips, and those without a score, say nothing"
+        assert lengths[1.0] == pytest.approx(2 * whole.threshold)
+    few = fit_alarm(scores, rule="conformal", false_alarms_per_hour=2, **options, pieces=pieces)
+    assert dict(few.by_length)[2.0] == max(scores[:30]), "the most that so few can promise"
+    same = fit_alarm(scores, rule="gamma", false_alarm_rate=0.05, **options, pieces={1.0: np.full(60, 3.0)})
+    assert same.by_length == (), "a rule that cannot be fitted to the pieces"
+
+
 @pytest.mark.parametrize("rule", ["quantile", "gamma", "conformal"])
 @pytest.mark.parametrize(
     ("scores", "message"), [([], "No validation scores"), ([1.0, math.nan], "1 of 2 validation scores")]

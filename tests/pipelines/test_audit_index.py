@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,13 +134,22 @@ def test_annotations_of_a_study_that_nobody_can_hear_are_named(
 
 
 @pytest.mark.parametrize(
-    ("n_validation", "ending"), [(12, "to be expected, very roughly\n"), (200, "to be expected\n")]
+    ("n_validation", "said"),
+    [
+        (12, "27.7 false alarms per hour are to be expected (7.69 % of normal clips), from 0.76 to 95 at 95 %\n"),
+        (200, "19.7 false alarms per hour are to be expected (5.47 % of normal clips), from 10 to 32 at 95 %\n"),
+    ],
 )
-def test_a_false_alarm_rate_of_few_clips_is_called_rough(
-    capsys: pytest.CaptureFixture[str], n_validation: int, ending: str
+def test_how_sure_a_false_alarm_rate_is_depends_on_the_number_of_clips(
+    capsys: pytest.CaptureFixture[str], n_validation: int, said: str
 ) -> None:
     alarm = AlarmThreshold("quantile", "mean", 0.05, 1.0, 18.0, n_validation)
     run = AuditRun(model="model", recordings=("week",), out="out")
     trained = TrainedModel(nn.Identity(), Normalization.identity(4), FeatureSettings(), "ae", 0, alarm, 1, "hash")
     assert raised_alarm(run, trained) is alarm
-    assert capsys.readouterr().out.endswith(f"18 false alarms per hour are {ending}")
+    assert capsys.readouterr().out.endswith(said)
+    assert raised_alarm(run, trained) is alarm
+    alarm = replace(alarm, rule="conformal", false_alarm_rate=1 / (n_validation + 1), asked_per_hour=0.5)
+    trained.alarm = alarm
+    assert raised_alarm(run, trained) is alarm
+    assert "alarm: 0.5 an hour were asked for, which needs 719 normal clips; " in capsys.readouterr().out

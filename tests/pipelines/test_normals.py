@@ -149,7 +149,12 @@ def test_another_alarm_is_fitted_to_the_models_own_normals(work: Path) -> None:
     settings = ["audit.explain=none", "alarm.false_alarm_rate=0.3"]
     with without_ray():
         run_audit(load_audit_run(None, **places(work, out="other"), overrides=settings))
-    (threshold,) = set(read_scores(str(work / "other"))["threshold"].to_pylist())
+    manifest = read_manifest(str(work / "other"))
+    lengths = dict(zip(manifest["clip_id"].to_pylist(), manifest["duration_s"].to_pylist(), strict=True))
+    scores = read_scores(str(work / "other")).to_pylist()
+    (threshold,) = {row["threshold"] for row in scores if lengths[row["clip_id"]] == 2}
+    (short,) = {row["threshold"] for row in scores if lengths[row["clip_id"]] == 1.5}
+    assert short != threshold
     normals = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))["score"]
     assert pc.sum(pc.greater(normals, threshold)).as_py() == 9
     with (

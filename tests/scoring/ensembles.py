@@ -1,7 +1,8 @@
-"""A small ensemble of both linear models, fitted to made-up sound, for tests that need no recordings."""
+"""Small ensembles of both linear models, for tests that need no recordings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
 from faithad.scoring.ensemble import add_up, fit_ensemble
+from faithad.scoring.pieces import piece_scores
 from faithad.scoring.score import Clips, fit_detector, robust
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import FeatureSettings
@@ -28,18 +30,31 @@ def sound(n: int, seed: int) -> Tensor:
 
 
 def small_ensemble() -> TrainedEnsemble:
-    normals = sound(N, 0)
+    """Fitted to made-up sound."""
+    return fitted_ensemble(sound(N, 0), [f"recording {k // 3}" for k in range(N)], SETTINGS, rate=0.1)
+
+
+def fitted_ensemble(
+    normals: Tensor, recordings: Sequence[str], settings: FeatureSettings, *, rate: float
+) -> TrainedEnsemble:
+    """As `faithad train --normals` makes it, from log-mels (n, F, T)."""
     normalization = Normalization.fit([normals])
     x = normalization.apply(normals)
-    members, detectors, scores = {}, {}, []
-    clips = Clips(x, [f"normal {k}" for k in range(N)], [f"recording {k // 3}" for k in range(N)])
+    members, detectors, scores, pieces = {}, {}, [], []
+    clips = Clips(x, [f"normal {k}" for k in range(len(x))], recordings)
     for name in ("frame_pca", "frame_ridge"):
-        network: Any = build_network(name, F, T, reference="clip").eval()
-        fit_linear(network, [x], n_clips=N, seed=0)
-        members[name] = TrainedModel(network, normalization, SETTINGS, name, 0, None, 0, "test")
-        detectors[name], of_normals = fit_detector(network, robust(name), lambda: [clips], frames_per_s=40.0)
+        network: Any = build_network(name, settings.n_mels, settings.n_frames, reference="clip").eval()
+        fit_linear(network, [x], n_clips=len(x), seed=0)
+        members[name] = TrainedModel(network, normalization, settings, name, 0, None, 0, "test")
+        detector, of_normals = fit_detector(network, robust(name), lambda: [clips], frames_per_s=settings.frames_per_s)
+        detectors[name] = detector
         scores.append(of_normals)
+        pieces.append(piece_scores(detector, [clips], settings))
     ensemble = fit_ensemble(detectors, torch.stack(scores))
     totals, _ = add_up(ensemble.standardise(torch.stack(scores)))
-    alarm = fit_promised_alarm(totals.numpy(), false_alarm_rate=0.1, clip_s=SETTINGS.clip_s)
+    by_length = {
+        length_s: add_up(ensemble.standardise(torch.stack([of_member[length_s] for of_member in pieces])))[0].numpy()
+        for length_s in pieces[0]
+    }
+    alarm = fit_promised_alarm(totals.numpy(), false_alarm_rate=rate, clip_s=settings.clip_s, pieces=by_length)
     return TrainedEnsemble(members, ensemble, 0, alarm, "test")

@@ -50,7 +50,7 @@ def audit_stage(
             settings |= {"judging.protocols": list(study.judging.protocols), "judging.n_frames": study.judging.n_frames}
         if (linear := _linear(study, model)) is not None:
             settings["linear"] = trainings[linear].fingerprint
-    settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
+    settings |= flatten("alarm", study.alarm.as_in_marks())
     settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
     return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
@@ -154,7 +154,7 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     return ModelAudit(
         folder,
         out,
-        fit_study_alarm(study, scores),
+        fit_study_alarm(study, scores, folder),
         expect,
         training,
         study.judging,

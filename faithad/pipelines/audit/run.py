@@ -280,6 +280,8 @@ def _score_stage(
         **flatten("audit", run.audit.model_dump(mode="json", exclude=SPREAD | _EXPLAINS)),
         **{f"alarm.{key}": getattr(alarm, key) for key in ("rule", "pooling", "false_alarm_rate", "threshold")},
     }
+    if alarm is not None and alarm.by_length:  # results by models without are as good
+        settings["alarm.by_length"] = list(map(list, alarm.by_length))
     if run.annotations is not None:
         settings |= {f"{LABELS_KEY}{name}": digest for name, digest in contents(run.annotations).items()}
     # Explanations are those of the clips of these recordings by this model: they go with the scores.

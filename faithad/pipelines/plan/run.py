@@ -85,14 +85,14 @@ def _open(config: str, overrides: Sequence[str], search: bool) -> Plan:
         study = load_study(config, overrides=overrides)
         if search:
             check_search(study)
-        rate = study.alarm.false_alarm_rate
+        rate = study.alarm.rate(study.data.clip_s)
         return Plan("search" if search else "study", study, study.feature_settings, rate, ("", 0), *unknown)
     if search:
         raise ConfigError(f"--search plans the search of a study, and {config} is the configuration of an audit.")
     run = load_audit_run(config, overrides=overrides)
     trained = load_any(run.model)
-    alarm = run.alarm or trained.alarm
-    rate = alarm.false_alarm_rate if alarm is not None else 0.0
+    rate = 0.0 if trained.alarm is None else trained.alarm.false_alarm_rate
+    rate = rate if run.alarm is None else run.alarm.rate(trained.features.clip_s)
     return Plan("audit", run, trained.features, rate, (trained.name, trained.seed), *unknown)
 
 

@@ -11,11 +11,10 @@ features that it has.
 from __future__ import annotations
 
 import json
-import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from faithad import schemas, storage
 from faithad.audit.ledger import count_ledger, merge_ledgers
-from faithad.audit.raised_alarm import alarm_line
+from faithad.audit.raised_alarm import say_alarm
 from faithad.clips.inputs import find_recordings
 from faithad.config.normals import NormalsRun
 from faithad.errors import FaithadError, RecordingError, StudyError, shown
@@ -47,10 +46,12 @@ from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import looks
 from faithad.runs.lock import alone_in, require_still_alone
+from faithad.runs.piece_scores import write_piece_scores
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.runs.tables import read_manifest
 from faithad.scoring.calibration import MOST_NORMALS
 from faithad.scoring.ensemble import add_up, fit_ensemble
+from faithad.scoring.pieces import piece_scores
 from faithad.scoring.score import Clips, Detector, fit_detector, robust
 from faithad.scoring.trained_ensemble import FILE_NAME, TrainedEnsemble, describe, save_ensemble
 from faithad.vocabulary import count, listed
@@ -133,7 +134,7 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
             layout.LEDGER,
             layout.MODEL,
         ),
-        *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, *MEMBERS, FILE_NAME),
+        *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, layout.PIECE_SCORES, *MEMBERS, FILE_NAME),
     )
     stage = Stage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=(layout.MANIFEST, layout.LEDGER))
     with alone_in(run.to):
@@ -158,8 +159,8 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
                 raise RecordingError(f"Not one recording gave a clip.\n{listed(lines, separator=chr(10))}")
             write_features(run.to, manifest, run.feature_settings, splits=(_SPLIT,))
             normals = read_normals(run, manifest)
-            trained, scores = ensemble_of(normals, _fit_side_by_side(normals), fingerprint=stage.fingerprint)
-        _save(run, trained, scores)
+            trained, scores, pieces = ensemble_of(normals, _fit_side_by_side(normals), fingerprint=stage.fingerprint)
+        _save(run, trained, scores, pieces)
         stage.finish()
         if trained.alarm is not None:
             _say_promise(normals, trained.alarm)
@@ -194,8 +195,22 @@ def read_normals(run: NormalsRun, manifest: pa.Table) -> Normals:
     return Normals(run.to, run, normalization, sound, clips, chosen, is_one_recording)
 
 
-def fit_member(name: str, normals: Normals) -> tuple[Detector, Tensor]:
-    """One linear model with its calibrated score, and that score of the chosen clips, (N,).
+class FittedMember(NamedTuple):
+    """A linear model with its score.
+
+    Attributes:
+        detector: the model and its calibrated score.
+        scores: of the chosen clips, (N,).
+        pieces: of pieces of these, (N,) by their duration in seconds, see `piece_scores`.
+    """
+
+    detector: Detector
+    scores: Tensor
+    pieces: dict[float, Tensor]
+
+
+def fit_member(name: str, normals: Normals) -> FittedMember:
+    """Fit one linear model and its score.
 
     Raises:
         StudyError: the clips are too few, or cannot be weighted.
@@ -205,10 +220,11 @@ def fit_member(name: str, normals: Normals) -> tuple[Detector, Tensor]:
     network = build_network(name, settings.n_mels, settings.n_frames, reference=normals.run.features.reference).eval()
     n_clips = count_features(normals.root, _SPLIT)
     fit_linear(cast(LinearModel, network), normals.parts(), n_clips=n_clips, seed=normals.run.seed)
-    return fit_detector(network, robust(name), normals.chosen_parts, frames_per_s=settings.frames_per_s)
+    detector, scores = fit_detector(network, robust(name), normals.chosen_parts, frames_per_s=settings.frames_per_s)
+    return FittedMember(detector, scores, piece_scores(detector, normals.chosen_parts(), settings))
 
 
-def _fit_side_by_side(normals: Normals) -> dict[str, tuple[Detector, Tensor]]:
+def _fit_side_by_side(normals: Normals) -> dict[str, FittedMember]:
     fit = ray.remote(fit_member)
     held = ray.put(normals)
     tasks = [fit.options(name=f"train {name}").remote(name, held) for name in MEMBERS]
@@ -223,21 +239,27 @@ def _fit_side_by_side(normals: Normals) -> dict[str, tuple[Detector, Tensor]]:
 
 
 def ensemble_of(
-    normals: Normals, fitted: dict[str, tuple[Detector, Tensor]], *, fingerprint: str
-) -> tuple[TrainedEnsemble, np.ndarray]:
-    """The fitted members as one model with its alarm, and the scores (N,) of the normal clips that the alarm rests on.
+    normals: Normals, fitted: dict[str, FittedMember], *, fingerprint: str
+) -> tuple[TrainedEnsemble, np.ndarray, dict[float, np.ndarray]]:
+    """The fitted members as one model with its alarm, and what the alarm rests on: the scores (N,) of the normal clips,
+    and those of their pieces by duration.
 
     Linear models hardly score their training clips lower than others, so these are all clips that were chosen, each
     compared with clips of other recordings.
     """
     run, settings = normals.run, normals.run.feature_settings
-    of_members = torch.stack([scores for _, scores in fitted.values()])
-    ensemble = fit_ensemble({name: detector for name, (detector, _) in fitted.items()}, of_members)
+    of_members = torch.stack([member.scores for member in fitted.values()])
+    ensemble = fit_ensemble({name: member.detector for name, member in fitted.items()}, of_members)
     scores = add_up(ensemble.standardise(of_members))[0].numpy()
-    alarm = fit_promised_alarm(scores, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s)
+    pieces = {}
+    for duration_s in next(iter(fitted.values())).pieces:
+        of_length = torch.stack([member.pieces[duration_s] for member in fitted.values()])
+        added = add_up(ensemble.standardise(of_length))[0].numpy()
+        pieces[duration_s] = added[np.isfinite(added)]
+    alarm = fit_promised_alarm(scores, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s, pieces=pieces)
     members = {
         name: TrainedModel(
-            detector.network,
+            member.detector.network,
             normals.normalization,
             settings,
             name,
@@ -247,17 +269,18 @@ def ensemble_of(
             fingerprint,
             sound=normals.sound,
         )
-        for name, (detector, _) in fitted.items()
+        for name, member in fitted.items()
     }
-    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), scores
+    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), scores, pieces
 
 
-def _save(run: NormalsRun, trained: TrainedEnsemble, scores: np.ndarray) -> None:
+def _save(run: NormalsRun, trained: TrainedEnsemble, scores: np.ndarray, pieces: Mapping[float, np.ndarray]) -> None:
     """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
     require_still_alone()
     columns = {"score": scores, "worst_second_score": pa.nulls(len(scores), pa.float64())}
     table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
     storage.write_table(table, storage.join(run.to, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
+    write_piece_scores(run.to, {duration_s: (of_length, None) for duration_s, of_length in pieces.items()})
     failures = storage.join(run.to, layout.FEATURES), storage.name_of(layout.FEATURES_LEDGER)
     ledger = merge_ledgers(run.to, read_manifest(run.to), [], others=[failures])
     storage.write_table(ledger, storage.join(run.to, layout.LEDGER), schema=schemas.LEDGER)
@@ -268,15 +291,7 @@ def _save(run: NormalsRun, trained: TrainedEnsemble, scores: np.ndarray) -> None
 
 def _say_promise(normals: Normals, alarm: AlarmThreshold) -> None:
     """Say which rate of false alarms is promised, and what it rests on."""
-    asked, promised = normals.run.false_alarm_rate, alarm.false_alarm_rate
-    console.print(f"{alarm_line(alarm)} ({promised * 100:.3g} % of normal clips)")
-    if promised > asked * (1 + 1e-9):
-        needed = math.ceil(round(1 / asked, 9)) - 1
-        console.print(
-            f"alarm: {asked * 3600 / normals.run.clip_s:.3g} an hour were asked for, which needs "
-            f"{count(needed, 'normal clip')}; {count(alarm.n_validation, 'clip')} can promise no fewer than "
-            f"{alarm.false_alarms_per_hour:.3g}"
-        )
+    say_alarm(alarm, clip_s=normals.run.clip_s)
     n_recordings = len({recording for recording, _ in normals.clips.values()})
     if normals.is_one_recording or n_recordings < _FEW_RECORDINGS:
         of = "1 recording" if normals.is_one_recording else count(n_recordings, "recording")

@@ -1,14 +1,14 @@
 """The end of a training: the best network, or a fitted model, is saved to `models/<model>-<seed>/`.
 
-Beside `model.safetensors` stand the resolved `study.yaml` and the scores of the validation normals, on which the alarm
-is fitted. The model's file is written last: if it is there, all is.
+Beside `model.safetensors` stand the resolved `study.yaml` and the scores of the validation normals and of their pieces,
+on which the alarm is fitted. The model's file is written last: if it is there, all is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice, repeat
+from typing import TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,18 +33,22 @@ from faithad.pipelines.features import TRAINING_SPLITS, count_features, load_n_f
 from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
+from faithad.runs.piece_scores import read_piece_scores, write_piece_scores
+from faithad.scoring.pieces import cut_pieces, piece_lengths
 from faithad.vocabulary import POOLINGS
 
 NEVER_LEARNED = (
     "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
     "features.normalization to 'training'."
 )
+# The scores of clips (n,) and those of their worst seconds, None of a model that gives a score only.
+_Scores: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 # A linear model of this many clips at a time needs 100 MB.
 _CLIPS_AT_ONCE = 16
 
 
-def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
-    """The alarm as the study sets it, on the validation scores of one model.
+def fit_study_alarm(study: Study, validation_scores: pa.Table, folder: str) -> AlarmThreshold:
+    """The alarm as the study sets it, on the validation scores of one model, whose folder may hold those of pieces.
 
     A model that scores whole clips only has no worst seconds: its pooling is `mean`, whatever the study says.
     """
@@ -52,7 +56,8 @@ def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold
     if validation_scores[POOLINGS[pooling].column].null_count:
         pooling = "mean"
     scores = validation_scores[POOLINGS[pooling].column].to_numpy()
-    return fit_alarm(scores, **study.alarm.model_dump() | {"pooling": pooling}, clip_s=study.data.clip_s)
+    settings = study.alarm.model_dump() | {"pooling": pooling}
+    return fit_alarm(scores, **settings, clip_s=study.data.clip_s, pieces=read_piece_scores(folder, pooling))
 
 
 def save_network(training: Training, task: TrainingTask, *, device: torch.device) -> None:
@@ -68,7 +73,7 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
     network.load_state_dict(training.best_weights())
     network.to(device).eval()
     batches = training_clips(task, "validation").split(study.train.batch_size)
-    _save(network, task, *_scores(network, task, batches, device), best_epoch=training.best.epoch)
+    _save(network, task, *_scores(network, task, lambda: batches, device), best_epoch=training.best.epoch)
 
 
 def save_fitted(task: TrainingTask) -> None:
@@ -79,9 +84,15 @@ def save_fitted(task: TrainingTask) -> None:
         return
     torch.set_num_threads(task.threads)
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
+    clips = training_clips(task, "validation")
     with torch.inference_mode():
-        scores = detector(training_clips(task, "validation"))
-    _save(detector, task, scores, pa.nulls(len(scores), pa.float64()), best_epoch=0)
+        scores = detector(clips).cpu().numpy()
+        # A detector has no frames to leave out: it scores a short clip as it is filled up, and such a piece as well.
+        pieces = {
+            duration_s: (torch.cat([detector(part) for part in parts]).numpy(), None)
+            for duration_s, _, parts in _pieces(task, lambda: [clips])
+        }
+    _save(detector, task, (scores, None), pieces, best_epoch=0)
 
 
 def _save_linear(task: TrainingTask) -> None:
@@ -89,20 +100,43 @@ def _save_linear(task: TrainingTask) -> None:
     model = build_network(task.model, features.n_mels, task.study.n_frames(task.model), reference=features.reference)
     n_clips = count_features(task.study.root, "train")
     fit_linear(cast(LinearModel, model), read_clips(task, "train"), n_clips=n_clips, seed=task.seed)
-    batches = (batch for part in read_clips(task, "validation") for batch in part.split(_CLIPS_AT_ONCE))
+
+    def batches() -> Iterator[Tensor]:
+        return (batch for part in read_clips(task, "validation") for batch in part.split(_CLIPS_AT_ONCE))
+
     _save(model, task, *_scores(model, task, batches, torch.device("cpu")), best_epoch=0)
 
 
 def _scores(
-    network: nn.Module, task: TrainingTask, batches: Iterable[Tensor], device: torch.device
-) -> tuple[Tensor, np.ndarray]:
-    """The mean squared error of each validation clip, and that of its worst second; batches are in order of clip_id."""
+    network: nn.Module, task: TrainingTask, clips: Callable[[], Iterable[Tensor]], device: torch.device
+) -> tuple[_Scores, dict[float, _Scores]]:
+    """The scores of the validation clips, which are in order of clip_id, and those of their pieces by duration."""
+    n_frames = load_n_frames(task.study, "validation", task.model)
+    pieces = {
+        duration_s: _scores_of(network, task, parts, repeat(n), device) for duration_s, n, parts in _pieces(task, clips)
+    }
+    return _scores_of(network, task, clips(), n_frames, device), pieces
+
+
+def _pieces(task: TrainingTask, clips: Callable[[], Iterable[Tensor]]) -> Iterator[tuple[float, int, Iterator[Tensor]]]:
+    """Of each length of which there are pieces: seconds, frames, and one piece of each validation clip, in parts."""
+    n_frames = load_n_frames(task.study, "validation", task.model)
+    for duration_s in piece_lengths(task.study.data.clip_s):
+        n = task.study.frames_in(task.model, duration_s)
+        if n <= max(n_frames):
+            yield duration_s, n, cut_pieces(clips(), n_frames, n)
+
+
+def _scores_of(
+    network: nn.Module, task: TrainingTask, clips: Iterable[Tensor], n_heard: Iterable[int], device: torch.device
+) -> _Scores:
+    """The mean squared error of each clip, and that of its worst second; of each, so many frames hold sound."""
     scores, seconds = list[Tensor](), list[float]()
     study = task.study
     frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
-    lengths = iter(load_n_frames(study, "validation", task.model))
+    lengths = iter(n_heard)
     with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
-        for batch in batches:
+        for batch in clips:
             x = batch.to(device)
             errors, n_frames = (network(x) - x).square().cpu(), list(islice(lengths, len(x)))
             scores.append(mean_per_clip(errors, n_frames, dtype=torch.float64))
@@ -110,18 +144,20 @@ def _scores(
                 worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score
                 for error, n in zip(errors, n_frames, strict=True)
             ]
-    return torch.cat(scores), np.array(seconds)
+    return torch.cat(scores).numpy(), np.array(seconds)
 
 
 def _save(
-    network: nn.Module, task: TrainingTask, scores: Tensor, worst_seconds: np.ndarray | pa.Array, *, best_epoch: int
+    network: nn.Module, task: TrainingTask, scores: _Scores, pieces: Mapping[float, _Scores], *, best_epoch: int
 ) -> None:
     study, model, seed = task.study, task.model, task.seed
-    columns = {"score": scores.cpu().numpy(), "worst_second_score": worst_seconds}
+    means, seconds = scores
+    columns = {"score": means, "worst_second_score": pa.nulls(len(means)) if seconds is None else seconds}
     table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
     location = storage.join(study.root, layout.validation_scores(model, seed))
     storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
     folder = storage.join(study.root, layout.model(model, seed))
+    write_piece_scores(folder, pieces)
     storage.write_text(storage.join(folder, layout.STUDY), study.to_yaml())
     trained = TrainedModel(
         network=network.cpu(),
@@ -129,7 +165,7 @@ def _save(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        alarm=fit_study_alarm(study, table),
+        alarm=fit_study_alarm(study, table, folder),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),

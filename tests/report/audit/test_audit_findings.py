@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faithad.model.alarm import AlarmThreshold
 from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
@@ -138,29 +140,67 @@ def test_overlapping_clips_count_once() -> None:
     assert audit_findings.audited_hours(clips) == pytest.approx(35 / 3_600)
 
 
-def test_expected_alarms_agree_with_simulation() -> None:
-    """The margin holds for thresholds that are themselves fitted to few clips."""
+def test_expected_alarms_are_those_of_thresholds_that_are_fitted() -> None:
+    """The mean and the range of 2,000 audits, each with a threshold fitted to 200 clips."""
     alarm = Alarm(1.0, POOLINGS["mean"], "quantile", 0.05, 200)
     expected = audit_findings.expected_of(alarm, n_clips=1_000, hours=1_000 / 360)
     assert expected is not None
-    assert expected.margin is not None
-    assert (expected.n, expected.per_hour) == (50, pytest.approx(18))
+    assert expected.range is not None
+    assert (expected.n, expected.per_hour) == (pytest.approx(1_000 * 11 / 201), pytest.approx(360 * 11 / 201))
     rng = np.random.default_rng(0)
-    found = []
+    counts = []
     for _ in range(2_000):
-        threshold = np.quantile(rng.random(200), 0.95)
-        found.append((rng.random(1_000) > threshold).sum())
-    assert 2 * np.std(found) == pytest.approx(expected.margin, rel=0.1)
+        threshold = np.quantile(rng.random(200), 0.95, method="inverted_cdf")
+        counts.append((rng.random(1_000) > threshold).sum())
+    assert np.mean(counts) == pytest.approx(expected.n, rel=0.02)
+    assert np.quantile(counts, [0.025, 0.975]) == pytest.approx(expected.range, rel=0.1)
 
 
-def test_expected_alarms_are_never_below_none() -> None:
+def test_expected_alarms_of_few_clips() -> None:
     few = Alarm(1.0, POOLINGS["mean"], "quantile", 0.05, 12)
     expected = audit_findings.expected_of(few, n_clips=240, hours=240 / 360)
     assert expected is not None
-    assert expected.range == (0, 42)  # 12 and 2 sqrt(12 x 0.95 x (1 + 240 / 12)) = 30.9
+    assert expected.n == pytest.approx(240 / 13)
+    assert expected.range is not None
+    assert expected.range[0] == 0
+    assert expected.range[1] == pytest.approx(240 * (1 - 0.025 ** (1 / 12)), abs=4)  # the upper end of the true rate
     unknown = audit_findings.expected_of(replace(few, n_validation=None), n_clips=240, hours=240 / 360)
     assert unknown is not None
     assert unknown.range is None
+
+
+def with_alarm(audit: AuditTables, **changes: Any) -> AuditTables:
+    """The audit by a model whose card says more of its alarm."""
+    card = audit.model["alarm"] | changes
+    return replace(audit, alarm=replace(audit.alarm, fitted=AlarmThreshold.from_json(card)))
+
+
+def sentence(audit: AuditTables, words: str) -> str:
+    (found,) = [answer for answer in audit_findings.answers(audit, []) if words in answer]
+    return found
+
+
+def test_chance_is_weighed_by_strength(audit: AuditTables) -> None:
+    """The same 15 alarms: no more than chance by their number, and by their strength if normal clips reach as far."""
+    scores = audit.scores[audit.alarm.pooling.column]
+    threshold = audit.alarm.threshold
+    assert threshold is not None
+    assert "15 alarms, by their number: no more than chance can bring." in sentence(audit, "There are 15 alarms")
+    highest = np.sort(scores)[-45:]
+    as_here = {"start": highest[0], "scale": (highest[1:] - highest[0]).mean(), "n_above": 26}
+    weak = sentence(with_alarm(audit, tail=as_here), "There are 15 alarms")
+    assert "by their number and strength (p 0." in weak
+    assert weak.endswith("no more than chance can bring. A weak event by itself says little; begin with the strongest.")
+    strong = sentence(with_alarm(audit, tail=as_here | {"scale": as_here["scale"] / 9}), "There are 15 alarms")
+    assert "by their number and strength (p below 0.0001): more than chance would bring." in strong
+
+
+def test_what_few_normal_clips_promise_instead_is_said(audit: AuditTables) -> None:
+    assert not any("were asked for" in answer for answer in audit_findings.answers(audit, []))
+    few = with_alarm(audit, rule="conformal", false_alarm_rate=1 / 13, n_validation=12, asked_per_hour=2.0)
+    assert sentence(few, "were asked for") == (
+        "False alarms: 2 an hour were asked for, which needs 179 normal clips; 12 clips can promise no fewer than 27.7."
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,12 +226,15 @@ def test_the_strongest_clip_is_among_those_shown() -> None:
     assert clips_around_the_strongest(ids[:3], {}) == ids[:3]
 
 
-def test_alarms_of_short_clips_are_counted(audit: AuditTables) -> None:
-    """Their threshold is that of whole clips."""
-    assert not any("shorter than" in sentence for sentence in audit_findings.answers(audit, []))
+def test_how_short_clips_are_judged_is_said(audit: AuditTables) -> None:
+    """Models of earlier releases judge them by the threshold of whole clips."""
+    assert not any("shorter than" in answer for answer in audit_findings.answers(audit, []))
     alarmed = audit.scores.index[audit.scores["alarm"] == True]  # noqa: E712
     for n, words in [(1, "1 alarm is of a clip shorter than 10 s"), (2, "2 alarms are of clips shorter than 10 s")]:
         scores = audit.scores.copy()
         scores.loc[alarmed[:n], "duration_s"] = 3.5
-        sentences = audit_findings.answers(replace(audit, scores=scores), [])
-        assert sum(words in sentence for sentence in sentences) == 1
+        short = replace(audit, scores=scores)
+        assert "theirs is that of whole clips" in sentence(short, words)
+        answer = sentence(with_alarm(short, by_length=[[1.0, 9.0]]), "shorter than 10 s")
+        assert "judged by thresholds of clips as short" in answer
+        assert answer.endswith(": 1 alarm." if n == 1 else ": 2 alarms.")
