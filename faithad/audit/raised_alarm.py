@@ -54,5 +54,11 @@ def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:
         f"{count(alarm.n_validation, 'normal clip')}; {rate * per_hour:.3g} false alarms per hour are to be expected "
         f"({rate * 100:.3g} % of normal clips), from {low * per_hour:.2g} to {high * per_hour:.2g} at 95 %"
     )
+    say_too_few(alarm, clip_s=clip_s)
+
+
+def say_too_few(alarm: AlarmThreshold, *, clip_s: float) -> None:
+    """Say what the normal clips promise, if that is more false alarms than were asked for."""
     if alarm.asked_per_hour is not None:
-        console.print(f"alarm: {too_few_clips(alarm.asked_per_hour, rate * per_hour, alarm.n_validation, clip_s)}")
+        promised = alarm.expected_rate * 3600.0 / clip_s
+        console.print(f"alarm: {too_few_clips(alarm.asked_per_hour, promised, alarm.n_validation, clip_s)}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from faithad import schemas
+from faithad.evaluation.alarms import too_few_clips
 from faithad.model.table import MODELS
 from faithad.report import published, style
 from faithad.report.study_tables import StudyTables
@@ -147,6 +148,17 @@ def alarm_rows(study: StudyTables) -> list[TableRow]:
             }
         )
     return rows
+
+
+def few_normals(study: StudyTables) -> str | None:
+    """What was asked for of false alarms per hour, if the validation clips can only promise more of them."""
+    asked = study.setting("alarm.false_alarms_per_hour")
+    if asked is None or study.setting("alarm.rule") != "conformal":
+        return None
+    n = int((study.manifest["split"] == "validation").sum())
+    clip_s = study.setting("data.clip_s") or study.manifest["duration_s"].max()
+    promised = 3_600 / clip_s / (n + 1)
+    return too_few_clips(asked, promised, n, clip_s) if promised > asked else None
 
 
 def f_score_rows(study: StudyTables) -> list[TableRow]:

@@ -83,6 +83,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "published": any(row["published"] for row in detection),
         "same_data": study.setting("data.layout") == "planer",
         "alarms": findings.alarm_rows(study),
+        "few_normals": findings.few_normals(study),
         "roc": [] if reasons.detection else _roc(study),
         "timelines": _timelines(study),
         "timed": bool(study.scores["recorded_at"].notna().all()),
@@ -141,7 +142,8 @@ def _timelines(study: StudyTables) -> list[dict[str, Any]]:
         run = of_model[of_model["seed"] == of_model["seed"].min()]
         # A model that scores whole clips alarms by these scores, whatever the study says.
         used = pooling if run[pooling.column].notna().all() else ERROR_POOLINGS["mean"]
-        threshold = next(iter(run["threshold"].dropna()), None)
+        # That of whole clips comes last: short ones may have thresholds of their own.
+        threshold = next(iter(run.sort_values("duration_s", ascending=False)["threshold"].dropna()), None)
         figure = timeline.score_figure(timeline.time_line(run, used.column), threshold)
         title = style.model(name).title
         svg = style.to_svg(figure, name=f"score-{index}", label=f"Anomaly score of each test clip, {title}")

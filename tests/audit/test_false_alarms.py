@@ -15,6 +15,7 @@ from faithad.demo.mill import plan_recordings
 from faithad.demo.motion import SAMPLE_RATE_HZ
 from faithad.demo.sounds import planer_sound
 from faithad.features import fill_up, log_mel
+from faithad.model.alarm import AlarmThreshold
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import FeatureSettings
 from tests.scoring.ensembles import fitted_ensemble

@@ -49,7 +49,7 @@ def fitted_ensemble(
         detector, of_normals = fit_detector(network, robust(name), lambda: [clips], frames_per_s=settings.frames_per_s)
         detectors[name] = detector
         scores.append(of_normals)
-        pieces.append(piece_scores(detector, [clips], settings))
+        pieces.append(piece_scores(detector, [clips], [settings.n_frames] * len(x), settings))
     ensemble = fit_ensemble(detectors, torch.stack(scores))
     totals, _ = add_up(ensemble.standardise(torch.stack(scores)))
     by_length = {

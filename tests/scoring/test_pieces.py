@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -17,41 +19,45 @@ def test_lengths_are_those_below_a_clip() -> None:
     assert piece_lengths(60.0) == [1, 2, 3, 5, 7, 10, 20, 30, 50]
 
 
-def test_one_piece_of_each_clip_that_is_long_enough() -> None:
+def test_pieces_lie_side_by_side_in_clips_that_are_long_enough() -> None:
     clips = sound(7, 3)
-    n_frames = [T, 30, T, 20, 19, T, 25]
+    n_frames = [T, 30, T, 20, 19, T, 65]
     parts = list(cut_pieces([clips[:3], clips[3:5], clips[5:]], n_frames, 20))
-    assert [len(part) for part in parts] == [3, 1, 2]
+    assert [len(part) for part in parts] == [9, 1, 7]  # of 81 frames 4, of 30 and 20 one, of 65 three
     pieces = torch.cat(parts)
-    for piece, k in zip(pieces, [0, 1, 2, 3, 5, 6], strict=True):
-        starts = [s for s in range(T - 19) if torch.equal(clips[k, :, s : s + 20], piece[:, :20])]
-        assert len(starts) == 1
-        assert starts[0] + 20 <= n_frames[k]
+    places = []
+    for piece in pieces:
+        ((k, start),) = [
+            (k, s) for k in range(7) for s in range(T - 19) if torch.equal(clips[k, :, s : s + 20], piece[:, :20])
+        ]
+        assert start + 20 <= n_frames[k]
         assert torch.equal(piece, fill_up(piece[:, :20], T))
-    again = torch.cat(list(cut_pieces([clips], n_frames, 20)))
-    assert torch.equal(pieces, again), "how clips are dealt into parts changes nothing"
+        places.append((k, start))
+    assert all(before[0] < after[0] or before[1] + 20 == after[1] for before, after in pairwise(places))
+    assert torch.equal(pieces, torch.cat(list(cut_pieces([clips], n_frames, 20)))), "whatever the parts are"
+    many = list(cut_pieces([clips] * 100, [T] * 700, 20))
+    assert [len(part) for part in many] == [7] * 100, "one of each clip where clips are many"
 
 
 def test_scores_of_pieces_leave_out_their_own_recording() -> None:
     trained = small_ensemble()
     detector = trained.ensemble.members["frame_pca"]
     x = trained.normalization.apply(sound(N, 0))
-    ids = [f"normal {k}" for k in range(N)]
-    recordings = [f"recording {k // 3}" for k in range(N)]
+    ids, recordings = [f"normal {k}" for k in range(N)], [f"recording {k // 3}" for k in range(N)]
     n_frames = [30 if k == 4 else T for k in range(N)]
     parts = [Clips(x[k : k + 5], ids[k : k + 5], recordings[k : k + 5], n_frames[k : k + 5]) for k in range(0, N, 5)]
-    scores = piece_scores(detector, parts, SETTINGS)
+    scores = piece_scores(detector, parts, n_frames, SETTINGS)
     assert list(scores) == [1.0]
     normals, n = detector.normals, SETTINGS.frames_in(1.0)
     assert normals is not None
-    assert torch.isnan(scores[1.0]).nonzero().flatten().tolist() == [4]
     pieces = torch.cat(list(cut_pieces([x], n_frames, n)))
-    for piece, k in zip(pieces, [k for k in range(N) if k != 4], strict=True):
+    numbers = [k for k in range(N) if k != 4]  # a clip of 81 frames has one piece of 41, one of 30 has none
+    for piece, score, k in zip(pieces, scores[1.0], numbers, strict=True):
         raw = detector.raw(piece[None], ids[k : k + 1], [n])[0].log()
         others = [j for j in range(N) if j // 3 != k // 3]
         distance = (normals.places[others].double() - places_of(piece[None], [n])[0].double()).square().sum(dim=1)
         nearest = torch.tensor(others)[distance.argsort(stable=True)[:15]]
-        assert scores[1.0][k].item() == pytest.approx((raw - normals.scores[nearest].mean()).item())
+        assert score.item() == pytest.approx((raw - normals.scores[nearest].mean()).item())
 
 
 def test_thresholds_between_lengths() -> None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from faithad import storage
 from faithad.audit.choice import choose_clips, keep_examples
 from faithad.audit.outcome import read_scores
+from faithad.audit.raised_alarm import say_too_few
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
@@ -92,6 +93,8 @@ def audit_models(
     has_outliers = explained and (CORRECTED in study.judging.protocols or pc.any(clips["annotated"]).as_py())
     training = training_statistics(study) if has_outliers else None
     audits = {run: _model_audit(study, *run, training) for run in todo}
+    if (alarm := audits[todo[0]].alarm) is not None:  # all models have as many validation clips
+        say_too_few(alarm, clip_s=study.data.clip_s)
     with ray_session():
         wait_for_room(study.audit)
         require_study_visible(study)

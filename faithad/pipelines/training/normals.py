@@ -201,7 +201,7 @@ class FittedMember(NamedTuple):
     Attributes:
         detector: the model and its calibrated score.
         scores: of the chosen clips, (N,).
-        pieces: of pieces of these, (N,) by their duration in seconds, see `piece_scores`.
+        pieces: of pieces of these, by their duration in seconds, see `piece_scores`.
     """
 
     detector: Detector
@@ -221,7 +221,9 @@ def fit_member(name: str, normals: Normals) -> FittedMember:
     n_clips = count_features(normals.root, _SPLIT)
     fit_linear(cast(LinearModel, network), normals.parts(), n_clips=n_clips, seed=normals.run.seed)
     detector, scores = fit_detector(network, robust(name), normals.chosen_parts, frames_per_s=settings.frames_per_s)
-    return FittedMember(detector, scores, piece_scores(detector, normals.chosen_parts(), settings))
+    n_frames = [n for _, n in normals.clips.values()]
+    chosen = [n_frames[number] for number in normals.chosen]
+    return FittedMember(detector, scores, piece_scores(detector, normals.chosen_parts(), chosen, settings))
 
 
 def _fit_side_by_side(normals: Normals) -> dict[str, FittedMember]:
@@ -254,8 +256,7 @@ def ensemble_of(
     pieces = {}
     for duration_s in next(iter(fitted.values())).pieces:
         of_length = torch.stack([member.pieces[duration_s] for member in fitted.values()])
-        added = add_up(ensemble.standardise(of_length))[0].numpy()
-        pieces[duration_s] = added[np.isfinite(added)]
+        pieces[duration_s] = add_up(ensemble.standardise(of_length))[0].numpy()
     alarm = fit_promised_alarm(scores, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s, pieces=pieces)
     members = {
         name: TrainedModel(

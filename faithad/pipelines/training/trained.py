@@ -119,7 +119,7 @@ def _scores(
 
 
 def _pieces(task: TrainingTask, clips: Callable[[], Iterable[Tensor]]) -> Iterator[tuple[float, int, Iterator[Tensor]]]:
-    """Of each length of which there are pieces: seconds, frames, and one piece of each validation clip, in parts."""
+    """Of each length of which there are pieces: seconds, frames, and the pieces of the validation clips, in parts."""
     n_frames = load_n_frames(task.study, "validation", task.model)
     for duration_s in piece_lengths(task.study.data.clip_s):
         n = task.study.frames_in(task.model, duration_s)

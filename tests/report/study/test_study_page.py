@@ -22,7 +22,7 @@ from faithad import schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
 from faithad.report import render_report, style
-from faithad.report.findings import alarm_rows, missing_runs
+from faithad.report.findings import alarm_rows, few_normals, missing_runs
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 
 WriteStudy = Callable[..., str]
@@ -309,6 +309,19 @@ def test_says_which_clips_were_explained(
     text = render(root)[1].text
     assert text.count("alone were explained") == (2 if told else 0)
     assert told is None or told in text
+
+
+def test_what_few_validation_clips_promise_instead_is_said(study: StudyTables) -> None:
+    n = int((study.manifest["split"] == "validation").sum())
+    assert few_normals(study) is None
+    for per_hour, needed in [(0.5, 719), (360, None)]:
+        asked = study.settings | {"alarm": {"rule": "conformal", "false_alarms_per_hour": per_hour}}
+        said = few_normals(replace(study, settings=asked))
+        if needed is None:
+            assert said is None
+        else:
+            assert said is not None
+            assert said.startswith(f"0.5 an hour were asked for, which needs {needed} normal clips; {n} clips can ")
 
 
 def test_alarms_of_short_clips_are_counted(study: StudyTables) -> None:
