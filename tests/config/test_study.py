@@ -120,6 +120,11 @@ def test_impossible_combinations_are_refused(change: str, message: str) -> None:
         ("data.clip_s=700", "data.clip_s: must be above 0 and at most 600, found 700"),
         ("audit.actors=0", "audit.actors: must be at least 1, found 0"),
         ("data.layout=planner", "data.layout: must be 'audio', 'planer' or 'dcase', found 'planner'"),
+        (
+            "alarm={false_alarm_rate: 0.1, false_alarms_per_hour: 2}",
+            "alarm.false_alarms_per_hour: false_alarm_rate says the same of all clips: leave one of the two out, or set",
+        ),
+        ("alarm.false_alarms_per_hour=360", "alarm.false_alarms_per_hour: 360 is as many as an hour has clips of 10 s"),
         ("audit.explain=some", "audit.explain: allowed: all, alarms, none, or top:N with N at least 1, found 'some'"),
         ("models=[vae]", "models.0: allowed: ae, mae, dense_ae, "),
         ("attribution.methods=[lime]", "attribution.methods.0: allowed: error_map, saliency, "),
