@@ -244,7 +244,7 @@ def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRo
         rule=raised.get("rule"),
         false_alarm_rate=raised.get("false_alarm_rate"),
         n_validation=raised.get("n_validation", stored.get("n_validation")),
-        fitted=AlarmThreshold.from_json(stored) if raised is stored and stored else None,
+        fitted=AlarmThreshold.from_json(stored) if raised is stored and "false_alarms_per_hour" in stored else None,
     )
 
 

@@ -122,7 +122,7 @@ def test_impossible_combinations_are_refused(change: str, message: str) -> None:
         ("data.layout=planner", "data.layout: must be 'audio', 'planer' or 'dcase', found 'planner'"),
         (
             "alarm={false_alarm_rate: 0.1, false_alarms_per_hour: 2}",
-            "alarm.false_alarms_per_hour: false_alarm_rate says the same of all clips: leave one of the two out, or set",
+            "alarm.false_alarms_per_hour: false_alarm_rate says the same of all clips: leave one of the two out",
         ),
         ("alarm.false_alarms_per_hour=360", "alarm.false_alarms_per_hour: 360 is as many as an hour has clips of 10 s"),
         ("audit.explain=some", "audit.explain: allowed: all, alarms, none, or top:N with N at least 1, found 'some'"),
