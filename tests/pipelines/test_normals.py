@@ -24,6 +24,7 @@ from faithad.pipelines.evaluate import evaluate_audit_and_report
 from faithad.pipelines.training.normals import train_on_normals
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
+from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
 
 RATE_HZ = 4_000
@@ -79,6 +80,18 @@ def test_a_broken_file_costs_itself_and_stands_in_the_ledger(work: Path) -> None
     (failed,) = (row for row in ledger if row["status"] == "failed")
     assert failed["recording"].endswith("broken.wav")
     assert not (work / "model" / "features").exists()
+
+
+def test_a_training_goes_on_after_a_full_disk(work: Path, tmp_path: Path) -> None:
+    """The disk is full at its first write, and then a little later at each try."""
+    with small_disk(tmp_path / "disk", 1 << 23) as disk, without_ray():
+        run = load_normals_run([str(work / "normal")], str(disk.folder / "model"), overrides=SETTINGS)
+        places = places_where_full(disk, lambda: train_on_normals(run), step_bytes=1 << 13)
+        full = {Path(place).parts[1] for place in places}
+        assert {"stages", "manifest.parquet", "features"} <= full
+        assert {file.name for file in disk.folder.rglob(".*")} == {".ballast"}, "no file that was cut off is left"
+        made, whole = (place / "ensemble.safetensors" for place in (disk.folder / "model", work / "model"))
+        assert made.read_bytes() == whole.read_bytes()
 
 
 def test_the_card_says_what_is_promised(work: Path) -> None:
