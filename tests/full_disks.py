@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,22 +56,25 @@ def small_disk(folder: Path, n_bytes: int) -> Iterator[Disk]:
 
 
 def places_where_full(disk: Disk, work: Callable[[], object], *, step_bytes: int) -> list[str]:
-    """Do some work on a disk that has hardly any room, then a little more, until it is done.
+    """Do some work on a disk that has no room, then a little more, until it is done.
 
     Returns:
         The files that could not be written, as paths on the disk. Each error names its file, its folder, and how much
         room is left.
     """
     places: list[str] = []
-    n_bytes = 0
-    while True:
-        disk.leave(n_bytes)
-        try:
-            work()
-            return places
-        except StudyError as error:
-            says = _SAYS.search(str(error))
-            assert says, error
-            assert says["file"].startswith(f"{says['folder']}/"), error
-            places.append(os.path.relpath(says["file"], disk.folder))
-        n_bytes += step_bytes
+    while (error := _error_of(work, disk, len(places) * step_bytes)) is not None:
+        says = _SAYS.search(str(error))
+        assert says, error
+        assert says["file"].startswith(f"{says['folder']}/"), error
+        places.append(os.path.relpath(says["file"], disk.folder))
+    return places
+
+
+def _error_of(work: Callable[[], object], disk: Disk, n_bytes: int) -> StudyError | None:
+    disk.leave(n_bytes)
+    try:
+        work()
+    except StudyError as error:
+        return error
+    return None

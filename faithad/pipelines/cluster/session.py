@@ -13,11 +13,13 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import ray
 from ray._private import parameter, ray_constants
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 
@@ -36,6 +38,7 @@ _TOKEN_SETTINGS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _REACH_S = 5.0
 _NO_TOKEN = "no authentication token was found"
 _PATIENCE = "RAY_gcs_server_port_wait_time_s"
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 @contextlib.contextmanager
@@ -58,7 +61,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     folder = own_folder() if ray_is_ours() else None
     try:
-        with _own_sigterm():
+        with _own_sigterm(), _quiet_core():
             if folder is not None:
                 _start_own(folder)
             else:
@@ -89,6 +92,32 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         ray_utils.set_sigterm_handler = rays
         signal.signal(signal.SIGTERM, ours)  # its C++ side has set another one
+
+
+@contextlib.contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep Ray's C++ side of this process, when it joins in the block, from writing its errors to the terminal.
+
+    One of them comes with every audit, and nothing can be done about it: actors of Ray Data have arguments in the
+    object store. What concerns us is raised as well. Ray reads the level from the environment when it joins, after it
+    has started its other processes, whose logs stay as they are.
+    """
+    connect = ray_worker.connect
+
+    def connect_quietly(*arguments: Any, **options: Any) -> Any:
+        is_set = _LOG_LEVEL in os.environ
+        os.environ.setdefault(_LOG_LEVEL, "fatal")
+        try:
+            return connect(*arguments, **options)
+        finally:
+            if not is_set:
+                del os.environ[_LOG_LEVEL]
+
+    ray_worker.connect = connect_quietly
+    try:
+        yield
+    finally:
+        ray_worker.connect = connect
 
 
 @contextlib.contextmanager

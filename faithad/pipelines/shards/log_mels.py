@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import torch
 
 from faithad import storage
-from faithad.clips.access import read_or_reason
+from faithad.clips.access import read_or_reason, require_reach
 from faithad.clips.ledger import LedgerRow, clip_ledger_row
 from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.features import fill_up, log_mel
 from faithad.runs.attempts import attempt
 from faithad.runs.fingerprints import UNREADABLE, Fingerprint, Look, change
-from faithad.runs.lookahead import side_by_side
+from faithad.runs.lookahead import in_time, side_by_side
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import SPECTROGRAM_SUFFIX
 
@@ -27,6 +27,10 @@ STAGE = "features"
 _LOOK = pa.schema([("file_bytes", pa.int64()), ("file_fingerprint", pa.string()), ("file_modified_ns", pa.int64())])
 # An object store answers late, but many requests at a time.
 _REMOTE_AT_ONCE = 8
+# A local file that does not answer for so long is given up; the client of a store gives up by itself.
+_PATIENCE_S = 60.0
+# The runs and the files that this process has given up: it waits for a file once.
+_given_up: set[tuple[str, str]] = set()
 
 
 def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
@@ -77,11 +81,11 @@ def add_log_mels(
         [row["clip_id"] for row in rows],
         run=run,
         what="Reading this clip",
-        together=lambda positions: _read(rows, positions, settings),
-        alone=lambda position: _read(rows, [position], settings),
+        together=lambda positions: _read(rows, positions, settings, run),
+        alone=lambda position: _read(rows, [position], settings, run),
     )
-    log_mels, unread = attempted.result or _read(rows, [], settings)
-    changed = _changes(rows)
+    log_mels, unread = attempted.result or _read(rows, [], settings, run)
+    changed = _changes(rows, run)
     reasons = attempted.left_out | unread | changed
     failed = [
         clip_ledger_row(rows[position], "skipped" if position in changed else "failed", stage=STAGE, reason=reason)
@@ -116,7 +120,7 @@ def with_looks(clips: pa.Table, looks: Mapping[str, Look]) -> pa.Table:
     return clips
 
 
-def _changes(clips: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _changes(clips: Sequence[Mapping[str, Any]], run: str) -> dict[int, str]:
     """How the files of some clips have changed since they were looked at, by the clip's position.
 
     This is asked after they were read, so that nothing can change in between.
@@ -125,32 +129,45 @@ def _changes(clips: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     looks = {
         clip["uri"]: Look(Fingerprint(clip[n_bytes], clip[digest]), clip[modified_ns])
         for clip in clips
-        if n_bytes in clip
+        if n_bytes in clip and (run, clip["uri"]) not in _given_up
     }
     changed = {uri: reason for uri, look in looks.items() if (reason := change(uri, look)) is not None}
     return {position: changed[clip["uri"]] for position, clip in enumerate(clips) if clip["uri"] in changed}
 
 
 def _read(
-    clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings
+    clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings, run: str
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The features (n, F, T) of those clips at `positions` that can be read, and for each other the reason."""
     log_mels = np.empty((len(positions), settings.n_mels, settings.n_frames), dtype=np.float32)
 
-    def read_into(place: int) -> str | None:
-        """Fill one place of the array, or return why it stays empty."""
+    def read_into(place: int) -> str:
+        """Fill one place of the array, or return why it stays empty; an empty reason if it is filled."""
         clip = clips[positions[place]]
+        if (run, clip["uri"]) in _given_up:
+            return _no_answer(clip["uri"])
         result = read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
         if isinstance(result, str):
             return result
         log_mels[place] = result
-        return None
+        return ""
 
     places = range(len(positions))
     if any(storage.is_remote(clips[position]["uri"]) for position in positions):
         reasons = list(side_by_side(read_into, places, at_once=_REMOTE_AT_ONCE))
     else:
-        reasons = [read_into(place) for place in places]
-    is_read = [reason is None for reason in reasons]
-    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason is not None}
+        reasons = []
+        for place, reason in zip(places, in_time(read_into, places, limit_s=_PATIENCE_S), strict=True):
+            if reason is None:
+                clip = clips[positions[place]]
+                require_reach(clip["recording"], clip["uri"])
+                _given_up.add((run, clip["uri"]))
+                reason = _no_answer(clip["uri"])
+            reasons.append(reason)
+    is_read = [not reason for reason in reasons]
+    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason}
     return (log_mels if all(is_read) else log_mels[is_read]), unread
+
+
+def _no_answer(uri: str) -> str:
+    return f"{uri} has not answered for {_PATIENCE_S:.0f} s: is its disk or network drive still there?"
