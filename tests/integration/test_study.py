@@ -153,6 +153,7 @@ def test_a_finished_study_makes_again_what_was_damaged(
     shutil.copytree(finished.root, root)
     damaged = ["features/train/part-00001.parquet", "audit/mae-0/attributions/part-00002.parquet"]
     damaged += ["audit/ae-0/scores/part-00003.parquet"]
+    damaged += ["models/mae-0/model.safetensors"]
     others = ["manifest.parquet", "summary/f_score.parquet", "stages/train-ae-0.json", "format.json", "report.html"]
     for name in [*damaged, *others]:
         content = (root / name).read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,14 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
     Raises:
         RecordingError: the clip cannot be read or holds values that are not finite.
     """
-    if clip["uri"].lower().endswith(SPECTROGRAM_SUFFIX):
+    return _log_mel(clip, _read_sound(clip, settings), settings)
+
+
+def _read_sound(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
+    """The waveform (samples,) of a clip, or the spectrogram (F, T) that stands in its published file."""
+    if _is_spectrogram(clip):
         return read_spectrogram(clip["uri"], shape=(settings.n_mels, settings.n_frames))
-    samples = read_clip(
+    return read_clip(
         clip["uri"],
         onset_s=clip["onset_s"],
         duration_s=clip["duration_s"],
@@ -51,9 +56,19 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
         sample_rate_hz=settings.sample_rate_hz,
         channel=clip["channel"],
     )
-    own = log_mel(torch.from_numpy(samples)[None], settings)[0, :, : settings.frames_in(clip["duration_s"])]
+
+
+def _log_mel(clip: Mapping[str, Any], sound: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """The log-mel spectrogram (F, T) of what `_read_sound` gives."""
+    if _is_spectrogram(clip):
+        return sound
+    own = log_mel(torch.from_numpy(sound)[None], settings)[0, :, : settings.frames_in(clip["duration_s"])]
     features: np.ndarray = fill_up(own, settings.n_frames).numpy()
     return features
+
+
+def _is_spectrogram(clip: Mapping[str, Any]) -> bool:
+    return bool(clip["uri"].lower().endswith(SPECTROGRAM_SUFFIX))
 
 
 def add_log_mels(
@@ -139,34 +154,50 @@ def _read(
     clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings, run: str
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The features (n, F, T) of those clips at `positions` that can be read, and for each other the reason."""
-    log_mels = np.empty((len(positions), settings.n_mels, settings.n_frames), dtype=np.float32)
+    chosen = [clips[position] for position in positions]
+    log_mels = np.empty((len(chosen), settings.n_mels, settings.n_frames), dtype=np.float32)
 
-    def read_into(place: int) -> str:
-        """Fill one place of the array, or return why it stays empty; an empty reason if it is filled."""
-        clip = clips[positions[place]]
+    def whole(clip: Mapping[str, Any]) -> np.ndarray | str:
+        return read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
+
+    def sound_alone(clip: Mapping[str, Any]) -> np.ndarray | str:
         if (run, clip["uri"]) in _given_up:
             return _no_answer(clip["uri"])
-        result = read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
-        if isinstance(result, str):
-            return result
-        log_mels[place] = result
-        return ""
+        return read_or_reason(clip["recording"], clip["uri"], lambda: _read_sound(clip, settings))
 
-    places = range(len(positions))
-    if any(storage.is_remote(clips[position]["uri"]) for position in positions):
-        reasons = list(side_by_side(read_into, places, at_once=_REMOTE_AT_ONCE))
+    results: Iterable[np.ndarray | str]
+    if any(storage.is_remote(clip["uri"]) for clip in chosen):
+        results = side_by_side(whole, chosen, at_once=_REMOTE_AT_ONCE)
     else:
-        reasons = []
-        for place, reason in zip(places, in_time(read_into, places, limit_s=_PATIENCE_S), strict=True):
-            if reason is None:
-                clip = clips[positions[place]]
-                require_reach(clip["recording"], clip["uri"])
-                _given_up.add((run, clip["uri"]))
-                reason = _no_answer(clip["uri"])
-            reasons.append(reason)
-    is_read = [not reason for reason in reasons]
-    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason}
-    return (log_mels if all(is_read) else log_mels[is_read]), unread
+        # Only what may block is left to a thread, whose freed memory the system takes back (see `keep_freed_memory`).
+        sounds = zip(chosen, in_time(sound_alone, chosen, limit_s=_PATIENCE_S), strict=True)
+        results = (_finished(clip, sound, settings, run) for clip, sound in sounds)
+    unread: dict[int, str] = {}
+    n_read = 0
+    for position, result in zip(positions, results, strict=True):
+        if isinstance(result, str):
+            unread[position] = result
+        else:
+            log_mels[n_read] = result
+            n_read += 1
+    return log_mels[:n_read], unread
+
+
+def _finished(
+    clip: Mapping[str, Any], sound: np.ndarray | str | None, settings: FeatureSettings, run: str
+) -> np.ndarray | str:
+    """The features of a clip whose file was read in time, or the reason why there are none.
+
+    Raises:
+        StorageError: the file has not answered, and its folder cannot be reached either.
+    """
+    if sound is None:
+        require_reach(clip["recording"], clip["uri"])
+        _given_up.add((run, clip["uri"]))
+        return _no_answer(clip["uri"])
+    if isinstance(sound, str):
+        return sound
+    return read_or_reason(clip["recording"], clip["uri"], lambda: _log_mel(clip, sound, settings))
 
 
 def _no_answer(uri: str) -> str:
