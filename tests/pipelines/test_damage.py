@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 import faithad
+from faithad import storage
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.annotations import Annotation, write_annotations
@@ -228,6 +229,27 @@ def test_a_whole_audit_is_left_alone(run: AuditRun, copy: AuditRun, capsys: pyte
     run_audit(copy)
     assert {file: file.stat().st_mtime_ns for file in Path(copy.out).rglob("*.parquet")} == times
     assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_process_compares_a_shard_once_until_it_changes(
+    run: AuditRun, copy: AuditRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    read_checked = storage.read_checked
+
+    def counted(location: str, checksum: storage.Checksum) -> bytes:
+        compared.append(location)
+        return read_checked(location, checksum)
+
+    monkeypatch.setattr(storage, "read_checked", counted)
+    files = [str(shard(copy, "faithfulness", number)) for number in range(8)]  # which nothing else reads
+    for again in (files, [], files[3:4]):
+        compared.clear()
+        run_audit(copy)
+        assert [file for file in files if file in compared] == again
+        if not again:
+            flip(Path(files[3]))
+    assert not differences(copy.out, run.out)
 
 
 def test_an_audit_goes_on_after_a_full_disk(run: AuditRun, tmp_path: Path) -> None:
