@@ -76,7 +76,9 @@ def test_a_study_goes_on_wherever_its_disk_was_full(disk: Disk, tmp_path: Path) 
         print(f"\n{stage}: {said.splitlines()[-1]}")
         assert status == 1, said
         assert "Traceback" not in said
-        assert re.search(rf"cannot be written: the disk is full\. {disk.folder}\S* has room for 0\.\d MB\. Make room", said)
+        assert re.search(
+            rf"cannot be written: the disk is full\. {disk.folder}\S* has room for 0\.\d MB\. Make room", said
+        )
     subprocess.run([FAITHAD, "study", "--config", configs[root]], check=True, stdout=subprocess.DEVNULL)
     assert not (problems := differences(root, calm)), "\n".join(problems)
 
