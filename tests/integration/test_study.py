@@ -164,7 +164,7 @@ def test_a_finished_study_makes_again_what_was_damaged(
     run_study(study)
     assert not differences(root, finished.root)
     said = capsys.readouterr().out
-    assert all(f"{root / name} is damaged: " in said for name in damaged)
+    assert [name for name in damaged if f"{root / name} is damaged" not in said] == []
     assert run_study(study).startswith("16 clips done.")
     assert "All stages were done already." in capsys.readouterr().out
 

@@ -13,15 +13,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import psutil
 import ray
 from ray._private import parameter, ray_constants
 from ray._private import utils as ray_utils
-from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.cluster.own_folder import own_folder
@@ -38,7 +37,6 @@ _TOKEN_SETTINGS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _REACH_S = 5.0
 _NO_TOKEN = "no authentication token was found"
 _PATIENCE = "RAY_gcs_server_port_wait_time_s"
-_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 @contextlib.contextmanager
@@ -61,11 +59,12 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     folder = own_folder() if ray_is_ours() else None
     try:
-        with _own_sigterm(), _quiet_core():
+        with _own_sigterm():
             if folder is not None:
                 _start_own(folder)
             else:
                 _join(os.environ["RAY_ADDRESS"])
+        _hear_warning_unseen()
         yield
     except Exception:  # and not what a signal raises, after which there is nothing to look into
         folder = None
@@ -94,30 +93,32 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, ours)  # its C++ side has set another one
 
 
-@contextlib.contextmanager
-def _quiet_core() -> Iterator[None]:
-    """Keep Ray's C++ side of this process, when it joins in the block, from writing its errors to the terminal.
+class _Nothing:
+    """An actor that does nothing."""
 
-    One of them comes with every audit, and nothing can be done about it: actors of Ray Data have arguments in the
-    object store. What concerns us is raised as well. Ray reads the level from the environment when it joins, after it
-    has started its other processes, whose logs stay as they are.
+    def __init__(self, argument: object) -> None:
+        pass
+
+
+def _hear_warning_unseen() -> None:
+    """Let Ray write a warning to nowhere that it writes to the terminal once in a process.
+
+    It is about actors that may be started again and have arguments in the object store. All of Ray Data's have, so it
+    would come with every audit, and nothing can be done about it. This actor is bound to a machine that does not exist:
+    no process is started for it.
     """
-    connect = ray_worker.connect
-
-    def connect_quietly(*arguments: Any, **options: Any) -> Any:
-        is_set = _LOG_LEVEL in os.environ
-        os.environ.setdefault(_LOG_LEVEL, "fatal")
-        try:
-            return connect(*arguments, **options)
-        finally:
-            if not is_set:
-                del os.environ[_LOG_LEVEL]
-
-    ray_worker.connect = connect_quietly
+    nowhere = NodeAffinitySchedulingStrategy("0" * 56, soft=False)
+    actor = ray.remote(_Nothing).options(max_restarts=1, num_cpus=0, scheduling_strategy=nowhere)
+    argument = ray.put(None)
+    sys.stderr.flush()
+    terminal = os.dup(2)
     try:
-        yield
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        actor.remote(argument)
     finally:
-        ray_worker.connect = connect
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 @contextlib.contextmanager
