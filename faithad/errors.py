@@ -75,6 +75,10 @@ class StorageError(StudyError, OSError):
     """A store does not answer or denies access. It is also an `OSError`, like the error of a disk."""
 
 
+class FullError(StudyError):
+    """A disk, or the part of it that this user may fill, is full."""
+
+
 def shown(text: str, *, keep: str = "") -> str:
     """The text with escapes for all characters that cannot be printed, such as line breaks, except those in `keep`."""
     return "".join(letter if letter.isprintable() or letter in keep else repr(letter)[1:-1] for letter in text)

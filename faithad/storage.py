@@ -22,6 +22,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import time
 import urllib.parse
 import uuid
@@ -35,7 +36,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from faithad.errors import DamagedError, StorageError, StudyError, without_secrets
+from faithad.errors import DamagedError, FullError, StorageError, StudyError, without_secrets
 from faithad.locations import ENVIRONMENT, have_expired, location_problem, store_message
 from faithad.locations import is_remote as is_remote
 from faithad.locations import join as join
@@ -54,6 +55,9 @@ _MARK_BYTES = 16
 _REFUSED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|HTTP status 403")
 
 _FLUSHES_AT_ONCE = 16
+
+# How a disk answers that is full, or of which a user has filled his part.
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of this user is used up"}
 
 Result = TypeVar("Result")
 TableOrSchema = TypeVar("TableOrSchema", pa.Table, pa.Schema)
@@ -360,6 +364,7 @@ def open_output(location: str, *, flush: bool = True) -> Iterator[pa.NativeFile]
             may damage the file: for many small files that are flushed together later, see `flush_files`.
 
     Raises:
+        FullError: the disk is full.
         StudyError: the location cannot be written: no such bucket, no permission, a file where a folder should be.
             Errors that the block itself raises are not changed.
     """
@@ -439,8 +444,20 @@ def _write_errors(location: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        if (problem := _FULL.get(getattr(error, "errno", None) or 0)) and not is_remote(location):
+            raise FullError(f"Location {location!r} cannot be written: {problem}. {_room_left(location)}") from error
         hint = "" if have_expired(error) else " Choose another one, or make it writable."
         raise StudyError(f"Location {location!r} cannot be written: {store_message(error, location)}{hint}") from error
+
+
+def _room_left(location: str) -> str:
+    folder = locate(location)[1]
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    left = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
+    if os.statvfs(folder).f_favail == 0 and os.statvfs(folder).f_files > 0:
+        left += " and no more files"
+    return f"{folder} has room for {left}. Make room, and run the same command again: what was finished stays."
 
 
 def read_bytes(location: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -19,6 +20,9 @@ _OTHER_SOUNDS = (
     *(".aac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".bwf", ".caf", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus"),
     *(".rf64", ".w64", ".wave", ".wma", ".wv"),
 )
+
+# The command of each kind of store that gives an object another key.
+_MOVES = {"s3": "aws s3 mv", "gs": "gcloud storage mv"}
 
 # The reason why a folder failed.
 UNREADABLE = "may not be listed: make the folder readable, or move it elsewhere"
@@ -92,28 +96,38 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
     for location in map(absolute, locations):
         name = storage.name_of(location)
         for entry in storage.walk(location) if storage.is_folder(location) else []:
-            if (left_out := _left_out(entry, suffixes, is_remote=storage.is_remote(location))) is not None:
+            if (left_out := _left_out(entry, suffixes, location)) is not None:
                 rows.append(ledger_row(f"{name}/{entry.path}", *left_out))
     return rows
 
 
-def _left_out(entry: storage.Entry, suffixes: Sequence[str], *, is_remote: bool) -> tuple[str, str] | None:
-    """The status of an entry that is left out, and why."""
+def _left_out(entry: storage.Entry, suffixes: Sequence[str], location: str) -> tuple[str, str] | None:
+    """The status of an entry of a folder that is left out, and why."""
     ending = posixpath.splitext(entry.path)[1].lower()
     if entry.kind == "unreadable":
         return "failed", UNREADABLE
     if entry.kind == "folder":
         # In an object store, where the folders of a key may be `..`, hidden ones are listed, with what is in them.
-        is_searched = is_remote or not posixpath.basename(entry.path).startswith(".")
+        is_searched = storage.is_remote(location) or not posixpath.basename(entry.path).startswith(".")
         return None if is_searched else ("skipped", "is a hidden folder, which is not searched")
     if ending in suffixes and entry.is_hidden:
         return "skipped", "is hidden: its name, or that of a folder above it, begins with a dot"
     if ending in suffixes and not entry.can_be_opened:
-        return "failed", "has a key with an empty part (two slashes in a row), which cannot be opened: rename it"
+        wrong = "has a key with an empty part (two slashes in a row), which cannot be opened"
+        return "failed", f"{wrong}. {_rename(location, entry.path)}"
     if ending in _OTHER_SOUNDS and not entry.is_hidden:
         converts = ffmpeg_command(entry.path)
         return "skipped", f"is no {' or '.join(suffixes)} file. Convert it to have it audited: {converts}"
     return None
+
+
+def _rename(folder: str, path: str) -> str:
+    """Advice to call the empty parts of an object's key `_`, which takes no other object's key."""
+    scheme = folder.partition("://")[0]
+    key = f"{storage.locate(folder)[1]}/{path}"
+    renamed = "/".join(part or "_" for part in key.split("/"))
+    old, new = (shlex.quote(f"{scheme}://{name}") for name in (key, renamed))
+    return f"Rename it: {_MOVES[scheme]} {old} {new}" if scheme in _MOVES else f"Rename it to {new}."
 
 
 def absolute(location: str) -> str:

@@ -22,6 +22,7 @@ from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
 from faithad.pipelines.index import build_index, check_index, index_stage, require_study_visible
 from faithad.pipelines.training.run import train_models, train_stage
+from faithad.pipelines.training.trained import damage
 from faithad.progress import console
 from faithad.report.study_page import render_report
 from faithad.runs import layout
@@ -139,7 +140,9 @@ def _finished(study: Study) -> bool:
         return False
     stages, manifest = open_study(study)
     chain = [stages.features, *stages.train.values(), *stages.audit.values(), stages.evaluate, stages.report]
-    return all(stage.is_done() for stage in chain) and all(is_audit_whole(study, manifest, *run) for run in study.runs)
+    return all(stage.is_done() for stage in chain) and all(
+        damage(study, *run) is None and is_audit_whole(study, manifest, *run) for run in study.runs
+    )
 
 
 def open_study(study: Study) -> tuple[Stages, pa.Table]:

@@ -32,7 +32,7 @@ from typing import Any
 import pyarrow as pa
 
 from faithad import storage
-from faithad.errors import StudyError
+from faithad.errors import FullError, StudyError
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.marks import read_mark
@@ -161,6 +161,8 @@ def _leave_mark(hold: _Hold) -> bool:
     """Whether our mark stands in the folder. Where nobody can write, a driver only reads, and needs none."""
     try:
         storage.write_text(_location(hold.root), json.dumps(hold.mark))
+    except FullError:
+        raise
     except StudyError:
         if storage.is_remote(hold.root):  # which only fails to answer at the moment
             raise

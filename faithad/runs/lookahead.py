@@ -1,4 +1,4 @@
-"""Wait for many files at a time, and get their results in order, a few at a time.
+"""Wait for many files at a time, or for each of them no longer than for so long, and get their results in order.
 
 A read from a disk or a network drive that has died may never return, and nothing can end it. So the threads are daemons
 and nobody waits for them: an interrupt ends the run at once, whatever they wait for.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -64,6 +64,28 @@ def side_by_side(
             future.cancel()
         for _ in range(n_threads):
             waiting.put(None)
+
+
+def in_time(do: Callable[[Item], Result], items: Iterable[Item], *, limit_s: float) -> Iterator[Result | None]:
+    """The result of `do` for each item, in order; None where it takes longer than `limit_s`, and is given up.
+
+    One thread works, and another one takes its place where it is given up. `do` must do no harm when it ends later.
+    """
+    waiting: SimpleQueue[tuple[Item, Future[Result]] | None] | None = None
+    for item in items:
+        if waiting is None:
+            waiting = SimpleQueue()
+            threading.Thread(target=_work, args=(do, waiting), daemon=True).start()
+        future = Future[Result]()
+        waiting.put((item, future))
+        if wait([future], timeout=limit_s).done:
+            yield future.result()
+        else:
+            waiting.put(None)
+            waiting = None
+            yield None
+    if waiting is not None:
+        waiting.put(None)
 
 
 def _work(do: Callable[[Item], Result], waiting: SimpleQueue[tuple[Item, Future[Result]] | None]) -> None:

@@ -40,15 +40,13 @@ def audit_on(server: S3Server, mill: Path, model: Path, config: Path) -> Iterato
 
 @contextlib.contextmanager
 def started(server: S3Server, config: Path, is_due: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
-    """An audit, at the moment that is due."""
+    """An audit, at the moment that is due, however long it takes on a busy machine; a hang ends with pytest's limit."""
     pipe, environment = subprocess.PIPE, os.environ | server.environment
     command = [FAITHAD, "audit", "--config", config]
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
-            deadline = time.monotonic() + LONGEST_S
             while not is_due():
                 assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
                 time.sleep(0.05)
             yield process
         finally:

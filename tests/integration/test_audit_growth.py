@@ -1,14 +1,17 @@
-"""Recordings come after an audit: the driver of the second one is killed in the middle, and nothing is done twice."""
+"""Recordings come after an audit, or while it follows its folder: nothing is done twice, whoever is killed."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from faithad import storage
@@ -55,3 +58,50 @@ def test_a_killed_second_take_goes_on(
         assert sorted(map(repr, ours)) == sorted(map(repr, theirs)), name
     manifest = table(out, "manifest.parquet")
     assert set(manifest[manifest["take"] == 2]["recording"]) == {"week 7/long.wav"}
+
+
+def test_follow_takes_up_what_comes_until_ctrl_c(finished: Study, mill: Path, local_ray: None, tmp_path: Path) -> None:
+    """A process of its own, which joins the Ray of this session and is told to end while it waits."""
+    sounds, out, log = tmp_path / "week", tmp_path / "out", tmp_path / "log"
+    first, second = sorted((mill / "test").glob("*.wav"))[:2]
+    sounds.mkdir()
+    put(first, sounds)
+    config = tmp_path / "audit.yaml"
+    config.write_text(make_run(finished, sounds, out, "follow.every_s=1", "audit.explain=none").to_yaml())
+    command = [Path(sys.executable).parent / "faithad", "audit", "--config", config, "--follow"]
+    joins = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as said, subprocess.Popen(command, env=os.environ | joins, stdout=said, stderr=said) as process:
+        try:
+            wait_for("2 of 2 clips audited.", log, process)
+            before = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
+            put(second, sounds)
+            wait_for("4 of 4 clips audited.", log, process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0, log.read_text()
+        finally:
+            process.kill()
+    lines = log.read_text().splitlines()
+    assert lines[-1].startswith("4 of 4 clips audited."), "what it came to is said last"
+    assert "Traceback" not in log.read_text()
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}.items()
+    takes = table(out, "manifest.parquet").groupby("recording")["take"].unique().to_dict()
+    assert {name: list(numbers) for name, numbers in takes.items()} == {
+        f"week/{first.name}": [1],
+        f"week/{second.name}": [2],
+    }
+
+
+def put(recording: Path, folder: Path) -> None:
+    """Lay a recording into a folder that nobody has written into for long."""
+    aside = folder / ".aside"
+    shutil.copy(recording, aside)
+    os.utime(aside, (1_000_000_000, 1_000_000_000))
+    aside.rename(folder / recording.name)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 import faithad
+from faithad import storage
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.annotations import Annotation, write_annotations
@@ -25,6 +26,7 @@ from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines.audit.run import run_audit
 from faithad.report import render_audit_report
 from faithad.settings import FeatureSettings
+from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
 from tests.tables import differences
 
@@ -227,3 +229,37 @@ def test_a_whole_audit_is_left_alone(run: AuditRun, copy: AuditRun, capsys: pyte
     run_audit(copy)
     assert {file: file.stat().st_mtime_ns for file in Path(copy.out).rglob("*.parquet")} == times
     assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_process_compares_a_shard_once_until_it_changes(
+    run: AuditRun, copy: AuditRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    read_checked = storage.read_checked
+
+    def counted(location: str, checksum: storage.Checksum) -> bytes:
+        compared.append(location)
+        return read_checked(location, checksum)
+
+    monkeypatch.setattr(storage, "read_checked", counted)
+    files = [str(shard(copy, "faithfulness", number)) for number in range(8)]  # which nothing else reads
+    for again in (files, []):
+        compared.clear()
+        run_audit(copy)
+        assert [file for file in files if file in compared] == again
+    flip(Path(files[3]))
+    run_audit(copy)
+    assert files[3] in compared
+    assert not differences(copy.out, run.out)
+
+
+def test_an_audit_goes_on_after_a_full_disk(run: AuditRun, tmp_path: Path) -> None:
+    """The disk is full at its first write, and then a little later at each try."""
+    with small_disk(tmp_path / "disk", 1 << 23) as disk:
+        audit = run.model_copy(update={"out": str(disk.folder / "out")})
+        full = {Path(place).parts[1] for place in places_where_full(disk, lambda: run_audit(audit), step_bytes=24_000)}
+        assert {"stages", "report.html"} <= full
+        assert full & {*(f"{table}.parquet" for table in WHOLE), "audit.yaml", "model.json"}
+        assert full & set(SHARDED)
+        assert not differences(audit.out, run.out)
+        assert {file.name for file in disk.folder.rglob(".*")} == {".ballast"}, "no file that was cut off is left"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 import soundfile
 
 from faithad import storage
-from faithad.clips import access
+from faithad.clips import access, sound_files
 from faithad.clips.manifest import ClipRow, Recording, manifest_table
 from faithad.errors import StorageError
 from faithad.pipelines import headers
-from faithad.pipelines.shards.log_mels import add_log_mels
+from faithad.pipelines.shards import log_mels
+from faithad.pipelines.shards.log_mels import add_log_mels, with_looks
+from faithad.runs.fingerprints import Fingerprint, Look, look
 from faithad.settings import FeatureSettings
 from tests.clips.faulty_store import FaultyStore, faulty_store
 
@@ -76,3 +80,28 @@ def test_a_store_that_cannot_be_reached_fails_no_recording(store: FaultyStore, t
     store.fails = lambda _: 403
     with pytest.raises(StorageError, match="'s3://mill/week' cannot be reached"):
         headers._read_some(found, str(tmp_path / "mark.json"), "r")
+
+
+def test_a_file_that_does_not_answer_costs_its_clips_alone_and_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a pipe without a writer blocks, as a file does whose network drive has died; its clips stand between."""
+    sound, pipe = tmp_path / "a.wav", tmp_path / "b.wav"
+    soundfile.write(sound, np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE_HZ), RATE_HZ)
+    os.mkfifo(pipe)
+    looks = {sound.name: look(str(sound)), pipe.name: Look(Fingerprint(48_044, "0" * 16), 1)}
+    monkeypatch.setattr(log_mels, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(os.path, "isfile", lambda path: True)  # the pipe passes for a file
+    monkeypatch.setattr(storage, "is_file", lambda location: True)
+    monkeypatch.setattr(sound_files, "_refuse_no_file", lambda uri: None)
+    rows = [ClipRow(file.name, str(file), float(k), 1.0, "test") for k in range(3) for file in (sound, pipe)]
+    clips = with_looks(manifest_table(rows), looks)
+    started = time.monotonic()
+    try:
+        done, failed = add_log_mels(clips, FEATURES, mark=str(tmp_path / "mark.json"), run="this")
+    finally:
+        pipe.open("wb").close()  # its thread ends
+    assert time.monotonic() - started < 2 * 0.5
+    assert done["recording"].to_pylist() == ["a.wav"] * 3
+    assert [(row["recording"], row["status"]) for row in failed] == [("b.wav", "failed")] * 3
+    assert {row["reason"].partition(" has not answered for ")[0] for row in failed} == {str(pipe)}

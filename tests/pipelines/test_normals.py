@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +19,17 @@ from faithad import storage
 from faithad.audit.outcome import read_scores
 from faithad.config.audit import load_audit_run
 from faithad.config.normals import NormalsRun, load_normals_run
-from faithad.errors import ConfigError, StudyError
+from faithad.errors import CheckpointError, ConfigError, StudyError
 from faithad.evaluation.alarms import fit_promised_alarm
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.evaluate import evaluate_audit_and_report
 from faithad.pipelines.training.normals import train_on_normals
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
+from faithad.scoring.trained_ensemble import load_any
+from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
+from tests.pipelines.test_damage import KINDS
 
 RATE_HZ = 4_000
 SETTINGS = ["clip_s=2", "features.sample_rate_hz=4000", "features.n_fft=200", "features.hop_samples=100",
@@ -79,6 +84,36 @@ def test_a_broken_file_costs_itself_and_stands_in_the_ledger(work: Path) -> None
     (failed,) = (row for row in ledger if row["status"] == "failed")
     assert failed["recording"].endswith("broken.wav")
     assert not (work / "model" / "features").exists()
+
+
+def test_a_training_goes_on_after_a_full_disk(work: Path, tmp_path: Path) -> None:
+    """The disk is full at its first write, and then a little later at each try."""
+    with small_disk(tmp_path / "disk", 1 << 23) as disk, without_ray():
+        run = load_normals_run([str(work / "normal")], str(disk.folder / "model"), overrides=SETTINGS)
+        places = places_where_full(disk, lambda: train_on_normals(run), step_bytes=1 << 13)
+        full = {Path(place).parts[1] for place in places}
+        assert {"stages", "manifest.parquet", "features"} <= full
+        assert {file.name for file in disk.folder.rglob(".*")} == {".ballast"}, "no file that was cut off is left"
+        made, whole = (place / "ensemble.safetensors" for place in (disk.folder / "model", work / "model"))
+        assert made.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ensemble.safetensors", "frame_ridge/model.safetensors"])
+@pytest.mark.parametrize("kind", ["empty", "half", "flipped"])
+def test_a_damaged_model_is_refused_by_an_audit_and_made_again_by_a_training(
+    work: Path, tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "model", tmp_path / "model")
+    file = tmp_path / "model" / name
+    KINDS[kind](file)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(file))} is (damaged|not the model)"):
+        load_any(str(tmp_path / "model"))
+    with without_ray():
+        train_on_normals(load_normals_run([str(work / "normal")], str(tmp_path / "model"), overrides=SETTINGS))
+        assert f"{file} is " in capsys.readouterr().out
+        train_on_normals(load_normals_run([str(work / "normal")], str(tmp_path / "model"), overrides=SETTINGS))
+        assert "The model is trained already." in capsys.readouterr().out
+    assert file.read_bytes() == (work / "model" / name).read_bytes()
 
 
 def test_the_card_says_what_is_promised(work: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from faithad.runs.lookahead import side_by_side
+from faithad.runs.lookahead import in_time, side_by_side
 
 # Opening a pipe without a writer blocks for ever, as a read from a network drive that has died does. The patched check
 # lets the pipe pass for a file.
@@ -37,6 +37,23 @@ def test_results_come_in_the_order_of_the_items(at_once: int) -> None:
         return item * item
 
     assert list(side_by_side(do, range(20), at_once=at_once)) == [item * item for item in range(20)]
+
+
+def test_what_takes_too_long_is_given_up_and_the_rest_is_done() -> None:
+    ends = threading.Event()
+
+    def do(item: int) -> int:
+        if item in (1, 2):
+            ends.wait()
+        if item == 4:
+            raise ValueError("mine")
+        return item * item
+
+    results = in_time(do, range(5), limit_s=0.2)
+    assert [next(results) for _ in range(4)] == [0, None, None, 9]
+    with pytest.raises(ValueError, match="mine"):
+        next(results)
+    ends.set()
 
 
 def test_threads_work_no_further_ahead_than_they_are_many() -> None:

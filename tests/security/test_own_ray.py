@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,14 @@ def try_to_attach(seen: Watched, raylet: list[str]) -> None:
 def test_it_ends_well(watched: Watched) -> None:
     assert watched.status == 0, watched.said
     assert watched.said.splitlines()[-1].startswith("6 clips done. Tables: ")
+
+
+def test_ray_writes_nothing_to_the_terminal_but_to_its_logs(watched: Watched) -> None:
+    """Its C++ side writes `[2026-11-29 17:00:00,000 E 1 1] core_worker.cc:1: …`; one comes with each audit."""
+    from_ray = r"^.*\[[\d:, -]+ [IWECF] \d+ \d+\].*$"
+    assert not re.findall(from_ray, watched.said, re.MULTILINE)
+    (raylet,) = watched.logs.rglob("raylet.out")
+    assert re.search(from_ray, raylet.read_text(), re.MULTILINE)
 
 
 def test_it_listens_on_loopback_alone(watched: Watched) -> None:

@@ -20,6 +20,7 @@ from ray._private import parameter, ray_constants
 from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.cluster.own_folder import own_folder
@@ -63,6 +64,7 @@ def ray_session() -> Iterator[None]:
                 _start_own(folder)
             else:
                 _join(os.environ["RAY_ADDRESS"])
+        _hear_warning_unseen()
         yield
     except Exception:  # and not what a signal raises, after which there is nothing to look into
         folder = None
@@ -89,6 +91,34 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         ray_utils.set_sigterm_handler = rays
         signal.signal(signal.SIGTERM, ours)  # its C++ side has set another one
+
+
+class _Nothing:
+    """An actor that does nothing."""
+
+    def __init__(self, argument: object) -> None:
+        pass
+
+
+def _hear_warning_unseen() -> None:
+    """Let Ray write a warning to nowhere that it writes to the terminal once in a process.
+
+    It is about actors that may be started again and have arguments in the object store. All of Ray Data's have, so it
+    would come with every audit, and nothing can be done about it. This actor is bound to a machine that does not exist:
+    no process is started for it.
+    """
+    nowhere = NodeAffinitySchedulingStrategy("0" * 56, soft=False)
+    actor = ray.remote(_Nothing).options(max_restarts=1, num_cpus=0, scheduling_strategy=nowhere)
+    argument = ray.put(None)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        actor.remote(argument)
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import torch
 
 from faithad import storage
-from faithad.clips.access import read_or_reason
+from faithad.clips.access import read_or_reason, require_reach
 from faithad.clips.ledger import LedgerRow, clip_ledger_row
 from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import read_spectrogram
 from faithad.features import fill_up, log_mel
 from faithad.runs.attempts import attempt
 from faithad.runs.fingerprints import UNREADABLE, Fingerprint, Look, change
-from faithad.runs.lookahead import side_by_side
+from faithad.runs.lookahead import in_time, side_by_side
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import SPECTROGRAM_SUFFIX
 
@@ -27,6 +27,10 @@ STAGE = "features"
 _LOOK = pa.schema([("file_bytes", pa.int64()), ("file_fingerprint", pa.string()), ("file_modified_ns", pa.int64())])
 # An object store answers late, but many requests at a time.
 _REMOTE_AT_ONCE = 8
+# A local file that does not answer for so long is given up; the client of a store gives up by itself.
+_PATIENCE_S = 60.0
+# The runs and the files that this process has given up: it waits for a file once.
+_given_up: set[tuple[str, str]] = set()
 
 
 def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
@@ -37,9 +41,14 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
     Raises:
         RecordingError: the clip cannot be read or holds values that are not finite.
     """
-    if clip["uri"].lower().endswith(SPECTROGRAM_SUFFIX):
+    return _log_mel(clip, _read_sound(clip, settings), settings)
+
+
+def _read_sound(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
+    """The waveform (samples,) of a clip, or the spectrogram (F, T) that stands in its published file."""
+    if _is_spectrogram(clip):
         return read_spectrogram(clip["uri"], shape=(settings.n_mels, settings.n_frames))
-    samples = read_clip(
+    return read_clip(
         clip["uri"],
         onset_s=clip["onset_s"],
         duration_s=clip["duration_s"],
@@ -47,9 +56,19 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
         sample_rate_hz=settings.sample_rate_hz,
         channel=clip["channel"],
     )
-    own = log_mel(torch.from_numpy(samples)[None], settings)[0, :, : settings.frames_in(clip["duration_s"])]
+
+
+def _log_mel(clip: Mapping[str, Any], sound: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """The log-mel spectrogram (F, T) of what `_read_sound` gives."""
+    if _is_spectrogram(clip):
+        return sound
+    own = log_mel(torch.from_numpy(sound)[None], settings)[0, :, : settings.frames_in(clip["duration_s"])]
     features: np.ndarray = fill_up(own, settings.n_frames).numpy()
     return features
+
+
+def _is_spectrogram(clip: Mapping[str, Any]) -> bool:
+    return bool(clip["uri"].lower().endswith(SPECTROGRAM_SUFFIX))
 
 
 def add_log_mels(
@@ -77,11 +96,11 @@ def add_log_mels(
         [row["clip_id"] for row in rows],
         run=run,
         what="Reading this clip",
-        together=lambda positions: _read(rows, positions, settings),
-        alone=lambda position: _read(rows, [position], settings),
+        together=lambda positions: _read(rows, positions, settings, run),
+        alone=lambda position: _read(rows, [position], settings, run),
     )
-    log_mels, unread = attempted.result or _read(rows, [], settings)
-    changed = _changes(rows)
+    log_mels, unread = attempted.result or _read(rows, [], settings, run)
+    changed = _changes(rows, run)
     reasons = attempted.left_out | unread | changed
     failed = [
         clip_ledger_row(rows[position], "skipped" if position in changed else "failed", stage=STAGE, reason=reason)
@@ -116,7 +135,7 @@ def with_looks(clips: pa.Table, looks: Mapping[str, Look]) -> pa.Table:
     return clips
 
 
-def _changes(clips: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _changes(clips: Sequence[Mapping[str, Any]], run: str) -> dict[int, str]:
     """How the files of some clips have changed since they were looked at, by the clip's position.
 
     This is asked after they were read, so that nothing can change in between.
@@ -125,32 +144,61 @@ def _changes(clips: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     looks = {
         clip["uri"]: Look(Fingerprint(clip[n_bytes], clip[digest]), clip[modified_ns])
         for clip in clips
-        if n_bytes in clip
+        if n_bytes in clip and (run, clip["uri"]) not in _given_up
     }
     changed = {uri: reason for uri, look in looks.items() if (reason := change(uri, look)) is not None}
     return {position: changed[clip["uri"]] for position, clip in enumerate(clips) if clip["uri"] in changed}
 
 
 def _read(
-    clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings
+    clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings, run: str
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The features (n, F, T) of those clips at `positions` that can be read, and for each other the reason."""
-    log_mels = np.empty((len(positions), settings.n_mels, settings.n_frames), dtype=np.float32)
+    chosen = [clips[position] for position in positions]
+    log_mels = np.empty((len(chosen), settings.n_mels, settings.n_frames), dtype=np.float32)
 
-    def read_into(place: int) -> str | None:
-        """Fill one place of the array, or return why it stays empty."""
-        clip = clips[positions[place]]
-        result = read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
-        if isinstance(result, str):
-            return result
-        log_mels[place] = result
-        return None
+    def whole(clip: Mapping[str, Any]) -> np.ndarray | str:
+        return read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
 
-    places = range(len(positions))
-    if any(storage.is_remote(clips[position]["uri"]) for position in positions):
-        reasons = list(side_by_side(read_into, places, at_once=_REMOTE_AT_ONCE))
+    def sound_alone(clip: Mapping[str, Any]) -> np.ndarray | str:
+        if (run, clip["uri"]) in _given_up:
+            return _no_answer(clip["uri"])
+        return read_or_reason(clip["recording"], clip["uri"], lambda: _read_sound(clip, settings))
+
+    results: Iterable[np.ndarray | str]
+    if any(storage.is_remote(clip["uri"]) for clip in chosen):
+        results = side_by_side(whole, chosen, at_once=_REMOTE_AT_ONCE)
     else:
-        reasons = [read_into(place) for place in places]
-    is_read = [reason is None for reason in reasons]
-    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason is not None}
-    return (log_mels if all(is_read) else log_mels[is_read]), unread
+        # Only what may block is left to a thread, whose freed memory the system takes back (see `keep_freed_memory`).
+        sounds = zip(chosen, in_time(sound_alone, chosen, limit_s=_PATIENCE_S), strict=True)
+        results = (_finished(clip, sound, settings, run) for clip, sound in sounds)
+    unread: dict[int, str] = {}
+    n_read = 0
+    for position, result in zip(positions, results, strict=True):
+        if isinstance(result, str):
+            unread[position] = result
+        else:
+            log_mels[n_read] = result
+            n_read += 1
+    return log_mels[:n_read], unread
+
+
+def _finished(
+    clip: Mapping[str, Any], sound: np.ndarray | str | None, settings: FeatureSettings, run: str
+) -> np.ndarray | str:
+    """The features of a clip whose file was read in time, or the reason why there are none.
+
+    Raises:
+        StorageError: the file has not answered, and its folder cannot be reached either.
+    """
+    if sound is None:
+        require_reach(clip["recording"], clip["uri"])
+        _given_up.add((run, clip["uri"]))
+        return _no_answer(clip["uri"])
+    if isinstance(sound, str):
+        return sound
+    return read_or_reason(clip["recording"], clip["uri"], lambda: _log_mel(clip, sound, settings))
+
+
+def _no_answer(uri: str) -> str:
+    return f"{uri} has not answered for {_PATIENCE_S:.0f} s: is its disk or network drive still there?"

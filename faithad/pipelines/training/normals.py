@@ -42,6 +42,7 @@ from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features, write_features
 from faithad.pipelines.index import index_recordings
+from faithad.pipelines.training.trained import damage_of_model
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.fingerprints import looks
@@ -136,10 +137,14 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
         ),
         *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, layout.PIECE_SCORES, *MEMBERS, FILE_NAME),
     )
-    stage = Stage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=(layout.MANIFEST, layout.LEDGER))
+    needs = (layout.MANIFEST, layout.LEDGER, layout.VALIDATION_SCORES)
+    stage = Stage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=needs)
     with alone_in(run.to):
         stage = stage.with_known_files(afresh=redo)
-        if not stage.begin(redo=redo):
+        damage = damage_of_model(run.to) if stage.is_done() else None
+        if damage is not None:
+            console.print(f"{damage} The model is made again.")
+        if not stage.begin(redo=redo, again=damage is not None):
             console.print("The model is trained already.")
             return _conclusion(run)
         with ray_session():

@@ -36,7 +36,7 @@ from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.task import TrainingTask, Worker
-from faithad.pipelines.training.trained import save_fitted
+from faithad.pipelines.training.trained import damage, save_fitted
 from faithad.pipelines.training.worker import train_network
 from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
@@ -74,14 +74,17 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
 
 
 def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
-    """Train all (model, seed) pairs of the study that are not done yet.
+    """Train all (model, seed) pairs of the study that are not done yet, or whose files are damaged.
 
     Raises:
         ConfigError: a network lacks what one of the study's methods needs to explain it.
         StudyError: the cluster can never give what the workers ask for, or trainings failed for good. The others are
             finished first, and the error names each one that failed.
     """
-    todo = [run for run in study.runs if stages[run].begin(redo=redo)]
+    damaged = {run: text for run in study.runs if stages[run].is_done() and (text := damage(study, *run)) is not None}
+    for (model, seed), text in damaged.items():
+        console.print(f"train {model}-{seed}: {text} This model is trained again.")
+    todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
     if not todo:
         return
     require_explainable(study, {model for model, _ in todo})

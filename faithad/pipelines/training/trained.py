@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from faithad import schemas, storage
 from faithad.config.study import Study
-from faithad.errors import StudyError
+from faithad.errors import CheckpointError, DamagedError, StudyError
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
@@ -35,6 +35,7 @@ from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.runs.piece_scores import read_piece_scores, write_piece_scores
 from faithad.scoring.pieces import cut_pieces, piece_lengths
+from faithad.scoring.trained_ensemble import load_any
 from faithad.vocabulary import POOLINGS
 
 NEVER_LEARNED = (
@@ -45,6 +46,41 @@ NEVER_LEARNED = (
 _Scores: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 # A linear model of this many clips at a time needs 100 MB.
 _CLIPS_AT_ONCE = 16
+
+
+def damage(study: Study, model: str, seed: int) -> str | None:
+    """What is wrong with the files of a finished training; None if they are whole.
+
+    Raises:
+        OSError: they cannot be reached.
+    """
+    folder = storage.join(study.root, layout.model(model, seed))
+    tables = [layout.validation_scores(model, seed)]
+    if not MODELS[model].fitted:
+        tables.append(layout.epochs(model, seed))
+    try:
+        for table in tables:
+            storage.read_rows(storage.join(study.root, table))
+    except FileNotFoundError:
+        return f"A table of {folder} is gone."
+    except DamagedError as error:
+        return error.problem
+    return damage_of_model(folder)
+
+
+def damage_of_model(folder: str) -> str | None:
+    """What is wrong with a saved model; None if it can be loaded.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    for _, file in storage.list_files(folder, suffixes=[".safetensors"]):
+        storage.read_bytes(file)  # a disk or a store that is away damages nothing
+    try:
+        load_any(folder)
+    except CheckpointError as error:
+        return str(error).removesuffix(" Train again.")
+    return None
 
 
 def fit_study_alarm(study: Study, validation_scores: pa.Table, folder: str) -> AlarmThreshold:
