@@ -78,14 +78,3 @@ def test_clips_of_any_length_alarm_as_often_as_promised(
     assert low <= sum(row["alarm"] for row in scores) <= high
     assert {row["threshold"] for row in scores} == {alarm.of_length(length_s, clip_s=10.0).threshold}
     assert all(row["alarm"] == (row["score"] > row["threshold"]) for row in scores)
-
-
-def test_by_the_threshold_of_whole_clips_short_ones_alarm_at_another_rate(
-    trained: TrainedEnsemble, sounds: list[Tensor]
-) -> None:
-    """Or the test above would prove nothing."""
-    scores = alarms(trained, sounds, 1.0)
-    alarm = trained.alarm
-    assert alarm is not None
-    low, high = promised_alarms(alarm, len(scores))
-    assert not low <= sum(row["score"] > alarm.threshold for row in scores) <= high
