@@ -125,7 +125,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "n_frames": trained.n_frames,
         "options": getattr(network, "options", {}),
         "features": dataclasses.asdict(trained.features),
-        "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
+        "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         "best_epoch": trained.best_epoch,
         "config_hash": trained.config_hash,
     }

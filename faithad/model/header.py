@@ -46,6 +46,7 @@ class AlarmPart(HeaderPart):
     threshold: float
     false_alarms_per_hour: Annotated[float, Field(ge=0)]
     n_validation: Annotated[int, Field(ge=0)]
+    window_thresholds: list[float] = []
 
 
 class _Header(HeaderPart):

@@ -120,7 +120,7 @@ class Detector:
         )
 
     def calibrate(self, raw: Tensor, places: Tensor) -> Tensor:
-        """Calibrated scores (B,) of raw ones (B,) and of the clips' mean spectra (B, F)."""
+        """Calibrated scores of raw ones, (B,), or (W, B) of windows, and of the clips' mean spectra (B, F)."""
         return raw if self.normals is None else self.normals.calibrated(raw, places)
 
     def calibrated(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:

@@ -132,7 +132,7 @@ def describe(trained: AnyModel) -> dict[str, Any]:
         "n_mels": trained.n_mels,
         "n_frames": trained.n_frames,
         "features": dataclasses.asdict(trained.features),
-        "alarm": None if trained.alarm is None else dataclasses.asdict(trained.alarm),
+        "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         "members": [checkpoint.describe(member) | {"score": scores[name]} for name, member in trained.members.items()],
         "config_hash": trained.config_hash,
     }
@@ -161,7 +161,7 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
             {"name": name, "sha256": _sha256(folder, name), "score": dataclasses.asdict(detector.score)}
             for name, detector in detectors.items()
         ],
-        "alarm": dataclasses.asdict(trained.alarm),
+        "alarm": trained.alarm.as_json(),
         "config_hash": trained.config_hash,
     }
     header["digest"] = digest_of(tensors, header)
@@ -252,6 +252,8 @@ def _checked(header: Mapping[str, Any], location: str) -> _Header:
         problem = problem or ("" if len(set(names)) == len(names) else f"members ({names}: they must differ)")
         problem = problem or ("" if local else "members (each needs the calibration 'local')")
         problem = problem or ("" if checked.alarm.pooling == "ensemble" else "alarm.pooling (it must be 'ensemble')")
+        whole = len(checked.alarm.window_thresholds) in (0, len(names))
+        problem = problem or ("" if whole else "alarm.window_thresholds (it must hold one for each member)")
         if not problem:
             return checked
     raise CheckpointError(f"{location} is damaged: its header lacks or garbles {problem}. Train again.")

@@ -152,6 +152,16 @@ def test_another_alarm_is_fitted_to_the_models_own_normals(work: Path) -> None:
     (threshold,) = set(read_scores(str(work / "other"))["threshold"].to_pylist())
     normals = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))["score"]
     assert pc.sum(pc.greater(normals, threshold)).as_py() == 9
+    # Its windows have thresholds of their own, which as many normal clips exceed, by each member.
+    scores = read_scores(str(work / "other"))
+    assert (
+        len(set(scores["window_threshold"].drop_null().to_pylist())) == len(set(scores["raised_by"].to_pylist())) == 2
+    )
+    windows = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))[
+        "worst_windows"
+    ].to_pylist()
+    for used in set(scores["window_threshold"].drop_null().to_pylist()):
+        assert 9 in [sum(value > used for value in of_member) for of_member in zip(*windows, strict=True)]
     with (
         without_ray(),
         pytest.raises(StudyError, match=r"gamma distribution cannot be fitted .* alarm.rule to quantile"),

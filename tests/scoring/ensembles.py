@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from faithad.evaluation.alarms import fit_promised_alarm
+from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import fit_linear
@@ -42,4 +43,6 @@ def small_ensemble() -> TrainedEnsemble:
     ensemble = fit_ensemble(detectors, torch.stack(scores))
     totals, _ = add_up(ensemble.standardise(torch.stack(scores)))
     alarm = fit_promised_alarm(totals.numpy(), false_alarm_rate=0.1, clip_s=SETTINGS.clip_s)
+    columns = {"score": totals.numpy(), "worst_windows": torch.stack(scores, dim=1).tolist()}
+    alarm = with_window_thresholds(alarm, pa.table(columns))
     return TrainedEnsemble(members, ensemble, 0, alarm, "test")

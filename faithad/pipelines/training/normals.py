@@ -31,7 +31,7 @@ from faithad.audit.raised_alarm import alarm_line
 from faithad.clips.inputs import find_recordings
 from faithad.config.normals import NormalsRun
 from faithad.errors import FaithadError, RecordingError, StudyError, shown
-from faithad.evaluation.alarms import fit_promised_alarm
+from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
@@ -224,8 +224,9 @@ def _fit_side_by_side(normals: Normals) -> dict[str, tuple[Detector, Tensor]]:
 
 def ensemble_of(
     normals: Normals, fitted: dict[str, tuple[Detector, Tensor]], *, fingerprint: str
-) -> tuple[TrainedEnsemble, np.ndarray]:
-    """The fitted members as one model with its alarm, and the scores (N,) of the normal clips that the alarm rests on.
+) -> tuple[TrainedEnsemble, pa.Table]:
+    """The fitted members as one model with its alarm, and the scores of the N normal clips that the alarm rests on, as
+    schemas.VALIDATION_SCORES.
 
     Linear models hardly score their training clips lower than others, so these are all clips that were chosen, each
     compared with clips of other recordings.
@@ -235,6 +236,10 @@ def ensemble_of(
     ensemble = fit_ensemble({name: detector for name, (detector, _) in fitted.items()}, of_members)
     scores = add_up(ensemble.standardise(of_members))[0].numpy()
     alarm = fit_promised_alarm(scores, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s)
+    columns = {"score": scores, "worst_second_score": pa.nulls(len(scores), pa.float64())}
+    columns |= {"worst_windows": of_members.T.tolist()}  # a member's score is that of a clip's worst window
+    table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
+    alarm = with_window_thresholds(alarm, table)
     members = {
         name: TrainedModel(
             detector.network,
@@ -249,15 +254,13 @@ def ensemble_of(
         )
         for name, (detector, _) in fitted.items()
     }
-    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), scores
+    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), table
 
 
-def _save(run: NormalsRun, trained: TrainedEnsemble, scores: np.ndarray) -> None:
+def _save(run: NormalsRun, trained: TrainedEnsemble, scores: pa.Table) -> None:
     """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
     require_still_alone()
-    columns = {"score": scores, "worst_second_score": pa.nulls(len(scores), pa.float64())}
-    table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
-    storage.write_table(table, storage.join(run.to, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
+    storage.write_table(scores, storage.join(run.to, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
     failures = storage.join(run.to, layout.FEATURES), storage.name_of(layout.FEATURES_LEDGER)
     ledger = merge_ledgers(run.to, read_manifest(run.to), [], others=[failures])
     storage.write_table(ledger, storage.join(run.to, layout.LEDGER), schema=schemas.LEDGER)

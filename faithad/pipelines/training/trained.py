@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import cast
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from faithad import schemas, storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
@@ -33,6 +32,7 @@ from faithad.pipelines.features import TRAINING_SPLITS, count_features, load_n_f
 from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
+from faithad.scoring.pooling import frame_errors, window_means
 from faithad.vocabulary import POOLINGS
 
 NEVER_LEARNED = (
@@ -52,7 +52,8 @@ def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold
     if validation_scores[POOLINGS[pooling].column].null_count:
         pooling = "mean"
     scores = validation_scores[POOLINGS[pooling].column].to_numpy()
-    return fit_alarm(scores, **study.alarm.model_dump() | {"pooling": pooling}, clip_s=study.data.clip_s)
+    alarm = fit_alarm(scores, **study.alarm.model_dump() | {"pooling": pooling}, clip_s=study.data.clip_s)
+    return with_window_thresholds(alarm, validation_scores)
 
 
 def save_network(training: Training, task: TrainingTask, *, device: torch.device) -> None:
@@ -68,7 +69,7 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
     network.load_state_dict(training.best_weights())
     network.to(device).eval()
     batches = training_clips(task, "validation").split(study.train.batch_size)
-    _save(network, task, *_scores(network, task, batches, device), best_epoch=training.best.epoch)
+    _save(network, task, _scores(network, task, batches, device), best_epoch=training.best.epoch)
 
 
 def save_fitted(task: TrainingTask) -> None:
@@ -81,7 +82,8 @@ def save_fitted(task: TrainingTask) -> None:
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
     with torch.inference_mode():
         scores = detector(training_clips(task, "validation"))
-    _save(detector, task, scores, pa.nulls(len(scores), pa.float64()), best_epoch=0)
+    rows = [{"score": score} for score in scores.tolist()]
+    _save(detector, task, pa.Table.from_pylist(rows, schema=schemas.VALIDATION_SCORES), best_epoch=0)
 
 
 def _save_linear(task: TrainingTask) -> None:
@@ -90,14 +92,14 @@ def _save_linear(task: TrainingTask) -> None:
     n_clips = count_features(task.study.root, "train")
     fit_linear(cast(LinearModel, model), read_clips(task, "train"), n_clips=n_clips, seed=task.seed)
     batches = (batch for part in read_clips(task, "validation") for batch in part.split(_CLIPS_AT_ONCE))
-    _save(model, task, *_scores(model, task, batches, torch.device("cpu")), best_epoch=0)
+    _save(model, task, _scores(model, task, batches, torch.device("cpu")), best_epoch=0)
 
 
-def _scores(
-    network: nn.Module, task: TrainingTask, batches: Iterable[Tensor], device: torch.device
-) -> tuple[Tensor, np.ndarray]:
-    """The mean squared error of each validation clip, and that of its worst second; batches are in order of clip_id."""
-    scores, seconds = list[Tensor](), list[float]()
+def _scores(network: nn.Module, task: TrainingTask, batches: Iterable[Tensor], device: torch.device) -> pa.Table:
+    """The mean squared error of each validation clip, of its worst second and of its worst window, as
+    schemas.VALIDATION_SCORES; batches are in order of clip_id.
+    """
+    scores, seconds, windows = list[Tensor](), list[float](), list[list[float]]()
     study = task.study
     frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
     lengths = iter(load_n_frames(study, "validation", task.model))
@@ -106,21 +108,17 @@ def _scores(
             x = batch.to(device)
             errors, n_frames = (network(x) - x).square().cpu(), list(islice(lengths, len(x)))
             scores.append(mean_per_clip(errors, n_frames, dtype=torch.float64))
-            seconds += [
-                worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score
-                for error, n in zip(errors, n_frames, strict=True)
-            ]
-    return torch.cat(scores), np.array(seconds)
+            for error, n in zip(errors, n_frames, strict=True):
+                seconds.append(worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score)
+                windows.append([float(window_means(frame_errors(error[:, :n]), frames_per_s).max())])
+    columns = {"score": torch.cat(scores).cpu().numpy(), "worst_second_score": seconds, "worst_windows": windows}
+    return pa.table(columns, schema=schemas.VALIDATION_SCORES)
 
 
-def _save(
-    network: nn.Module, task: TrainingTask, scores: Tensor, worst_seconds: np.ndarray | pa.Array, *, best_epoch: int
-) -> None:
+def _save(network: nn.Module, task: TrainingTask, scores: pa.Table, *, best_epoch: int) -> None:
     study, model, seed = task.study, task.model, task.seed
-    columns = {"score": scores.cpu().numpy(), "worst_second_score": worst_seconds}
-    table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
     location = storage.join(study.root, layout.validation_scores(model, seed))
-    storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
+    storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
     folder = storage.join(study.root, layout.model(model, seed))
     storage.write_text(storage.join(folder, layout.STUDY), study.to_yaml())
     trained = TrainedModel(
@@ -129,7 +127,7 @@ def _save(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        alarm=fit_study_alarm(study, table),
+        alarm=fit_study_alarm(study, scores),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),
