@@ -100,6 +100,9 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     assert np.isnan(event["strength"])
     assert event["recording"].endswith("click.wav")
     assert any(part["onset_s"] <= 4.5 < part["offset_s"] for part in event["seconds"])
+    # It begins with the click, at 4.5 s, and not with its clip, at 4 s: errors reach 0.2 s before a sound.
+    (heard,) = (own for own in events["parts"] if own[0]["onset_s"] <= 4.5 < own[0]["offset_s"])
+    assert heard[0]["onset_s"] == 4.25
     page = (work / "out" / layout.REPORT).read_text()
     assert "raised by Frame" in page
     assert "times the threshold" not in page
