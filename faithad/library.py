@@ -115,7 +115,8 @@ def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
     Returns:
         One row for each clip, with the columns of the table `scores`: `score`, the mean of the squared reconstruction
         error; `worst_second_score`, that of its worst second, which begins at `worst_onset_s`; `worst_mel_band`, from
-        0; `threshold` and `alarm` of the alarm that is stored with the model; `spectrum_difference_db` and
+        0; `threshold` and `alarm` of the alarm that is stored with the model, and of clips that alarm the values of
+        their `windows` of 0.25 s beside `window_threshold`; `spectrum_difference_db` and
         `level_difference_db` from the nearest training clip. A model that gives a score only has neither a worst second
         nor a worst band. An ensemble's `score` is the sum of its members' calibrated scores, and `raised_by` names the
         member that the clip is explained by.
@@ -133,7 +134,7 @@ def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
     rows = audit_clips(_prepared(model), clips, filled, explain=False)
     if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
         raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
-    unknown = {"spectrum_difference_db": float, "level_difference_db": float}  # None becomes NaN, as in the table
+    unknown = dict.fromkeys(["spectrum_difference_db", "level_difference_db", "window_threshold"], float)  # None is NaN
     return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"]).astype(unknown)
 
 

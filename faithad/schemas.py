@@ -22,7 +22,8 @@ import pyarrow as pa
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder, channel, take and shard, events have
 # utc_offset_s, inputs have gone; curves, maps and spectrograms are as long as the clip's sound; scores have
-# spectrum_difference_db and level_difference_db; scores and events have raised_by; localization and faithfulness have
+# spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
+# window_threshold, validation_scores worst_windows; localization and faithfulness have
 # protocol (before: all of them `paper`), faithfulness has normalized.
 FORMAT = 3
 
@@ -97,7 +98,11 @@ EPOCHS = pa.schema(
 
 # Scores of a model's validation clips, all normal: what alarm thresholds are fitted on.
 VALIDATION_SCORES = pa.schema(
-    [pa.field("score", pa.float64(), nullable=False), pa.field("worst_second_score", pa.float64())]
+    [
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("worst_second_score", pa.float64()),
+        pa.field("worst_windows", pa.list_(pa.float64())),
+    ]
 )
 
 # Scores of pieces of these clips, as short as some clips of an audit are: what the thresholds of short clips are fitted
@@ -143,6 +148,8 @@ SCORES = pa.schema(
         pa.field("spectrum_difference_db", pa.float64()),
         pa.field("level_difference_db", pa.float64()),
         pa.field("raised_by", pa.string()),
+        pa.field("windows", pa.list_(pa.float64())),
+        pa.field("window_threshold", pa.float64()),
     ]
 )
 
@@ -452,6 +459,12 @@ MEANINGS = {
     "sum of an ensemble's calibrated scores, which may be negative",
     "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
     "and for an ensemble",
+    "worst_windows": "for each member of an ensemble, or the single model, the highest value of a window of 0.25 s, as "
+    "in `windows` of `scores`; null for a model that gives a score only",
+    "windows": "of a clip that alarmed, the value of each window of 0.25 s, side by side from the clip's onset, the "
+    "last one to its end: the mean squared error, of an ensemble that of `raised_by`, weighted and calibrated as its "
+    "score; null for a model that gives a score only and for models of release 0.1.0",
+    "window_threshold": "a value above it is part of an event; as many normal clips exceed it as alarm",
     "threshold": "a score above it raises an alarm: that of whole clips, or of clips as short as this one; null where "
     "there is no alarm",
     "alarm": "whether the score is above the threshold; null where there is no alarm",
@@ -492,22 +505,24 @@ MEANINGS = {
     "under `paper`, and where the clip has an even error: `oracle` is less than 0.01 above `random` at any percentile",
     "log_mel": "input, mel band by mel band, as many values for each as frames hold sound, in the unit of the features",
     "reconstruction": "what the model makes of it, in the same order and unit",
-    "event_id": "name of the event: 16 hex digits of a hash of the model and the clips",
+    "event_id": "name of the event: 16 hex digits of a hash of the model, the clips and where in the first it begins",
     "events.recording": "recording in which the event begins",
     "events.onset_s": "start of the event, in seconds from the start of that recording",
     "events.duration_s": "length of the event in seconds",
     "started_at": "the recorder's own clock at its start, without a zone; null where it is not known",
     "ended_at": "the recorder's own clock at its end",
     "events.utc_offset_s": "what the clock at its start is ahead of UTC, in seconds; null where it is not known",
-    "parts": "where it lies, half-open, in seconds from the start of each recording",
-    "clip_ids": "its alarmed clips",
+    "parts": "where it lies, half-open, in seconds from the start of each recording: from the first to the last window "
+    "above `window_threshold` (whole clips where a model has no windows)",
+    "clip_ids": "its alarmed clips; a clip may hold several events",
     "n_alarms": "how many they are",
     "pooling": "which score it is: `mean` of the clip, `worst_second`, or the sum of an `ensemble`",
     "events.score": "that of its clip that is furthest above its threshold, of the pooling that alarms",
     "events.threshold": "the threshold of that clip",
     "strength": "score / threshold; not a number for an ensemble, or where the threshold is not above 0",
     "events.raised_by": "`raised_by` of that clip",
-    "seconds": "its seconds that the explanation points at, or the worst ones where there is none",
+    "seconds": "its seconds that the explanation points at, all of its clips' where none of them overlaps it, or the "
+    "worst ones where there is no explanation",
     "mel_band_low": "lowest mel band that carries it, from 0",
     "mel_band_high": "highest mel band that carries it, included",
     "low_hz": "lower edge of the lowest band, in Hz",

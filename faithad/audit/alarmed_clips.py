@@ -1,4 +1,8 @@
-"""The clips that raised an alarm, each with its place on a time axis.
+"""The clips that raised an alarm, each with its place on a time axis, and where in it the alarm is.
+
+The alarm is in the windows of 0.25 s whose own value is above their threshold, at least in the one with the highest
+value; windows side by side are one span. In a clip without values of windows (of a model that gives one score for a
+whole clip, of a model of release 0.1.0, in results of FORMAT 1 and 2) it is everywhere.
 
 Clips that may belong to one event share an axis:
 
@@ -12,9 +16,11 @@ Clips that may belong to one event share an axis:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +28,10 @@ import pyarrow.compute as pc
 
 from faithad.errors import StudyError
 from faithad.evaluation.clip_values import refuse_unknown_clips
+from faithad.evaluation.intersection import Span, merge_spans
 from faithad.model.alarm import AlarmThreshold
+from faithad.scoring.pooling import window_frames
+from faithad.settings import FeatureSettings
 from faithad.vocabulary import POOLINGS
 
 _CLOCK_TOLERANCE_S = 1.0
@@ -30,7 +39,9 @@ _CLOCK_TOLERANCE_S = 1.0
 
 @dataclass(frozen=True)
 class AlarmedClip:
-    """One alarmed clip. `axis` is the number of the time axis on which it begins at `at_s`."""
+    """One alarmed clip. `axis` is the number of the time axis on which it begins at `at_s`; `spans` are where the alarm
+    is, in seconds from the start of the recording.
+    """
 
     axis: int
     at_s: float
@@ -45,20 +56,27 @@ class AlarmedClip:
     worst_mel_band: int | None
     raised_by: str | None
     threshold: float
+    spans: tuple[Span, ...]
 
-    @property
-    def until_s(self) -> float:
-        return self.at_s + self.offset_s - self.onset_s
+    def on_axis(self, place_s: float) -> float:
+        """Where a place in the recording lies on the axis."""
+        return self.at_s + place_s - self.onset_s
+
+    def clock(self, place_s: float) -> datetime | None:
+        """The recorder's clock at a place in the recording."""
+        return self.begins_at and self.begins_at + timedelta(seconds=round(place_s - self.onset_s, 6))
 
 
-def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *, clip_s: float) -> list[AlarmedClip]:
+def alarmed_clips(
+    scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, features: FeatureSettings
+) -> list[AlarmedClip]:
     """The clips whose pooled score is above their threshold, along their time axes.
 
     Args:
         scores: schemas.SCORES of one model and seed.
         manifest: schemas.MANIFEST with all clips; those without an alarm, too, say which recordings continue others.
         alarm: which score alarms, and above what.
-        clip_s: length of a clip.
+        features: of the model.
 
     Raises:
         StudyError: the manifest does not hold an alarmed clip, a clip has several rows, or the model does not give the
@@ -88,7 +106,7 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
     if not raised.num_rows:
         return []
     place = pc.index_in(raised["clip_id"], value_set=clip_ids)
-    axes, shifts_s, names = _time_axes(manifest, clip_s=clip_s)
+    axes, shifts_s, names = _time_axes(manifest, clip_s=features.clip_s)
     columns = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
     clips = manifest.select(columns).take(place).to_pylist()
     numbers = pc.index_in(pc.take(manifest["recording"], place), value_set=names).to_pylist()
@@ -107,12 +125,26 @@ def alarmed_clips(scores: pa.Table, manifest: pa.Table, alarm: AlarmThreshold, *
             worst_mel_band=score["worst_mel_band"],
             raised_by=score["raised_by"],
             threshold=threshold,
+            spans=_spans(clip, score["windows"], score["window_threshold"], features.frames_per_s),
         )
         for clip, number, score, threshold in zip(
             clips, numbers, raised.to_pylist(), thresholds.to_pylist(), strict=True
         )
     ]
-    return sorted(alarms, key=lambda alarm: (alarm.axis, alarm.at_s, alarm.until_s, alarm.clip_id))
+    return sorted(alarms, key=lambda alarm: (alarm.axis, alarm.at_s, alarm.offset_s - alarm.onset_s, alarm.clip_id))
+
+
+def _spans(
+    clip: dict[str, Any], windows: Sequence[float] | None, threshold: float, frames_per_s: float
+) -> tuple[Span, ...]:
+    """Where in a clip the alarm is; the last window runs to the clip's end."""
+    onset_s, offset_s = clip["onset_s"], clip["onset_s"] + clip["duration_s"]
+    if not windows:
+        return ((onset_s, round(offset_s, 6)),)
+    window_s, highest = window_frames(frames_per_s) / frames_per_s, max(windows)
+    above = [number for number, value in enumerate(windows) if value > threshold or value == highest]
+    ends = [*(onset_s + number * window_s for number in range(len(windows))), offset_s]
+    return tuple((round(on, 6), round(off, 6)) for on, off in merge_spans((ends[k], ends[k + 1]) for k in above))
 
 
 def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[float], pa.Array]:

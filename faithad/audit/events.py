@@ -1,7 +1,8 @@
 """From alarmed clips to events: when something happened, how strong it was, and which seconds and mel bands carry it.
 
-Alarms at most `merge_gap_s` apart are one event, within a recording and across recordings of one recorder that continue
-each other by the clock (see `alarmed_clips`).
+Where alarmed clips are above the threshold, see `alarmed_clips`, is an event: what lies at most `merge_gap_s` apart is
+one, within a recording and across recordings of one recorder that continue each other by the clock. So a clip may hold
+several events.
 
 Conventions
     Times are seconds from the start of a recording, half-open; clips may overlap.
@@ -18,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ import pyarrow.compute as pc
 
 from faithad.audit.alarmed_clips import AlarmedClip, alarmed_clips
 from faithad.evaluation.arrays import list_arrays
-from faithad.evaluation.intersection import NOISE_S, Span, merge_spans
+from faithad.evaluation.intersection import NOISE_S, Stretch, by_recording, overlap_s
 from faithad.evaluation.mel_bands import carrying_bands, mel_band_edges_hz
 from faithad.evaluation.peaks import peak_frames
 from faithad.evaluation.temporal import flagged_segments
@@ -37,6 +38,14 @@ from faithad.settings import FeatureSettings
 from faithad.vocabulary import POOLINGS
 
 EventRow = dict[str, Any]  # of schemas.EVENTS, or some columns of one
+
+
+class _Stretch(NamedTuple):
+    """Where an alarm is in one clip, in seconds from the start of its recording."""
+
+    clip: AlarmedClip
+    onset_s: float
+    offset_s: float
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,12 @@ def find_events(
     percentile: float,
     features: FeatureSettings,
 ) -> pa.Table:
-    """Merge alarmed clips into events and say what carries each of them.
+    """Merge alarms into events and say what carries each of them.
 
     The mel bands of an event are the `carrying_bands` of the summed profiles of its explained clips; its seconds are
-    those of its explained clips that hold a peak frame. An event without any explanation has the worst second and the
-    worst band of each alarmed clip, and where the model gives neither, no second and all bands.
+    those of its explained clips that hold a peak frame: the ones that overlap the event, and all where none does. An
+    event without any explanation has the worst second and the worst band of each alarmed clip, and where the model
+    gives neither, no second and all bands.
 
     Args:
         scores: schemas.SCORES of one model and seed; rows in any order.
@@ -71,7 +81,7 @@ def find_events(
         alarm: which score alarms, and above what.
         explanations: rows of schemas.attributions; of other methods and of clips without an alarm none is used.
         faithfulness: rows of schemas.FAITHFULNESS; of other methods, modes, percentiles and clips none is used.
-        merge_gap_s: alarms at most this far apart are one event.
+        merge_gap_s: alarms at most this far apart are one event, measured between windows above the threshold.
         method: whose explanation gives the seconds and bands.
         percentile: of that explanation's peaks.
         features: of the model.
@@ -82,7 +92,7 @@ def find_events(
     Raises:
         StudyError, ValueError: as `alarmed_clips`.
     """
-    alarms = alarmed_clips(scores, manifest, alarm, clip_s=features.clip_s)
+    alarms = alarmed_clips(scores, manifest, alarm, features)
     if not alarms:
         return EVENTS.empty_table()
     explained = _explained(explanations, alarms, method=method, percentile=percentile, features=features)
@@ -90,16 +100,21 @@ def find_events(
     keys: EventRow = {"model": scores["model"][0].as_py(), "seed": scores["seed"][0].as_py()}
     keys |= {"pooling": alarm.pooling}
     rows: list[EventRow] = []
-    for members in _merged(alarms, merge_gap_s):
+    for stretches in _merged(alarms, merge_gap_s):
+        members = list({stretch.clip.clip_id: stretch.clip for stretch in stretches}.values())
+        parts = _parts(stretches)
         reasons = [explained[clip.clip_id] for clip in members if clip.clip_id in explained]
         values = [judged[clip.clip_id] for clip in members if clip.clip_id in judged and reasons]
         rows.append(
             {
                 **keys,
-                "event_id": _event_id(keys, members),
-                **_place(members),
+                "event_id": _event_id(keys, members, stretches[0]),
+                **_place(stretches),
+                "parts": parts,
+                "clip_ids": [clip.clip_id for clip in members],
+                "n_alarms": len(members),
                 **_strength(members, alarm),
-                "seconds": _carrying_seconds(members, explained),
+                "seconds": _carrying_seconds(members, parts, explained),
                 **_bands(members, reasons, features),
                 "method": method if reasons else None,
                 "percentile": percentile if reasons else None,
@@ -110,17 +125,21 @@ def find_events(
     return pa.Table.from_pylist(rows, schema=EVENTS)
 
 
-def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[AlarmedClip]]:
-    """Alarms in order, in groups that lie further apart than the gap or on different axes."""
-    groups: list[list[AlarmedClip]] = []
+def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[_Stretch]]:
+    """The stretches of all alarms in order, in groups that lie further apart than the gap or on different axes."""
+    groups: list[list[_Stretch]] = []
     reached_s = -math.inf
-    for clip in alarms:
-        if groups and groups[-1][-1].axis == clip.axis and clip.at_s - reached_s <= merge_gap_s + NOISE_S:
-            groups[-1].append(clip)
-            reached_s = max(reached_s, clip.until_s)
+    stretches = [_Stretch(clip, *span) for clip in alarms for span in clip.spans]
+    # Clips may overlap: their stretches are not in the order of the clips.
+    for stretch in sorted(stretches, key=lambda stretch: (stretch.clip.axis, stretch.clip.on_axis(stretch.onset_s))):
+        clip = stretch.clip
+        begins_s, ends_s = clip.on_axis(stretch.onset_s), clip.on_axis(stretch.offset_s)
+        if groups and groups[-1][-1].clip.axis == clip.axis and begins_s - reached_s <= merge_gap_s + NOISE_S:
+            groups[-1].append(stretch)
+            reached_s = max(reached_s, ends_s)
         else:
-            groups.append([clip])
-            reached_s = clip.until_s
+            groups.append([stretch])
+            reached_s = ends_s
     return groups
 
 
@@ -156,27 +175,32 @@ def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[s
     return dict(zip(table["clip_id"].to_pylist(), table["faithfulness"].to_pylist(), strict=True))
 
 
-def _place(members: Sequence[AlarmedClip]) -> EventRow:
-    """Where and when: one part per recording, from its first alarm to the end of its last."""
-    parts = [
+def _parts(stretches: Sequence[_Stretch]) -> list[EventRow]:
+    """One part per recording, from where its first alarm begins to where its last one ends, in the order of time."""
+    recordings: dict[str, list[_Stretch]] = {}
+    for stretch in stretches:
+        recordings.setdefault(stretch.clip.recording, []).append(stretch)
+    return [
         {
             "recording": recording,
-            "onset_s": min(clip.onset_s for clip in clips),
-            "offset_s": max(clip.offset_s for clip in clips),
+            "onset_s": min(stretch.onset_s for stretch in own),
+            "offset_s": max(stretch.offset_s for stretch in own),
         }
-        for recording, clips in _by_recording(members)
+        for recording, own in recordings.items()
     ]
-    last = max(members, key=lambda clip: clip.until_s)
+
+
+def _place(stretches: Sequence[_Stretch]) -> EventRow:
+    """Where an event begins, and when it begins and ends."""
+    first, last = stretches[0], max(stretches, key=lambda stretch: stretch.clip.on_axis(stretch.offset_s))
+    lasts_s = last.clip.on_axis(last.offset_s) - first.clip.on_axis(first.onset_s)
     return {
-        "recording": parts[0]["recording"],
-        "onset_s": parts[0]["onset_s"],
-        "duration_s": round(last.until_s - members[0].at_s, 6),
-        "started_at": members[0].begins_at,
-        "ended_at": last.begins_at and last.begins_at + timedelta(seconds=last.offset_s - last.onset_s),
-        "utc_offset_s": members[0].utc_offset_s,
-        "parts": parts,
-        "clip_ids": [clip.clip_id for clip in members],
-        "n_alarms": len(members),
+        "recording": first.clip.recording,
+        "onset_s": first.onset_s,
+        "duration_s": round(lasts_s, 6),
+        "started_at": first.clip.clock(first.onset_s),
+        "ended_at": last.clip.clock(last.offset_s),
+        "utc_offset_s": first.clip.utc_offset_s,
     }
 
 
@@ -198,24 +222,27 @@ def _strength(members: Sequence[AlarmedClip], alarm: AlarmThreshold) -> EventRow
     }
 
 
-def _carrying_seconds(members: Sequence[AlarmedClip], explained: dict[str, _Explanation]) -> list[EventRow]:
+def _carrying_seconds(
+    members: Sequence[AlarmedClip], parts: Sequence[EventRow], explained: dict[str, _Explanation]
+) -> list[EventRow]:
     """The seconds that carry an event, recording by recording, neighbours as one."""
     any_explained = any(clip.clip_id in explained for clip in members)
-    stretches = []
-    for recording, clips in _by_recording(members):
-        spans: list[Span] = []
-        for clip in clips:
-            seconds: Sequence[float] = [] if clip.worst_onset_s is None else [clip.worst_onset_s]
-            if any_explained:
-                seconds = explained[clip.clip_id].seconds if clip.clip_id in explained else []
-            spans += [(clip.onset_s + second, min(clip.onset_s + second + 1, clip.offset_s)) for second in seconds]
+    of_clips: list[Stretch] = []
+    for clip in members:
+        seconds: Sequence[float] = [] if clip.worst_onset_s is None else [clip.worst_onset_s]
+        if any_explained:
+            seconds = explained[clip.clip_id].seconds if clip.clip_id in explained else []
+        spans = [(clip.onset_s + second, min(clip.onset_s + second + 1, clip.offset_s)) for second in seconds]
         # In results of FORMAT 1 and 2, the peak of a short clip may lie after the end of the recording.
-        inside = [(onset, offset) for onset, offset in spans if offset - onset > NOISE_S]
-        stretches += [
-            {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
-            for onset, offset in merge_spans(inside)
-        ]
-    return stretches
+        of_clips += [(clip.recording, span) for span in spans if span[1] - span[0] > NOISE_S]
+    # A clip may hold several events: the seconds of another one are not this one's reason.
+    places = {part["recording"]: (part["onset_s"], part["offset_s"]) for part in parts}
+    here = [(recording, span) for recording, span in of_clips if overlap_s(span, places[recording]) > NOISE_S]
+    return [
+        {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
+        for recording, spans in by_recording(here or of_clips).items()
+        for onset, offset in spans
+    ]
 
 
 def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], features: FeatureSettings) -> EventRow:
@@ -233,15 +260,10 @@ def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], feat
     }
 
 
-def _by_recording(members: Sequence[AlarmedClip]) -> list[tuple[str, list[AlarmedClip]]]:
-    """The alarms of each recording; recordings in the order of the first alarm in each."""
-    clips: dict[str, list[AlarmedClip]] = {}
-    for clip in members:
-        clips.setdefault(clip.recording, []).append(clip)
-    return list(clips.items())
-
-
-def _event_id(keys: EventRow, members: Sequence[AlarmedClip]) -> str:
+def _event_id(keys: EventRow, members: Sequence[AlarmedClip], first: _Stretch) -> str:
     """16 hex digits: the same alarms of the same model are the same event, whatever else was audited."""
-    text = "\n".join([keys["model"], str(keys["seed"]), *sorted(clip.clip_id for clip in members)])
+    # Several events of one clip begin at different places in it, all but the first one after its start.
+    after_s = round(first.onset_s - first.clip.onset_s, 6)
+    place = [f"{after_s:g}"] if after_s else []
+    text = "\n".join([keys["model"], str(keys["seed"]), *sorted(clip.clip_id for clip in members), *place])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from faithad import storage
 from faithad.config.audit import AuditRun
 from faithad.errors import StudyError
-from faithad.evaluation.alarms import expected_share, fit_alarm, too_few_clips
+from faithad.evaluation.alarms import expected_share, fit_alarm, too_few_clips, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
 from faithad.progress import console
 from faithad.runs import layout
@@ -28,7 +28,8 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
                 f"The section alarm asks for another threshold than the model's own, and {location}, which it is "
                 "fitted to, is missing. Copy it there from where the model was trained, or leave the section out."
             )
-        scores = storage.read_table(location)[POOLINGS[run.alarm.pooling].column]
+        validation = storage.read_table(location)
+        scores = validation[POOLINGS[run.alarm.pooling].column]
         if scores.null_count:
             raise StudyError(
                 f"alarm.pooling is {run.alarm.pooling!r}, but the model {trained.name!r} gives one score for a whole "
@@ -39,6 +40,7 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
             settings["pooling"] = "ensemble"
         pieces = read_piece_scores(run.model, settings["pooling"])
         alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s, pieces=pieces)
+        alarm = with_window_thresholds(alarm, validation)
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
     say_alarm(alarm, clip_s=trained.features.clip_s)

@@ -40,6 +40,7 @@ from faithad.model.precision import arithmetic
 from faithad.model.training_sound import mean_spectrum
 from faithad.runs import layout
 from faithad.scoring.ensemble import add_up
+from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.score import Detector, places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
 from faithad.settings import AS_IN_PAPER, JudgingSettings
@@ -51,6 +52,8 @@ TABLES = (layout.SCORES, *layout.EXPLANATIONS, "ledger")
 
 # Clips that one thread of a CPU takes at once: more are no faster, and would leave other threads without any.
 _FORWARDS_ON_CPU = 4
+
+_NO_WINDOWS: TableRow = {"windows": None, "window_threshold": None}
 
 
 def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
@@ -313,6 +316,7 @@ def _rows(
             score_row = _ensemble_row(ensemble, trained.name, clip, error, float(scores[number]))
         else:
             score_row = _score_row(trained, clip, error, float(scores[number]))
+        score_row |= _windows(model, ensemble or trained, error, x[number : number + 1]) if score_row["alarm"] else {}
         rows["scores"].append(score_row | _differences(trained, log_mels[number, :, : clip.n_frames]))
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
@@ -393,6 +397,7 @@ def _score_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score:
         "worst_onset_s": None if worst is None else worst.onset_s,
         "worst_mel_band": None if squared is None else worst_mel_band(squared),
         "raised_by": None,
+        **_NO_WINDOWS,
     }
 
 
@@ -408,6 +413,7 @@ def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: Clip, errors: Te
         "worst_onset_s": worst_second(errors, ensemble.features.frames_per_s, cut_off=clip.is_short).onset_s,
         "worst_mel_band": worst_mel_band(errors),
         "raised_by": member,
+        **_NO_WINDOWS,
     }
 
 
@@ -416,6 +422,28 @@ def _alarm(trained: AnyModel, clip: Clip) -> AlarmThreshold | None:
     if trained.alarm is None or not clip.is_short:
         return trained.alarm
     return trained.alarm.of_length(clip.row["duration_s"], clip_s=trained.features.clip_s)
+
+
+def _windows(model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Tensor) -> TableRow:
+    """The value of each window of a clip that alarmed, and the threshold of windows.
+
+    A window's value is what the score of the clip would be if this were its worst window: its mean error, calibrated as
+    the score of the member that raised the clip.
+
+    Args:
+        model: whose errors they are: of an ensemble, the member that raised the clip.
+        trained: the model that alarmed.
+        errors: the error of each cell, (F, n_frames); None of a model that gives a score only.
+        x: the clip as the model takes it in, (1, F, T).
+    """
+    thresholds = () if trained.alarm is None else trained.alarm.window_thresholds
+    if errors is None or not thresholds:
+        return _NO_WINDOWS
+    values, number = window_means(frame_errors(errors), trained.features.frames_per_s), 0
+    if isinstance(trained, TrainedEnsemble) and model.detector is not None:
+        number = list(trained.members).index(model.trained.name)
+        values = model.detector.calibrate(values[:, None], places_of(x, [errors.shape[1]]).cpu())[:, 0]
+    return {"windows": values.numpy(), "window_threshold": thresholds[number]}
 
 
 def _differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:

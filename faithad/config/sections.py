@@ -328,11 +328,11 @@ class Alarm(FalseAlarms):
 
 
 class Events(Section):
-    """How alarms become events: those at most `merge_gap_s` apart are one. `method` and `percentile` name the
-    explanation that tells the event's seconds and mel bands.
+    """How alarms become events: windows above the threshold at most `merge_gap_s` apart are one. `method` and
+    `percentile` name the explanation that tells the event's seconds and mel bands.
     """
 
-    merge_gap_s: float = Field(10.0, ge=0)
+    merge_gap_s: float = Field(1.0, ge=0)
     method: MethodName = "saliency"
     percentile: Percentile = 95.0
 

@@ -95,6 +95,11 @@ def merge_spans(spans: Iterable[Span]) -> list[Span]:
     return merged
 
 
+def overlap_s(one: Span, other: Span) -> float:
+    """How long two spans are at the same time, in seconds; below 0, how far they are apart."""
+    return min(one[1], other[1]) - max(one[0], other[0])
+
+
 def _shared_s(stretch: Stretch, others: Mapping[str, Sequence[Span]]) -> float:
     """How long a stretch lies in spans, which are in order and do not overlap."""
     recording, (onset, offset) = stretch
@@ -103,5 +108,5 @@ def _shared_s(stretch: Stretch, others: Mapping[str, Sequence[Span]]) -> float:
     for place in range(bisect.bisect_right(spans, onset, key=lambda span: span[1]), len(spans)):
         if spans[place][0] >= offset:
             break
-        shared_s += min(offset, spans[place][1]) - max(onset, spans[place][0])
+        shared_s += overlap_s((onset, offset), spans[place])
     return shared_s

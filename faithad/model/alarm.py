@@ -43,6 +43,10 @@ class AlarmThreshold:
             that are as short; empty where none were fitted, and `threshold` then is that of all clips.
         asked_per_hour: how many false alarms per hour were asked for, where the clips can only promise more of them.
         tail: of the scores that it was fitted on; None where it is not known.
+        window_thresholds: where an alarmed clip is above it: a window of 0.25 s is where its own value is above the
+            window threshold, which as large a share of normal clips exceed anywhere as exceed `threshold`. One for
+            each member of an ensemble, one of a single model, none of a model that gives one score for a whole clip
+            and of a model of release 0.1.0.
     """
 
     rule: str
@@ -54,6 +58,7 @@ class AlarmThreshold:
     by_length: tuple[tuple[float, float], ...] = ()
     asked_per_hour: float | None = None
     tail: Tail | None = None
+    window_thresholds: tuple[float, ...] = ()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AlarmThreshold:
@@ -63,13 +68,15 @@ class AlarmThreshold:
             **{
                 **values,
                 "by_length": tuple((float(s), float(threshold)) for s, threshold in values.get("by_length", ())),
+                "window_thresholds": tuple(values.get("window_thresholds", ())),
                 "tail": None if tail is None else Tail(**tail),
             }
         )
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {**asdict(self), "by_length": [list(pair) for pair in self.by_length]}
+        by_length = [list(pair) for pair in self.by_length]
+        return {**asdict(self), "by_length": by_length, "window_thresholds": list(self.window_thresholds)}
 
     def raised_by(self, score: float, worst_second_score: float) -> bool:
         """Whether a clip with these scores alarms."""

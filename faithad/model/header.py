@@ -68,6 +68,7 @@ class AlarmPart(HeaderPart):
     by_length: Annotated[list[_Length], Field(max_length=_MOST_LENGTHS), AfterValidator(_rising)] = []
     asked_per_hour: Annotated[float, Field(gt=0)] | None = None
     tail: _TailPart | None = None
+    window_thresholds: list[float] = []
 
 
 class _Header(HeaderPart):

@@ -19,6 +19,8 @@ from faithad.report.trust import Trust
 from faithad.report.words import offset_words, percent, seconds
 from faithad.vocabulary import count, duration, listed
 
+_SHORT_S = 10.0
+
 
 class Expected(NamedTuple):
     """False alarms to be expected of the audited clips if all were normal.
@@ -88,7 +90,7 @@ def _events(audit: AuditTables, sound: str) -> str:
     strongest = audit.events[audit.ranked[0]]
     return (
         f"{count(len(audit.events), 'event')} ({count(n_alarms(audit), 'alarmed clip')}) in {sound} of audited sound. "
-        f"The strongest: {when(strongest)}, {duration(strongest['duration_s'])}, {strength(strongest)}."
+        f"The strongest: {when(strongest)}, {length(strongest)}, {strength(strongest)}."
     )
 
 
@@ -248,6 +250,12 @@ def clock(event: EventRow) -> str | None:
         return None
     offset = "" if event["utc_offset_s"] is None else f" {offset_words(event['utc_offset_s'])}"
     return f"{event['started_at']:%Y-%m-%d %H:%M:%S}{offset}"
+
+
+def length(event: EventRow) -> str:
+    """How long an event lasts: a short one by its windows, which are 0.25 s long."""
+    lasts_s = event["duration_s"]
+    return seconds(lasts_s) if lasts_s < _SHORT_S else duration(lasts_s)
 
 
 def strength(event: EventRow) -> str:

@@ -12,7 +12,6 @@ from faithad.report import audit_charts, audit_findings, maps, style
 from faithad.report.audit_tables import AuditTables, Curve, EventRow, clips_around_the_strongest
 from faithad.report.trust import Trust
 from faithad.report.words import UNKNOWN, hertz, percent, seconds
-from faithad.vocabulary import duration
 
 # Of the stretches that an event's explanation points at, and of the recordings it spans, how many are named.
 _MAX_SPANS, _MAX_PARTS = 4, 3
@@ -33,7 +32,7 @@ def describe(audit: AuditTables, number: int, trust: Trust) -> dict[str, Any]:
         "id": number + 1,
         "title": audit_findings.when(event),
         "when": audit_findings.clock(event),
-        "duration": duration(event["duration_s"]),
+        "duration": audit_findings.length(event),
         "places": [{"recording": part["recording"], "span": _span(part)} for part in event["parts"][:_MAX_PARTS]],
         "more_places": max(0, len(event["parts"]) - _MAX_PARTS),
         "n_alarms": event["n_alarms"],

@@ -16,18 +16,13 @@ from faithad.runs import layout
 from faithad.vocabulary import POOLINGS
 
 
-def write_piece_scores(folder: str, pieces: Mapping[float, tuple[np.ndarray, np.ndarray | None]]) -> None:
-    """Write, by the pieces' duration in seconds, their scores (n,) and worst seconds' scores (n,), None for none."""
+def write_piece_scores(folder: str, pieces: Mapping[float, pa.Table]) -> None:
+    """Write the scores of pieces, by their duration in seconds; each table has the columns of VALIDATION_SCORES."""
     tables = [
-        pa.table(
-            {
-                "duration_s": pa.array([duration_s] * len(scores), pa.float64()),
-                "score": scores,
-                "worst_second_score": pa.nulls(len(scores), pa.float64()) if seconds is None else seconds,
-            },
-            schema=schemas.PIECE_SCORES,
+        table.select(["score", "worst_second_score"]).add_column(
+            0, schemas.PIECE_SCORES.field("duration_s"), pa.array([duration_s] * table.num_rows, pa.float64())
         )
-        for duration_s, (scores, seconds) in pieces.items()
+        for duration_s, table in pieces.items()
     ]
     table = pa.concat_tables([schemas.PIECE_SCORES.empty_table(), *tables])
     storage.write_table(table, storage.join(folder, layout.PIECE_SCORES), schema=schemas.PIECE_SCORES)

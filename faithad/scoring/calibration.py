@@ -45,10 +45,10 @@ class Normals:
             raise StudyError("There are no normal clips to compare scores with.")
 
     def calibrated(self, scores: Tensor, places: Tensor, *, without: int | None = None) -> Tensor:
-        """The logarithm of s less the mean one of the K nearest normal clips, (B,) float64.
+        """The logarithm of s less the mean one of the K nearest normal clips, as many as scores, float64.
 
         Args:
-            scores: s, (B,), at least 0.
+            scores: s, (B,), or (W, B) of the windows of the clips, at least 0.
             places: mean spectra (B, F).
             without: the number of a normal clip whose whole recording is left out.
         """

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PoolingFunction: TypeAlias = "Callable[[Tensor, float], Tensor]"
 
+# Of the pooling `worst_window`, and of the windows that say where an alarmed clip is above the threshold.
+WINDOW_S = 0.25
 # Times that differ by rounding only are the same time.
 _TOLERANCE_S = 1e-6
 
@@ -87,17 +89,27 @@ def _mean(errors: Tensor, frames_per_s: float) -> Tensor:
 def _worst_second(errors: Tensor, frames_per_s: float) -> Tensor:
     """As `evaluation.detection.worst_second`: the last second runs to the last frame."""
     n_seconds = max(1, math.ceil((len(errors) - 1) / frames_per_s - _TOLERANCE_S))
-    return _largest_mean(errors, [math.ceil((k - _TOLERANCE_S) * frames_per_s) for k in range(1, n_seconds)])
+    return _means(errors, [math.ceil((k - _TOLERANCE_S) * frames_per_s) for k in range(1, n_seconds)]).max()
 
 
 def worst_window(window_s: float) -> PoolingFunction:
     """The largest mean over windows side by side; the last one runs to the last frame, so that none is shorter."""
 
     def pool(errors: Tensor, frames_per_s: float) -> Tensor:
-        width = max(1, round(window_s * frames_per_s))
-        return _largest_mean(errors, list(range(width, len(errors) - width + 1, width)))
+        return window_means(errors, frames_per_s, window_s=window_s).max()
 
     return pool
+
+
+def window_means(errors: Tensor, frames_per_s: float, *, window_s: float = WINDOW_S) -> Tensor:
+    """The mean error of each window, (T,) to (W,): windows side by side, the last of which runs to the last frame."""
+    width = window_frames(frames_per_s, window_s=window_s)
+    return _means(errors, list(range(width, len(errors) - width + 1, width)))
+
+
+def window_frames(frames_per_s: float, *, window_s: float = WINDOW_S) -> int:
+    """Frames of each window but the last."""
+    return max(1, round(window_s * frames_per_s))
 
 
 def top_share(share: float) -> PoolingFunction:
@@ -109,11 +121,11 @@ def top_share(share: float) -> PoolingFunction:
     return pool
 
 
-def _largest_mean(errors: Tensor, starts: list[int]) -> Tensor:
-    """`starts` are those of the windows (W,) without the first, which starts with the clip."""
+def _means(errors: Tensor, starts: list[int]) -> Tensor:
+    """The mean of each window, (W,); `starts` are those without the first, which starts with the clip."""
     import torch
 
-    return torch.stack([window.mean() for window in errors.tensor_split(starts)]).max()
+    return torch.stack([window.mean() for window in errors.tensor_split(starts)])
 
 
 WEIGHTINGS = {
@@ -123,6 +135,6 @@ WEIGHTINGS = {
 POOLINGS = {
     "mean": Pooling("whole clip", _mean),
     "worst_second": Pooling("worst second", _worst_second),
-    "worst_window": Pooling("worst quarter of a second", worst_window(0.25)),
+    "worst_window": Pooling("worst quarter of a second", worst_window(WINDOW_S)),
     "top_share": Pooling("worst 5 % of the frames", top_share(0.05)),
 }

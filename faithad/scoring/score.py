@@ -120,7 +120,7 @@ class Detector:
         )
 
     def calibrate(self, raw: Tensor, places: Tensor, *, without: int | None = None) -> Tensor:
-        """Calibrated scores (B,) of raw ones (B,) and of the clips' mean spectra (B, F).
+        """Calibrated scores of raw ones, (B,), or (W, B) of windows, and of the clips' mean spectra (B, F).
 
         `without`: the number of a normal clip whose recording they are of; its clips are not compared with.
         """

@@ -252,6 +252,8 @@ def _checked(header: Mapping[str, Any], location: str) -> _Header:
         problem = problem or ("" if len(set(names)) == len(names) else f"members ({names}: they must differ)")
         problem = problem or ("" if local else "members (each needs the calibration 'local')")
         problem = problem or ("" if checked.alarm.pooling == "ensemble" else "alarm.pooling (it must be 'ensemble')")
+        whole = len(checked.alarm.window_thresholds) in (0, len(names))
+        problem = problem or ("" if whole else "alarm.window_thresholds (it must hold one for each member)")
         if not problem:
             return checked
     raise CheckpointError(f"{location} is damaged: its header lacks or garbles {problem}. Train again.")

@@ -40,6 +40,12 @@ class Made:
         self.clips: list[dict[str, Any]] = []
         self.scores: list[dict[str, Any]] = []
 
+    def windows(self, *of_clips: Sequence[float] | None) -> Made:
+        """The values of the windows of each clip so far; 1 is their threshold."""
+        for row, values in zip(self.scores, of_clips, strict=True):
+            row |= {"windows": values, "window_threshold": None if values is None else 1.0}
+        return self
+
     def recording(
         self,
         name: str,
@@ -357,6 +363,90 @@ def test_ids_are_stable_and_sorting_is_by_the_clock() -> None:
     assert [event["recording"] for event in unknown.events()] == ["m/b.wav", "m/a.wav", "a/0.wav"]
     # Written out: another value would orphan every list that an id was copied into.
     assert late.events()[0]["event_id"] == unknown.events()[1]["event_id"] == "6d9bf6199fa62f42"
+
+
+# --- where in a clip --------------------------------------------------------------------------------------------------
+
+
+def above(*seconds: tuple[float, float], n: int = 40) -> list[float]:
+    """Values of a clip's windows: 2 where a window lies in one of these stretches of the clip, else 0."""
+    return [2.0 * any(onset <= 0.25 * k < offset for onset, offset in seconds) for k in range(n)]
+
+
+def spans_of(events: Sequence[dict[str, Any]]) -> list[list[tuple[float, float]]]:
+    return [[(part["onset_s"], part["offset_s"]) for part in event["parts"]] for event in events]
+
+
+def test_an_event_is_where_its_windows_are_above_their_threshold() -> None:
+    """Windows of other clips count for nothing; up to a second between two is bridged, also from clip to clip."""
+    made = Made().recording("m/a.wav", [3.0, 4.0, 1.0, 5.0])
+    made.windows(above((2, 2.5), (3.5, 4), (9.5, 10)), above((0.5, 0.75), (6, 7)), above((0, 10)), None)
+    events = made.events(merge_gap_s=1.0)
+    assert spans_of(events) == [[(2.0, 4.0)], [(9.5, 10.75)], [(16.0, 17.0)], [(30.0, 40.0)]]
+    assert [event["n_alarms"] for event in events] == [1, 2, 1, 1]
+    assert [event["duration_s"] for event in events] == [2.0, 1.25, 1.0, 10.0]
+    assert [event["score"] for event in events] == [3.0, 4.0, 4.0, 5.0]
+    assert (events[0]["started_at"], events[0]["ended_at"]) == (
+        START + timedelta(seconds=2),
+        START + timedelta(seconds=4),
+    )
+    assert len({event["event_id"] for event in events}) == 4
+    assert len(made.events(merge_gap_s=10.0)) == 2
+
+
+def test_an_alarm_without_a_window_above_is_where_the_highest_one_is() -> None:
+    made = Made().recording("m/a.wav", [3.0], start_s=None)
+    assert spans_of(made.windows([0.1] * 9 + [0.9] + [0.2] * 30).events()) == [[(2.25, 2.5)]]
+    # The last window runs to the end of the clip, whose length need not be a multiple.
+    short = Made().recording("m/a.wav", [1.0, 3.0], rest_s=3.6, start_s=None)
+    assert spans_of(short.windows(None, [*[0.0] * 13, 2.0]).events()) == [[(13.25, 13.6)]]
+
+
+def test_windows_go_on_in_the_next_recording() -> None:
+    made = Made().recording("m/a.wav", [1.0, 3.0], start_s=0.0).recording("m/b.wav", [3.0], start_s=20.0)
+    made.windows(None, above((9, 10)), above((0.75, 2)))
+    (event,) = made.events(merge_gap_s=1.0)
+    assert event["parts"] == [
+        {"recording": "m/a.wav", "onset_s": 19.0, "offset_s": 20.0},
+        {"recording": "m/b.wav", "onset_s": 0.75, "offset_s": 2.0},
+    ]
+    assert (event["started_at"], event["ended_at"]) == (START + timedelta(seconds=19), START + timedelta(seconds=22))
+    assert event["duration_s"] == 3.0
+    assert len(made.events(merge_gap_s=0.5)) == 2
+
+
+@repeatable
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=40, max_size=40)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from([0.0, 1.0, 10.0]),
+)
+def test_edges_are_those_of_a_grid_of_windows(clips: list[tuple[bool, list[float]]], gap_s: float) -> None:
+    made = Made().recording("m/a.wav", [1.0 + 2.0 * alarms for alarms, _ in clips], start_s=None)
+    made.windows(*(values for _, values in clips))
+    grid = [alarms and (value > 1 or value == max(values)) for alarms, values in clips for value in values]
+    runs: list[list[int]] = []
+    for k in np.flatnonzero(grid).tolist():
+        if runs and 0.25 * (k - runs[-1][-1] - 1) <= gap_s:
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    events = made.events(merge_gap_s=gap_s)
+    assert spans_of(events) == [[(0.25 * run[0], 0.25 * (run[-1] + 1))] for run in runs]
+    assert [event["n_alarms"] for event in events] == [len({k // 40 for k in run}) for run in runs]
+
+
+def test_the_seconds_of_another_event_of_the_clip_do_not_carry_this_one() -> None:
+    made = Made().recording("m/a.wav", [3.0], start_s=None).windows(above((1.5, 2), (7, 8)))
+    identity = made.clips[0]["clip_id"]
+    for peaks, first, second in [((1, 7), (1, 2), (7, 8)), ((2, 7), (7, 8), (7, 8)), ((4,), (4, 5), (4, 5))]:
+        early, late = made.events(explanations=explanations((identity, peaks_in(*peaks), bump(3))), merge_gap_s=1.0)
+        seconds = [(span["onset_s"], span["offset_s"]) for span in early["seconds"]]
+        assert seconds == ([first] if peaks != (2, 7) else [(2, 3), first])
+        assert [(span["onset_s"], span["offset_s"]) for span in late["seconds"]] == [second]
 
 
 # --- what carries an event --------------------------------------------------------------------------------------------

@@ -121,6 +121,25 @@ def test_a_baseline_network_is_scored_by_its_error() -> None:
     assert all(row["worst_second_score"] > row["score"] for row in found)
 
 
+@pytest.mark.parametrize("name", ["ae", "isolation_forest"])
+def test_windows_of_alarmed_clips_are_their_mean_errors(name: str) -> None:
+    """With 10 frames a second a window of 0.25 s is 2 frames. A detector of whole clips has none."""
+    scores = [row["score"] for row in audit(prepared(name, threshold=0.0), range(6), explain=False)["scores"]]
+    model = prepared(name, threshold=sorted(scores)[2])
+    assert model.trained.alarm is not None
+    model.trained.alarm = replace(model.trained.alarm, window_thresholds=(7.0,))
+    found = audit(model, range(6), explain=False)["scores"]
+    assert [row["windows"] is not None for row in found] == [row["alarm"] and name == "ae" for row in found]
+    assert sum(row["alarm"] for row in found) == 3
+    x = SPECTROGRAMS[..., :FRAMES]
+    for k, row in enumerate(found):
+        if row["windows"] is not None:
+            with torch.inference_mode():
+                squared = (model.trained.network(x[k : k + 1]) - x[k]).square()[0]
+            assert row["windows"].tolist() == pytest.approx(squared.view(16, 50, 2).mean(dim=(0, 2)).tolist(), rel=1e-4)
+            assert row["window_threshold"] == 7.0
+
+
 @pytest.mark.parametrize(("pooling", "alarms"), [("mean", True), ("worst_second", None)])
 def test_a_classical_detector_gives_a_score_and_no_place(pooling: str, alarms: bool | None) -> None:
     """It has no worst second either, so an alarm of that score is not raised, nor not raised."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from faithad.audit.choice import highest
 from faithad.config.sections import Alarm
 from faithad.errors import ConfigError, StudyError
 from faithad.evaluation import alarms
-from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
 from faithad.vocabulary import POOLINGS, Pooling
 
@@ -59,6 +60,20 @@ def test_false_alarms_per_hour_follow_from_the_length_of_clips() -> None:
     found = fitted([1.0, 2.0, 3.0], rate=0.01)
     assert found.false_alarms_per_hour == pytest.approx(3.6)
     assert found.n_validation == 3
+
+
+@pytest.mark.parametrize("rule", ["quantile", "gamma", "conformal"])
+def test_windows_are_above_where_a_clip_of_that_worst_window_would_alarm(rule: str) -> None:
+    """Each model by itself: the alarm that is fitted to its worst windows has the same threshold."""
+    windows = np.random.default_rng(0).gamma(4.0, 2.0, (60, 2))
+    alarm = fitted(windows.sum(axis=1), rule=rule, rate=0.1)
+    table = pa.table({"score": windows.sum(axis=1), "worst_windows": windows.tolist()})
+    found = with_window_thresholds(alarm, table)
+    assert found.window_thresholds == tuple(fitted(of, rule=rule, rate=0.1).threshold for of in windows.T)
+    assert replace(found, window_thresholds=()) == alarm
+    assert with_window_thresholds(alarm, table.select(["score"])) == alarm  # of release 0.1.0
+    nothing = pa.table({"worst_windows": pa.nulls(60, pa.list_(pa.float64()))})
+    assert with_window_thresholds(alarm, nothing) == alarm  # of a model that gives one score for a clip
 
 
 def test_which_score_alarms() -> None:

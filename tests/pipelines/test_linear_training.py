@@ -25,6 +25,7 @@ from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.runs.stages import Stage
 from faithad.schemas import MANIFEST
+from faithad.scoring.pooling import window_means
 
 F, T = 16, 101
 
@@ -90,8 +91,11 @@ def test_a_linear_model_is_trained_shard_by_shard(study: Study, model: str, monk
     assert scores["score"].to_pylist() == pytest.approx(errors.mean(dim=(1, 2)).tolist(), rel=1e-5)
     seconds = [worst_second(error, 10.0).score for error in errors]
     assert scores["worst_second_score"].to_pylist() == pytest.approx(seconds, rel=1e-5)
+    windows = [[float(window_means(error.mean(dim=0), 10.0).max())] for error in errors]
+    np.testing.assert_allclose(scores["worst_windows"].to_pylist(), windows, rtol=1e-5)
     assert found.alarm is not None
     assert found.alarm.n_validation == 7
+    assert len(found.alarm.window_thresholds) == 1
     x = normalization.apply(normals)
     with torch.inference_mode():
         assert (found.network(x) - x).square().mean() < x.var()

@@ -135,6 +135,9 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     assert np.isnan(event["strength"])
     assert event["recording"].endswith("click.wav")
     assert any(part["onset_s"] <= 4.5 < part["offset_s"] for part in event["seconds"])
+    # It begins with the click, at 4.5 s, and not with its clip, at 4 s: errors reach 0.2 s before a sound.
+    (heard,) = (own for own in events["parts"] if own[0]["onset_s"] <= 4.5 < own[0]["offset_s"])
+    assert heard[0]["onset_s"] == 4.25
     page = (work / "out" / layout.REPORT).read_text()
     assert "raised by Frame" in page
     assert "times the threshold" not in page
@@ -192,6 +195,16 @@ def test_another_alarm_is_fitted_to_the_models_own_normals(work: Path) -> None:
     assert short != threshold
     normals = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))["score"]
     assert pc.sum(pc.greater(normals, threshold)).as_py() == 9
+    # Its windows have thresholds of their own, which as many normal clips exceed, by each member.
+    scores = read_scores(str(work / "other"))
+    assert (
+        len(set(scores["window_threshold"].drop_null().to_pylist())) == len(set(scores["raised_by"].to_pylist())) == 2
+    )
+    windows = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))[
+        "worst_windows"
+    ].to_pylist()
+    for used in set(scores["window_threshold"].drop_null().to_pylist()):
+        assert 9 in [sum(value > used for value in of_member) for of_member in zip(*windows, strict=True)]
     with (
         without_ray(),
         pytest.raises(StudyError, match=r"gamma distribution cannot be fitted .* alarm.rule to quantile"),

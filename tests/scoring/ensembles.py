@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from faithad.evaluation.alarms import fit_promised_alarm
+from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import fit_linear
@@ -57,4 +58,6 @@ def fitted_ensemble(
         for length_s in pieces[0]
     }
     alarm = fit_promised_alarm(totals.numpy(), false_alarm_rate=rate, clip_s=settings.clip_s, pieces=by_length)
+    columns = {"score": totals.numpy(), "worst_windows": torch.stack(scores, dim=1).tolist()}
+    alarm = with_window_thresholds(alarm, pa.table(columns))
     return TrainedEnsemble(members, ensemble, 0, alarm, "test")

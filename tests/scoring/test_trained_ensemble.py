@@ -87,6 +87,7 @@ def test_a_member_that_is_missing_is_named(copy: Path) -> None:
         (lambda header, _: header["members"][0]["score"].update(pooling="best"), "no pooling 'best'"),
         (lambda header, _: header["members"][0]["score"].update(calibration="none"), "calibration 'local'"),
         (lambda header, _: header["alarm"].update(pooling="mean"), "must be 'ensemble'"),
+        (lambda header, _: header["alarm"].update(window_thresholds=[1.0]), "window_thresholds .* one for each member"),
         (lambda header, _: header.update(format=2), "has the format 2"),
         (lambda header, _: header.update(more=1), "more"),
         (lambda _, tensors: tensors["means"].fill_(torch.nan), "means holds values"),

@@ -30,7 +30,7 @@ from faithad.audit.raised_alarm import say_alarm
 from faithad.clips.inputs import find_recordings
 from faithad.config.normals import NormalsRun
 from faithad.errors import FaithadError, RecordingError, StudyError, shown
-from faithad.evaluation.alarms import fit_promised_alarm
+from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
@@ -247,9 +247,9 @@ def _fit_side_by_side(normals: Normals) -> dict[str, FittedMember]:
 
 def ensemble_of(
     normals: Normals, fitted: dict[str, FittedMember], *, fingerprint: str
-) -> tuple[TrainedEnsemble, np.ndarray, dict[float, np.ndarray]]:
-    """The fitted members as one model with its alarm, and what the alarm rests on: the scores (N,) of the normal clips,
-    and those of their pieces by duration.
+) -> tuple[TrainedEnsemble, pa.Table, dict[float, pa.Table]]:
+    """The fitted members as one model with its alarm, and what the alarm rests on: the scores of the N normal clips as
+    schemas.VALIDATION_SCORES, and those of their pieces by duration, in the same way.
 
     Linear models hardly score their training clips lower than others, so these are all clips that were chosen, each
     compared with clips of other recordings.
@@ -263,6 +263,8 @@ def ensemble_of(
         of_length = torch.stack([member.pieces[duration_s] for member in fitted.values()])
         pieces[duration_s] = add_up(ensemble.standardise(of_length))[0].numpy()
     alarm = fit_promised_alarm(scores, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s, pieces=pieces)
+    table = _scores_table(scores, worst_windows=of_members)
+    alarm = with_window_thresholds(alarm, table)
     members = {
         name: TrainedModel(
             member.detector.network,
@@ -277,16 +279,28 @@ def ensemble_of(
         )
         for name, member in fitted.items()
     }
-    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), scores, pieces
+    return (
+        TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint),
+        table,
+        {duration_s: _scores_table(of_length) for duration_s, of_length in pieces.items()},
+    )
 
 
-def _save(run: NormalsRun, trained: TrainedEnsemble, scores: np.ndarray, pieces: Mapping[float, np.ndarray]) -> None:
+def _scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa.Table:
+    """schemas.VALIDATION_SCORES of N clips; `worst_windows` (M, N), a member's score being that of its worst window."""
+    columns = {
+        "score": scores,
+        "worst_second_score": pa.nulls(len(scores), pa.float64()),
+        "worst_windows": pa.nulls(len(scores)) if worst_windows is None else worst_windows.T.tolist(),
+    }
+    return pa.table(columns, schema=schemas.VALIDATION_SCORES)
+
+
+def _save(run: NormalsRun, trained: TrainedEnsemble, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
     """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
     require_still_alone()
-    columns = {"score": scores, "worst_second_score": pa.nulls(len(scores), pa.float64())}
-    table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
-    storage.write_table(table, storage.join(run.to, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
-    write_piece_scores(run.to, {duration_s: (of_length, None) for duration_s, of_length in pieces.items()})
+    storage.write_table(scores, storage.join(run.to, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
+    write_piece_scores(run.to, pieces)
     failures = storage.join(run.to, layout.FEATURES), storage.name_of(layout.FEATURES_LEDGER)
     ledger = merge_ledgers(run.to, read_manifest(run.to), [], others=[failures])
     storage.write_table(ledger, storage.join(run.to, layout.LEDGER), schema=schemas.LEDGER)

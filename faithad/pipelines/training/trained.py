@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice, repeat
-from typing import TypeAlias, cast
+from typing import cast
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from faithad import schemas, storage
 from faithad.config.study import Study
 from faithad.errors import CheckpointError, DamagedError, StudyError
-from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
@@ -35,6 +34,7 @@ from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
 from faithad.runs.piece_scores import read_piece_scores, write_piece_scores
 from faithad.scoring.pieces import cut_pieces, piece_lengths
+from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.trained_ensemble import load_any
 from faithad.vocabulary import POOLINGS
 
@@ -42,8 +42,6 @@ NEVER_LEARNED = (
     "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
     "features.normalization to 'training'."
 )
-# The scores of clips (n,) and those of their worst seconds, None of a model that gives a score only.
-_Scores: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 # A linear model of this many clips at a time needs 100 MB.
 _CLIPS_AT_ONCE = 16
 
@@ -93,7 +91,9 @@ def fit_study_alarm(study: Study, validation_scores: pa.Table, folder: str) -> A
         pooling = "mean"
     scores = validation_scores[POOLINGS[pooling].column].to_numpy()
     settings = study.alarm.model_dump() | {"pooling": pooling}
-    return fit_alarm(scores, **settings, clip_s=study.data.clip_s, pieces=read_piece_scores(folder, pooling))
+    pieces = read_piece_scores(folder, pooling)
+    alarm = fit_alarm(scores, **settings, clip_s=study.data.clip_s, pieces=pieces)
+    return with_window_thresholds(alarm, validation_scores)
 
 
 def save_network(training: Training, task: TrainingTask, *, device: torch.device) -> None:
@@ -122,13 +122,18 @@ def save_fitted(task: TrainingTask) -> None:
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
     clips = training_clips(task, "validation")
     with torch.inference_mode():
-        scores = detector(clips).cpu().numpy()
+        scores = _of_clips(detector(clips))
         # A detector has no frames to leave out: it scores a short clip as it is filled up, and such a piece as well.
         pieces = {
-            duration_s: (torch.cat([detector(part) for part in parts]).numpy(), None)
+            duration_s: _of_clips(torch.cat([detector(part) for part in parts]))
             for duration_s, _, parts in _pieces(task, lambda: [clips])
         }
-    _save(detector, task, (scores, None), pieces, best_epoch=0)
+    _save(detector, task, scores, pieces, best_epoch=0)
+
+
+def _of_clips(scores: Tensor) -> pa.Table:
+    """Scores (N,) of whole clips alone, as schemas.VALIDATION_SCORES."""
+    return pa.Table.from_pylist([{"score": score} for score in scores.tolist()], schema=schemas.VALIDATION_SCORES)
 
 
 def _save_linear(task: TrainingTask) -> None:
@@ -145,7 +150,7 @@ def _save_linear(task: TrainingTask) -> None:
 
 def _scores(
     network: nn.Module, task: TrainingTask, clips: Callable[[], Iterable[Tensor]], device: torch.device
-) -> tuple[_Scores, dict[float, _Scores]]:
+) -> tuple[pa.Table, dict[float, pa.Table]]:
     """The scores of the validation clips, which are in order of clip_id, and those of their pieces by duration."""
     n_frames = load_n_frames(task.study, "validation", task.model)
     pieces = {
@@ -165,9 +170,11 @@ def _pieces(task: TrainingTask, clips: Callable[[], Iterable[Tensor]]) -> Iterat
 
 def _scores_of(
     network: nn.Module, task: TrainingTask, clips: Iterable[Tensor], n_heard: Iterable[int], device: torch.device
-) -> _Scores:
-    """The mean squared error of each clip, and that of its worst second; of each, so many frames hold sound."""
-    scores, seconds = list[Tensor](), list[float]()
+) -> pa.Table:
+    """The mean squared error of each clip, of its worst second and of its worst window, as schemas.VALIDATION_SCORES;
+    of each, so many frames hold sound.
+    """
+    scores, seconds, windows = list[Tensor](), list[float](), list[list[float]]()
     study = task.study
     frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
     lengths = iter(n_heard)
@@ -176,22 +183,19 @@ def _scores_of(
             x = batch.to(device)
             errors, n_frames = (network(x) - x).square().cpu(), list(islice(lengths, len(x)))
             scores.append(mean_per_clip(errors, n_frames, dtype=torch.float64))
-            seconds += [
-                worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score
-                for error, n in zip(errors, n_frames, strict=True)
-            ]
-    return torch.cat(scores).numpy(), np.array(seconds)
+            for error, n in zip(errors, n_frames, strict=True):
+                seconds.append(worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score)
+                windows.append([float(window_means(frame_errors(error[:, :n]), frames_per_s).max())])
+    columns = {"score": torch.cat(scores).numpy(), "worst_second_score": seconds, "worst_windows": windows}
+    return pa.table(columns, schema=schemas.VALIDATION_SCORES)
 
 
 def _save(
-    network: nn.Module, task: TrainingTask, scores: _Scores, pieces: Mapping[float, _Scores], *, best_epoch: int
+    network: nn.Module, task: TrainingTask, scores: pa.Table, pieces: Mapping[float, pa.Table], *, best_epoch: int
 ) -> None:
     study, model, seed = task.study, task.model, task.seed
-    means, seconds = scores
-    columns = {"score": means, "worst_second_score": pa.nulls(len(means)) if seconds is None else seconds}
-    table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
     location = storage.join(study.root, layout.validation_scores(model, seed))
-    storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
+    storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
     folder = storage.join(study.root, layout.model(model, seed))
     write_piece_scores(folder, pieces)
     storage.write_text(storage.join(folder, layout.STUDY), study.to_yaml())
@@ -201,7 +205,7 @@ def _save(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        alarm=fit_study_alarm(study, table, folder),
+        alarm=fit_study_alarm(study, scores, folder),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),
