@@ -583,7 +583,7 @@ MEANINGS = {
     "controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
     "controls.value": "its value; of `random` frames the mean of 16 draws",
     "check": "what is checked, see `faithad/audit/checking.py`; in `summary/sanity` also `seeds`: Spearman's rho of "
-    "the curves of different seeds",
+    "the curves of different seeds; `seconds` are those of one clip, and differ from run to run",
     "checks.protocol": "`corrected`: the paper has no such checks",
     "checks.method": "method; the line `outlier`; null for what is of the clip alone",
     "at": "percentile; percent of the frames (`deletion`, `insertion`) or of the layers (`randomisation`); number of "
@@ -608,10 +608,15 @@ MEANINGS = {
     "summary/controls.percentile": "percentile of the peaks; null for the mean over all percentiles",
     "question": "what is asked: `masked_training`, whether the MAE's explanations are better than the AE's; "
     "`against_chance`, whether a model's are better than random frames; `against_no_model`, whether they are better "
-    "than the best curve that needs no model",
-    "summary/comparison.metric": "`f_score`, `faithfulness` or `normalized_faithfulness`",
+    "than the best curve that needs no model; `against_linear`, whether a network is better than a linear model: its "
+    "AUC, and its explanations against the linear model's error; `best_cell`, whether the chosen cell of a search has "
+    "a higher AUC than the paper's",
+    "summary/comparison.metric": "`f_score`, `faithfulness`, `normalized_faithfulness`, `band_rho` (mel bands, of the "
+    "deep clips) or `auc`",
+    "summary/comparison.method": "method; of `auc` how the score is pooled",
     "summary/comparison.mode": "of the faithfulness, `frame` or `segment`; null for the F-score",
-    "replacement": "what replaces frames: the model's own `reconstruction`; null for the F-score",
+    "replacement": "what replaces frames or bands: the model's own `reconstruction`; of the deep clips also the "
+    "`training_mean` and `inpainting`; null for the F-score and the AUC",
     "summary/comparison.percentile": "percentile of the peaks; null for the mean over all percentiles, the primary one",
     "model_a": "what is asked about",
     "model_b": "what it is compared with: a model, or a line of `summary/controls`",

@@ -11,8 +11,10 @@
     infidelity, sensitivity         Yeh et al. 2019, arXiv 1901.09392: of noise of deviation 0.02; infidelity with the
                                     map scaled as suits it best, since maps have different units
 
-All are of the frames that the protocol `corrected` judges. The last three lines are for the clips that are checked for
-sanity: each of them is explained 14 times more.
+    seconds                         that the method takes for the clip when it is computed alone
+
+All are of the frames that the protocol `corrected` judges. `randomisation` to `sensitivity` are for the
+clips that are checked for sanity, each of which is explained 14 times more, and `seconds` are those of one clip.
 
 Shape letters: B clips, F mel bands, T frames, N inputs of one clip, G groups of mel bands.
 """
@@ -20,6 +22,7 @@ Shape letters: B clips, F mel bands, T frames, N inputs of one clip, G groups of
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +44,7 @@ from faithad.evaluation.checks import (
     N_BAND_GROUPS,
     RANDOMISATION,
     RESET_SHARES,
+    SECONDS,
     SENSITIVITY,
     TRAINING_MEAN,
     spearman,
@@ -94,6 +98,8 @@ def check_clip(model: AuditModel, checked: CheckedClip) -> list[TableRow]:
     rows = [*_other_replacements(model, checked), *_deletion_and_insertion(model, checked), *_bands(model, checked)]
     if checked.clip.row.get("sanity"):
         rows += _sanity(model, checked)
+    if checked.clip.row.get("timed"):
+        rows += _seconds(model, checked)
     keys = {**checked.clip.keys, "protocol": CORRECTED}
     return [
         {**keys, "method": method, "check": check, "at": at, "value": float(value)}
@@ -300,14 +306,29 @@ def _reset(module: nn.Module) -> None:
         parameter.normal_(0.0, float(parameter.std(correction=0)) or 1.0)
 
 
-def _maps(model: AuditModel, network: nn.Module | None, x: Tensor, checked: CheckedClip) -> dict[str, Reals]:
+def _seconds(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:
+    x = checked.x[None, :, : checked.clip.n_frames]
+    for method in checked.maps:
+        started = time.perf_counter()
+        _maps(model, None, x, checked, methods=(method,))
+        yield method, SECONDS, None, time.perf_counter() - started
+
+
+def _maps(
+    model: AuditModel,
+    network: nn.Module | None,
+    x: Tensor,
+    checked: CheckedClip,
+    *,
+    methods: Sequence[str] | None = None,
+) -> dict[str, Reals]:
     """The maps (N, F, T) of N inputs of a clip, by a network or the model's own; noise is that of the clip."""
     assert model.explained is not None, "only explained models are checked"
     attribution, row, width = model.attribution, checked.clip.row, checked.x.shape[-1]
     maps = attribute_batch(
         model.explained if network is None else network,
         fill_up(x, width),
-        methods=attribution.methods,
+        methods=methods or attribution.methods,
         settings=attribution.settings,
         seed=attribution.seed,
         clip_ids=[row["clip_id"]] * len(x),

@@ -28,6 +28,7 @@ from faithad.audit.checking import CheckedClip, check_clip
 from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_method, n_judged
 from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
+from faithad.errors import ConfigError
 from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import ClipScore
 from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
@@ -44,7 +45,7 @@ from faithad.scoring.ensemble import add_up
 from faithad.scoring.score import Detector, places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
 from faithad.settings import AS_IN_PAPER, JudgingSettings
-from faithad.vocabulary import CORRECTED
+from faithad.vocabulary import CORRECTED, listed
 
 # A row of the manifest, or of one of the tables that are written.
 TableRow = dict[str, Any]
@@ -171,8 +172,17 @@ def prepare_audit(
     linear: TrainedModel | None = None,
     inpainter: TrainedModel | None = None,
 ) -> AuditModel | AuditEnsemble:
-    """A model or an ensemble as the audit uses it; see `AuditModel`."""
+    """A model or an ensemble as the audit uses it; see `AuditModel`.
+
+    Raises:
+        ConfigError: as `AuditModel.prepare`; or an ensemble is to be judged by another protocol than the paper's.
+    """
     if isinstance(trained, TrainedEnsemble):
+        if judging.protocols != AS_IN_PAPER.protocols:
+            raise ConfigError(
+                f"protocol is {listed(judging.protocols)}, and {trained.name!r} is an ensemble: its clips are "
+                "explained by different members, so their faithfulness has no common lines. Judge it by 'paper'."
+            )
         return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device)
     return AuditModel.prepare(
         trained,

@@ -5,7 +5,7 @@
     bands           Spearman's rho, over ten groups of mel bands, of what replacing a group takes away from the score
                     and the share of the map in it; beside it that of the outlier mass, which needs no model
     sanity          whether a map depends on the network's weights (Adebayo et al. 2018), is complete, and stays as it
-                    is under a little noise (Yeh et al. 2019) and from one training to the next
+                    is under a little noise (Yeh et al. 2019) and from one training to the next; and what it costs
 
 Each value is one per seed and clip, as in `summary`; `audit.checking` computes what they are made of.
 
@@ -37,7 +37,7 @@ DELETION, INSERTION = "deletion", "insertion"
 BAND_DROP, BAND_MASS = "band_drop", "band_mass"
 RANDOMISATION, COMPLETENESS = "randomisation", "completeness"
 INFIDELITY, SENSITIVITY = "infidelity", "sensitivity"
-SEEDS = "seeds"
+SEEDS, SECONDS = "seeds", "seconds"
 
 # Of the table `attributions`, what seeds are compared by.
 CURVES = pa.schema(
@@ -134,7 +134,7 @@ def sanity_rows(checks: pa.Table, attributions: pa.Table, experiment: Experiment
     """The rows of `summary/sanity`. `attributions` hold the curves, which are compared between seeds."""
     clips = experiment.clips
     falls = _falling(checks, clips)
-    for check in (RANDOMISATION, COMPLETENESS, INFIDELITY, SENSITIVITY):
+    for check in (RANDOMISATION, COMPLETENESS, INFIDELITY, SENSITIVITY, SECONDS):
         cube = _read(checks, check, clips)
         for column, row in estimates(cube, clips.recording, seed=experiment.seed):
             model, method, at = cube.columns[column]

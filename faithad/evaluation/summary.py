@@ -193,7 +193,13 @@ SUMMARIES = {
         {"localization": schemas.LOCALIZATION, "controls": schemas.CONTROLS}, schemas.CONTROLS_SUMMARY, controls_rows
     ),
     "comparison": Summary(
-        {"localization": schemas.LOCALIZATION, "faithfulness": schemas.FAITHFULNESS, "controls": schemas.CONTROLS},
+        {
+            "localization": schemas.LOCALIZATION,
+            "faithfulness": schemas.FAITHFULNESS,
+            "controls": schemas.CONTROLS,
+            "checks": schemas.CHECKS,
+            "scores": schemas.SCORES,
+        },
         schemas.COMPARISON,
         comparison_rows,
     ),

@@ -169,4 +169,7 @@ TABLES = {
         None, summary("events"), "kind of detection that is matched with reference intervals", schemas.EVENT_SUMMARY
     ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
+    "summary/search_comparison": TablePlace(
+        summary("search_comparison"), None, "question, `best_cell`, if it was asked", schemas.COMPARISON
+    ),
 }

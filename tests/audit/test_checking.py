@@ -23,7 +23,7 @@ from faithad.evaluation.peaks import highest_frames
 from faithad.features import Normalization, fill_up
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.table import build_network
-from faithad.settings import FeatureSettings, JudgingSettings
+from faithad.settings import Checks, FeatureSettings, JudgingSettings
 
 SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)  # 10 frames per second
 N_FRAMES, GRID, SHORT = 101, 100, 51
@@ -56,7 +56,7 @@ def clips() -> list[Row]:
     """A deep clip that is checked for sanity, a deep short one, and one that is not deep."""
     return [
         {"clip_id": f"{k:016x}", "recording": "a.wav", "onset_s": 10.0 * k, "duration_s": seconds, "keep_maps": True,
-         "annotated": False, "intervals": None, "deep": deep, "sanity": k == 0}
+         "annotated": False, "intervals": None, "deep": deep, "sanity": k == 0, "timed": k == 1}
         for k, (seconds, deep) in enumerate([(10.0, True), (5.0, True), (10.0, False)])
     ]  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_only_marked_clips_are_checked(checks: dict[tuple[Any, ...], float]) -> 
     deep, short, other = (row["clip_id"] for row in clips())
     sanity = {"randomisation", "completeness", "infidelity", "sensitivity"}
     everything = {"training_mean", "inpainting", "deletion", "insertion", "band_drop", "band_mass"}
-    for clip_id, expected in ((deep, everything | sanity), (short, everything), (other, set())):
+    for clip_id, expected in ((deep, everything | sanity), (short, everything | {"seconds"}), (other, set())):
         assert {check for clip, _, check, _ in checks if clip == clip_id} == expected
     assert {at for _, _, check, at in checks if check == "randomisation"} == {25.0, 50.0, 75.0, 100.0}
     assert {method for _, method, check, _ in checks if check == "completeness"} == {"integrated_gradients"}
@@ -188,8 +188,8 @@ def test_infidelity_and_sensitivity_are_captum_s() -> None:
     def score(inputs: torch.Tensor) -> torch.Tensor:
         return (inputs * weights).sum(dim=(1, 2)).tanh() + inputs.square().mean(dim=(1, 2))
 
-    def explain(inputs: torch.Tensor | tuple[torch.Tensor]) -> torch.Tensor:
-        return (inputs if isinstance(inputs, torch.Tensor) else inputs[0]) * weights.abs()
+    def explain(inputs: Any) -> Any:
+        return tuple(map(explain, inputs)) if isinstance(inputs, tuple) else inputs * weights.abs()
 
     def perturb(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return noise, inputs - noise
@@ -201,7 +201,7 @@ def test_infidelity_and_sensitivity_are_captum_s() -> None:
     expected = captum.metrics.sensitivity_max(
         explain,
         x[None],
-        perturb_func=lambda inputs, _: inputs[0] + noise,
+        perturb_func=lambda inputs, _: inputs + noise,
         n_perturb_samples=10,
     )
     assert max_sensitivity(own[0].numpy(), explain(x + noise).numpy()) == pytest.approx(expected.item(), rel=1e-9)
@@ -232,14 +232,13 @@ def test_layers_are_reset_from_the_output_inwards_until_none_is_left(name: str) 
 
 def test_annotated_clips_are_deep_first_and_no_clip_changes_another_one_s_turn() -> None:
     table = pa.table({"clip_id": [f"clip {k}" for k in range(40)], "annotated": [k % 4 == 0 for k in range(40)]})
-    marked = mark_deep(table, 16, n_sanity=3, seed=5).to_pandas()
+    marked = mark_deep(table, Checks(16, 3, 1), seed=5).to_pandas()
     assert marked["deep"].sum() == 16
     assert marked[marked["annotated"]]["deep"].all()
-    assert marked["sanity"].sum() == 3
+    assert (marked["sanity"].sum(), marked["timed"].sum()) == (3, 1)
     assert marked[marked["sanity"]]["annotated"].all()
-    again = mark_deep(table.take(list(range(39, 0, -1))), 16, n_sanity=3, seed=5).to_pandas()
+    again = mark_deep(table.take(list(range(39, 0, -1))), Checks(16, 3, 1), seed=5).to_pandas()
     first = set(marked[marked["deep"]]["clip_id"]) - {"clip 0"}
     assert first <= set(again[again["deep"]]["clip_id"])
-    other = mark_deep(table, 16, n_sanity=3, seed=6).to_pandas()
+    other = mark_deep(table, Checks(16, 3, 1), seed=6).to_pandas()
     assert set(other[other["deep"]]["clip_id"]) != set(marked[marked["deep"]]["clip_id"])
-    assert not mark_deep(table, 2, n_sanity=9, seed=5).to_pandas()["sanity"].sum() > 2

@@ -40,8 +40,8 @@ MANIFEST = pa.Table.from_pylist(CLIPS, schema=schemas.MANIFEST)
 EXPERIMENT = Experiment(MANIFEST, protocol="paper", n_frames={"ae": 401, "mae": 400}, frames_per_s=40.0)
 
 
-# No clip is checked deeply.
-NOT_DEEP = {"checks": schemas.CHECKS.empty_table()}
+# No clip is checked deeply, and none is scored.
+NOT_DEEP = {"checks": schemas.CHECKS.empty_table(), "scores": schemas.SCORES.empty_table()}
 
 
 def method_rows(value: str, modes: tuple[str | None, ...], *, gain: float = 0.0) -> pd.DataFrame:

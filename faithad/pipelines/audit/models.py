@@ -19,8 +19,6 @@ from faithad.audit.raised_alarm import say_too_few
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.evaluation.comparison import MASKED
-from faithad.evaluation.controls import LINEAR
 from faithad.features import Normalization
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
@@ -50,10 +48,10 @@ def audit_stage(
         settings |= flatten("attribution", study.attribution.as_in_marks())
         if study.protocol != PAPER:  # marks of older studies, which are judged as in the paper, do not name it
             settings |= {"judging.protocols": list(study.judging.protocols), "judging.n_frames": study.judging.n_frames}
-        for name, beside in _beside(study, model, seed).items():
+        for name, beside in study.beside(model, seed).items():
             settings[name] = trainings[beside].fingerprint
         if CORRECTED in study.judging.protocols:
-            settings |= flatten("checks", _checks(study, seed))
+            settings |= flatten("checks", {**study.checks(seed)._asdict(), "seed": study.evaluation.seed})
     settings |= flatten("alarm", study.alarm.as_in_marks())
     settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
@@ -139,14 +137,7 @@ def _second_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, s
 def _marked(study: Study, clips: pa.Table, seed: int) -> pa.Table:
     """Clips to explain, in shards, with marks of those whose maps are kept and of those that are checked."""
     clips = keep_examples(_in_shards(study, clips), study.audit.maps)
-    return mark_deep(clips, **_checks(study, seed)) if CORRECTED in study.judging.protocols else clips
-
-
-def _checks(study: Study, seed: int) -> dict[str, int]:
-    """The sanity of a method is that of the first seed's networks."""
-    evaluation = study.evaluation
-    n_sanity = evaluation.sanity_clips if seed == study.seeds[0] else 0
-    return {"n": evaluation.deep_clips, "n_sanity": n_sanity, "seed": evaluation.seed}
+    return mark_deep(clips, study.checks(seed), seed=study.evaluation.seed)
 
 
 def _in_shards(study: Study, clips: pa.Table) -> pa.Table:
@@ -168,7 +159,7 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     }
     scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
-    beside = {name: storage.join(study.root, layout.model(*run)) for name, run in _beside(study, model, seed).items()}
+    beside = {name: storage.join(study.root, layout.model(*run)) for name, run in study.beside(model, seed).items()}
     return ModelAudit(
         folder,
         out,
@@ -178,13 +169,3 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
         study.judging,
         **beside,
     )
-
-
-def _beside(study: Study, model: str, seed: int) -> dict[str, tuple[str, int]]:
-    """The models beside an explained one: `linear`, whose error is a line, and `inpainter`, the MAE of deep clips."""
-    if CORRECTED not in study.judging.protocols or not MODELS[model].explained:
-        return {}
-    beside = {"linear": (LINEAR, study.seeds[0])} if LINEAR in study.models and model != LINEAR else {}
-    if MASKED in study.models and study.evaluation.deep_clips:
-        beside["inpainter"] = (MASKED, seed)
-    return beside
