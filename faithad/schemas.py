@@ -8,10 +8,11 @@ Contents
     FORMAT                                                   of all tables together
     MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES, PIECE_SCORES
                                                              one file each
-    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LEDGER     one folder of shards per (model, seed)
+    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, CHECKS, LEDGER    one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SEARCH_SUMMARY
-    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON
+    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
+    REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
 """
 
@@ -193,6 +194,18 @@ CONTROLS = pa.schema(
     ]
 )
 
+# What costs too much for all clips: of the deep clips, see `audit.checking`.
+CHECKS = pa.schema(
+    [
+        *_CLIP_KEYS,
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("method", pa.string()),
+        pa.field("check", pa.string(), nullable=False),
+        pa.field("at", pa.float64()),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
 
 def attributions(n_mels: int, n_frames: int) -> pa.Schema:
     """One row per (clip, model, seed, method). `map` is (F, T) flattened and divided by `map_scale`, because raw
@@ -356,6 +369,41 @@ CONTROLS_SUMMARY = pa.schema(
         pa.field("scope", pa.string(), nullable=False),
         *_ESTIMATE,
         pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
+# Of the deep clips: what `checks` comes to.
+REPLACEMENTS = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("replacement", pa.string(), nullable=False),
+        *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+        pa.field("rank_agreement", pa.float64()),
+    ]
+)
+
+BANDS = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("scope", pa.string(), nullable=False),
+        *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
+SANITY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("check", pa.string(), nullable=False),
+        pa.field("at", pa.float64()),
+        *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+        pa.field("passed", pa.bool_()),
     ]
 )
 
@@ -549,16 +597,41 @@ MEANINGS = {
     "annotated seconds, for faithfulness the frames with the highest error",
     "controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
     "controls.value": "its value; of `random` frames the mean of 16 draws",
+    "check": "what is checked, see `faithad/audit/checking.py`; in `summary/sanity` also `seeds`: Spearman's rho of "
+    "the curves of different seeds; `seconds` are those of one clip, and differ from run to run",
+    "checks.protocol": "`corrected`: the paper has no such checks",
+    "checks.method": "method; the line `outlier`; null for what is of the clip alone",
+    "at": "percentile; percent of the frames (`deletion`, `insertion`) or of the layers (`randomisation`); number of "
+    "the group of mel bands; null for the others",
+    "checks.value": "its value",
+    "summary/replacements.metric": "`faithfulness`, the mean over all percentiles in mode `frame`, or the area below "
+    "E(x') / E(x): `deletion` (small is good), `insertion` (large is good)",
+    "summary/replacements.replacement": "what replaces frames: the model's own `reconstruction`, the `training_mean` "
+    "of each band, or the MAE's prediction where they are hidden (`inpainting`)",
+    "rank_agreement": "Kendall's tau of the means of the model's methods with those of `reconstruction`; else null",
+    "summary/replacements.n_clips": "number of deep clips",
+    "summary/bands.method": "method, or the line `outlier`, which needs no model",
+    "summary/bands.mean": "mean of Spearman's rho over ten groups of mel bands",
+    "summary/bands.n_clips": "number of deep clips",
+    "summary/sanity.mean": "mean over clips and seeds of Spearman's rho (`randomisation`, `seeds`), of the missing "
+    "share (`completeness`), or of the value",
+    "passed": "whether the method passes: with all layers reset rho is below 0.5 and has not risen on the way; no clip "
+    "misses more than 1 %; null where nothing is asked",
     "summary/controls.model": "name of the model on whose frames the line is computed",
     "summary/controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
     "summary/faithfulness.metric": "`faithfulness`, or `normalized_faithfulness`: the mean of `normalized`",
     "summary/controls.percentile": "percentile of the peaks; null for the mean over all percentiles",
     "question": "what is asked: `masked_training`, whether the MAE's explanations are better than the AE's; "
     "`against_chance`, whether a model's are better than random frames; `against_no_model`, whether they are better "
-    "than the best curve that needs no model",
-    "summary/comparison.metric": "`f_score`, `faithfulness` or `normalized_faithfulness`",
+    "than the best curve that needs no model; `against_linear`, whether a network is better than a linear model: its "
+    "AUC, and its explanations against the linear model's error; `best_cell`, whether the chosen cell of a search has "
+    "a higher AUC than the paper's",
+    "summary/comparison.metric": "`f_score`, `faithfulness`, `normalized_faithfulness`, `band_rho` (mel bands, of the "
+    "deep clips) or `auc`",
+    "summary/comparison.method": "method; of `auc` how the score is pooled",
     "summary/comparison.mode": "of the faithfulness, `frame` or `segment`; null for the F-score",
-    "replacement": "what replaces frames: the model's own `reconstruction`; null for the F-score",
+    "replacement": "what replaces frames or bands: the model's own `reconstruction`; of the deep clips also the "
+    "`training_mean` and `inpainting`; null for the F-score and the AUC",
     "summary/comparison.percentile": "percentile of the peaks; null for the mean over all percentiles, the primary one",
     "model_a": "what is asked about",
     "model_b": "what it is compared with: a model, or a line of `summary/controls`",

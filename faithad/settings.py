@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from faithad.errors import ConfigError
 
@@ -148,6 +148,17 @@ class JudgingSettings:
 
 
 AS_IN_PAPER = JudgingSettings()
+
+
+class Checks(NamedTuple):
+    """How many clips of a model are checked deeply; of these, for the sanity of methods, and to time each of them."""
+
+    deep: int
+    sanity: int
+    timed: int
+
+
+NOT_CHECKED = Checks(0, 0, 0)
 
 
 def frames_in(duration_s: float, frames_per_s: float) -> int:

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.model.alarm import AlarmThreshold
+from faithad.model.random_bits import key_of
+from faithad.settings import Checks
 from faithad.vocabulary import POOLINGS
 
 _TOP = "top:"
@@ -67,6 +69,19 @@ def keep_examples(clips: pa.Table, n: int) -> pa.Table:
             if queue and len(chosen) < n:
                 chosen.add(queue.pop(len(queue) // 2))
     return _keep(clips, pa.array([position in chosen for position in range(clips.num_rows)], pa.bool_()))
+
+
+def mark_deep(clips: pa.Table, checks: Checks, *, seed: int) -> pa.Table:
+    """The clips with columns `deep`, `sanity` and `timed`: what is checked of each, see `Checks`.
+
+    Every annotated clip comes first, then the others, in an order that the seed keys and no other clip changes.
+    """
+    ids, annotated = clips["clip_id"].to_pylist(), clips["annotated"].to_pylist()
+    order = sorted(range(len(ids)), key=lambda clip: (not annotated[clip], key_of(seed, ids[clip], "deep")))
+    for name, n in checks._asdict().items():
+        chosen = set(order[:n])
+        clips = clips.append_column(name, pa.array([clip in chosen for clip in range(len(ids))], pa.bool_()))
+    return clips
 
 
 def _keep(clips: pa.Table, kept: pa.Array) -> pa.Table:

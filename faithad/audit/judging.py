@@ -58,7 +58,10 @@ class MaskSet(NamedTuple):
 
 @dataclass
 class Clip:
-    """What is known of one clip on its way through the audit; `n_frames` of its frames hold sound."""
+    """What is known of one clip on its way through the audit; `n_frames` of its frames hold sound.
+
+    `curves` are those of its methods that `corrected` judges, on the frames that it judges.
+    """
 
     row: TableRow
     keys: TableRow
@@ -66,6 +69,7 @@ class Clip:
     is_short: bool
     intervals: list[tuple[float, float]]
     masks: list[MaskSet] = field(default_factory=list)
+    curves: dict[str, Floats] = field(default_factory=dict)
 
 
 def judge_method(clip: Clip, method: str, summed: Floats, model: AuditModel) -> list[TableRow]:
@@ -74,6 +78,8 @@ def judge_method(clip: Clip, method: str, summed: Floats, model: AuditModel) -> 
     frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
     for protocol, peaks in _peaks(clip, summed, model):
         clip.masks.append(MaskSet(protocol, "frame", method, False, peaks))
+        if protocol == CORRECTED:
+            clip.curves[method] = summed[: peaks.shape[-1]]
         if not clip.row["annotated"]:
             continue
         in_intervals = segment_masks(peaks, clip.intervals, frames_per_s)
@@ -118,7 +124,7 @@ def judge_lines(
                 f_scores = localization(peaks, clip.intervals, frames_per_s=features.frames_per_s).f_score
                 rows += _line_rows(clip, protocol, "f_score", line, percentiles, f_scores)
     if is_corrected:
-        n_frames = _n_judged(CORRECTED, clip, model)
+        n_frames = n_judged(CORRECTED, clip, model)
         draws = random_frames(clip.row["clip_id"], n_frames, percentiles)
         clip.masks.append(MaskSet(CORRECTED, "frame", RANDOM, True, draws.reshape(-1, n_frames)))
         assert error is not None, "explained models reconstruct"
@@ -254,12 +260,12 @@ def _line_rows(
 def _peaks(clip: Clip, summed: Floats, model: AuditModel) -> Iterator[tuple[str, Bools]]:
     """Each protocol and the peaks (P, T) of a curve; `corrected` leaves flat curves out."""
     for protocol in model.judging.protocols:
-        judged = summed[: _n_judged(protocol, clip, model)]
+        judged = summed[: n_judged(protocol, clip, model)]
         if protocol != CORRECTED or not is_flat(judged):
             yield protocol, PEAKS[protocol](judged, model.audit.percentiles)
 
 
-def _n_judged(protocol: str, clip: Clip, model: AuditModel) -> int:
+def n_judged(protocol: str, clip: Clip, model: AuditModel) -> int:
     """The frames of a clip that a protocol judges."""
     grid = model.judging.n_frames if protocol == CORRECTED else None
     return clip.n_frames if grid is None else min(clip.n_frames, grid)

@@ -10,6 +10,7 @@ count as not found.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from faithad.config.audit import AuditRun, load_written_audit
 from faithad.errors import AnnotationError, ConfigError, StudyError
 from faithad.evaluation import intersection
 from faithad.evaluation.peaks import peak_frames
-from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
+from faithad.evaluation.summary import SUMMARIES, Experiment, read_sources, summarize
 from faithad.evaluation.temporal import Intervals, localization
 from faithad.runs import layout
 from faithad.runs.formats import mark_format
@@ -92,7 +93,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
     require_still_alone()
     mark_format(audit)
     tables = {}
-    sources = {table: read_whole(audit, table, schema) for table, schema in source_schemas().items()}
+    sources = read_sources(partial(read_whole, audit))
     sources |= {"scores": scores, "localization": localized}
     for name, summary in SUMMARIES.items():
         tables[name] = summarize(name, sources, experiment)

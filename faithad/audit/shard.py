@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from faithad import schemas
 from faithad.attribution.gradient_stream import attribute_batch, grad_cam_layer
 from faithad.attribution.methods import choose_methods
-from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_method
+from faithad.audit.checking import CheckedClip, check_clip
+from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_method, n_judged
 from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
+from faithad.errors import ConfigError
 from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import ClipScore
 from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
@@ -44,6 +46,7 @@ from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.score import Detector, places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
 from faithad.settings import AS_IN_PAPER, JudgingSettings
+from faithad.vocabulary import CORRECTED, listed
 
 # A row of the manifest, or of one of the tables that are written.
 TableRow = dict[str, Any]
@@ -65,6 +68,7 @@ def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
         "localization": schemas.LOCALIZATION,
         "faithfulness": schemas.FAITHFULNESS,
         "controls": schemas.CONTROLS,
+        "checks": schemas.CHECKS,
         "spectrograms": schemas.spectrograms(*shape),
         "ledger": schemas.LEDGER,
     }
@@ -85,6 +89,7 @@ class AuditModel:
         detector: of a member of an ensemble, what its score is made of; None for the mean squared error.
         judging: how the maps are judged.
         linear: the linear model whose error is a line beside the methods; None where there is none.
+        inpainter: the MAE that predicts the hidden frames of deep clips; None where there is none.
     """
 
     trained: TrainedModel
@@ -97,6 +102,7 @@ class AuditModel:
     detector: Detector | None = None
     judging: JudgingSettings = AS_IN_PAPER
     linear: TrainedModel | None = None
+    inpainter: TrainedModel | None = None
 
     @classmethod
     def prepare(
@@ -110,6 +116,7 @@ class AuditModel:
         detector: Detector | None = None,
         judging: JudgingSettings = AS_IN_PAPER,
         linear: TrainedModel | None = None,
+        inpainter: TrainedModel | None = None,
     ) -> AuditModel:
         """Once for each model: the fast networks hold copies of its weights.
 
@@ -117,7 +124,10 @@ class AuditModel:
             ConfigError: the clips are to be explained, and the network lacks what one of the methods needs.
         """
         network = trained.network.to(device)
+        if inpainter is not None:
+            inpainter = replace(inpainter, network=fast_network(inpainter.network.to(device)))
         beside: dict[str, Any] = {"training": training, "detector": detector, "judging": judging, "linear": linear}
+        beside["inpainter"] = inpainter
         if not trained.explained:
             return cls(trained, network, None, attribution, audit, device, **beside)
         if audit.explain != "none":
@@ -163,9 +173,19 @@ def prepare_audit(
     training: Normalization | None = None,
     judging: JudgingSettings = AS_IN_PAPER,
     linear: TrainedModel | None = None,
+    inpainter: TrainedModel | None = None,
 ) -> AuditModel | AuditEnsemble:
-    """A model or an ensemble as the audit uses it; see `AuditModel`."""
+    """A model or an ensemble as the audit uses it; see `AuditModel`.
+
+    Raises:
+        ConfigError: as `AuditModel.prepare`; or an ensemble is to be judged by another protocol than the paper's.
+    """
     if isinstance(trained, TrainedEnsemble):
+        if judging.protocols != AS_IN_PAPER.protocols:
+            raise ConfigError(
+                f"protocol is {listed(judging.protocols)}, and {trained.name!r} is an ensemble: its clips are "
+                "explained by different members, so their faithfulness has no common lines. Judge it by 'paper'."
+            )
         return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device)
     return AuditModel.prepare(
         trained,
@@ -175,6 +195,7 @@ def prepare_audit(
         training=training,
         judging=judging,
         linear=linear,
+        inpainter=inpainter,
     )
 
 
@@ -335,7 +356,26 @@ def _rows(
         score = None if model.detector is None else clip_score(model.detector, ids)
         rows["faithfulness"], lines = judge_faithfulness(model, good, x, outputs, explained, n_frames, score)
         rows["controls"] += lines
+        if CORRECTED in model.judging.protocols:
+            for number, clip in good:
+                if clip.row.get("deep"):
+                    rows["checks"] += check_clip(model, _checked(model, scored, maps, clip, number, log_mels[number]))
     return rows
+
+
+def _checked(
+    model: AuditModel, scored: _Scored, maps: Mapping[str, Tensor], clip: Clip, number: int, log_mel: Tensor
+) -> CheckedClip:
+    assert scored.outputs is not None, "explained models reconstruct"
+    return CheckedClip(
+        clip,
+        log_mel,
+        scored.x[number],
+        scored.outputs[number],
+        {method: of_clips[number] for method, of_clips in maps.items()},
+        float(scored.explained[number]),
+        n_judged(CORRECTED, clip, model),
+    )
 
 
 def _open_clip(trained: AnyModel, row: TableRow, n_frames: int) -> Clip:

@@ -31,11 +31,14 @@ WallClock = Annotated[datetime, BeforeValidator(_wall_clock)]
 
 
 class Synthetic(Section):
-    """The demo mill, made at `data.root` before the study where it does not exist yet."""
+    """The demo mill, made at `data.root` before the study where it does not exist yet. `disturbed_fraction` is that of
+    its test recordings.
+    """
 
     train_recordings: int = Field(24, ge=2)
     test_recordings: int = Field(12, ge=2)
     seed: Seed = 0
+    disturbed_fraction: float = Field(0.4, ge=0.25, le=1)
 
 
 class Split(Section):

@@ -378,6 +378,20 @@ class Search(Section):
 
 
 class Evaluation(Section):
-    """`seed`: of the bootstrap."""
+    """`seed`: of the bootstrap, and of which clips are checked deeply.
+
+    Under the protocol `corrected`, `deep_clips` test clips, annotated ones first, are also judged with other
+    replacements, by deletion and insertion, and by mel bands; `sanity_clips` of them are explained 14 times more, with
+    the first seed's networks, to see whether the maps depend on the networks' weights and on noise.
+    """
 
     seed: Seed = 0
+    deep_clips: int = Field(24, ge=0)
+    sanity_clips: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _sanity_is_deep(self) -> Evaluation:
+        if self.sanity_clips <= self.deep_clips:
+            return self
+        reason = f"{self.sanity_clips} may not exceed deep_clips ({self.deep_clips}), of which they are a part"
+        return refuse(self, [(("sanity_clips", "deep_clips"), reason)])

@@ -39,11 +39,13 @@ from faithad.config.sections import (
 from faithad.config.yaml_text import read_text
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
-from faithad.settings import FeatureSettings, JudgingSettings, n_hidden_patches
+from faithad.settings import NOT_CHECKED, Checks, FeatureSettings, JudgingSettings, n_hidden_patches
 from faithad.vocabulary import CORRECTED, PAPER
 
 # Frames below which no network can be built: most halve them four times.
 _FEWEST_FRAMES = 16
+# The models that others are judged with.
+_LINEAR, _INPAINTER = "frame_pca", "mae"
 
 
 def _model(name: str) -> str:
@@ -114,6 +116,25 @@ class Study(Section):
         explained = [model for model in self.models if MODELS[model].explained]
         is_shared = CORRECTED in protocols and bool(explained)
         return JudgingSettings(protocols, min(map(self.n_frames, explained)) if is_shared else None)
+
+    def checks(self, seed: int) -> Checks:
+        """How many clips are checked of the models with this seed; only the first seed's are checked for sanity."""
+        if CORRECTED not in self.judging.protocols:
+            return NOT_CHECKED
+        n_sanity = self.evaluation.sanity_clips if seed == self.seeds[0] else 0
+        n_deep = self.evaluation.deep_clips
+        return Checks(n_deep, n_sanity, min(1, n_deep))
+
+    def beside(self, model: str, seed: int) -> dict[str, tuple[str, int]]:
+        """The models that an explained one is judged with: `linear`, whose error is a line beside its methods, and
+        `inpainter`, which predicts the hidden frames of deep clips.
+        """
+        if CORRECTED not in self.judging.protocols or not MODELS[model].explained:
+            return {}
+        beside = {"linear": (_LINEAR, self.seeds[0])} if _LINEAR in self.models and model != _LINEAR else {}
+        if _INPAINTER in self.models and self.evaluation.deep_clips:
+            beside["inpainter"] = (_INPAINTER, seed)
+        return beside
 
     @property
     def runs(self) -> list[tuple[str, int]]:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import tempfile
+from typing import Any
 
 from faithad import storage
 from faithad.demo.mark import MARK, read_mark, refuse_foreign_files, refuse_strangers, write_mark
-from faithad.demo.mill import SyntheticMill, synthesize
+from faithad.demo.mill import DISTURBED_FRACTION, SyntheticMill, synthesize
 from faithad.errors import ConfigError
 from faithad.progress import progress
 
 
-def make_mill(root: str, *, train_recordings: int, test_recordings: int, seed: int, workers: int) -> None:
+def make_mill(
+    root: str,
+    *,
+    train_recordings: int,
+    test_recordings: int,
+    seed: int,
+    workers: int,
+    disturbed_fraction: float = DISTURBED_FRACTION,
+) -> None:
     """Make a mill at a local path or a URI; files that are already there are kept.
 
     Raises:
         StudyError: the location contains something else.
     """
-    settings = {"train_recordings": train_recordings, "test_recordings": test_recordings, "seed": seed}
+    settings: dict[str, Any] = {"train_recordings": train_recordings, "test_recordings": test_recordings, "seed": seed}
+    settings["disturbed_fraction"] = disturbed_fraction
     if not storage.is_remote(root):
         make_local_mill(root, **settings, workers=workers)
         return
     mark = read_mark(root)
-    if mark is not None and mark.items() >= settings.items():
+    # Marks of release 0.1.0 name no fraction.
+    if mark is not None and ({"disturbed_fraction": DISTURBED_FRACTION} | mark).items() >= settings.items():
         return
     with tempfile.TemporaryDirectory() as folder:
         make_local_mill(folder, **settings, workers=workers)
@@ -35,7 +46,15 @@ def make_mill(root: str, *, train_recordings: int, test_recordings: int, seed: i
             storage.write_bytes(storage.join(root, name), storage.read_bytes(files[name]))
 
 
-def make_local_mill(out: str, *, train_recordings: int, test_recordings: int, seed: int, workers: int) -> SyntheticMill:
+def make_local_mill(
+    out: str,
+    *,
+    train_recordings: int,
+    test_recordings: int,
+    seed: int,
+    workers: int,
+    disturbed_fraction: float = DISTURBED_FRACTION,
+) -> SyntheticMill:
     """Make a mill in a local folder, `workers` recordings at a time, with a progress bar.
 
     Raises:
@@ -50,6 +69,7 @@ def make_local_mill(out: str, *, train_recordings: int, test_recordings: int, se
             train_recordings=train_recordings,
             test_recordings=test_recordings,
             seed=seed,
+            disturbed_fraction=disturbed_fraction,
             workers=workers,
             progress=lambda done, _: ticker.update(done),
         )

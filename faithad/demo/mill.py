@@ -43,8 +43,9 @@ DEMO_START = datetime(2019, 12, 2, 7, 0)
 
 # Part of every file's fingerprint: raise it when the same settings must sound different.
 _SOUND_VERSION = 1
-# Test recordings are drawn in blocks; 5 of 12 are disturbed.
-_BLOCK_RECORDINGS, _DISTURBED_FRACTION = 12, 0.4
+# Test recordings are drawn in blocks; of 12, 5 are disturbed if nothing else is asked for.
+_BLOCK_RECORDINGS = 12
+DISTURBED_FRACTION = 0.4
 _RUNS = 400
 
 
@@ -94,6 +95,7 @@ def synthesize(
     seed: int,
     start: datetime = DEMO_START,
     recording_s: float = 60.0,
+    disturbed_fraction: float = DISTURBED_FRACTION,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> SyntheticMill:
@@ -104,10 +106,11 @@ def synthesize(
     Args:
         out: the folder; gets `mill.json`, `train/`, `test/` and `annotations.csv`.
         train_recordings: how many normal recordings come first.
-        test_recordings: how many follow for the test; 40 % are disturbed, if possible with each type of anomaly.
+        test_recordings: how many follow for the test.
         seed: determines the machine, the hall and everything that happens; not negative.
         start: wall clock of the first recording; the file name contains the minute.
         recording_s: length of each recording, at least one clip of 10 s.
+        disturbed_fraction: of the test recordings, from 0.25 to 1; if possible each type of anomaly is among them.
         workers: how many threads make recordings.
         progress: called with (done, total) after each recording.
 
@@ -123,6 +126,7 @@ def synthesize(
         seed=seed,
         start=start,
         recording_s=recording_s,
+        disturbed_fraction=disturbed_fraction,
     )
     if workers < 1:
         raise ConfigError(f"workers is {workers}; at least 1 is needed.")
@@ -135,6 +139,7 @@ def synthesize(
         test_recordings=test_recordings,
         start=start.isoformat(),
         recording_s=recording_s,
+        disturbed_fraction=disturbed_fraction,
     )
     with ThreadPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(write_recording, planned), start=1):
@@ -154,6 +159,7 @@ def plan_recordings(
     seed: int,
     start: datetime = DEMO_START,
     recording_s: float = 60.0,
+    disturbed_fraction: float = DISTURBED_FRACTION,
 ) -> list[PlannedRecording]:
     """What each recording will contain, in the order of the wall clock. Fast; the arguments are those of `synthesize`.
 
@@ -167,6 +173,7 @@ def plan_recordings(
             ("test_recordings", test_recordings, test_recordings >= 0, "it cannot be negative"),
             ("seed", seed, seed >= 0, "it cannot be negative"),
             ("recording_s", recording_s, CLIP_S <= recording_s <= 3600.0, "10 to 3600 seconds are possible"),
+            ("disturbed_fraction", disturbed_fraction, 0.25 <= disturbed_fraction <= 1.0, "0.25 to 1 is possible"),
         ]
         if not valid
     ]
@@ -174,7 +181,9 @@ def plan_recordings(
         raise ConfigError("The mill cannot be made. " + " ".join(problems))
     whole_clips_s = recording_s // CLIP_S * CLIP_S
     planned = []
-    for index, anomaly_type in enumerate([*[None] * train_recordings, *_test_types(seed, test_recordings)]):
+    for index, anomaly_type in enumerate(
+        [*[None] * train_recordings, *_test_types(seed, test_recordings, disturbed_fraction)]
+    ):
         disturbances = disturb(seed, index, anomaly_type, duration_s=whole_clips_s) if anomaly_type else ()
         at = start + timedelta(seconds=index * recording_s)
         folder = out / ("train" if index < train_recordings else "test")
@@ -206,7 +215,7 @@ def _content(path: Path) -> tuple[str, int] | None:
         return None
 
 
-def _test_types(seed: int, n_recordings: int) -> list[str | None]:
+def _test_types(seed: int, n_recordings: int, disturbed_fraction: float) -> list[str | None]:
     """The disturbance of each test recording, None for a normal one.
 
     They are drawn block by block, so that a longer mill begins with the recordings of a shorter one.
@@ -214,16 +223,16 @@ def _test_types(seed: int, n_recordings: int) -> list[str | None]:
     length = min(n_recordings, _BLOCK_RECORDINGS)
     types: list[str | None] = []
     while len(types) < n_recordings:
-        types += _block(stream(seed, _RUNS, len(types) // length), length, first=not types)
+        types += _block(stream(seed, _RUNS, len(types) // length), length, disturbed_fraction, first=not types)
     return types[:n_recordings]
 
 
-def _block(rng: np.random.Generator, length: int, *, first: bool) -> list[str | None]:
+def _block(rng: np.random.Generator, length: int, disturbed_fraction: float, *, first: bool) -> list[str | None]:
     """Runs of disturbed recordings of one type among normal ones.
 
     A board breaks in the first block and in about every third one after it.
     """
-    n_disturbed = min(length, max(round(_DISTURBED_FRACTION * length), 3))
+    n_disturbed = min(length, max(round(disturbed_fraction * length), 3))
     n_broken = int(n_disturbed >= 3 and (first or rng.random() < 1 / 3))
     n_stuck = int(n_disturbed >= 2) + int(n_disturbed >= 5 and rng.random() < 1 / 2)
     lengths = {BROKEN: n_broken, STUCK: n_stuck, UNEVEN: n_disturbed - n_broken - n_stuck}

@@ -3,9 +3,12 @@
     masked_training     are the MAE's explanations better than the AE's?
     against_chance      are a model's explanations better than random frames?
     against_no_model    are they better than the best curve that needs no model?
+    against_linear      is a network better than a linear model: does its score tell anomalous clips from normal ones
+                        better, and do its explanations locate anomalies better than the linear model's error?
 
 A question is asked of every method, for the F-score, for faithfulness and, under the protocol `corrected`, for
-normalised faithfulness; the last two questions need the lines of faithfulness, which only `corrected` has. What is
+normalised faithfulness; `against_chance` and `against_no_model` need the lines of faithfulness, which only `corrected`
+has. Of the deep clips, it is also asked for faithfulness with other replacements and for mel bands (`checks`). What is
 compared is one value per clip: the mean over all percentiles of the study, never the best one, because that would be
 chosen on the same clips; beside it stands percentile 95. The best curve without a model is chosen on these clips, which
 favours the curve.
@@ -16,6 +19,7 @@ Shape letters: S seeds, N clips, M methods.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,11 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
+from faithad.evaluation.checks import INPAINTING, RECONSTRUCTION, TRAINING_MEAN, band_rhos, replaced_faithfulness
 from faithad.evaluation.clip_values import Clips, Cube, read_cube
 from faithad.evaluation.controls import NO_MODEL, RANDOM
 from faithad.evaluation.decisions import Comparison, compare
 from faithad.evaluation.estimates import SummaryRow, known_mean
 from faithad.evaluation.lines import f_score_lines, mean_over_percentiles
+from faithad.vocabulary import ERROR_POOLINGS
 
 if TYPE_CHECKING:
     from faithad.evaluation.summary import Experiment
@@ -36,6 +42,10 @@ if TYPE_CHECKING:
 # The study's question: is A, which is trained with masks, better than B?
 MASKED, PLAIN = "mae", "ae"
 MASKED_TRAINING, AGAINST_CHANCE, AGAINST_NO_MODEL = "masked_training", "against_chance", "against_no_model"
+AGAINST_LINEAR = "against_linear"
+LINEAR_MODELS = ("frame_pca", "frame_ridge")
+# What a linear model locates anomalies by.
+_OWN_ERROR = "error_map"
 # Shown beside the mean over all percentiles.
 _PERCENTILE = 95.0
 
@@ -44,11 +54,12 @@ class Measure(NamedTuple):
     """What is compared: one value per seed, clip, model and method.
 
     Attributes:
-        metric: `f_score`, `faithfulness` or `normalized_faithfulness`.
+        metric: `f_score`, `faithfulness`, `normalized_faithfulness` or `band_rho`.
         mode: of the faithfulness; None for the F-score.
         scope: `annotated` clips or `all`.
         chosen: whether each clip is in scope, (N,).
         percentile: None for the mean over all.
+        replacement: what replaces frames or bands; None for the F-score.
         values: of each model and method, (S, N); NaN where a clip was not measured.
         lines: of each model and line that stands beside the methods, (S, N), or (1, N) where no seed matters.
     """
@@ -58,15 +69,14 @@ class Measure(NamedTuple):
     scope: str
     chosen: Bools
     percentile: float | None
+    replacement: str | None
     values: dict[tuple[str, str], Reals]
     lines: dict[tuple[str, str], Reals]
 
     @property
     def keys(self) -> SummaryRow:
         """The columns of `summary/comparison` that say what is compared."""
-        replacement = None if self.mode is None else "reconstruction"
-        names = ("metric", "mode", "scope", "percentile")
-        return {name: getattr(self, name) for name in names} | {"replacement": replacement}
+        return {name: getattr(self, name) for name in ("metric", "mode", "scope", "percentile", "replacement")}
 
     def methods(self, model: str) -> list[str]:
         return sorted(method for name, method in self.values if name == model)
@@ -77,13 +87,25 @@ class Measure(NamedTuple):
 
 
 def comparison_rows(
-    localization: pa.Table, faithfulness: pa.Table, controls: pa.Table, experiment: Experiment
+    localization: pa.Table,
+    faithfulness: pa.Table,
+    controls: pa.Table,
+    checks: pa.Table,
+    scores: pa.Table,
+    experiment: Experiment,
 ) -> Iterator[SummaryRow]:
     """The rows of `summary/comparison`: one question after the other, for each thing that is measured."""
-    for measure in measures(localization, faithfulness, controls, experiment):
-        recordings = experiment.clips.recording[measure.chosen]
+    clips = experiment.clips
+    for measure in (
+        *measures(localization, faithfulness, controls, experiment),
+        *deep_measures(checks, faithfulness, clips),
+    ):
+        recordings = clips.recording[measure.chosen]
         yield from _between_models(measure, recordings)
         yield from _against_lines(measure, recordings)
+        if measure.metric == "f_score":
+            yield from _against_linear(measure, recordings)
+    yield from _detection_against_linear(scores, clips)
 
 
 def _between_models(measure: Measure, recordings: Integers) -> Iterator[SummaryRow]:
@@ -107,6 +129,64 @@ def _against_lines(measure: Measure, recordings: Integers) -> Iterator[SummaryRo
                 line_values = np.broadcast_to(in_scope[line][:, :, None], values.shape)
                 answers = compare_paired(values, line_values, recordings)
                 yield from _rows(measure, question, (model, line), methods, answers)
+
+
+def _against_linear(measure: Measure, recordings: Integers) -> Iterator[SummaryRow]:
+    """Each network's methods against the error of each linear model."""
+    models = {model for model, _ in measure.values}
+    for model, linear in itertools.product(sorted(models - set(LINEAR_MODELS)), LINEAR_MODELS):
+        if (linear, _OWN_ERROR) in measure.values:
+            methods = measure.methods(model)
+            values = measure.stacked(model, methods)
+            own = measure.stacked(linear, [_OWN_ERROR])
+            answers = compare_paired(values, np.broadcast_to(own, (*own.shape[:2], len(methods))), recordings)
+            yield from _rows(measure, AGAINST_LINEAR, (model, linear), methods, answers)
+
+
+def _detection_against_linear(scores: pa.Table, clips: Clips) -> Iterator[SummaryRow]:
+    """The AUC of each model that is not linear against that of each linear one, for each pooling."""
+    labelled = ~np.isnan(clips.label)
+    if not {0.0, 1.0} <= set(clips.label[labelled]):
+        return
+    values: dict[str, dict[str, Reals]] = {}
+    for pooling, (column, *_) in ERROR_POOLINGS.items():
+        cube = read_cube(scores.filter(pc.is_valid(scores[column])), column, ["model"], clips)
+        for position, (model,) in enumerate(cube.columns):
+            of_seeds = [placements(of_seed, clips.label[labelled]) for of_seed in cube.values[:, labelled, position]]
+            values.setdefault(model, {})[pooling] = np.stack(of_seeds)
+    keys = {"metric": "auc", "mode": None, "scope": "all", "percentile": None, "replacement": None}
+    for model, linear in itertools.product(sorted(set(values) - set(LINEAR_MODELS)), LINEAR_MODELS):
+        shared = [pooling for pooling in values[model] if pooling in values.get(linear, {})]
+        if shared:
+            a, b = (np.stack([values[name][pooling] for pooling in shared], axis=2) for name in (model, linear))
+            answers = compare_paired(a, b, clips.recording[labelled])
+            for pooling, answer in zip(shared, answers, strict=True):
+                names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": pooling}
+                yield {**keys, **names, **dataclasses.asdict(answer)}
+
+
+def placements(scores: Reals, labels: Reals) -> Reals:
+    """One value for each clip whose mean is the AUC, and whose spread over clips is that of the AUC (DeLong et al.
+    1988): how much of the other class the clip is ranked on the right side of, weighted by the size of its class.
+
+    Args:
+        scores: (N,), NaN where a clip has none.
+        labels: 0 or 1, (N,).
+
+    Returns:
+        (N,), NaN where a clip has no score, and everywhere if a class has none.
+    """
+    values = np.full(len(scores), np.nan)
+    known = np.isfinite(scores)
+    normal, anomalous = (known & (labels == label) for label in (0, 1))
+    if not normal.any() or not anomalous.any():
+        return values
+    above = scores[anomalous][:, None] - scores[normal][None, :]
+    wins = (above > 0) + 0.5 * (above == 0)
+    auc, n = wins.mean(), known.sum()
+    values[anomalous] = auc + n / anomalous.sum() * (wins.mean(axis=1) - auc)
+    values[normal] = auc + n / normal.sum() * (wins.mean(axis=0) - auc)
+    return values
 
 
 def _rows(
@@ -137,6 +217,29 @@ def measures(
                 yield from _measure(metric, mode, "annotated", clips.annotated, percentile, *pair)
                 if mode == "frame":
                     yield from _measure(metric, mode, "all", everywhere, percentile, *pair)
+
+
+def deep_measures(checks: pa.Table, faithfulness: pa.Table, clips: Clips) -> Iterator[Measure]:
+    """What is compared on the deep clips: faithfulness with other replacements, and mel bands."""
+    everywhere = np.ones(len(clips.ids), dtype=np.bool_)
+    replaced = replaced_faithfulness(checks, faithfulness, clips)
+    rhos = band_rhos(checks, clips)
+    of_methods, of_lines = (
+        {key: rhos.values[:, :, column] for column, key in enumerate(rhos.columns) if (key[1] in NO_MODEL) is is_line}
+        for is_line in (False, True)
+    )
+    for scope, chosen in (("annotated", clips.annotated), ("all", everywhere)):
+        for replacement in (TRAINING_MEAN, INPAINTING):
+            values = {
+                key[:2]: replaced.values[:, :, column]
+                for column, key in enumerate(replaced.columns)
+                if key[2] == replacement and np.isfinite(replaced.values[:, chosen, column]).any()
+            }
+            if values:
+                yield Measure("faithfulness", "frame", scope, chosen, None, replacement, values, {})
+        values = {key: rho for key, rho in of_methods.items() if np.isfinite(rho[:, chosen]).any()}
+        if values:
+            yield Measure("band_rho", None, scope, chosen, None, RECONSTRUCTION, values, of_lines)
 
 
 def faithfulness_cubes(faithfulness: pa.Table, controls: pa.Table, metric: str, clips: Clips) -> dict[str, Cube]:
@@ -181,7 +284,8 @@ def _measure(
         )
     )
     if values:
-        yield Measure(metric, mode, scope, chosen, percentile, values, of_lines)
+        replacement = None if mode is None else RECONSTRUCTION
+        yield Measure(metric, mode, scope, chosen, percentile, replacement, values, of_lines)
 
 
 def compare_paired(a: Reals, b: Reals, recordings: Integers, *, seed: int = 0) -> list[Comparison]:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from faithad import schemas
 from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
+from faithad.evaluation.checks import CURVES, band_rows, replacement_rows, sanity_rows
 from faithad.evaluation.clip_values import Clips, read_cube, read_test_clips
 from faithad.evaluation.comparison import comparison_rows
 from faithad.evaluation.controls import control_f_scores, oracle_f_score
@@ -192,16 +193,36 @@ SUMMARIES = {
         {"localization": schemas.LOCALIZATION, "controls": schemas.CONTROLS}, schemas.CONTROLS_SUMMARY, controls_rows
     ),
     "comparison": Summary(
-        {"localization": schemas.LOCALIZATION, "faithfulness": schemas.FAITHFULNESS, "controls": schemas.CONTROLS},
+        {
+            "localization": schemas.LOCALIZATION,
+            "faithfulness": schemas.FAITHFULNESS,
+            "controls": schemas.CONTROLS,
+            "checks": schemas.CHECKS,
+            "scores": schemas.SCORES,
+        },
         schemas.COMPARISON,
         comparison_rows,
     ),
+    "replacements": Summary(
+        {"checks": schemas.CHECKS, "faithfulness": schemas.FAITHFULNESS}, schemas.REPLACEMENTS, replacement_rows
+    ),
+    "bands": Summary({"checks": schemas.CHECKS}, schemas.BANDS, band_rows),
+    "sanity": Summary({"checks": schemas.CHECKS, "attributions": CURVES}, schemas.SANITY, sanity_rows),
 }
 
 
-def source_schemas() -> dict[str, pa.Schema]:
-    """The audit's tables that the summaries are made of."""
-    return {name: schema for summary in SUMMARIES.values() for name, schema in summary.sources.items()}
+def read_sources(read: Callable[..., pa.Table]) -> dict[str, pa.Table]:
+    """The audit's tables that the summaries are made of; of `attributions`, the curves of the deep clips.
+
+    Args:
+        read: (name of the table, schema, condition=condition of the rows or None) to the table.
+    """
+    sources: dict[str, pa.Table] = {}
+    schemas_of = {name: schema for summary in SUMMARIES.values() for name, schema in summary.sources.items()}
+    for name, schema in schemas_of.items():
+        of_deep = pc.field("clip_id").isin(sources["checks"]["clip_id"].unique()) if name == "attributions" else None
+        sources[name] = read(name, schema, condition=of_deep)
+    return sources
 
 
 def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:

@@ -6,9 +6,11 @@ each clip and for each part of a recording that became none: done, skipped or fa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad import storage
 from faithad.audit.finished import require_finished
@@ -16,7 +18,7 @@ from faithad.audit.ledger import merge_ledgers
 from faithad.audit.reference import evaluate_audit
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.evaluation.summary import SUMMARIES, Experiment, source_schemas, summarize
+from faithad.evaluation.summary import SUMMARIES, Experiment, read_sources, summarize
 from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.lock import alone_in, require_still_alone
@@ -43,7 +45,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     if not stage.begin(redo=redo):
         return
     storage.write_text(storage.join(study.root, layout.STUDY), study.to_yaml())
-    sources = {table: _read_audits(study, table, schema) for table, schema in source_schemas().items()}
+    sources = read_sources(partial(_read_audits, study))
     audits = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
     features = storage.join(study.root, layout.FEATURES)
     ledger = merge_ledgers(study.root, manifest, audits, others=[(features, layout.SCORED)])
@@ -85,7 +87,7 @@ def evaluate_audit_and_report(audit: str, annotations: str, **tolerances: float)
         return f"{lines}\nReport: {render_audit_report(audit)}"
 
 
-def _read_audits(study: Study, table: str, schema: pa.Schema) -> pa.Table:
+def _read_audits(study: Study, table: str, schema: pa.Schema, *, condition: pc.Expression | None) -> pa.Table:
     """One table of all audits, without rows where no audit wrote any: localization needs annotations."""
     folders = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
-    return pa.concat_tables([read_whole(folder, table, schema) for folder in folders])
+    return pa.concat_tables([read_whole(folder, table, schema, condition=condition) for folder in folders])

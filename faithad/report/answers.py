@@ -10,7 +10,7 @@ from faithad.report.findings import best, in_scope, missing_runs, missing_truth,
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
-from faithad.report.verdicts import disagreement, telling, verdicts
+from faithad.report.verdicts import disagreement, telling, verdicts, worth
 from faithad.report.words import UNKNOWN, interval, number, records
 from faithad.vocabulary import count
 
@@ -24,6 +24,7 @@ def answers(study: StudyTables) -> list[str]:
     return [
         *(verdict.sentence for verdict in verdicts(study)),
         *telling(study),
+        *worth(study),
         *([agreement] if (agreement := disagreement(study)) else []),
         reasons.detection or _detection_answer(study),
         reasons.f_score or _localization_answer(study),

@@ -74,13 +74,22 @@ def in_scope(faithfulness: pd.DataFrame, mode: str) -> pd.DataFrame:
     return annotated if len(annotated) else rows
 
 
-def controls(f_score: pd.DataFrame) -> dict[str, pd.Series]:
-    """F-scores that need no model, over percentiles."""
+def controls(f_score: pd.DataFrame, lines: pd.DataFrame) -> dict[str, pd.Series]:
+    """F-scores of what stands beside the methods, over percentiles, as means over the models.
+
+    Args:
+        f_score: the rows of the methods, which hold two of them.
+        lines: of `summary/controls`.
+    """
     by_percentile = overall(f_score).groupby("percentile")[["control_random", "control_every_second"]].mean()
     named = {
         style.RANDOM: by_percentile["control_random"],
         style.EVERY_SECOND: by_percentile["control_every_second"],
     }
+    of_f_score = lines[(lines["metric"] == "f_score") & lines["percentile"].notna()]
+    for line in ("level", "level_change", "outlier", "frame_pca", "oracle"):
+        rows = of_f_score[of_f_score["line"] == line]
+        named[style.LINES[line]] = rows.groupby("percentile")["mean"].mean()
     return {name: values for name, values in named.items() if values.notna().all() and len(values)}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from faithad import storage
+from faithad.evaluation.decisions import SEEDS_NEEDED
 from faithad.report import page, search_views
 from faithad.report.reading import look_up
 from faithad.report.search_tables import SUMMARY, Search, cells, read_search, went_back
@@ -101,6 +102,7 @@ def _answers(search: Search, title: str) -> list[str]:
             "cells that differ by little cannot be told apart. More seeds would tell."
         )
     sentences += [_on_test(search)] if trials["auc"].notna().any() else []
+    sentences += [_against_the_paper(search.verdict)] if search.verdict else []
     statuses, n_diverged = trials["status"].value_counts(), int(went_back(trials).sum())
     diverged = f"; {n_diverged} {_went_back(n_diverged)}" if n_diverged else ""
     sentences.append(
@@ -129,6 +131,18 @@ def _on_test(search: Search) -> str:
     agreement = _agreement(search)
     if search.objective != "test_auc" and agreement is not None:
         text += f". Over the cells, objective and test AUC rank alike by {agreement:.2f} (Spearman; 1: the same order)"
+    return text + "."
+
+
+def _against_the_paper(verdict: dict[str, Any]) -> str:
+    text = (
+        f"Is the chosen cell better than the paper's ({verdict['model_b']}) on the labelled test clips? "
+        f"{verdict['verdict'].capitalize()}; AUC {verdict['estimate']:+.3f}"
+    )
+    if verdict["smallest_effect"] is not None:
+        text += f", and {number(verdict['smallest_effect'], 2)} could have been found"
+    if verdict["n_seeds"] < SEEDS_NEEDED:
+        text += f". With {count(verdict['n_seeds'], 'seed')} this is about these networks"
     return text + "."
 
 

@@ -28,11 +28,14 @@ class Search:
         trials: schemas.SEARCH_SUMMARY.
         best: `best.yaml`, the study with the chosen cell; empty where there is none.
         best_text: as it was written.
+        verdict: whether the chosen cell is better than the paper's, a row of `summary/search_comparison`; None where
+            that was not asked.
     """
 
     trials: pd.DataFrame
     best: dict[str, Any]
     best_text: str
+    verdict: dict[str, Any] | None = None
 
     @property
     def chosen(self) -> tuple[float, int] | None:
@@ -72,7 +75,9 @@ def read_search(root: str) -> Search:
     trials = trials.sort_values(["mask_ratio", "patch", "seed"], kind="stable").reset_index(drop=True)
     location = storage.join(root, layout.BEST)
     text, best = read_settings(location) if storage.exists(location) else ("", {})
-    return Search(trials=trials, best=best, best_text=text)
+    location = storage.join(root, layout.summary("search_comparison"))
+    answers = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    return Search(trials=trials, best=best, best_text=text, verdict=answers[0] if answers else None)
 
 
 def cells(trials: pd.DataFrame, column: str) -> pd.DataFrame:

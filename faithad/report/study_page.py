@@ -11,12 +11,13 @@ from faithad import storage
 from faithad.model.table import MODELS
 from faithad.report import charts, findings, maps, page, style, timeline
 from faithad.report.answers import answers
+from faithad.report.checks import checks_section
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.reading import Example
 from faithad.report.search_page import search_section
 from faithad.report.study_tables import StudyTables, read_study
-from faithad.report.verdicts import verdicts
+from faithad.report.verdicts import verdicts, worth_rows
 from faithad.report.words import period, records
 from faithad.runs import layout
 from faithad.vocabulary import ERROR_POOLINGS
@@ -28,6 +29,7 @@ _SECTIONS = {
     "time": "Score over time",
     "localization": "Locating anomalies",
     "faithfulness": "Faithfulness",
+    "checks": "Checks",
     "clips": "Example clips",
     "training": "Training",
     "search": "Search",
@@ -37,7 +39,7 @@ _SECTIONS = {
 }
 
 # Sections that are left out where there is nothing to show.
-_OPTIONAL = ("verdicts", "search", "health")
+_OPTIONAL = ("verdicts", "checks", "search", "health")
 
 
 def render_report(root: str) -> str:
@@ -69,6 +71,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "study": study,
         "answers": answers(study),
         "verdicts": _verdicts(study),
+        "worth": worth_rows(study),
         "corrected": study.setting("protocol") if study.setting("protocol") in ("corrected", "both") else None,
         "period": period(study.manifest["recorded_at"]),
         "clip_counts": findings.clip_counts(study),
@@ -93,6 +96,8 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "f_score": None if reasons.f_score else _f_score(study),
         "faithfulness": [panel for mode in ("frame", "segment") if (panel := _faithfulness(study, mode))],
         "faithfulness_rows": findings.faithfulness_rows(study),
+        "normalized": _normalized(study),
+        "checks": checks_section(study),
         "flat_curves": study.flat_curves[study.flat_curves["n_flat"] > 0].to_dict("records"),
         "clips": _clips(study),
         "in_khz": study.setting("features.sample_rate_hz") is not None,
@@ -168,8 +173,12 @@ def _legends(study: StudyTables, explained: set[str]) -> dict[str, list[list[tup
             for look in map(style.model, style.in_model_order(explained))
         ]
         legends[section] = [colors, lines]
-    controls = style.CONTROL_DASHES.items()
-    legends["f-score"][1] += [_swatch("f-score", title, style.MUTED, dashes=dashes) for title, dashes in controls]
+    drawn = findings.controls(study.f_score, study.figure_controls)
+    legends["f-score"][1] += [
+        _swatch("f-score", title, style.MUTED, dashes=dashes)
+        for title, dashes in style.CONTROL_DASHES.items()
+        if title in drawn
+    ]
     return legends
 
 
@@ -180,7 +189,9 @@ def _swatch(section: str, title: str, color: str, **look: Any) -> tuple[str, Mar
 
 def _f_score(study: StudyTables) -> dict[str, Any]:
     curves = findings.overall(study.f_score)
-    figure = charts.percentile_figure(curves, y_label="F-score", controls=findings.controls(study.f_score))
+    figure = charts.percentile_figure(
+        curves, y_label="F-score", controls=findings.controls(study.f_score, study.figure_controls)
+    )
     return {
         "svg": style.to_svg(figure, name="f-score", label="F-score against percentile for each model and method"),
         "rows": findings.f_score_rows(study),
@@ -201,6 +212,15 @@ def _faithfulness(study: StudyTables, mode: str) -> dict[str, Any] | None:
         "n_clips": int(curves["n_clips"].max()),
         "svg": style.to_svg(figure, name=f"faithfulness-{mode}", label=label),
     }
+
+
+def _normalized(study: StudyTables) -> Markup | None:
+    curves = findings.in_scope(study.normalized, "frame")
+    if curves.empty:
+        return None
+    figure = charts.percentile_figure(curves, y_label="from random frames (0) to the best (1)")
+    label = "Normalised faithfulness against percentile for each model and method"
+    return style.to_svg(figure, name="normalized", label=label)
 
 
 def _clips(study: StudyTables) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ class StudyTables:
 
     Under several protocols, detection, F-scores and faithfulness are those of `paper`, whose figures were published;
     the verdicts, in `comparison` and `controls`, are those of `corrected`, and `paper_comparison` has the others.
+    `normalized` has the rows of normalised faithfulness; `replacements`, `bands` and `sanity` are of the deep clips.
+    They are empty where only the paper's protocol ran. `figure_controls` are of the protocol of the figures.
     `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`.
     """
 
@@ -52,7 +54,12 @@ class StudyTables:
     faithfulness: pd.DataFrame
     comparison: pd.DataFrame
     controls: pd.DataFrame
+    figure_controls: pd.DataFrame
     paper_comparison: pd.DataFrame
+    normalized: pd.DataFrame
+    replacements: pd.DataFrame
+    bands: pd.DataFrame
+    sanity: pd.DataFrame
     flat_curves: pd.DataFrame
     examples: list[Example]
 
@@ -103,7 +110,12 @@ def read_study(root: str) -> StudyTables:
         faithfulness=faithfulness,
         comparison=compared[judge],
         controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, judge, needed=False),
+        figure_controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, protocol, needed=False),
         paper_comparison=compared[protocol] if are_both else compared[judge][:0],
+        normalized=_normalized(root, judge),
+        replacements=_summary(root, "replacements", schemas.REPLACEMENTS, judge, needed=False),
+        bands=_summary(root, "bands", schemas.BANDS, judge, needed=False),
+        sanity=_summary(root, "sanity", schemas.SANITY, judge, needed=False),
         flat_curves=_flat_curves(audits),
         examples=_examples(audits, manifest),
     )
@@ -126,6 +138,13 @@ def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: 
         table = table[table["protocol"] == protocol]
     value = "mean" if "mean" in table else "estimate"
     return table[table[value].notna()].reset_index(drop=True)
+
+
+def _normalized(root: str, protocol: Any) -> pd.DataFrame:
+    """The rows of normalised faithfulness; none in studies of older releases, which had one metric."""
+    rows = _summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True)
+    is_normalized = rows["metric"] == "normalized_faithfulness" if "metric" in rows else rows["mean"].isna()
+    return rows[is_normalized].reset_index(drop=True)
 
 
 def _audits(root: str) -> dict[tuple[str, int], str]:

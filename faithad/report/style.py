@@ -103,7 +103,25 @@ _MODEL_COLORS = ("ink", "ink", "orange", "sky", "green", "purple", "violet", "bl
 _MODEL_DASHES: tuple[Any, ...] = ((0, (4, 2)), "-", (0, (6, 1.5, 1, 1.5)), (0, (2, 1)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 
 EVERY_SECOND, RANDOM = "every second flagged", "random curve"
-CONTROL_DASHES: dict[str, Any] = {EVERY_SECOND: (0, (7, 3)), RANDOM: (0, (2, 2))}
+# The names of lines that stand beside the methods.
+LINES = {
+    "random": "random frames",
+    "always": "every second",
+    "level": "level",
+    "level_change": "change of level",
+    "outlier": "outliers",
+    "frame_pca": "linear model",
+    "oracle": "best possible",
+}
+CONTROL_DASHES: dict[str, Any] = {
+    EVERY_SECOND: (0, (7, 3)),
+    RANDOM: (0, (2, 2)),
+    LINES["level"]: (0, (1, 1)),
+    LINES["level_change"]: (0, (1, 3)),
+    LINES["outlier"]: (0, (5, 1, 1, 1)),
+    LINES["frame_pca"]: (0, (5, 1, 1, 1, 1, 1)),
+    LINES["oracle"]: (0, (10, 2)),
+}
 
 
 def method(name: str) -> Method:

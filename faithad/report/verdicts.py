@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,19 +12,10 @@ import pandas as pd
 from faithad.report import style
 from faithad.report.study_tables import StudyTables
 from faithad.report.words import number, records
-from faithad.vocabulary import count, listed
+from faithad.vocabulary import POOLINGS, count, listed
 
 # Below this number of seeds, a verdict is about the networks that were trained, not about how they were trained.
 _SEEDS_NEEDED = 3
-_LINES = {
-    "random": "random frames",
-    "always": "every second",
-    "level": "level",
-    "level_change": "change of level",
-    "outlier": "outliers",
-    "frame_pca": "linear model",
-    "oracle": "best possible",
-}
 _NORMALIZED = "normalized_faithfulness"
 
 
@@ -71,9 +64,9 @@ def verdicts(study: StudyTables) -> list[Verdict]:
             rows = _primary(of_model, "against_no_model", metric, mode)
             if rows:
                 line, title = rows[0]["model_b"], style.model(model).title
-                claim = f"{title} explanations are {better} {_LINES[line]} of the clip, which needs no model"
+                claim = f"{title} explanations are {better} {style.LINES[line]} of the clip, which needs no model"
                 sentence = _sentence(claim, rows, about_training=False)
-                x_label = f"{value} minus that of the {_LINES[line]}"
+                x_label = f"{value} minus that of the {style.LINES[line]}"
                 marks = _marks(study.controls, model, metric, rows[0])
                 answers.append(Verdict(sentence, claim + "?", x_label, rows, marks))
     return answers
@@ -98,19 +91,61 @@ def telling(study: StudyTables) -> list[str]:
                 names = [style.method(row["method"]).title for row in curve if row["method"] in yes[0] & yes[1]]
                 sentences.append(
                     f"{style.model(model).title} explanations that tell {what} (yes against random frames, and against "
-                    f"the {_LINES[curve[0]['model_b']]} of the clip): {_joined(names) if names else 'none'} of "
+                    f"the {style.LINES[curve[0]['model_b']]} of the clip): {_joined(names) if names else 'none'} of "
                     f"{count(len(curve), 'method')}."
                 )
     return sentences
 
 
+def worth_rows(study: StudyTables) -> list[dict[str, Any]]:
+    """Each network against each linear model: its score, then its explanations; rows of `summary/comparison`."""
+    rows = []
+    linear = study.comparison[study.comparison["question"] == "against_linear"]
+    for model, other in itertools.product(
+        style.in_model_order(linear["model_a"]), style.in_model_order(linear["model_b"])
+    ):
+        of_pair = linear[(linear["model_a"] == model) & (linear["model_b"] == other)]
+        for metric, what in (("auc", "AUC"), ("f_score", "F-score")):
+            for row in _primary(of_pair, "against_linear", metric, None):
+                pooling = POOLINGS.get(row["method"])
+                name = style.method(row["method"]).title if pooling is None else pooling.title
+                rows.append(row | {"by": f"{what}, {name}"})
+    return rows
+
+
+def worth(study: StudyTables) -> list[str]:
+    """Is the network worth it? One sentence for each network and linear model."""
+    by_pair: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in worth_rows(study):
+        by_pair.setdefault((row["model_a"], row["model_b"]), []).append(row)
+    sentences = []
+    for (model, other), rows in by_pair.items():
+        parts = []
+        for metric, claim, singular in (
+            ("auc", "detects anomalies better", "way of pooling"),
+            ("f_score", "locates them better", "method"),
+        ):
+            of_metric = [row for row in rows if row["metric"] == metric]
+            verdicts_of = Counter(row["verdict"].partition(":")[0] for row in of_metric)
+            plural = "ways of pooling" if metric == "auc" else None
+            answers = [f"{verdict} for {count(n, singular, plural)}" for verdict, n in sorted(verdicts_of.items())]
+            if answers:
+                parts.append(f"{claim}: {', '.join(answers)}")
+        titles = [style.model(name).title for name in (model, other)]
+        sentences.append(f"Is the {titles[0]} worth more than the {titles[1]}? It {'; it '.join(parts)}.")
+    return sentences
+
+
 def disagreement(study: StudyTables) -> str | None:
     """Where the two protocols give different verdicts; None where only one ran."""
-    keys = ["question", "metric", "mode", "scope", "model_a", "method"]
-    parts = [
-        rows[rows["percentile"].isna()].assign(mode=rows["mode"].fillna(""))[[*keys, "verdict", "estimate"]]
-        for rows in (study.paper_comparison, study.comparison)
-    ]
+    keys = ["question", "metric", "mode", "replacement", "scope", "model_a", "linear", "method"]
+    parts = []
+    for rows in (study.paper_comparison, study.comparison):
+        # The score, hence its AUC, is the same under both.
+        rows = rows[rows["percentile"].isna() & (rows["metric"] != "auc")]
+        linear = rows["model_b"].where(rows["question"] == "against_linear", "")
+        filled = {name: rows[name].fillna("") for name in ("mode", "replacement")}
+        parts.append(rows.assign(linear=linear, **filled)[[*keys, "verdict", "estimate"]])
     both = parts[0].merge(parts[1], on=keys, suffixes=("_paper", "_corrected"))
     if both.empty:
         return None
@@ -133,6 +168,7 @@ def _primary(comparison: pd.DataFrame, question: str, metric: str, mode: str | N
     """The means over all percentiles, over the annotated clips where there are any, as in the paper."""
     rows = comparison[(comparison["question"] == question) & (comparison["metric"] == metric)]
     rows = rows[rows["percentile"].isna() & (rows["mode"].isna() if mode is None else rows["mode"] == mode)]
+    rows = rows[rows["replacement"].isna() | (rows["replacement"] == "reconstruction")]
     annotated = rows[rows["scope"] == "annotated"]
     rows = annotated if len(annotated) else rows
     order = style.in_method_order(rows["method"])
@@ -178,4 +214,4 @@ def _marks(controls: pd.DataFrame, model: str, metric: str, row: dict[str, Any])
     rows = rows[(rows["metric"] == metric) & (rows["scope"] == row["scope"])]
     means = {str(row["line"]): float(row["mean"]) for row in records(rows)}
     others = {name: mean for name, mean in means.items() if name != line and math.isfinite(mean)}
-    return {_LINES[name]: mean - means[line] for name, mean in others.items()} if line in means else {}
+    return {style.LINES[name]: mean - means[line] for name, mean in others.items()} if line in means else {}

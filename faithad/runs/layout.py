@@ -66,7 +66,7 @@ SHARD_LEDGERS = (SCORED, EXPLAINED)
 
 # Tables of an audit, a folder of shards each.
 SCORES = "scores"
-EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "spectrograms")
+EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "checks", "spectrograms")
 
 
 def shard(number: int) -> str:
@@ -148,6 +148,7 @@ TABLES = {
             ("localization", "annotated clip, model, method, protocol and percentile", schemas.LOCALIZATION),
             ("faithfulness", "explained clip, model, method, protocol, mode and percentile", schemas.FAITHFULNESS),
             ("controls", "explained clip, model, protocol, metric, line and percentile", schemas.CONTROLS),
+            ("checks", "deep clip, model, method, check, and percentile, share or band group", schemas.CHECKS),
             ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
         ]
     },
@@ -161,8 +162,14 @@ TABLES = {
     "summary/comparison": _summary(
         "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),
+    "summary/replacements": _summary("replacements", "model, method, metric and replacement", schemas.REPLACEMENTS),
+    "summary/bands": _summary("bands", "model, method or line, and scope", schemas.BANDS),
+    "summary/sanity": _summary("sanity", "model, method and check", schemas.SANITY),
     "summary/events": TablePlace(
         None, summary("events"), "kind of detection that is matched with reference intervals", schemas.EVENT_SUMMARY
     ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
+    "summary/search_comparison": TablePlace(
+        summary("search_comparison"), None, "question, `best_cell`, if it was asked", schemas.COMPARISON
+    ),
 }

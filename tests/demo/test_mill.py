@@ -189,8 +189,10 @@ def test_other_files_in_a_mill_stay(tmp_path: Path) -> None:
 
 
 def test_all_impossible_settings_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"test_recordings is -1.*seed is -2.*recording_s is 5"):
-        _make(tmp_path, test_recordings=-1, seed=-2, recording_s=5.0)
+    with pytest.raises(
+        ConfigError, match=r"test_recordings is -1.*seed is -2.*recording_s is 5.*disturbed_fraction is 0\.1"
+    ):
+        _make(tmp_path, test_recordings=-1, seed=-2, recording_s=5.0, disturbed_fraction=0.1)
     with pytest.raises(ConfigError, match="workers is 0"):
         _make(tmp_path, workers=0)
 
@@ -245,9 +247,15 @@ def test_more_recordings_leave_the_earlier_ones_as_they_are() -> None:
     assert long[: len(short)] == short
 
 
-def test_two_in_five_test_recordings_are_disturbed() -> None:
-    planned = plan_recordings(Path(), train_recordings=0, test_recordings=600, seed=2, start=START, recording_s=10.0)
-    assert sum(bool(recording.timeline.disturbances) for recording in planned) == pytest.approx(240, rel=0.05)
+@pytest.mark.parametrize(("asked", "fraction"), [({}, 0.4), ({"disturbed_fraction": 0.75}, 0.75)])
+def test_two_in_five_test_recordings_are_disturbed_or_as_many_as_asked_for(
+    asked: dict[str, float], fraction: float
+) -> None:
+    planned = plan_recordings(
+        Path(), train_recordings=0, test_recordings=600, seed=2, start=START, recording_s=10.0, **asked
+    )
+    n_disturbed = sum(bool(recording.timeline.disturbances) for recording in planned)
+    assert n_disturbed == pytest.approx(600 * fraction, rel=0.05)
 
 
 @pytest.mark.parametrize("anomaly_type", ANOMALY_TYPES)

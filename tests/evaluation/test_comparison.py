@@ -40,6 +40,10 @@ MANIFEST = pa.Table.from_pylist(CLIPS, schema=schemas.MANIFEST)
 EXPERIMENT = Experiment(MANIFEST, protocol="paper", n_frames={"ae": 401, "mae": 400}, frames_per_s=40.0)
 
 
+# No clip is checked deeply, and none is scored.
+NOT_DEEP = {"checks": schemas.CHECKS.empty_table(), "scores": schemas.SCORES.empty_table()}
+
+
 def method_rows(value: str, modes: tuple[str | None, ...], *, gain: float = 0.0) -> pd.DataFrame:
     """One row of an audit's table per clip, model, seed, method, mode and percentile. MAE has `gain` more than AE."""
     generator = np.random.default_rng(1)
@@ -106,6 +110,7 @@ def summary(
         "localization": table(localization.drop(columns="mode"), schemas.LOCALIZATION),
         "faithfulness": table(faithfulness, schemas.FAITHFULNESS),
         "controls": table(controls, schemas.CONTROLS),
+        **NOT_DEEP,
     }
     made = summarize(name, sources, replace(EXPERIMENT, manifest=manifest))
     assert made.schema == SUMMARIES[name].schema
@@ -268,6 +273,7 @@ def test_corrected_compares_faithfulness_with_its_lines_by_its_own_rows() -> Non
         "localization": table(LOCALIZATION.drop(columns="mode"), schemas.LOCALIZATION),
         "faithfulness": pa.concat_tables([table(part, schemas.FAITHFULNESS) for part in (FAITHFULNESS, frames)]),
         "controls": pa.concat_tables([table(part, schemas.CONTROLS) for part in (CONTROLS, lines)]),
+        **NOT_DEEP,
     }
     rows = summarize("comparison", sources, replace(EXPERIMENT, protocol="corrected")).to_pandas()
     assert set(rows["protocol"]) == {"corrected"}

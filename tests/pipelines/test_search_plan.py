@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -25,6 +27,7 @@ from faithad.pipelines.search.plan import (
 )
 from faithad.pipelines.search.run import best_cell
 from faithad.pipelines.search.tuning import GentleASHA, tree_parzen_search
+from faithad.pipelines.search.verdict import write_verdict
 from faithad.runs import layout
 
 
@@ -147,6 +150,35 @@ def test_a_cell_that_was_given_up_or_lacks_a_seed_wins_only_over_its_like() -> N
     failed = record_of(Trial(0.3, 8, 0), status="failed")
     assert best_cell(study_of(), [lacking, *given_up, *whole, failed])[:2] == (0.5, 4)
     assert best_cell(study_of(), [lacking, failed])[:2] == (0.3, 4)
+
+
+def test_the_chosen_cell_is_compared_with_the_paper_s_by_the_rule_of_verdicts(tmp_path: Path) -> None:
+    study = study_of(str(tmp_path))
+    clips = [f"clip {k:02d}" for k in range(60)]
+    labels = [k % 2 for k in range(60)]
+    labelled = pa.table({"clip_id": clips, "label": labels, "recording": [f"recording {k // 2}" for k in range(60)]})
+    generator = np.random.default_rng(0)
+    records = []
+    for ratio, gain in ((0.3, 0.0), (0.5, 3.0), (0.75, 3.0)):
+        for seed in range(3):
+            trial = Trial(ratio, 4, seed)
+            records.append(record_of(trial, gain))
+            scores = np.array(labels) * gain + generator.normal(size=60)
+            table = pa.table({"clip_id": clips, "score": scores})
+            if ratio != 0.75:  # a trial that was not tested
+                location = trial_location(study.root, trial, layout.TRIAL_SCORES)
+                storage.write_table(table, location, schema=table.schema)
+
+    def rows(chosen: tuple[float, int]) -> list[dict[str, Any]]:
+        write_verdict(study, records, labelled, chosen)
+        found: list[dict[str, Any]] = storage.read_table(f"{tmp_path}/summary/search_comparison.parquet").to_pylist()
+        return found
+
+    (row,) = rows((0.5, 4))
+    assert (row["model_a"], row["model_b"]) == ("mask_ratio 0.5, patch 4", "mask_ratio 0.3, patch 4")
+    assert (row["verdict"], row["n_recordings"], row["n_seeds"]) == ("yes", 30, 3)
+    assert row["estimate"] > 0.3
+    assert rows((0.3, 4)) == rows((0.75, 4)) == []
 
 
 def test_asha_asks_a_trial_to_end_that_falls_behind_one_of_an_earlier_run(tmp_path: Any) -> None:

@@ -83,6 +83,22 @@ def test_the_page_says_what_was_chosen_and_by_what(tmp_path: Path, render: Rende
     assert html.count('class="chosen"') == 2  # of the objective and of the test AUC, not of the published table
 
 
+def test_whether_the_choice_is_better_than_the_paper_s_cell_is_told(tmp_path: Path, render: Render) -> None:
+    root = write_search(tmp_path, chosen=(0.5, 4))
+    counts = {"n_clips": 72, "n_recordings": 12, "n_left_out": 0, "n_seeds": 1}
+    row = {"question": "best_cell", "scope": "all", "metric": "auc", "method": "mean", "protocol": "paper",
+           "model_a": "mask_ratio 0.5, patch 4", "model_b": "mask_ratio 0.3, patch 4", "estimate": 0.0123,
+           "smallest_effect": 0.08, "verdict": "undecided: 12 recordings, 20 are needed", **counts}  # fmt: skip
+    table = pa.Table.from_pylist([row], schema=schemas.COMPARISON)
+    storage.write_table(table, f"{root}/summary/search_comparison.parquet", schema=schemas.COMPARISON)
+    _, page = render(root, render_search_report)
+    assert (
+        "Is the chosen cell better than the paper's (mask_ratio 0.3, patch 4) on the labelled test clips? Undecided: "
+        "12 recordings, 20 are needed; AUC +0.012, and 0.08 could have been found. With 1 seed this is about these "
+        "networks."
+    ) in page.text
+
+
 def test_test_labels_are_owned_up_to(tmp_path: Path, render: Render) -> None:
     _, page = render(write_search(tmp_path, objective="test_auc"), render_search_report)
     assert "Test labels were used for the choice." in page.text

@@ -13,13 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import storage
-from faithad.audit.choice import choose_clips, keep_examples
+from faithad.audit.choice import choose_clips, keep_examples, mark_deep
 from faithad.audit.outcome import read_scores
 from faithad.audit.raised_alarm import say_too_few
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.evaluation.controls import LINEAR
 from faithad.features import Normalization
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
@@ -49,8 +48,10 @@ def audit_stage(
         settings |= flatten("attribution", study.attribution.as_in_marks())
         if study.protocol != PAPER:  # marks of older studies, which are judged as in the paper, do not name it
             settings |= {"judging.protocols": list(study.judging.protocols), "judging.n_frames": study.judging.n_frames}
-        if (linear := _linear(study, model)) is not None:
-            settings["linear"] = trainings[linear].fingerprint
+        for name, beside in study.beside(model, seed).items():
+            settings[name] = trainings[beside].fingerprint
+        if CORRECTED in study.judging.protocols:
+            settings |= flatten("checks", {**study.checks(seed)._asdict(), "seed": study.evaluation.seed})
     settings |= flatten("alarm", study.alarm.as_in_marks())
     settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
@@ -120,7 +121,7 @@ def _test_clips(manifest: pa.Table) -> pa.Table:
 
 def _first_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, seed: int) -> Pass:
     if MODELS[model].explained and study.audit.explain == "all":
-        return Pass(audit, SCORE_AND_EXPLAIN, keep_examples(_in_shards(study, clips), study.audit.maps))
+        return Pass(audit, SCORE_AND_EXPLAIN, _marked(study, clips, seed))
     return Pass(audit, SCORE, _in_shards(study, clips))
 
 
@@ -130,8 +131,13 @@ def _second_pass(study: Study, audit: ModelAudit, clips: pa.Table, model: str, s
     if not MODELS[model].explained or explain == "all":
         return None
     chosen = choose_clips(clips, read_scores(audit.out), explain=explain, alarm=audit.alarm)
-    chosen = keep_examples(_in_shards(study, chosen), study.audit.maps)
-    return Pass(audit, EXPLAIN, chosen) if chosen.num_rows else None
+    return Pass(audit, EXPLAIN, _marked(study, chosen, seed)) if chosen.num_rows else None
+
+
+def _marked(study: Study, clips: pa.Table, seed: int) -> pa.Table:
+    """Clips to explain, in shards, with marks of those whose maps are kept and of those that are checked."""
+    clips = keep_examples(_in_shards(study, clips), study.audit.maps)
+    return mark_deep(clips, study.checks(seed), seed=study.evaluation.seed)
 
 
 def _in_shards(study: Study, clips: pa.Table) -> pa.Table:
@@ -153,7 +159,7 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     }
     scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
-    linear = _linear(study, model)
+    beside = {name: storage.join(study.root, layout.model(*run)) for name, run in study.beside(model, seed).items()}
     return ModelAudit(
         folder,
         out,
@@ -161,11 +167,5 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
         expect,
         training,
         study.judging,
-        None if linear is None else storage.join(study.root, layout.model(*linear)),
+        **beside,
     )
-
-
-def _linear(study: Study, model: str) -> tuple[str, int] | None:
-    """The linear model whose error is a line beside the methods of an explained model; None where there is none."""
-    is_line = CORRECTED in study.judging.protocols and LINEAR in study.models and MODELS[model].explained
-    return (LINEAR, study.seeds[0]) if is_line and model != LINEAR else None

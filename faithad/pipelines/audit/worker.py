@@ -46,6 +46,7 @@ class ModelAudit:
         training: mean and deviation of each mel band in training, in the unit of the features; None if not known.
         judging: how maps are judged.
         linear: the folder of the linear model whose error is a line beside the methods; None for none.
+        inpainter: the folder of the MAE that predicts the hidden frames of deep clips; None for none.
     """
 
     model: str
@@ -55,6 +56,7 @@ class ModelAudit:
     training: Normalization | None = None
     judging: JudgingSettings = AS_IN_PAPER
     linear: str | None = None
+    inpainter: str | None = None
 
     def load(self) -> AnyModel:
         """The model with this audit's alarm.
@@ -172,5 +174,6 @@ class Auditor:
                 training=audit.training,
                 judging=audit.judging,
                 linear=None if audit.linear is None else load_model(audit.linear),
+                inpainter=None if audit.inpainter is None else load_model(audit.inpainter),
             )
         return self._models[audit.model]

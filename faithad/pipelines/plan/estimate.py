@@ -17,7 +17,7 @@ from faithad.pipelines.plan.sections import Cost, Counts, Machines, Rates
 from faithad.pipelines.search.plan import MODEL, all_trials, trial_train
 from faithad.pipelines.shards.stream import shard_size
 from faithad.pipelines.training.places import Places, divide
-from faithad.settings import FeatureSettings
+from faithad.settings import NOT_CHECKED, Checks, FeatureSettings
 
 # Seconds on AMD EPYC cores (family 26): of the driver for a recording in the index, for a shard that it hands out (8 to
 # 11 ms with 1 to 64 actors), and for a clip of a model in the last tables.
@@ -124,12 +124,21 @@ def _train(plan: Plan) -> Stage:
 
 
 class ModelPass(NamedTuple):
-    """A model's part of a pass over the clips: all are scored, or some are explained, in shards."""
+    """A model's part of a pass over the clips: all are scored, or some are explained, in shards, and some of these are
+    checked.
+    """
 
     cost: Cost
     clips: int
     shards: int
     explains: bool
+    checks: Checks = NOT_CHECKED
+
+    @property
+    def seconds(self) -> float:
+        cost = self.cost
+        checks_s = self.checks.deep * cost.deep_s + self.checks.sanity * cost.sanity_s
+        return self.clips * cost.clip_s + self.shards * cost.shard_s + checks_s
 
 
 def _audit(plan: Plan) -> Stage:
@@ -138,7 +147,7 @@ def _audit(plan: Plan) -> Stage:
     seconds: dict[str, float] = {}
     for model_passes in audit_passes(plan):
         n_shards, n_clips = sum(p.shards for p in model_passes), sum(p.clips for p in model_passes)
-        model_s = sum(p.clips * p.cost.clip_s + p.shards * p.cost.shard_s for p in model_passes)
+        model_s = sum(model_pass.seconds for model_pass in model_passes)
         crew = spread(audit, cpus=cpus, gpus=plan.machines.total("GPU"), n_shards=n_shards)
         actor_s = math.ceil(n_shards / crew.actors) * model_s / n_shards / (1 if gpus else crew.threads)
         driver_s = n_shards * HAND_OUT_S
@@ -153,17 +162,26 @@ def _audit(plan: Plan) -> Stage:
 
 def audit_passes(plan: Plan) -> list[list[ModelPass]]:
     """One pass where a study explains all clips; else all clips are scored first, and the chosen ones explained."""
-    models = [model for model, _ in plan.runs]
-    explained = [model for model in models if MODELS[model].explained and plan.n_explained]
+    explained = [run for run in plan.runs if MODELS[run[0]].explained and plan.n_explained]
 
-    def model_pass(model: str, explains: bool) -> ModelPass:
+    def model_pass(run: tuple[str, int], explains: bool) -> ModelPass:
         n, costs = (plan.n_explained, plan.rates.explain) if explains else (plan.clips.test, plan.rates.score)
-        return ModelPass(costs[model], n, math.ceil(n / shard_size(n, largest=plan.of.audit.clips_per_shard)), explains)
+        n_shards = math.ceil(n / shard_size(n, largest=plan.of.audit.clips_per_shard))
+        checks = _n_checks(plan, run[1]) if explains else NOT_CHECKED
+        return ModelPass(costs[run[0]], n, n_shards, explains, checks)
 
     if plan.command == "study" and plan.of.audit.explain == "all":
-        return [[model_pass(model, model in explained) for model in models]]
-    passes = [[model_pass(model, False) for model in models], [model_pass(model, True) for model in explained]]
+        return [[model_pass(run, run in explained) for run in plan.runs]]
+    passes = [[model_pass(run, False) for run in plan.runs], [model_pass(run, True) for run in explained]]
     return [model_passes for model_passes in passes if model_passes]
+
+
+def _n_checks(plan: Plan, seed: int) -> Checks:
+    """How many clips a model with this seed checks."""
+    if not isinstance(plan.of, Study):
+        return NOT_CHECKED
+    checks = plan.of.checks(seed)
+    return Checks(*(min(plan.n_explained, n) for n in checks))
 
 
 def written(plan: Plan) -> dict[str, float]:

@@ -34,6 +34,8 @@ from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.mill import CLIP_S, synthesize
 from faithad.errors import StudyError
+from faithad.features import Normalization
+from faithad.model.checkpoint import load_model
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.cluster.machines import alive_nodes
@@ -47,8 +49,7 @@ from faithad.pipelines.study import STAGES
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
-from faithad.scoring.trained_ensemble import load_any
-from faithad.settings import AS_IN_PAPER
+from faithad.scoring.trained_ensemble import AnyModel, load_any
 
 # Of the command that is run on a demo mill. The first epoch warms up.
 _EPOCHS, _MOST_TRAIN_CLIPS = 3, 64
@@ -213,12 +214,42 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
     for model, seed in {} if trial.command == "search" else dict(trial.runs).items():
         trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
         device = torch.device("cuda" if of.audit.gpus_per_actor else "cpu")
-        judging = of.judging if isinstance(of, Study) else AS_IN_PAPER
-        prepared = prepare_audit(trained, attribution=of.attribution, audit=of.audit, device=device, judging=judging)
+        prepared = prepare_audit(
+            trained, attribution=of.attribution, audit=of.audit, device=device, **_judged(trial, trained, seed, root)
+        )
         rates["score"][model] = _cost(prepared, rows, log_mels, explain=False, folder=folder)
         if trained.explained and of.audit.explain != "none":
-            rates["explain"][model] = _cost(prepared, rows[:_N_EXPLAINED], log_mels, explain=True, folder=folder)
+            cost = _cost(prepared, rows[:_N_EXPLAINED], log_mels, explain=True, folder=folder)
+            rates["explain"][model] = cost.model_copy(update=_checks_s(trial, prepared, rows[:1], log_mels))
     return rates
+
+
+def _judged(trial: Plan, trained: AnyModel, seed: int, root: Path) -> dict[str, Any]:
+    """How a study judges a model's maps, and the models that it takes for that; nothing of an audit."""
+    of = trial.of
+    if not isinstance(of, Study):
+        return {}
+    beside = {name: load_model(str(root / layout.model(*run))) for name, run in of.beside(trained.name, seed).items()}
+    # What they are does not change what they cost.
+    return {"judging": of.judging, "training": Normalization.identity(trained.n_mels), **beside}
+
+
+def _checks_s(
+    trial: Plan, model: AuditModel | AuditEnsemble, rows: list[TableRow], log_mels: torch.Tensor
+) -> dict[str, float]:
+    """What the checks of a clip take beyond its explanation, as fields of `Cost`."""
+    if not isinstance(trial.of, Study):
+        return {}
+
+    def seconds(**marks: bool) -> float:
+        clips = [{**row, "keep_maps": False, **marks} for row in rows]
+        return _least_s(lambda: audit_clips(model, clips, log_mels[:1], explain=True))
+
+    checks = trial.of.checks(trial.of.seeds[0])
+    explained_s = seconds() if checks.deep else 0.0
+    deep_s = seconds(deep=True) if checks.deep else explained_s
+    sanity_s = seconds(deep=True, sanity=True) if checks.sanity else deep_s
+    return {"deep_s": max(0.0, deep_s - explained_s), "sanity_s": max(0.0, sanity_s - deep_s)}
 
 
 def _cost(

@@ -123,6 +123,7 @@ def _rate_settings(plan: Plan) -> dict[str, Any]:
     settings |= flatten("audit", of.audit.model_dump(mode="json", include=audit))
     if isinstance(of, Study):
         train = {"batch_size", "patch", "precision", "optimizer", "compile", "workers", "gpus_per_worker"}
+        settings["protocol"] = of.protocol
         settings |= flatten("train", plan.train.model_dump(mode="json", include=train))
     return settings
 

@@ -74,7 +74,8 @@ class Counts(Section):
 
 class Cost(Section):
     """What an actor with one core, or with its GPU, takes for a clip, and for each shard beside its clips: seconds and
-    bytes written. `maps_bytes`: of a clip whose whole maps are kept, in addition.
+    bytes written. In addition, `maps_bytes`: of a clip whose whole maps are kept; `deep_s`: of a deep clip; `sanity_s`:
+    of one that is also checked for sanity.
     """
 
     clip_s: float = Field(ge=0)
@@ -82,6 +83,8 @@ class Cost(Section):
     clip_bytes: float = 0.0
     shard_bytes: float = 0.0
     maps_bytes: float = 0.0
+    deep_s: float = Field(0, ge=0)
+    sanity_s: float = Field(0, ge=0)
 
 
 class Rates(Section):

@@ -27,6 +27,7 @@ from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labe
 from faithad.pipelines.search.plan import MODEL, MODES, Record, cell_study, check_search, read_records, trial_location
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
+from faithad.pipelines.search.verdict import write_verdict
 from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.run import train_stage
@@ -115,6 +116,7 @@ def _search(study: Study, *, redo: bool) -> str:
     best = best_cell(study, records)
     require_still_alone()
     _write_tables(study, [*records, *failures], labels, best)
+    write_verdict(study, records, labelled, (best.mask_ratio, best.patch))
     return f"{_closing_line(study, records, failures, best)}  Report: {render_search_report(study.root)}"
 
 
@@ -149,7 +151,8 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     settings |= {"seeds": list(study.seeds), "test clips": clips.fingerprint}
     if study.search.objective == "test_auc":
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
-    outputs = (layout.TRIALS, layout.summary("search"), layout.BEST, layout.SEARCH_REPORT)
+    summaries = [layout.summary(name) for name in ("search", "search_comparison")]
+    outputs = (layout.TRIALS, *summaries, layout.BEST, layout.SEARCH_REPORT)
     return Stage(study.root, "search", settings, outputs, result=layout.TRIALS)
 
 

@@ -32,7 +32,7 @@ def drawn_scores(run: pd.DataFrame) -> Figure:
 @pytest.mark.parametrize("table", ["f_score", "faithfulness"])
 def test_all_twelve_curves_are_drawn(study: StudyTables, table: str) -> None:
     if table == "f_score":
-        curves, controls = findings.overall(study.f_score), findings.controls(study.f_score)
+        curves, controls = findings.overall(study.f_score), findings.controls(study.f_score, study.figure_controls)
     else:
         curves, controls = findings.in_scope(study.faithfulness, "frame"), {}
     lines = charts.percentile_figure(curves, y_label="", controls=controls).axes[0].get_lines()
@@ -60,7 +60,7 @@ def test_curves_are_told_apart(study: StudyTables) -> None:
 
 
 def test_controls_are_grey_and_dashed(study: StudyTables) -> None:
-    controls = findings.controls(study.f_score)
+    controls = findings.controls(study.f_score, study.figure_controls)
     assert set(controls) == {style.RANDOM, style.EVERY_SECOND}
     figure = charts.percentile_figure(findings.overall(study.f_score), y_label="", controls=controls)
     for line in figure.axes[0].get_lines():

@@ -1,0 +1,117 @@
+"""A study under both protocols, from recordings to its page, with networks as they are before training; without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+
+from faithad import read_table, schemas, storage
+from faithad.config.study import Study, parse_study
+from faithad.demo.mill import synthesize
+from faithad.features import Normalization
+from faithad.model.checkpoint import TrainedModel, save_model
+from faithad.model.table import build_network
+from faithad.pipelines import features, study
+from faithad.pipelines.audit import models
+from faithad.pipelines.evaluate import evaluate
+from faithad.report.study_page import render_report
+from faithad.runs import layout
+from tests.pipelines.audits_without_ray import without_ray
+
+pytestmark = pytest.mark.long
+
+SMALL = {
+    "name": "checked",
+    "protocol": "both",
+    "models": ["ae", "mae", "frame_pca"],
+    "seeds": [0, 1],
+    "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
+    "attribution": {"methods": ["error_map", "integrated_gradients"], "integrated_gradients_steps": 2},
+    "audit": {"percentiles": [90, 95], "maps": 1},
+    "evaluation": {"deep_clips": 2, "sanity_clips": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    mill = folder / "mill"
+    synthesize(mill, train_recordings=2, test_recordings=3, seed=0, recording_s=20.0)
+    data = {"root": str(mill), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"}
+    made = parse_study(yaml.safe_dump({**SMALL, "root": str(folder / "root"), "data": data}), name="checked")
+    with without_ray(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "ray_session", contextlib.nullcontext)
+        for name in ("wait_for_room", "require_study_visible"):
+            patch.setattr(models, name, lambda *_: None)
+        patch.setattr(features, "wait_for_machines", lambda *_, **__: None)
+        patch.setattr(features, "require_study_visible", lambda *_: None)
+        study.index(made)
+        stages, manifest = study.open_study(made)
+        features.compute_features(made, manifest, stages.features, redo=False)
+        for run in made.runs:
+            _write_model(made, *run, stages.train[run])
+        study.audit(made)
+        evaluate(made, manifest, stages.evaluate, redo=False)
+    render_report(made.root)
+    return made
+
+
+def _write_model(made: Study, name: str, seed: int, stage: Any) -> None:
+    torch.manual_seed(seed)
+    n_frames = made.n_frames(name)
+    network = build_network(name, 16, n_frames).eval()
+    statistics = Normalization(torch.full((16,), -40.0), torch.full((16,), 10.0))
+    trained = TrainedModel(network, statistics, made.feature_settings, name, seed, None, 1, stage.fingerprint)
+    stage.begin(redo=False)
+    save_model(trained, storage.join(made.root, layout.model(name, seed)))
+    scores = pa.table({"score": np.linspace(1, 2, 5), "worst_second_score": np.linspace(1, 2, 5)})
+    location = storage.join(made.root, layout.validation_scores(name, seed))
+    storage.write_table(scores.cast(schemas.VALIDATION_SCORES), location, schema=schemas.VALIDATION_SCORES)
+    epoch = {"model": name, "seed": seed, "epoch": 1, "train_loss": 1.0, "validation_loss": 1.0, "best": True,
+             "learning_rate": 0.1, "duration_s": 1.0, "diverged": False}  # fmt: skip
+    location = storage.join(made.root, layout.epochs(name, seed))
+    storage.write_table(pa.Table.from_pylist([epoch], schemas.EPOCHS), location, schema=schemas.EPOCHS)
+    stage.finish()
+
+
+def test_deep_clips_are_the_same_in_every_audit_and_sanity_is_the_first_seed_s(checked: Study) -> None:
+    checks = read_table(checked.root, "checks")
+    clips = checks.groupby(["model", "seed"])["clip_id"].unique().map(set)
+    assert len(clips) == len(checked.runs)
+    assert len(clips.iloc[0]) == 2
+    assert all(each == clips.iloc[0] for each in clips)
+    manifest = read_table(checked.root, "manifest").set_index("clip_id")
+    n_annotated = int(manifest[manifest["split"] == "test"]["annotated"].sum())
+    assert manifest.loc[list(clips.iloc[0]), "annotated"].sum() == min(2, n_annotated)
+    assert set(checks[checks["check"] == "infidelity"]["seed"]) == {0}
+    # Both other replacements, for the AE and the linear model as well.
+    of_checks = checks.groupby("model")["check"].unique().map(set)
+    assert all({"training_mean", "inpainting", "deletion", "band_mass", "seconds"} <= found for found in of_checks)
+
+
+def test_every_summary_says_its_protocol_and_only_corrected_has_checks(checked: Study) -> None:
+    for name in ("replacements", "bands", "sanity"):
+        table = read_table(checked.root, f"summary/{name}")
+        assert set(table["protocol"]) == {"corrected"}, name
+    sanity = read_table(checked.root, "summary/sanity")
+    assert {"completeness", "infidelity", "sensitivity", "seeds", "seconds"} <= set(sanity["check"])
+    assert set(sanity[sanity["check"] == "randomisation"]["model"]) == {"ae", "mae"}  # the linear model has no layers
+    comparison = read_table(checked.root, "summary/comparison")
+    corrected = comparison[comparison["protocol"] == "corrected"]
+    assert set(corrected["question"]) == {"masked_training", "against_chance", "against_no_model", "against_linear"}
+    assert {"band_rho", "auc"} <= set(corrected["metric"])
+    assert {"training_mean", "inpainting"} <= set(corrected["replacement"])
+    assert "training_mean" not in set(comparison[comparison["protocol"] == "paper"]["replacement"])
+
+
+def test_the_page_has_it_all(checked: Study) -> None:
+    html = Path(checked.root, "report.html").read_text()
+    for text in ("Is the network worth it?", "Checks of the explanations on 2 clips", "Mel bands", "Sanity"):
+        assert text in html, text
