@@ -191,6 +191,7 @@ def test_no_agent_takes_the_port_of_a_head(place: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", lambda **_: ports.append(parameter.RayParams().dashboard_agent_listen_port))
+    monkeypatch.setattr(session, "_hear_warning_unseen", lambda: None)  # which needs a Ray
     with ray_session():
         pass
     assert ports == [0]

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from faithad.errors import ConfigError, StudyError
+from faithad.pipelines.cluster import session
 from faithad.pipelines.cluster.session import ray_session
 
 PATIENCE = "RAY_gcs_server_port_wait_time_s"
@@ -26,6 +27,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests may have one
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(session, "_hear_warning_unseen", lambda: None)  # which needs a Ray that is joined
 
 
 @pytest.fixture
