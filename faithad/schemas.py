@@ -22,7 +22,7 @@ import pyarrow as pa
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder, channel, take and shard, events have
 # utc_offset_s, inputs have gone; curves, maps and spectrograms are as long as the clip's sound; scores have
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; localization and faithfulness have
-# protocol (before: all of them `paper`), faithfulness has normalized.
+# protocol (before: all of them `paper`), faithfulness has normalized; scores and validation_scores have paper_score.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -96,7 +96,11 @@ EPOCHS = pa.schema(
 
 # Scores of a model's validation clips, all normal: what alarm thresholds are fitted on.
 VALIDATION_SCORES = pa.schema(
-    [pa.field("score", pa.float64(), nullable=False), pa.field("worst_second_score", pa.float64())]
+    [
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("worst_second_score", pa.float64()),
+        pa.field("paper_score", pa.float64()),
+    ]
 )
 
 # Every second of every recording stands in a ledger. A row without `clip_id` speaks of a whole recording (or of the
@@ -132,6 +136,7 @@ SCORES = pa.schema(
         pa.field("spectrum_difference_db", pa.float64()),
         pa.field("level_difference_db", pa.float64()),
         pa.field("raised_by", pa.string()),
+        pa.field("paper_score", pa.float64()),
     ]
 )
 
@@ -436,10 +441,12 @@ MEANINGS = {
     "best": "whether the validation loss was the lowest so far",
     "diverged": "whether the training diverged, and then went back to its best epoch or ended",
     "epochs.duration_s": "how long the epoch took, in seconds",
-    "score": "anomaly score: the mean squared reconstruction error of the clip, what a classical detector says, or the "
-    "sum of an ensemble's calibrated scores, which may be negative",
+    "score": "anomaly score: the mean squared reconstruction error of the clip, another score that the study chose, "
+    "what a classical detector says, or the sum of an ensemble's calibrated scores; calibrated ones may be negative",
     "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
-    "and for an ensemble",
+    "for an ensemble and beside another score than the paper's",
+    "paper_score": "mean squared error of the clip beside another score; null where `score` is that, and in audits of "
+    "recordings",
     "threshold": "a score above it raises an alarm; null where there is no alarm",
     "alarm": "whether the score is above the threshold; null where there is no alarm",
     "worst_onset_s": "start of the worst second, in seconds from the clip's onset",
@@ -472,7 +479,7 @@ MEANINGS = {
     "f_score": "2 tp / (2 tp + fp + fn), 0 where that is undefined",
     "mode": "which frames are replaced: `frame`, the peaks; `segment`, the annotated frames of each second with a peak",
     "replaced_fraction": "share of the frames that was replaced; under `corrected`, of those on the common grid",
-    "error_before": "the clip's score; of an ensemble, that of the member that raised it, before calibration",
+    "error_before": "the clip's score before calibration; of an ensemble, that of the member that raised it",
     "error_after": "the same score once these frames are replaced by their reconstruction",
     "faithfulness": "1 - error_after / error_before; under `paper` at least 0",
     "normalized": "(faithfulness - random) / (oracle - random), with the lines of `controls`; null in mode `segment`, "

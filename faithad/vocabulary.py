@@ -28,10 +28,15 @@ ERROR_POOLINGS = {
     "mean": Pooling("score", "whole clip", "the clip's mean error"),
     "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
 }
-# `ensemble` is the score of a model that `faithad train --normals` has made, see `faithad.scoring`.
+# `fitted` is any score but the paper's, `ensemble` that of a model that `faithad train --normals` has made, see
+# `faithad.scoring`.
+FITTED, ENSEMBLE = "fitted", "ensemble"
 POOLINGS = ChainMap(
     ERROR_POOLINGS,
-    {"ensemble": Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False)},
+    {
+        FITTED: Pooling("score", "fitted score", "the clip's fitted score", has_ratio=False),
+        ENSEMBLE: Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False),
+    },
 )
 
 

@@ -37,7 +37,7 @@ from faithad.report.reading import (
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
-from faithad.vocabulary import POOLINGS, Pooling
+from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 50
@@ -213,8 +213,8 @@ def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRo
     """The model's alarm, unless the audit asked for another one; the threshold as it was used."""
     own, stored = (alarm if isinstance(alarm := of.get("alarm"), dict) else {} for of in (settings, model))
     raised = own if any(stored.get(key) != value for key, value in own.items()) else stored
-    # An ensemble has one score, whatever pooling an alarm of the audit's own names.
-    raised_pooling = (stored if stored.get("pooling") == "ensemble" else raised).get("pooling", "mean")
+    # An ensemble and a fitted score have one number, whatever pooling an alarm of the audit's own names.
+    raised_pooling = (stored if stored.get("pooling") in (ENSEMBLE, FITTED) else raised).get("pooling", "mean")
     pooling = str(events[0]["pooling"] if events else raised_pooling)
     used = scores["threshold"].dropna()
     return Alarm(

@@ -39,7 +39,8 @@ from faithad.model.fast_network import fast_network
 from faithad.model.linear import fit_linear
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.scoring.score import PAPER, Clips, Score, fit_detector, robust
+from faithad.scoring.choices import PAPER, Score, robust
+from faithad.scoring.score import Clips, fit_detector
 from faithad.settings import TrainingSettings
 from tests.field_sounds import FOLDER, SETTINGS, Split, read_split
 

@@ -12,8 +12,9 @@ from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
+from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.score import Clips, fit_detector, robust
+from faithad.scoring.score import Clips, fit_detector
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import FeatureSettings
 

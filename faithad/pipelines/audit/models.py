@@ -8,6 +8,7 @@ first, and the chosen ones explained in a second pass. Other models only score. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,9 +28,11 @@ from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.features import training_statistics
 from faithad.pipelines.index import require_study_visible
+from faithad.pipelines.training.scores import has_score
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten
+from faithad.scoring.choices import score_name
 from faithad.vocabulary import CORRECTED, PAPER
 
 # Settings that say how an audit is spread, not what it writes.
@@ -50,6 +53,10 @@ def audit_stage(
             settings |= {"judging.protocols": list(study.judging.protocols), "judging.n_frames": study.judging.n_frames}
         if (linear := _linear(study, model)) is not None:
             settings["linear"] = trainings[linear].fingerprint
+    if (
+        score := study.score_of(model)
+    ) is not None:  # marks of older studies, whose score is the paper's, do not name it
+        settings |= flatten("score", asdict(score))
     settings |= flatten("alarm", study.alarm.model_dump(mode="json"))
     settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
@@ -82,6 +89,12 @@ def audit_models(
     todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
     if not todo:
         return
+    for model, seed in todo:
+        if not has_score(study, model, seed):
+            raise StudyError(
+                f"The model {model}-{seed} in {study.root} does not have the study's score, "
+                f"{score_name(study.score_of(model), model)}. Run `faithad train` with the same configuration first."
+            )
     for stage in conclusions:
         stage.withdraw()
     clips = _test_clips(manifest)
@@ -154,11 +167,12 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     return ModelAudit(
         folder,
         out,
-        fit_study_alarm(study, scores),
+        fit_study_alarm(study, model, scores),
         expect,
         training,
         study.judging,
         None if linear is None else storage.join(study.root, layout.model(*linear)),
+        beside_paper=True,
     )
 
 

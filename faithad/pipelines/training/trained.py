@@ -33,7 +33,7 @@ from faithad.pipelines.features import TRAINING_SPLITS, count_features, load_n_f
 from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import FITTED, POOLINGS
 
 NEVER_LEARNED = (
     "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
@@ -43,12 +43,12 @@ NEVER_LEARNED = (
 _CLIPS_AT_ONCE = 16
 
 
-def fit_study_alarm(study: Study, validation_scores: pa.Table) -> AlarmThreshold:
+def fit_study_alarm(study: Study, model: str, validation_scores: pa.Table) -> AlarmThreshold:
     """The alarm as the study sets it, on the validation scores of one model.
 
     A model that scores whole clips only has no worst seconds: its pooling is `mean`, whatever the study says.
     """
-    pooling = study.alarm.pooling
+    pooling = FITTED if study.score_of(model) is not None else study.alarm.pooling
     if validation_scores[POOLINGS[pooling].column].null_count:
         pooling = "mean"
     scores = validation_scores[POOLINGS[pooling].column].to_numpy()
@@ -118,6 +118,7 @@ def _save(
 ) -> None:
     study, model, seed = task.study, task.model, task.seed
     columns = {"score": scores.cpu().numpy(), "worst_second_score": worst_seconds}
+    columns["paper_score"] = pa.nulls(len(scores), pa.float64())
     table = pa.table(columns, schema=schemas.VALIDATION_SCORES)
     location = storage.join(study.root, layout.validation_scores(model, seed))
     storage.write_table(table, location, schema=schemas.VALIDATION_SCORES)
@@ -129,7 +130,8 @@ def _save(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        alarm=fit_study_alarm(study, table),
+        # `scores` gives it the study's score afterwards, if that is another one than the paper's.
+        alarm=fit_study_alarm(study.model_copy(update={"score": "paper"}), model, table),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),
