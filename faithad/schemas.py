@@ -22,7 +22,8 @@ import pyarrow as pa
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder, channel, take and shard, events have
 # utc_offset_s, inputs have gone; curves, maps and spectrograms are as long as the clip's sound; scores have
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; localization and faithfulness have
-# protocol (before: all of them `paper`), faithfulness has normalized; scores and validation_scores have paper_score.
+# protocol (before: all of them `paper`), faithfulness has normalized; scores and validation_scores have paper_score;
+# summary/detection has score, anomaly_type and n_normal_needed.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -300,11 +301,14 @@ _ESTIMATE = [
 DETECTION_SUMMARY = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
+        pa.field("score", pa.string(), nullable=False),
         pa.field("metric", pa.string(), nullable=False),
         pa.field("pooling", pa.string(), nullable=False),
+        pa.field("anomaly_type", pa.string(), nullable=False),
         *_ESTIMATE,
         pa.field("n_normal", pa.int32(), nullable=False),
         pa.field("n_anomalous", pa.int32(), nullable=False),
+        pa.field("n_normal_needed", pa.int32()),
     ]
 )
 
@@ -496,7 +500,8 @@ MEANINGS = {
     "parts": "where it lies, half-open, in seconds from the start of each recording",
     "clip_ids": "its alarmed clips",
     "n_alarms": "how many they are",
-    "pooling": "which score it is: `mean` of the clip, `worst_second`, or the sum of an `ensemble`",
+    "pooling": "which score it is: `mean` of the clip, `worst_second`, a `fitted` one (not the paper's), or the sum of "
+    "an `ensemble`",
     "events.score": "highest score of its clips, of the pooling that alarms",
     "events.threshold": "a score above it raised the alarm",
     "strength": "score / threshold; not a number for an ensemble, or where the threshold is not above 0",
@@ -509,7 +514,12 @@ MEANINGS = {
     "events.method": "method of the explanation; null where there is none",
     "events.percentile": "percentile of its peaks; null where there is none",
     "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
-    "metric": "`auc` or `pauc`, the partial one",
+    "metric": "`auc` or `pauc`, the partial one; `caught_1`, `caught_2` and `caught_5`, the share of anomalous clips "
+    "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
+    "anomalous and of normal clips that alarmed, beside the score that alarms",
+    "summary/detection.score": "`paper`, `robust`, the four choices of another score, or `own` of a model that gives a "
+    "score only",
+    "n_normal_needed": "how many normal clips the rate of false alarms needs; with fewer, `mean` is null",
     "protocol": "how maps are judged: `paper`, `corrected`, or `audit`: as `paper`, of an audit that was evaluated",
     "mean": "mean over the seeds; null where there is nothing to average",
     "std": "standard deviation over the seeds; null for a single one",
@@ -519,6 +529,7 @@ MEANINGS = {
     "n_normal": "number of normal clips",
     "n_anomalous": "number of anomalous clips",
     "summary/f_score.anomaly_type": "`all`, or one type of the annotation table",
+    "summary/detection.anomaly_type": "`all`, or one type: its anomalous clips against all normal ones",
     "n_clips": "number of clips",
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",

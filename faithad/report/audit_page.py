@@ -9,6 +9,7 @@ import pandas as pd
 
 from faithad import storage
 from faithad.evaluation.alarms import RULES
+from faithad.evaluation.detection_summary import CAUGHT_AT
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.report.health import health_view
@@ -74,6 +75,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "shown": shown,
         "agreement": audit.agreement,
         "areas": {row["metric"]: row["mean"] for row in audit.detection if row["mean"] is not None},
+        "caught_at": {name: f"{rate * 100:g} %" for name, rate in CAUGHT_AT.items()},
         "linked": {event["id"] for event in shown},
         "n_events": len(rows),
         "has_ratio": all(audit_findings.has_ratio(event) for event in audit.events),

@@ -187,7 +187,11 @@ def read_audit(out: str) -> AuditTables:
         judged=_read_judged(out, events),
         pictures=_read_pictures(out, events, shown, score_of),
         agreement=_read_summary(out, "events"),
-        detection=[row for row in _read_summary(out, "detection") if row["pooling"] == _pooling(alarm)],
+        detection=[
+            row
+            for row in _read_summary(out, "detection")
+            if row["pooling"] == _pooling(alarm) and row.get("anomaly_type", "all") == "all"
+        ],
     )
 
 

@@ -54,7 +54,7 @@ TABLES: dict[str, Mapping[str, object]] = {
     "calibration": CALIBRATIONS,
 }
 PAPER = Score()
-ROBUST = "robust"
+PAPER_NAME, ROBUST, OWN = "paper", "robust", "own"
 _ROBUST = {
     "frame_pca": Score("context", "none", "worst_window", "local"),
     "mae": Score("inpainting", "band", "worst_window", "local"),
@@ -74,7 +74,11 @@ def chosen_score(choice: str | Score, model: str) -> Score:
 
 
 def score_name(score: Score | None, model: str) -> str:
-    """`paper`, `robust`, or the four choices of another score, such as `inpainting, band, top_share, none`."""
+    """`paper`, `robust`, the four choices of another score, such as `inpainting, band, top_share, none`, or `own` of a
+    model that gives a score only.
+    """
+    if not MODELS[model].reconstructs:
+        return OWN
     if score is None or score == PAPER:
-        return "paper"
+        return PAPER_NAME
     return ROBUST if score == robust(model) else ", ".join(astuple(score))

@@ -214,7 +214,8 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
         trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
         device = torch.device("cuda" if of.audit.gpus_per_actor else "cpu")
         judging = of.judging if isinstance(of, Study) else AS_IN_PAPER
-        prepared = prepare_audit(trained, attribution=of.attribution, audit=of.audit, device=device, judging=judging)
+        beside: dict[str, Any] = {"judging": judging, "beside_paper": isinstance(of, Study)}
+        prepared = prepare_audit(trained, attribution=of.attribution, audit=of.audit, device=device, **beside)
         rates["score"][model] = _cost(prepared, rows, log_mels, explain=False, folder=folder)
         if trained.explained and of.audit.explain != "none":
             rates["explain"][model] = _cost(prepared, rows[:_N_EXPLAINED], log_mels, explain=True, folder=folder)
