@@ -134,7 +134,7 @@ def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
     if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
         raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
     unknown = {"spectrum_difference_db": float, "level_difference_db": float}  # None becomes NaN, as in the table
-    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"]).astype(unknown)
+    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed", "paper_score"]).astype(unknown)
 
 
 def attribute(

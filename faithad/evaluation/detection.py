@@ -75,11 +75,6 @@ def caught(scores: npt.ArrayLike, labels: npt.ArrayLike, rate: float) -> float:
     return float((scores[labels == 1] > normal[rank - 1]).mean()) if rank <= len(normal) else math.nan
 
 
-def n_normal_needed(rate: float) -> int:
-    """How many normal clips a rate of false alarms needs at least: 19 for 5 %, 99 for 1 %."""
-    return math.ceil(round(1.0 / rate, 9)) - 1
-
-
 def _rank(n: Integers | int, rate: float) -> Integers:
     # Rounded, because 0.95 * 20 = 19.000000000000004 would cost a whole rank.
     ranks: Integers = np.ceil(np.round((np.asarray(n) + 1) * (1.0 - rate), 9)).astype(np.int64)

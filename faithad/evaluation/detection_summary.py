@@ -23,15 +23,14 @@ from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.clip_values import Clips, read_cube
 from faithad.evaluation.estimates import SummaryRow, estimate
-from faithad.evaluation.statistics import percentile_interval, resample_counts
+from faithad.evaluation.statistics import n_normal_needed, percentile_interval, resample_counts
 from faithad.scoring.choices import OWN, PAPER_NAME, ROBUST
-from faithad.vocabulary import ENSEMBLE, ERROR_POOLINGS, FITTED, POOLINGS
+from faithad.vocabulary import CAUGHT_AT, ENSEMBLE, ERROR_POOLINGS, FITTED, POOLINGS
 
 if TYPE_CHECKING:
     from faithad.evaluation.summary import Experiment
 
 _MAX_FPRS = {"auc": 1.0, "pauc": 0.1}
-CAUGHT_AT = {"caught_1": 0.01, "caught_2": 0.02, "caught_5": 0.05}
 _METRICS = (*_MAX_FPRS, *CAUGHT_AT)
 
 
@@ -119,7 +118,7 @@ def _figures(values: Reals, raised: Reals | None, clips: Clips, labelled: Bools,
         counts = {"n_normal": int((of_any_seed == 0).sum()), "n_anomalous": int((of_any_seed == 1).sum())}
         row = {"anomaly_type": kind, **counts}
         for metric, estimated in _estimates(of_kind, labels[chosen], groups[chosen], drawn):
-            needed = detection.n_normal_needed(CAUGHT_AT[metric]) if metric in CAUGHT_AT else None
+            needed = n_normal_needed(CAUGHT_AT[metric]) if metric in CAUGHT_AT else None
             yield {**row, "metric": metric, **estimated, "n_normal_needed": needed}
         if raised is not None:
             for metric, label in (("caught", 1), ("false_alarms", 0)):

@@ -9,7 +9,6 @@ import pandas as pd
 
 from faithad import storage
 from faithad.evaluation.alarms import RULES
-from faithad.evaluation.detection_summary import CAUGHT_AT
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.report.health import health_view
@@ -17,7 +16,7 @@ from faithad.report.ledger import ledger_view
 from faithad.report.trust import trust_of
 from faithad.report.words import period
 from faithad.runs import layout
-from faithad.vocabulary import duration
+from faithad.vocabulary import CAUGHT_AT, duration
 
 # Rows of the table of events; the strongest, in the order of time.
 MAX_ROWS = 500

@@ -118,7 +118,7 @@ def detection_rows(study: StudyTables) -> list[TableRow]:
                 else POOLINGS[pooling].title
                 if pooling in POOLINGS
                 else pooling,
-                **of_types["all"],
+                **{"auc": None, "pauc": None, **of_types["all"]},
                 "by_type": {kind: metrics for kind, metrics in of_types.items() if kind != "all"},
                 "n_normal": int(group["n_normal"].iloc[0]),
                 "n_anomalous": int(group["n_anomalous"].iloc[0]),

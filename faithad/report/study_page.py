@@ -8,8 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from faithad import storage
-from faithad.evaluation.detection import n_normal_needed
-from faithad.evaluation.detection_summary import CAUGHT_AT
+from faithad.evaluation.statistics import n_normal_needed
 from faithad.model.table import MODELS
 from faithad.report import charts, findings, maps, page, style, timeline
 from faithad.report.answers import answers
@@ -21,7 +20,7 @@ from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.verdicts import verdicts
 from faithad.report.words import period, records
 from faithad.runs import layout
-from faithad.vocabulary import ERROR_POOLINGS, FITTED
+from faithad.vocabulary import CAUGHT_AT, ERROR_POOLINGS, FITTED
 
 _SECTIONS = {
     "run": "What was run",
@@ -64,7 +63,7 @@ def render_report(root: str) -> str:
 def _values(study: StudyTables) -> dict[str, Any]:
     reasons = findings.missing_truth(study)
     runs = study.scores[["model", "seed"]].drop_duplicates()
-    detection = findings.detection_rows(study)
+    detection, shares = findings.detection_rows(study), [*CAUGHT_AT, "caught", "false_alarms"]
     sizes = {(row["n_normal"], row["n_anomalous"]) for row in detection}
     explained = set(study.faithfulness["model"]) | set(study.f_score["model"])
     return {
@@ -80,7 +79,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "classical": any(name in MODELS and not MODELS[name].reconstructs for name in runs["model"]),
         "reasons": reasons,
         "detection": detection,
-        "shares": bool(study.detection["metric"].isin([*CAUGHT_AT, "caught"]).any()),
+        "shares": shares if study.detection["metric"].isin(shares).any() else [],
         "caught_at": {name: f"{rate * 100:g} %" for name, rate in CAUGHT_AT.items()},
         "needed": {name: n_normal_needed(rate) for name, rate in CAUGHT_AT.items()},
         "fitted": sorted(set(study.detection.loc[study.detection["pooling"] == FITTED, "score"])),

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from faithad.errors import StudyError
 from faithad.evaluation import detection
-from faithad.evaluation.statistics import resample_counts
+from faithad.evaluation.statistics import n_normal_needed, resample_counts
 
 repeatable = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -156,9 +156,9 @@ def test_resampled_shares_equal_those_of_the_resampled_clips(ties: bool, seed: i
 
 
 def test_a_rate_needs_its_number_of_normals() -> None:
-    assert [detection.n_normal_needed(rate) for rate in (0.05, 0.02, 0.01)] == [19, 49, 99]
+    assert [n_normal_needed(rate) for rate in (0.05, 0.02, 0.01)] == [19, 49, 99]
     for rate in (0.05, 0.02, 0.01):
-        n = detection.n_normal_needed(rate)
+        n = n_normal_needed(rate)
         for normals, share in ((n, 0.5), (n - 1, math.nan)):
             scores = [*range(normals), normals, 0]
             assert detection.caught(scores, [0] * normals + [1, 1], rate) == pytest.approx(share, nan_ok=True)
