@@ -165,7 +165,8 @@ def test_a_studys_own_score_stands_beside_the_papers(write_study: WriteStudy, tm
     _, page = render(root)
     assert "in 97 of 100 pairs" in page.text
     assert "AE robust needs 99 \N{EN DASH} needs 49 \N{EN DASH} 97 %" in page.text
-    assert "25 % 79 to 90 % 25 % 79 to 90 %" in page.text
+    share = f"25 % {paper[-1]['ci_low'] * 100:.0f} to {paper[-1]['ci_high'] * 100:.0f} %"
+    assert f"97 % {share[5:]} {share} {share}" in page.text
     assert "AE whole clip needs 99 \N{EN DASH} needs 49 \N{EN DASH} 43 %" in page.text
     assert "saw, AUC 0.640" in page.text
     assert "Scored as the study says" in page.text
