@@ -135,7 +135,7 @@ def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
     if failed := [row for row in rows["ledger"] if row["status"] == "failed"]:
         raise RecordingError(f"{failed[0]['recording']}: {failed[0]['reason']}")
     unknown = dict.fromkeys(["spectrum_difference_db", "level_difference_db", "window_threshold"], float)  # None is NaN
-    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed"]).astype(unknown)
+    return pd.DataFrame(rows["scores"]).drop(columns=["clip_id", "model", "seed", "paper_score"]).astype(unknown)
 
 
 def attribute(

@@ -24,8 +24,9 @@ import pyarrow as pa
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder, channel, take and shard, events have
 # utc_offset_s, inputs have gone; curves, maps and spectrograms are as long as the clip's sound; scores have
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
-# window_threshold, validation_scores worst_windows; localization and faithfulness have
-# protocol (before: all of them `paper`), faithfulness has normalized.
+# window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
+# `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
+# anomaly_type and n_normal_needed.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -103,6 +104,7 @@ VALIDATION_SCORES = pa.schema(
         pa.field("score", pa.float64(), nullable=False),
         pa.field("worst_second_score", pa.float64()),
         pa.field("worst_windows", pa.list_(pa.float64())),
+        pa.field("paper_score", pa.float64()),
     ]
 )
 
@@ -113,6 +115,7 @@ PIECE_SCORES = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("score", pa.float64(), nullable=False),
         pa.field("worst_second_score", pa.float64()),
+        pa.field("paper_score", pa.float64()),
     ]
 )
 
@@ -151,6 +154,7 @@ SCORES = pa.schema(
         pa.field("raised_by", pa.string()),
         pa.field("windows", pa.list_(pa.float64())),
         pa.field("window_threshold", pa.float64()),
+        pa.field("paper_score", pa.float64()),
     ]
 )
 
@@ -326,11 +330,14 @@ _ESTIMATE = [
 DETECTION_SUMMARY = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
+        pa.field("score", pa.string(), nullable=False),
         pa.field("metric", pa.string(), nullable=False),
         pa.field("pooling", pa.string(), nullable=False),
+        pa.field("anomaly_type", pa.string(), nullable=False),
         *_ESTIMATE,
         pa.field("n_normal", pa.int32(), nullable=False),
         pa.field("n_anomalous", pa.int32(), nullable=False),
+        pa.field("n_normal_needed", pa.int32()),
     ]
 )
 
@@ -503,15 +510,17 @@ MEANINGS = {
     "diverged": "whether the training diverged, and then went back to its best epoch or ended",
     "piece_scores.duration_s": "length of the piece in seconds",
     "epochs.duration_s": "how long the epoch took, in seconds",
-    "score": "anomaly score: the mean squared reconstruction error of the clip, what a classical detector says, or the "
-    "sum of an ensemble's calibrated scores, which may be negative",
+    "score": "anomaly score: the mean squared reconstruction error of the clip, another score that the study chose, "
+    "what a classical detector says, or the sum of an ensemble's calibrated scores; calibrated ones may be negative",
     "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
-    "and for an ensemble",
-    "worst_windows": "for each member of an ensemble, or the single model, the highest value of a window of 0.25 s, as "
-    "in `windows` of `scores`; null for a model that gives a score only",
+    "for an ensemble and beside another score than the paper's",
+    "paper_score": "mean squared error of the clip beside another score; null where `score` is that, and in audits of "
+    "recordings",
+    "worst_windows": "for each member of an ensemble, or a single model by the paper's score and then by its other, "
+    "the highest value of a window of 0.25 s, as in `windows` of `scores`; null for a model that gives a score only",
     "windows": "of a clip that alarmed, the value of each window of 0.25 s, side by side from the clip's onset, the "
-    "last one to its end: the mean squared error, of an ensemble that of `raised_by`, weighted and calibrated as its "
-    "score; null for a model that gives a score only and for models of release 0.1.0",
+    "last one to its end: the mean squared error, or that of another score (of an ensemble that of `raised_by`), "
+    "weighted and calibrated as it is; null for a model that gives a score only and for models of release 0.1.0",
     "window_threshold": "a value above it is part of an event; as many normal clips exceed it as alarm",
     "threshold": "a score above it raises an alarm: that of whole clips, or of clips as short as this one; null where "
     "there is no alarm",
@@ -546,7 +555,7 @@ MEANINGS = {
     "f_score": "2 tp / (2 tp + fp + fn), 0 where that is undefined",
     "mode": "which frames are replaced: `frame`, the peaks; `segment`, the annotated frames of each second with a peak",
     "replaced_fraction": "share of the frames that was replaced; under `corrected`, of those on the common grid",
-    "error_before": "the clip's score; of an ensemble, that of the member that raised it, before calibration",
+    "error_before": "the clip's score before calibration; of an ensemble, that of the member that raised it",
     "error_after": "the same score once these frames are replaced by their reconstruction",
     "faithfulness": "1 - error_after / error_before; under `paper` at least 0",
     "normalized": "(faithfulness - random) / (oracle - random), with the lines of `controls`; null in mode `segment`, "
@@ -564,7 +573,8 @@ MEANINGS = {
     "above `window_threshold` (whole clips where a model has no windows)",
     "clip_ids": "its alarmed clips; a clip may hold several events",
     "n_alarms": "how many they are",
-    "pooling": "which score it is: `mean` of the clip, `worst_second`, or the sum of an `ensemble`",
+    "pooling": "which score it is: `mean` of the clip, `worst_second`, a `fitted` one (not the paper's), or the sum of "
+    "an `ensemble`",
     "events.score": "that of its clip that is furthest above its threshold, of the pooling that alarms",
     "events.threshold": "the threshold of that clip",
     "strength": "score / threshold; not a number for an ensemble, or where the threshold is not above 0",
@@ -578,7 +588,12 @@ MEANINGS = {
     "events.method": "method of the explanation; null where there is none",
     "events.percentile": "percentile of its peaks; null where there is none",
     "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
-    "metric": "`auc` or `pauc`, the partial one",
+    "metric": "`auc` or `pauc`, the partial one; `caught_1`, `caught_2` and `caught_5`, the share of anomalous clips "
+    "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
+    "anomalous and of normal clips that alarmed, beside the score that alarms",
+    "summary/detection.score": "`paper`, `robust`, the four choices of another score, or `own` of a model that gives a "
+    "score only",
+    "n_normal_needed": "how many normal clips the rate of false alarms needs; with fewer, `mean` is null",
     "protocol": "how maps are judged: `paper`, `corrected`, or `audit`: as `paper`, of an audit that was evaluated",
     "mean": "mean over the seeds; null where there is nothing to average",
     "std": "standard deviation over the seeds; null for a single one",
@@ -588,6 +603,7 @@ MEANINGS = {
     "n_normal": "number of normal clips",
     "n_anomalous": "number of anomalous clips",
     "summary/f_score.anomaly_type": "`all`, or one type of the annotation table",
+    "summary/detection.anomaly_type": "`all`, or one type: its anomalous clips against all normal ones",
     "n_clips": "number of clips",
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",

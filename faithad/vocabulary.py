@@ -28,12 +28,20 @@ ERROR_POOLINGS = {
     "mean": Pooling("score", "whole clip", "the clip's mean error"),
     "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
 }
-# `ensemble` is the score of a model that `faithad train --normals` has made, see `faithad.scoring`.
+# `fitted` is any score but the paper's, `ensemble` that of a model that `faithad train --normals` has made, see
+# `faithad.scoring`.
+FITTED, ENSEMBLE = "fitted", "ensemble"
 POOLINGS = ChainMap(
     ERROR_POOLINGS,
-    {"ensemble": Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False)},
+    {
+        FITTED: Pooling("score", "fitted score", "the clip's fitted score", has_ratio=False),
+        ENSEMBLE: Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False),
+    },
 )
 
+
+# Metrics of detection: the share of anomalous clips above what this share of the normal ones exceeds.
+CAUGHT_AT = {"caught_1": 0.01, "caught_2": 0.02, "caught_5": 0.05}
 
 # Which channel of a recording is heard: a number from 1, or see `clips.channels`.
 ChannelName = Literal["auto", "first", "loudest", "mean", "each"]

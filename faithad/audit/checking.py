@@ -50,7 +50,7 @@ from faithad.evaluation.checks import (
     spearman,
 )
 from faithad.evaluation.controls import OUTLIER
-from faithad.evaluation.faithfulness import errors_after_replacement, signed_faithfulness
+from faithad.evaluation.faithfulness import ClipScore, errors_after_replacement, signed_faithfulness
 from faithad.evaluation.peaks import highest_frames
 from faithad.features import fill_up
 from faithad.model.fast_network import fast_network
@@ -139,6 +139,7 @@ def _other_replacements(model: AuditModel, checked: CheckedClip) -> Iterator[_Ro
             error_before=np.full(n, checked.error),
             micro_batch=forwards_at_once(model.audit.micro_batch, model.device),
             n_frames=[checked.clip.n_frames] * n,
+            score=_score(model, checked),
         )
         values = signed_faithfulness(checked.error, after).reshape(len(sets), -1)
         for mask_set, of_method in zip(sets, values, strict=True):
@@ -180,6 +181,7 @@ def _deletion_and_insertion(model: AuditModel, checked: CheckedClip) -> Iterator
         error_before=np.array([checked.error]),
         micro_batch=forwards_at_once(model.audit.micro_batch, model.device),
         n_frames=[checked.clip.n_frames],
+        score=_score(model, checked),
     )
     ratios = after / checked.error
     parts = ratios[:-1].reshape(2, len(curves), len(_SHARES))
@@ -194,7 +196,7 @@ def _bands(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:
     groups = band_groups(len(checked.x))
     x, rebuilt = checked.x[:, :n], checked.reconstruction[:, :n]
     replaced = torch.where(torch.from_numpy(groups).to(x.device)[:, :, None], rebuilt, x)
-    drops = 1 - _errors(model, replaced) / checked.error
+    drops = 1 - _errors(model, checked, replaced) / checked.error
     masses = {name: np.abs(of_method.numpy()) for name, of_method in checked.maps.items()}
     if model.training is not None:
         masses[OUTLIER] = model.training.apply(checked.log_mel).square().numpy()
@@ -225,7 +227,7 @@ def _sanity(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:
             rho = spearman(np.abs(maps[name][0]).ravel(), np.abs(of_method).ravel())
             yield name, RANDOMISATION, 100 * share, float(rho)
 
-    baseline, *_ = _errors(model, torch.zeros_like(x)[None]).tolist()
+    baseline, *_ = _errors(model, checked, torch.zeros_like(x)[None]).tolist()
     if "integrated_gradients" in own:
         change = checked.error - baseline
         gap = abs(own["integrated_gradients"].sum() - change)
@@ -233,7 +235,7 @@ def _sanity(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:
 
     generator = torch.Generator().manual_seed(key_of(0, checked.clip.row["clip_id"], "perturbation") % 2**63)
     noise = _SIGMA * torch.randn(_PERTURBATIONS, *x.shape, generator=generator)
-    changes = checked.error - _errors(model, x - noise.to(x.device))
+    changes = checked.error - _errors(model, checked, x - noise.to(x.device))
     maps = _maps(model, None, x + noise.to(x.device), checked)
     for name, of_method in own.items():
         yield name, INFIDELITY, None, infidelity(of_method, noise.numpy().astype(np.float64), changes)
@@ -334,13 +336,26 @@ def _maps(
         clip_ids=[row["clip_id"]] * len(x),
         n_frames=[x.shape[-1]] * len(x),
         precision=attribution.precision,
+        score=model.detector,
     )
     return {name: found[..., : x.shape[-1]].cpu().numpy().astype(np.float64) for name, found in maps.items()}
 
 
-def _errors(model: AuditModel, x: Tensor) -> Reals:
+def _score(model: AuditModel, checked: CheckedClip) -> ClipScore | None:
+    """What E is, if it is not the mean squared error; of inputs that are all made from one clip."""
+    detector, clip_id = model.detector, checked.clip.row["clip_id"]
+    if detector is None:
+        return None
+    return lambda x, n_frames, clips: detector.pool(detector.cells(x, [clip_id] * len(x))[..., :n_frames])
+
+
+def _errors(model: AuditModel, checked: CheckedClip, x: Tensor) -> Reals:
     """E of N inputs of a clip, (N, F, frames that hold sound): (N,)."""
     filled = fill_up(x, model.trained.n_frames)
+    if (score := _score(model, checked)) is not None:
+        with torch.no_grad():
+            of_inputs: Reals = score(filled, x.shape[-1], np.zeros(len(x), dtype=np.int64)).double().cpu().numpy()
+        return of_inputs
     outputs = _outputs(model.network, filled, model)[..., : x.shape[-1]]
     errors: Reals = (outputs - x).square().mean(dim=(1, 2), dtype=torch.float64).cpu().numpy()
     return errors

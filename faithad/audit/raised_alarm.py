@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from faithad import storage
 from faithad.config.audit import AuditRun
+from faithad.config.sections import Alarm
 from faithad.errors import StudyError
 from faithad.evaluation.alarms import expected_share, fit_alarm, too_few_clips, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel
 from faithad.progress import console
 from faithad.runs import layout
-from faithad.runs.piece_scores import read_piece_scores
+from faithad.runs.piece_scores import paper_scores, read_piece_scores
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
-from faithad.vocabulary import POOLINGS, count
+from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, count
 
 
 def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
@@ -20,8 +22,11 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
     Raises:
         StudyError: there is neither, or the model lacks the scores that the alarm needs.
     """
-    alarm = trained.alarm
-    if run.alarm is not None:
+    alarm, asked = trained.alarm, run.alarm
+    is_fitted = isinstance(trained, TrainedModel) and trained.score is not None
+    if asked is None and alarm is not None and alarm.pooling == FITTED and not is_fitted:
+        asked = Alarm(rule=alarm.rule, false_alarm_rate=alarm.false_alarm_rate)  # of the paper's score
+    if asked is not None:
         location = storage.join(run.model, layout.VALIDATION_SCORES)
         if not storage.exists(location):
             raise StudyError(
@@ -29,15 +34,19 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
                 "fitted to, is missing. Copy it there from where the model was trained, or leave the section out."
             )
         validation = storage.read_table(location)
-        scores = validation[POOLINGS[run.alarm.pooling].column]
-        if scores.null_count:
+        scores = validation[POOLINGS[asked.pooling].column]
+        if scores.null_count or (is_fitted and asked.pooling != "mean"):
             raise StudyError(
-                f"alarm.pooling is {run.alarm.pooling!r}, but the model {trained.name!r} gives one score for a whole "
+                f"alarm.pooling is {asked.pooling!r}, but the model {trained.name!r} gives one score for a whole "
                 "clip. Set alarm.pooling to mean."
             )
-        settings = run.alarm.model_dump()
+        settings = asked.model_dump()
         if isinstance(trained, TrainedEnsemble):
-            settings["pooling"] = "ensemble"
+            settings["pooling"] = ENSEMBLE
+        elif is_fitted:
+            settings["pooling"] = FITTED
+        elif asked.pooling == "mean":
+            scores = paper_scores(validation)
         pieces = read_piece_scores(run.model, settings["pooling"])
         alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s, pieces=pieces)
         alarm = with_window_thresholds(alarm, validation)

@@ -34,9 +34,10 @@ from faithad.runs import layout
 from faithad.runs.formats import mark_format
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.tables import read_manifest, read_shards, read_whole
+from faithad.scoring.choices import Score, score_name
 from faithad.scoring.trained_ensemble import load_any
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import PAPER
+from faithad.vocabulary import ENSEMBLE, FITTED, PAPER
 
 PROTOCOL = "audit"
 _OWN_EVENTS = (
@@ -89,7 +90,8 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
         raise StudyError(f"{audit} holds no scores: not one clip was audited. See its ledger.")
     frames_per_s = _features(audit, run).frames_per_s
     localized, n_frames = _localized(audit, scored, run.audit.percentiles, frames_per_s)
-    experiment = Experiment(scored, protocol=PROTOCOL, n_frames=n_frames, frames_per_s=frames_per_s)
+    options: dict[str, Any] = {"n_frames": n_frames, "frames_per_s": frames_per_s, "scores": _score_names(audit)}
+    experiment = Experiment(scored, protocol=PROTOCOL, **options)
     require_still_alone()
     mark_format(audit)
     tables = {}
@@ -128,6 +130,13 @@ def _features(audit: str, run: AuditRun) -> FeatureSettings:
     """The model's features as the audit wrote them down: the model may have moved since. Early audits did not."""
     card = read_card(audit)
     return FeatureSettings(**card["features"]) if card else load_any(run.model).features
+
+
+def _score_names(audit: str) -> dict[str, str]:
+    """The name of the audited model's score."""
+    card = read_card(audit)
+    choices = card.get("score")
+    return {} if choices is None else {card["name"]: score_name(Score(**choices), card["name"])}
 
 
 def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: str) -> pa.Table:
@@ -183,13 +192,15 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     words = f"Clips: {n_anomalous} anomalous, {n_normal} normal{unsure}"
     areas: dict[str, str] = {}
     for row in detection.to_pylist():
-        if row["pooling"] in ("mean", "ensemble"):  # the column `score`
+        if row["pooling"] in ("mean", FITTED, ENSEMBLE) and row["anomaly_type"] == "all" and row["mean"] is not None:
             known = row["ci_low"] is not None
             interval = f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else ""
             areas[row["metric"]] = f"{row['mean']:.3f}{interval}"
     if not areas:
         return f"{words}; no AUC, which needs both."
-    return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}."
+    shares = [f"{areas[f'caught_{rate}']} at {rate} %" for rate in (5, 2, 1) if f"caught_{rate}" in areas]
+    caught = f"; share caught {', '.join(shares)} false alarms" if shares else ""
+    return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}{caught}."
 
 
 def _f_score_words(f_score: pa.Table, run: AuditRun) -> str:

@@ -3,8 +3,9 @@
 A short clip comes filled up, as the networks need it (`faithad.features.fill_up`). All that is said of it is about the
 frames that hold sound: nothing behind them is in a score, a curve, a peak, a mask or a picture.
 
-An ensemble adds the calibrated scores of its members. What explains a clip is the member that raised it, the one with
-the highest standardised score: maps, curves, peaks, bands and faithfulness are those of its score before calibration.
+The score is the paper's or, of a model with a fitted score, that of its detector. An ensemble adds the calibrated
+scores of its members. What explains a clip is the member that raised it, the one with the highest standardised score.
+Maps, curves, peaks, bands and faithfulness are always those of the score that alarms, before its calibration.
 
 Shape letters: B clips, F mel bands, T frames, P percentiles, M members.
 """
@@ -86,7 +87,8 @@ class AuditModel:
         audit: the settings of the audit.
         device: where all is computed.
         training: what the features of its training clips were, in their own unit; None where that is not known.
-        detector: of a member of an ensemble, what its score is made of; None for the mean squared error.
+        detector: what its score is made of; None for the mean squared error.
+        beside_paper: whether the mean squared error is written beside another score.
         judging: how the maps are judged.
         linear: the linear model whose error is a line beside the methods; None where there is none.
         inpainter: the MAE that predicts the hidden frames of deep clips; None where there is none.
@@ -100,6 +102,7 @@ class AuditModel:
     device: torch.device
     training: Normalization | None = None
     detector: Detector | None = None
+    beside_paper: bool = False
     judging: JudgingSettings = AS_IN_PAPER
     linear: TrainedModel | None = None
     inpainter: TrainedModel | None = None
@@ -114,6 +117,7 @@ class AuditModel:
         device: torch.device,
         training: Normalization | None = None,
         detector: Detector | None = None,
+        beside_paper: bool = False,
         judging: JudgingSettings = AS_IN_PAPER,
         linear: TrainedModel | None = None,
         inpainter: TrainedModel | None = None,
@@ -126,8 +130,10 @@ class AuditModel:
         network = trained.network.to(device)
         if inpainter is not None:
             inpainter = replace(inpainter, network=fast_network(inpainter.network.to(device)))
-        beside: dict[str, Any] = {"training": training, "detector": detector, "judging": judging, "linear": linear}
-        beside["inpainter"] = inpainter
+        beside: dict[str, Any] = {"training": training, "judging": judging, "linear": linear, "inpainter": inpainter}
+        beside |= {"detector": detector, "beside_paper": beside_paper}
+        if trained.score is not None:
+            beside["detector"] = Detector.of(trained.score, network, trained.features.frames_per_s)
         if not trained.explained:
             return cls(trained, network, None, attribution, audit, device, **beside)
         if audit.explain != "none":
@@ -135,6 +141,8 @@ class AuditModel:
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
+        if trained.score is not None:
+            beside["detector"] = replace(beside["detector"], network=fast)
         return cls(trained, fast, explained, attribution, audit, device, **beside)
 
 
@@ -171,6 +179,7 @@ def prepare_audit(
     audit: Audit,
     device: torch.device,
     training: Normalization | None = None,
+    beside_paper: bool = False,
     judging: JudgingSettings = AS_IN_PAPER,
     linear: TrainedModel | None = None,
     inpainter: TrainedModel | None = None,
@@ -193,6 +202,7 @@ def prepare_audit(
         audit=audit,
         device=device,
         training=training,
+        beside_paper=beside_paper,
         judging=judging,
         linear=linear,
         inpainter=inpainter,
@@ -208,7 +218,8 @@ class _Scored(NamedTuple):
             needed.
         errors: the error of each cell, (B, F, T), on the CPU; None of a model that gives a score only.
         explained: the score that is explained, (B,).
-        scores: the score that is written, (B,); the same, except of an ensemble.
+        scores: the score that is written, (B,): calibrated, and of an ensemble the sum.
+        paper: the mean squared error beside another score, (B,); None where it is not known.
         n_frames: how many frames of each clip hold sound.
     """
 
@@ -217,6 +228,7 @@ class _Scored(NamedTuple):
     errors: Sequence[Tensor] | Tensor | None
     explained: np.ndarray
     scores: np.ndarray
+    paper: np.ndarray | None
     n_frames: list[int]
 
 
@@ -243,7 +255,25 @@ def audit_clips(
         x = trained.prepare(log_mels).to(model.device)
         if isinstance(model, AuditEnsemble):
             return _audit_ensemble(model, clips, log_mels, x, n_frames, explain)
-        return _rows(model, _score(model, x, n_frames), clips, log_mels, explain)
+        if model.detector is not None:
+            scored = _detect(model, model.detector, x, [row["clip_id"] for row in clips], n_frames, explain)
+        else:
+            scored = _score(model, x, n_frames)
+        return _rows(model, scored, clips, log_mels, explain)
+
+
+def _detect(
+    model: AuditModel, detector: Detector, x: Tensor, clip_ids: Sequence[str], n_frames: list[int], explain: bool
+) -> _Scored:
+    """As `_score`, by a fitted score."""
+    errors = _cells(model, x, clip_ids, n_frames)
+    raw = _pooled(model, errors)
+    scores = detector.calibrate(raw, places_of(x, n_frames).cpu())
+    outputs = paper = None
+    if explain or model.beside_paper:
+        outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
+        paper = mean_per_clip((outputs - x).square(), n_frames, dtype=torch.float64).cpu().numpy()
+    return _Scored(x, outputs, errors, raw.numpy(), scores.numpy(), paper if model.beside_paper else None, n_frames)
 
 
 def _score(model: AuditModel, x: Tensor, n_frames: list[int]) -> _Scored:
@@ -252,7 +282,7 @@ def _score(model: AuditModel, x: Tensor, n_frames: list[int]) -> _Scored:
     pooled = outputs if squared is None else mean_per_clip(squared, n_frames, dtype=torch.float64)
     scores = pooled.to(torch.float64).cpu().numpy()
     # All clips in one go: on a GPU each small copy would wait for the device.
-    return _Scored(x, outputs, None if squared is None else squared.cpu(), scores, scores, n_frames)
+    return _Scored(x, outputs, None if squared is None else squared.cpu(), scores, scores, None, n_frames)
 
 
 def _audit_ensemble(
@@ -280,6 +310,7 @@ def _audit_ensemble(
             [errors[number][k] for k in chosen],
             raw[number][chosen].numpy(),
             totals[chosen].numpy(),
+            None,
             [n_frames[k] for k in chosen],
         )
         part = _rows(member, scored, [clips[k] for k in chosen], log_mels[chosen], explain, ensemble=trained)
@@ -292,7 +323,7 @@ def _audit_ensemble(
 def _cells(member: AuditModel, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int]) -> list[Tensor]:
     """The weighted error of each clip's cells, (F, n_frames), on the CPU; each clip alone and with one thread."""
     detector = member.detector
-    assert detector is not None, f"{member.trained.name!r} is no member of an ensemble"
+    assert detector is not None, f"{member.trained.name!r} has no fitted score"
 
     def evaluate(part: Sequence[int]) -> list[Tensor]:
         with torch.inference_mode():
@@ -305,7 +336,7 @@ def _cells(member: AuditModel, x: Tensor, clip_ids: Sequence[str], n_frames: Seq
 def _pooled(member: AuditModel, errors: Sequence[Tensor]) -> Tensor:
     """The scores before calibration, (B,), of weighted errors."""
     detector = member.detector
-    assert detector is not None, f"{member.trained.name!r} is no member of an ensemble"
+    assert detector is not None, f"{member.trained.name!r} has no fitted score"
     return torch.cat([detector.pool(cells[None]) for cells in errors])
 
 
@@ -321,7 +352,7 @@ def _rows(
     """The rows of all tables, of clips that one model explains; the tables name the ensemble if it is a member."""
     rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     trained = model.trained
-    x, outputs, errors, explained, scores, n_frames = scored
+    x, outputs, errors, explained, scores, paper, n_frames = scored
     maps = _attribute(model, scored, [row["clip_id"] for row in clips]) if explain else {}
     maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
     linear_errors = _error_curves(model.linear, log_mels, model) if explain and model.linear is not None else None
@@ -333,8 +364,10 @@ def _rows(
             continue
         clip = _open_clip(ensemble or trained, row, n_frames[number])
         error = None if errors is None else errors[number][:, : clip.n_frames]
-        if ensemble is not None and error is not None:
-            score_row = _ensemble_row(ensemble, trained.name, clip, error, float(scores[number]))
+        if model.detector is not None and error is not None:
+            raised_by = None if ensemble is None else trained.name
+            score_row = _fitted_row(ensemble or trained, raised_by, clip, error, float(scores[number]))
+            score_row["paper_score"] = None if paper is None else float(paper[number])
         else:
             score_row = _score_row(trained, clip, error, float(scores[number]))
         score_row |= _windows(model, ensemble or trained, error, x[number : number + 1]) if score_row["alarm"] else {}
@@ -437,22 +470,23 @@ def _score_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score:
         "worst_onset_s": None if worst is None else worst.onset_s,
         "worst_mel_band": None if squared is None else worst_mel_band(squared),
         "raised_by": None,
+        "paper_score": None,
         **_NO_WINDOWS,
     }
 
 
-def _ensemble_row(ensemble: TrainedEnsemble, member: str, clip: Clip, errors: Tensor, score: float) -> TableRow:
-    """`errors` are the member's, weighted, (F, n_frames). Their worst second has no score of its own."""
-    alarm = _alarm(ensemble, clip)
+def _fitted_row(trained: AnyModel, raised_by: str | None, clip: Clip, errors: Tensor, score: float) -> TableRow:
+    """`errors` are weighted, (F, n_frames), of an ensemble those of one member. Their worst second has no score."""
+    alarm = _alarm(trained, clip)
     return {
         **clip.keys,
         "score": score,
         "worst_second_score": None,
         "threshold": None if alarm is None else alarm.threshold,
         "alarm": None if alarm is None else alarm.raised_by(score, math.nan),
-        "worst_onset_s": worst_second(errors, ensemble.features.frames_per_s, cut_off=clip.is_short).onset_s,
+        "worst_onset_s": worst_second(errors, trained.features.frames_per_s, cut_off=clip.is_short).onset_s,
         "worst_mel_band": worst_mel_band(errors),
-        "raised_by": member,
+        "raised_by": raised_by,
         **_NO_WINDOWS,
     }
 
@@ -480,8 +514,9 @@ def _windows(model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Ten
     if errors is None or not thresholds:
         return _NO_WINDOWS
     values, number = window_means(frame_errors(errors), trained.features.frames_per_s), 0
-    if isinstance(trained, TrainedEnsemble) and model.detector is not None:
-        number = list(trained.members).index(model.trained.name)
+    if model.detector is not None:
+        # Of a single model, the first threshold is that of the paper's score.
+        number = list(trained.members).index(model.trained.name) if isinstance(trained, TrainedEnsemble) else 1
         values = model.detector.calibrate(values[:, None], places_of(x, [errors.shape[1]]).cpu())[:, 0]
     return {"windows": values.numpy(), "window_threshold": thresholds[number]}
 

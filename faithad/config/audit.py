@@ -22,6 +22,7 @@ from faithad.config.sections import (
     Events,
     Explain,
     Follow,
+    ScoreChoice,
     Section,
     compiled_without_gpu,
     refuse,
@@ -47,7 +48,8 @@ class AuditRun(Section):
     a clip; the default leaves no second out. `channel`: which channel of a recording is heard, see
     `clips.channels.heard_channels`. `annotations`: reference intervals, with which tables compare the
     explanations. `alarm` null: the rule that is stored with the model; otherwise its threshold is fitted again to the
-    scores of the model's validation clips.
+    scores of the model's validation clips. `score` null: the one that is stored with the model; `paper`: its mean
+    squared error. Any other must be the stored one, because it was fitted to normal clips.
     """
 
     model: Location = Field(examples=["model"])
@@ -56,6 +58,7 @@ class AuditRun(Section):
     remainder: Literal["drop", "pad", "overlap"] = "overlap"
     channel: Channel = "auto"
     annotations: Location | None = None
+    score: ScoreChoice | None = None
     alarm: Alarm | None = None
     attribution: Attribution = Attribution()
     audit: RunAudit = RunAudit()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -15,7 +16,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from faithad import locations
 from faithad.attribution.methods import METHODS, PAPER_METHODS
 from faithad.config.file import KeyProblem, SectionError
+from faithad.errors import ConfigError
 from faithad.evaluation.alarms import RULES
+from faithad.scoring.choices import Score
 from faithad.settings import AttributionSettings, Compile, Precision
 from faithad.vocabulary import CHANNEL_NAMES, ERROR_POOLINGS, ChannelChoice
 
@@ -48,11 +51,27 @@ def _channel(choice: Any) -> Any:
     raise ValueError(f"must be the number of a channel, from 1, or one of {', '.join(CHANNEL_NAMES)}")
 
 
+def _score(choice: Any) -> Any:
+    if choice in NAMED_SCORES or isinstance(choice, Score):
+        return choice
+    names = [field.name for field in fields(Score)]
+    if not isinstance(choice, dict):
+        raise ValueError(f"allowed: {', '.join(NAMED_SCORES)}, or a choice of {', '.join(names)}")
+    if unknown := sorted(str(key) for key in choice if key not in names):
+        raise ValueError(f"{unknown[0]!r} is no part of a score; allowed: {', '.join(names)}")
+    try:
+        return Score(**{key: str(value) for key, value in choice.items()})
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
 MethodName = Annotated[str, _one_of(METHODS)]
 Explain = Annotated[str, AfterValidator(_explain)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Channel = Annotated[ChannelChoice, BeforeValidator(_channel)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
+NAMED_SCORES = ("paper", "robust")
+ScoreChoice = Annotated[Literal["paper", "robust"] | Score, BeforeValidator(_score)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AnySection = TypeVar("AnySection", bound="Section")
 
@@ -307,7 +326,7 @@ class Alarm(FalseAlarms):
     `rule`: how it is fitted, a row of `evaluation.alarms.RULES`: `quantile` (empirical), `gamma` (of a gamma
     distribution fitted to the scores, as in DCASE) or `conformal` (the guarantee of split conformal prediction).
     `pooling`: which score alarms, a row of `vocabulary.ERROR_POOLINGS`: the clip's mean error or that of its worst
-    second; an ensemble has one score only, and the default means that.
+    second; an ensemble and any score but the paper's have one number only, and the default means that.
     `false_alarm_rate`: the share of normal clips that may alarm; or `false_alarms_per_hour`, in the user's unit, whose
     rule is `conformal` if none is given. The lowest rate that the clips can promise is taken where they are too few.
     """

@@ -28,6 +28,7 @@ from faithad.config.sections import (
     Audit,
     Evaluation,
     Features,
+    ScoreChoice,
     Search,
     Section,
     Seed,
@@ -39,6 +40,8 @@ from faithad.config.sections import (
 from faithad.config.yaml_text import read_text
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
+from faithad.scoring.choices import PAPER as PAPER_SCORE
+from faithad.scoring.choices import Score, chosen_score
 from faithad.settings import NOT_CHECKED, Checks, FeatureSettings, JudgingSettings, n_hidden_patches
 from faithad.vocabulary import CORRECTED, PAPER
 
@@ -66,6 +69,9 @@ def _name(name: str) -> str:
 class Study(Section):
     """The whole study. See configs/demo.yaml and configs/paper.yaml.
 
+    `score`: what is made of a model's error: `paper`, the mean squared error of the clip; `robust`, the recommended
+    choices for each model, or the four choices themselves, rows of the tables in `scoring`. Models that give a score
+    only keep theirs.
     `protocol`: how maps are judged, as in the `paper`, `corrected`, or both: see docs/decisions.md.
     `models`: `ae` and `mae` are the study's question. `dense_ae`, `cae`, `skip_cae`, `one_class_svm` and
     `isolation_forest` are the model paper's baselines, for the detection table. `cae` and `skip_cae` are explained as
@@ -75,6 +81,7 @@ class Study(Section):
     name: Annotated[str, AfterValidator(_name)] = Field(examples=["name"])
     root: str = Field(min_length=1, examples=["root"])
     protocol: Literal["paper", "corrected", "both"] = "paper"
+    score: ScoreChoice = "paper"
     models: tuple[ModelName, ...] = ("ae", "mae")
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     data: Data = Field(examples=[{"layout": "planer"}])
@@ -108,6 +115,13 @@ class Study(Section):
         """Frames that a model takes of a clip: the most that its row's multiple, and its patches if any, divide."""
         frames, row = self.feature_settings.n_frames, MODELS[model]
         return frames - frames % math.lcm(row.frames_multiple, self.train.patch if row.masked else 1)
+
+    def score_of(self, model: str) -> Score | None:
+        """The score of a model; None for the paper's, and for a model that gives a score only."""
+        if not MODELS[model].reconstructs:
+            return None
+        score = chosen_score(self.score, model)
+        return None if score == PAPER_SCORE else score
 
     @property
     def judging(self) -> JudgingSettings:
@@ -158,6 +172,7 @@ class Study(Section):
             takers = ", ".join(name for name, row in MODELS.items() if row.takes_reference)
             reason = f"'{self.features.reference}' is for {takers}, and models lists none of them: leave it at 'none'"
             problems.append((("features.reference", "models"), reason))
+        problems += self._score_problems()
         try:
             frames = self.feature_settings.n_frames
         except ConfigError as error:
@@ -177,6 +192,22 @@ class Study(Section):
                 elif MODELS[model].reconstructs and self.n_frames(model) < _FEWEST_FRAMES:
                     problems.append(((*keys, "models"), self._too_few_frames(model)))
         return refuse(self, problems)
+
+    def _score_problems(self) -> list[KeyProblem]:
+        problems: list[KeyProblem] = []
+        scores = {model: score for model in self.models if (score := self.score_of(model)) is not None}
+        for model, score in scores.items():
+            try:
+                score.require_fits(model)
+            except ConfigError as error:
+                problems.append((("score", "models"), str(error)))
+        if scores and self.alarm.pooling != "mean":
+            reason = f"'{self.alarm.pooling}' is for score 'paper'; any other has a pooling of its own: leave it out"
+            problems.append((("alarm.pooling", "score"), reason))
+        if self.alarm.rule == "gamma" and any(score.calibration != "none" for score in scores.values()):
+            reason = "'gamma' is for scores above 0, and calibrated ones are logarithms: use quantile or conformal"
+            problems.append((("alarm.rule", "score"), reason))
+        return problems
 
     def _too_few_frames(self, model: str) -> str:
         frames, row = self.n_frames(model), MODELS[model]

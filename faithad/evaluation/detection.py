@@ -23,6 +23,9 @@ from faithad.evaluation.peaks import as_array
 from faithad.evaluation.statistics import refuse_not_finite
 from faithad.evaluation.temporal import segment_starts
 
+# So that 20,000 clips take 50 MB.
+_RESAMPLES_AT_ONCE = 200
+
 
 class WorstSecond(NamedTuple):
     """The second of a clip with the largest mean error, and its onset in seconds from the clip's onset."""
@@ -54,6 +57,28 @@ def pauc(scores: npt.ArrayLike, labels: npt.ArrayLike, max_fpr: float = 0.1) -> 
 
     scores, labels = _checked(scores, labels)
     return float(metrics.roc_auc_score(labels, scores, max_fpr=max_fpr))
+
+
+def caught(scores: npt.ArrayLike, labels: npt.ArrayLike, rate: float) -> float:
+    """The share of the anomalous clips above the r-th smallest normal score, r = ceil((1 - rate) (n + 1)).
+
+    A new normal clip, exchangeable with these n, exceeds that score with a probability of at most `rate`.
+
+    Returns:
+        NaN with fewer normal clips than `n_normal_needed`.
+
+    Raises:
+        StudyError: as `auc`.
+    """
+    scores, labels = _checked(scores, labels)
+    normal, rank = np.sort(scores[labels == 0]), _rank((labels == 0).sum(), rate)
+    return float((scores[labels == 1] > normal[rank - 1]).mean()) if rank <= len(normal) else math.nan
+
+
+def _rank(n: Integers | int, rate: float) -> Integers:
+    # Rounded, because 0.95 * 20 = 19.000000000000004 would cost a whole rank.
+    ranks: Integers = np.ceil(np.round((np.asarray(n) + 1) * (1.0 - rate), 9)).astype(np.int64)
+    return ranks
 
 
 def worst_second(error: npt.ArrayLike | Tensor, frames_per_s: float, *, cut_off: bool = False) -> WorstSecond:
@@ -123,6 +148,37 @@ def bootstrap_areas(
         total = cumulative[:, -1:]
         rates.append(np.divide(cumulative, total, out=np.full_like(cumulative, np.nan), where=total > 0))
     return np.stack([_area(rates[0], rates[1], max_fpr) for max_fpr in max_fprs], axis=1)
+
+
+def bootstrap_caught(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike, drawn: Integers, *, rates: Sequence[float]
+) -> Reals:
+    """`caught` at several rates of resampled recordings, whose threshold is that of the resample.
+
+    Arguments as for `bootstrap_areas`.
+
+    Returns:
+        (R, len(rates)), NaN for a resample without anomalous clips or with too few normal ones.
+    """
+    scores, labels = _checked(scores, labels)
+    group = np.asarray(groups, dtype=np.int64)
+    order = np.argsort(scores, kind="stable")
+    normal, anomalous = (order[labels[order] == label] for label in (0, 1))
+    shares = np.full((len(drawn), len(rates)), np.nan)
+    if drawn.shape[1] < 2:
+        return shares
+    for start in range(0, len(drawn), _RESAMPLES_AT_ONCE):
+        part = drawn[start : start + _RESAMPLES_AT_ONCE]
+        # How many resampled clips have at most the score of each clip.
+        n_normal, n_anomalous = (np.cumsum(part[:, group[numbers]], axis=1) for numbers in (normal, anomalous))
+        for column, rate in enumerate(rates):
+            ranks = _rank(n_normal[:, -1], rate)
+            for row in np.flatnonzero((ranks <= n_normal[:, -1]) & (n_anomalous[:, -1] > 0)):
+                threshold = scores[normal[np.searchsorted(n_normal[row], ranks[row])]]
+                n_below = np.searchsorted(scores[anomalous], threshold, side="right")
+                below = n_anomalous[row, n_below - 1] if n_below else 0
+                shares[start + row, column] = 1.0 - below / n_anomalous[row, -1]
+    return shares
 
 
 def _straight_stretches(scores: Reals, labels: Integers) -> Integers:

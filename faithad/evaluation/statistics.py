@@ -9,6 +9,7 @@ Shape letters: N clips, G recordings, R resamples, C columns (one statistic each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,6 +72,11 @@ def bootstrap_intervals(
     means = np.divide(drawn @ totals, weight, out=np.full_like(weight, np.nan), where=weight > 0)
     means[:, (counts > 0).sum(axis=0) < 2] = np.nan
     return percentile_interval(means, level=level)
+
+
+def n_normal_needed(rate: float) -> int:
+    """How many normal clips a rate of false alarms needs at least: 19 for 5 %, 99 for 1 %."""
+    return math.ceil(round(1.0 / rate, 9)) - 1
 
 
 def refuse_not_finite(values: Reals, what: str) -> None:

@@ -14,7 +14,7 @@ Shape letters: S seeds, N clips, C columns (one curve point each: model, method,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,20 +23,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas
-from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.checks import CURVES, band_rows, replacement_rows, sanity_rows
 from faithad.evaluation.clip_values import Clips, read_cube, read_test_clips
 from faithad.evaluation.comparison import comparison_rows
 from faithad.evaluation.controls import control_f_scores, oracle_f_score
-from faithad.evaluation.estimates import SummaryRow, estimate, estimates
+from faithad.evaluation.detection_summary import detection_rows
+from faithad.evaluation.estimates import SummaryRow, estimates
 from faithad.evaluation.lines import controls_rows
-from faithad.evaluation.statistics import percentile_interval, resample_counts
 from faithad.evaluation.temporal import Intervals
 from faithad.settings import frames_in
-from faithad.vocabulary import CORRECTED, PAPER, POOLINGS
-
-_MAX_FPRS = {"auc": 1.0, "pauc": 0.1}
+from faithad.vocabulary import CORRECTED, PAPER
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Experiment:
         frames_per_s: of the curves.
         seed: of the bootstrap and of the random curves.
         n_draws: random curves per clip.
+        scores: the name of each model's score, see `scoring.choices.score_name`; the paper's where it is not named.
     """
 
     manifest: pa.Table
@@ -60,6 +58,7 @@ class Experiment:
     frames_per_s: float
     seed: int = 0
     n_draws: int = 100
+    scores: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def clips(self) -> Clips:
@@ -120,25 +119,6 @@ def summarize(name: str, tables: Mapping[str, pa.Table], experiment: Experiment)
 def _of_protocol(table: pa.Table, protocol: str) -> pa.Table:
     """The rows of a protocol; all rows of a table that no protocol concerns."""
     return table.filter(pc.equal(table["protocol"], protocol)) if "protocol" in table.column_names else table
-
-
-def detection_rows(scores: pa.Table, experiment: Experiment) -> list[SummaryRow]:
-    """AUC and partial AUC per model and pooling; nothing where the labelled test clips are not of both classes."""
-    clips = experiment.clips
-    labelled = ~np.isnan(clips.label)
-    if not {0.0, 1.0} <= set(clips.label[labelled]):
-        return []
-    rows = []
-    for pooling, (column, *_) in POOLINGS.items():
-        # A classical detector leaves its scores of seconds null. Only an ensemble names a member.
-        of_ensemble = pc.is_valid(scores["raised_by"])
-        fits = of_ensemble if pooling == "ensemble" else pc.invert(of_ensemble)
-        cube = read_cube(scores.filter(pc.and_(fits, pc.is_valid(scores[column]))), column, ["model"], clips)
-        for position, (model,) in enumerate(cube.columns):
-            values = cube.values[:, labelled, position]
-            areas = _areas(values, clips.label[labelled], clips.recording[labelled], seed=experiment.seed)
-            rows += [{"model": model, "metric": metric, "pooling": pooling, **area} for metric, area in areas.items()]
-    return sorted(rows, key=lambda row: (row["model"], row["pooling"], row["metric"]))
 
 
 def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
@@ -230,27 +210,3 @@ def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
     yield "all", clips.annotated
     for anomaly_type in sorted({name for name in clips.anomaly_type[clips.annotated] if name is not None}):
         yield anomaly_type, clips.annotated & (clips.anomaly_type == anomaly_type)
-
-
-def _areas(values: Reals, labels: Reals, recordings: Integers, *, seed: int) -> dict[str, SummaryRow]:
-    """AUC and pAUC of one model's scores (S, N); all seeds share their resamples."""
-    measured = np.isfinite(values)
-    groups = np.unique(recordings, return_inverse=True)[1]
-    drawn = resample_counts(int(groups.max()) + 1, seed=seed)
-    max_fprs = list(_MAX_FPRS.values())
-    points, resampled = [], []
-    for scores, known in zip(values, measured, strict=True):
-        if known.any():
-            points.append([detection.pauc(scores[known], labels[known], max_fpr) for max_fpr in max_fprs])
-            resampled.append(
-                detection.bootstrap_areas(scores[known], labels[known], groups[known], drawn, max_fprs=max_fprs)
-            )
-    if not points:
-        return {}
-    low, high = percentile_interval(np.mean(resampled, axis=0))
-    of_any_seed = labels[measured.any(axis=0)]
-    counts = {"n_normal": int((of_any_seed == 0).sum()), "n_anomalous": int((of_any_seed == 1).sum())}
-    return {
-        metric: {**estimate(np.array(points)[:, column], low[column], high[column]), **counts}
-        for column, metric in enumerate(_MAX_FPRS)
-    }

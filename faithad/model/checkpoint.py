@@ -2,8 +2,9 @@
 
 The file holds the tensors of the network, or of the classical detector (`network.*`), the normalisation's
 (`normalization.mean`, `normalization.std`), what its training clips sounded like (`sound.spectra`, `sound.limit_db`;
-models of release 0.1.0 lack it), and in its header one JSON text with the model's name, its shape, the
-feature settings, its origin, and a digest of all this and of the tensors. Nothing is unpickled, so a file from
+models of release 0.1.0 lack it), where it has another score than the paper's what that was fitted to (`score.weights`,
+`score.normals`, `score.places`, `score.recordings`), and in its header one JSON text with the model's name, its shape,
+the feature settings, its origin, and a digest of all this and of the tensors. Nothing is unpickled, so a file from
 elsewhere cannot run code, and nothing is built nor read whose size `header` has not checked. The same model gives the
 same bytes.
 """
@@ -28,6 +29,7 @@ from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
+from faithad.model.fitted_score import MOST_NORMALS, FittedScore
 from faithad.model.header import KEY, FileHeader, read_header, require_possible
 from faithad.model.table import MODELS, build_network
 from faithad.model.training_sound import MOST_CLIPS, TrainingSound
@@ -41,6 +43,8 @@ _FORMAT_OF_TENSORS_ALONE = 3
 # Of a classical detector, whose number of support vectors nothing else limits; 60,000 clips of 80 x 401.
 _MOST_DETECTOR_BYTES = 8 << 30
 _SPECTRA, _LIMIT = "sound.spectra", "sound.limit_db"
+_WEIGHTS, _NORMALS = "score.weights", ("score.normals", "score.places", "score.recordings")
+_SCORE_TYPES = dict(zip((_WEIGHTS, *_NORMALS), (torch.float64, torch.float64, torch.float32, torch.int64), strict=True))
 
 
 @dataclass
@@ -58,6 +62,7 @@ class TrainedModel:
         best_epoch: the epoch, counted from 1, that the weights come from; 0 for a fitted model, which has no epochs.
         config_hash: of the training's settings.
         sound: what its training clips sounded like; None where that is not known.
+        score: what is made of its error; None for the paper's score, and for a model that gives a score only.
     """
 
     network: nn.Module
@@ -69,6 +74,7 @@ class TrainedModel:
     best_epoch: int
     config_hash: str
     sound: TrainingSound | None = None
+    score: FittedScore | None = None
 
     @property
     def n_mels(self) -> int:
@@ -126,6 +132,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "options": getattr(network, "options", {}),
         "features": dataclasses.asdict(trained.features),
         "alarm": None if trained.alarm is None else trained.alarm.as_json(),
+        **({} if trained.score is None else {"score": trained.score.choices}),
         "best_epoch": trained.best_epoch,
         "config_hash": trained.config_hash,
     }
@@ -137,6 +144,9 @@ def save_model(trained: TrainedModel, folder: str) -> None:
     tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
     if trained.sound is not None:
         tensors |= {_SPECTRA: trained.sound.spectra, _LIMIT: torch.tensor(trained.sound.limit_db, dtype=torch.float64)}
+    if trained.score is not None:
+        kept = dict(zip((_WEIGHTS, *_NORMALS), (trained.score.weights, *(trained.score.normals or ())), strict=False))
+        tensors |= {key: value for key, value in kept.items() if value is not None}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {"format": _FORMAT, **describe(trained)}
     header["digest"] = digest_of(tensors, header)
@@ -163,6 +173,10 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     sound = None
     if _SPECTRA in tensors:
         sound = TrainingSound(tensors.pop(_SPECTRA), limit_db=float(tensors.pop(_LIMIT)))
+    score = None
+    if (choices := header.get("score")) is not None:
+        normals = [tensors.pop(key) for key in _NORMALS if key in tensors]
+        score = FittedScore(choices, tensors.pop(_WEIGHTS, None), tuple(normals) or None)
     weights = {key.removeprefix("network."): value for key, value in tensors.items()}
     trained = TrainedModel(
         network=_network(location, header, weights),
@@ -170,10 +184,29 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         features=FeatureSettings(**header["features"]),
         alarm=None if header["alarm"] is None else AlarmThreshold.from_json(header["alarm"]),
         sound=sound,
+        score=score,
         **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
     )
     trained.network.eval()
     return trained
+
+
+def stored_score(folder: str) -> dict[str, str] | None:
+    """The choices of the score that is stored with a model, None for the paper's. Only the header is read.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    location = storage.join(folder, FILE_NAME)
+    try:
+        with storage.open_input(location) as file:
+            return read_header(file, location).model.get("score")
+    except FileNotFoundError as error:
+        raise _no_model(location) from error
+
+
+def _no_model(location: str) -> CheckpointError:
+    return CheckpointError(f"There is no trained model at {location}. Run the training first.")
 
 
 def _require_model(location: str, name: object) -> None:
@@ -233,7 +266,7 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             file.seek(0)
             content = bytes(file.read())
     except FileNotFoundError as error:
-        raise CheckpointError(f"There is no trained model at {location}. Run the training first.") from error
+        raise _no_model(location) from error
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{location} cannot be read: {error or 'there is too little memory for it'}") from error
     try:
@@ -246,7 +279,9 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{location} is damaged: its tensors are not those that were written, or its header is not. Train again."
         )
     for key, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()) or (key == "normalization.std" and not bool((tensor > 0).all())):
+        is_positive = key in ("normalization.std", _WEIGHTS)
+        is_of_type = tensor.dtype == _SCORE_TYPES.get(key, tensor.dtype)
+        if not (is_of_type and bool(tensor.isfinite().all()) and (not is_positive or bool((tensor > 0).all()))):
             raise CheckpointError(
                 f"{location} is damaged: {key} holds values that are no finite or no allowed numbers."
             )
@@ -274,6 +309,7 @@ def _check_header(location: str, header: Mapping[str, Any], announced: FileHeade
         not spectra or spectra[1:] != (n_mels,) or not 0 < spectra[0] <= MOST_CLIPS or limit != ()
     ):
         problems.append(f"{_SPECTRA} is {spectra} and {_LIMIT} {limit} instead of (clips, {n_mels}) and ()")
+    problems += _score_problems(header.get("score"), shapes, n_mels)
     if not MODELS[name].reconstructs:
         if announced.n_bytes > _MOST_DETECTOR_BYTES:
             raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")
@@ -288,6 +324,24 @@ def _check_header(location: str, header: Mapping[str, Any], announced: FileHeade
     # A tensor that is merely missing takes no memory; the digest tells of the damage.
     if any(not problem.endswith(" is missing") for problem in problems):
         _refuse_misfits(location, problems)
+
+
+def _score_problems(choices: Mapping[str, str] | None, shapes: dict[str, tuple[int, ...]], n_mels: int) -> list[str]:
+    """What is wrong with the tensors of a fitted score; they are taken out of the shapes."""
+    found = {key: shape for key in (_WEIGHTS, *_NORMALS) if (shape := shapes.pop(key, None)) is not None}
+    wanted: dict[str, tuple[int, ...]] = {}
+    if choices is not None and choices["weighting"] != "none":
+        wanted[_WEIGHTS] = (n_mels,)
+    if choices is not None and choices["calibration"] != "none":
+        n = (found.get(_NORMALS[0]) or (0,))[0]
+        if not 1 <= n <= MOST_NORMALS:
+            return [f"{_NORMALS[0]} holds {n:,} normal clips; 1 to {MOST_NORMALS:,} are allowed"]
+        wanted |= dict(zip(_NORMALS, ((n,), (n, n_mels), (n,)), strict=True))
+    return [
+        f"{key} is {found.get(key, 'missing')} instead of {wanted.get(key, 'unknown')}"
+        for key in _SCORE_TYPES
+        if found.get(key) != wanted.get(key)
+    ]
 
 
 def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:

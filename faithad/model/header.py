@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from faithad.errors import CheckpointError, ConfigError
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import ERROR_POOLINGS
+from faithad.vocabulary import ERROR_POOLINGS, FITTED
 
 # One key only: safetensors writes several in the order of a hash map, which changes from run to run.
 KEY = "faithad"
@@ -71,6 +71,13 @@ class AlarmPart(HeaderPart):
     window_thresholds: list[float] = []
 
 
+class ScorePart(HeaderPart):
+    residual: str
+    weighting: str
+    pooling: str
+    calibration: str
+
+
 class _Header(HeaderPart):
     format: int
     digest: str
@@ -81,6 +88,7 @@ class _Header(HeaderPart):
     options: dict[str, Any]
     features: _Features
     alarm: AlarmPart | None
+    score: ScorePart | None = None
     best_epoch: Annotated[int, Field(ge=0)]
     config_hash: str
 
@@ -148,5 +156,6 @@ def _contradiction(model: Mapping[str, Any], features: FeatureSettings) -> str:
         return f"n_mels (the network takes {model['n_mels']} mel bands, its features have {features.n_mels})"
     if model["n_frames"] > features.n_frames:
         return f"n_frames (the network takes {model['n_frames']} frames, a clip has {features.n_frames})"
-    pooling = "mean" if model["alarm"] is None else model["alarm"]["pooling"]
-    return "" if pooling in ERROR_POOLINGS else f"alarm.pooling ({pooling!r}; allowed: {', '.join(ERROR_POOLINGS)})"
+    allowed = list(ERROR_POOLINGS) if model.get("score") is None else [FITTED]
+    pooling = allowed[0] if model["alarm"] is None else model["alarm"]["pooling"]
+    return "" if pooling in allowed else f"alarm.pooling ({pooling!r}; allowed: {', '.join(allowed)})"

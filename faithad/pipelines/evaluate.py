@@ -24,6 +24,7 @@ from faithad.runs import layout
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_whole
+from faithad.scoring.choices import score_name
 from faithad.vocabulary import CORRECTED, listed
 
 
@@ -72,6 +73,7 @@ def _experiment(study: Study, manifest: pa.Table, protocol: str) -> Experiment:
         n_frames={model: shared or study.n_frames(model) for model in study.models},
         frames_per_s=study.feature_settings.frames_per_s,
         seed=study.evaluation.seed,
+        scores={model: score_name(study.score_of(model), model) for model in study.models},
     )
 
 

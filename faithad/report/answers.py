@@ -12,7 +12,7 @@ from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
 from faithad.report.verdicts import disagreement, telling, verdicts, worth
 from faithad.report.words import UNKNOWN, interval, number, records
-from faithad.vocabulary import count
+from faithad.vocabulary import FITTED, count
 
 
 def answers(study: StudyTables) -> list[str]:
@@ -36,8 +36,11 @@ def answers(study: StudyTables) -> list[str]:
 
 
 def _detection_answer(study: StudyTables) -> str:
-    rows = study.detection[(study.detection["metric"] == "auc") & (study.detection["pooling"] == "mean")]
-    ranked = records(rows.sort_values("mean", ascending=False))
+    rows = study.detection[(study.detection["metric"] == "auc") & (study.detection["anomaly_type"] == "all")]
+    fitted = rows[rows["pooling"] == FITTED]
+    # The score of the study, where the paper's stands beside it.
+    is_paper = (rows["pooling"] == "mean") & ~rows["model"].isin(fitted["model"])
+    ranked = records(rows[is_paper | (rows["pooling"] == FITTED)].sort_values("mean", ascending=False))
     if not ranked:
         return "No area under the ROC curve was computed over whole clips."
     first, *others = ranked

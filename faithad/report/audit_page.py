@@ -16,7 +16,7 @@ from faithad.report.ledger import ledger_view
 from faithad.report.trust import trust_of
 from faithad.report.words import period
 from faithad.runs import layout
-from faithad.vocabulary import duration
+from faithad.vocabulary import CAUGHT_AT, duration
 
 # Rows of the table of events; the strongest, in the order of time.
 MAX_ROWS = 500
@@ -75,6 +75,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "shown": shown,
         "agreement": audit.agreement,
         "areas": {row["metric"]: row["mean"] for row in audit.detection if row["mean"] is not None},
+        "caught_at": {name: f"{rate * 100:g} %" for name, rate in CAUGHT_AT.items()},
         "linked": {event["id"] for event in shown},
         "n_events": len(rows),
         "has_ratio": all(audit_findings.has_ratio(event) for event in audit.events),

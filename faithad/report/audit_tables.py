@@ -39,7 +39,7 @@ from faithad.report.reading import (
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
-from faithad.vocabulary import POOLINGS, Pooling
+from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 50
@@ -203,7 +203,11 @@ def read_audit(out: str) -> AuditTables:
         judged=_read_judged(out, events),
         pictures=_read_pictures(out, events, shown, score_of),
         agreement=_read_summary(out, "events"),
-        detection=[row for row in _read_summary(out, "detection") if row["pooling"] == _pooling(alarm)],
+        detection=[
+            row
+            for row in _read_summary(out, "detection")
+            if row["pooling"] == _pooling(alarm) and row.get("anomaly_type", "all") == "all"
+        ],
     )
 
 
@@ -231,12 +235,13 @@ def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRo
     used = scores.loc[scores["threshold"].notna()]
     # Of the longest clip: short ones may have other thresholds.
     threshold = float(used.loc[used["duration_s"].idxmax(), "threshold"]) if len(used) else None
+    # An ensemble and a fitted score have one number, whatever pooling an alarm of the audit's own names.
+    has_one = stored.get("pooling") in (ENSEMBLE, FITTED)
     # Audits of release 0.1.0 wrote down the model's alarm, later ones the one that they raise.
-    keys = {"rule", "false_alarm_rate"} | (set() if stored.get("pooling") == "ensemble" else {"pooling"})
+    keys = {"rule", "false_alarm_rate"} | (set() if has_one else {"pooling"})
     given = {key: value for key, value in own.items() if key in keys and value is not None}
     raised = own if any(stored.get(key) != value for key, value in given.items()) else stored
-    # An ensemble has one score, whatever pooling an alarm of the audit's own names.
-    raised_pooling = (stored if stored.get("pooling") == "ensemble" else raised).get("pooling", "mean")
+    raised_pooling = (stored if has_one else raised).get("pooling", "mean")
     pooling = str(events[0]["pooling"] if events else raised_pooling)
     return Alarm(
         threshold=threshold,

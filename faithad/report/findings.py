@@ -12,7 +12,7 @@ from faithad.model.table import MODELS
 from faithad.report import published, style
 from faithad.report.study_tables import StudyTables
 from faithad.report.words import records
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import FITTED, POOLINGS
 
 TableRow = dict[str, Any]
 
@@ -113,16 +113,23 @@ def clip_counts(study: StudyTables) -> list[TableRow]:
 
 
 def detection_rows(study: StudyTables) -> list[TableRow]:
-    """One row per (model, pooling): AUC and pAUC, each with mean, std and interval, and what was published."""
+    """One row per model and score: each metric with mean, std and interval, by type of anomaly, what was published."""
     rows = []
-    for (model, pooling), group in study.detection.groupby(["model", "pooling"]):
-        metrics = {row["metric"]: row for row in records(group)}
+    for (model, score, pooling), group in study.detection.groupby(["model", "score", "pooling"]):
+        of_types = {
+            str(kind): {row["metric"]: row for row in records(part)} for kind, part in group.groupby("anomaly_type")
+        }
+        group = group[group["anomaly_type"] == "all"]
         rows.append(
             {
                 "model": str(model),
-                "pooling": POOLINGS[pooling].title if pooling in POOLINGS else pooling,
-                "auc": metrics.get("auc"),
-                "pauc": metrics.get("pauc"),
+                "pooling": f"{score}"
+                if pooling == FITTED
+                else POOLINGS[pooling].title
+                if pooling in POOLINGS
+                else pooling,
+                **{"auc": None, "pauc": None, **of_types["all"]},
+                "by_type": {kind: metrics for kind, metrics in of_types.items() if kind != "all"},
                 "n_normal": int(group["n_normal"].iloc[0]),
                 "n_anomalous": int(group["n_anomalous"].iloc[0]),
                 "published": published.DETECTION.get(str(model)) if pooling == "mean" else None,

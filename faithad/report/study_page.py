@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from faithad import storage
+from faithad.evaluation.statistics import n_normal_needed
 from faithad.model.table import MODELS
 from faithad.report import charts, findings, maps, page, style, timeline
 from faithad.report.answers import answers
@@ -20,7 +21,7 @@ from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.verdicts import verdicts, worth_rows
 from faithad.report.words import period, records
 from faithad.runs import layout
-from faithad.vocabulary import ERROR_POOLINGS
+from faithad.vocabulary import CAUGHT_AT, ERROR_POOLINGS, FITTED
 
 _SECTIONS = {
     "run": "What was run",
@@ -64,7 +65,7 @@ def render_report(root: str) -> str:
 def _values(study: StudyTables) -> dict[str, Any]:
     reasons = findings.missing_truth(study)
     runs = study.scores[["model", "seed"]].drop_duplicates()
-    detection = findings.detection_rows(study)
+    detection, shares = findings.detection_rows(study), [*CAUGHT_AT, "caught", "false_alarms"]
     sizes = {(row["n_normal"], row["n_anomalous"]) for row in detection}
     explained = set(study.faithfulness["model"]) | set(study.f_score["model"])
     return {
@@ -81,6 +82,10 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "classical": any(name in MODELS and not MODELS[name].reconstructs for name in runs["model"]),
         "reasons": reasons,
         "detection": detection,
+        "shares": shares if study.detection["metric"].isin(shares).any() else [],
+        "caught_at": {name: f"{rate * 100:g} %" for name, rate in CAUGHT_AT.items()},
+        "needed": {name: n_normal_needed(rate) for name, rate in CAUGHT_AT.items()},
+        "fitted": sorted(set(study.detection.loc[study.detection["pooling"] == FITTED, "score"])),
         "same_clips": sizes.pop() if len(sizes) == 1 else None,
         "few_models": charts.FEW_MODELS,
         "published": any(row["published"] for row in detection),
@@ -124,16 +129,19 @@ def _verdicts(study: StudyTables) -> list[dict[str, Any]]:
 
 def _roc(study: StudyTables) -> list[dict[str, Any]]:
     labelled = study.scores[study.scores["label"].notna()]
+    poolings = [(name, column, f"over the {title}") for name, (column, title, *_) in ERROR_POOLINGS.items()]
+    if (study.detection["pooling"] == FITTED).any():
+        poolings = [(FITTED, "score", "as the study says"), ("mean", "paper_score", "over the whole clip")]
     return [
         {
-            "title": f"Scored over the {title}",
+            "title": f"Scored {title}",
             "svg": style.to_svg(
                 charts.roc_figure(labelled, column=column),
                 name=f"roc-{pooling}",
-                label=f"ROC curves of all models, score of the {title}",
+                label=f"ROC curves of all models, scored {title}",
             ),
         }
-        for pooling, (column, title, *_) in ERROR_POOLINGS.items()
+        for pooling, column, title in poolings
         if labelled[column].notna().any()
     ]
 

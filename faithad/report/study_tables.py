@@ -28,7 +28,7 @@ from faithad.vocabulary import CORRECTED, PAPER
 MAX_EXAMPLES = 4
 
 _MANIFEST_COLUMNS = [name for name in schemas.MANIFEST.names if name != "uri"]
-_SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
+_SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "paper_score", "threshold", "alarm"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,9 @@ def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: 
     table = _read(root, layout.summary(name), stage="evaluate")
     if protocol in set(table["protocol"]):
         table = table[table["protocol"] == protocol]
+    for column, of_older in {"score": "paper", "anomaly_type": "all"}.items():
+        if column in schema.names and column not in table:
+            table[column] = of_older
     value = "mean" if "mean" in table else "estimate"
     return table[table[value].notna()].reset_index(drop=True)
 

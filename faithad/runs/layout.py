@@ -153,7 +153,7 @@ TABLES = {
         ]
     },
     "events": TablePlace(None, EVENTS, "event: alarms that lie close together", schemas.EVENTS),
-    "summary/detection": _summary("detection", "model, metric and pooling", schemas.DETECTION_SUMMARY),
+    "summary/detection": _summary("detection", "model, score, metric and type of anomaly", schemas.DETECTION_SUMMARY),
     "summary/f_score": _summary("f_score", "model, method, percentile and type of anomaly", schemas.F_SCORE_SUMMARY),
     "summary/faithfulness": _summary(
         "faithfulness", "model, method, metric, mode, percentile and scope", schemas.FAITHFULNESS_SUMMARY

@@ -18,23 +18,41 @@ from faithad.vocabulary import POOLINGS
 
 def write_piece_scores(folder: str, pieces: Mapping[float, pa.Table]) -> None:
     """Write the scores of pieces, by their duration in seconds; each table has the columns of VALIDATION_SCORES."""
+    schema = schemas.PIECE_SCORES
     tables = [
-        table.select(["score", "worst_second_score"]).add_column(
-            0, schemas.PIECE_SCORES.field("duration_s"), pa.array([duration_s] * table.num_rows, pa.float64())
-        )
+        table.select(schema.names[1:])
+        .add_column(0, "duration_s", pa.array([duration_s] * table.num_rows, pa.float64()))
+        .cast(schema)
         for duration_s, table in pieces.items()
     ]
-    table = pa.concat_tables([schemas.PIECE_SCORES.empty_table(), *tables])
-    storage.write_table(table, storage.join(folder, layout.PIECE_SCORES), schema=schemas.PIECE_SCORES)
+    storage.write_table(
+        pa.concat_tables([schema.empty_table(), *tables]), storage.join(folder, layout.PIECE_SCORES), schema=schema
+    )
+
+
+def read_pieces(folder: str) -> dict[float, pa.Table]:
+    """The scores of pieces, by their duration in seconds; empty where the model has none."""
+    location = storage.join(folder, layout.PIECE_SCORES)
+    if not storage.exists(location):
+        return {}
+    table = storage.read_table(location)
+    return {
+        duration_s: table.filter(pc.equal(table["duration_s"], duration_s)).drop_columns(["duration_s"])
+        for duration_s in pc.unique(table["duration_s"]).to_pylist()
+    }
 
 
 def read_piece_scores(folder: str, pooling: str) -> dict[float, np.ndarray]:
     """The scores (n,) of a pooling, by the pieces' duration; empty where the model has none."""
-    location = storage.join(folder, layout.PIECE_SCORES)
-    if not storage.exists(location):
-        return {}
-    table = storage.read_table(location).select(["duration_s", POOLINGS[pooling].column]).drop_null()
-    return {
-        duration_s: table.filter(pc.equal(table["duration_s"], duration_s))[1].to_numpy()
-        for duration_s in pc.unique(table["duration_s"]).to_pylist()
+    column = POOLINGS[pooling].column
+    of_pieces = {
+        duration_s: (paper_scores(table) if pooling == "mean" else table[column]).drop_null()
+        for duration_s, table in read_pieces(folder).items()
     }
+    return {duration_s: scores.to_numpy() for duration_s, scores in of_pieces.items() if len(scores)}
+
+
+def paper_scores(table: pa.Table) -> pa.ChunkedArray:
+    """The mean squared errors of clips or pieces, beside which another score may stand."""
+    beside = "paper_score" in table.column_names and not table["paper_score"].null_count and table.num_rows
+    return table["paper_score" if beside else "score"]

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from faithad.errors import StudyError
+from faithad.model.fitted_score import MOST_NORMALS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 NEIGHBOURS = 15
-MOST_NORMALS = 5_000
 # Digital silence may have a score of 0, which has no logarithm.
 _SMALLEST = 1e-30
 
@@ -44,16 +44,16 @@ class Normals:
         if not len(self.scores):
             raise StudyError("There are no normal clips to compare scores with.")
 
-    def calibrated(self, scores: Tensor, places: Tensor, *, without: int | None = None) -> Tensor:
+    def calibrated(self, scores: Tensor, places: Tensor, recordings: Tensor | None = None) -> Tensor:
         """The logarithm of s less the mean one of the K nearest normal clips, as many as scores, float64.
 
         Args:
             scores: s, (B,), or (W, B) of the windows of the clips, at least 0.
             places: mean spectra (B, F).
-            without: the number of a normal clip whose whole recording is left out.
+            recordings: of each clip the number of its recording, whose normal clips are left out; None: none is.
         """
-        recording = None if without is None else self.recordings[without]
-        nearest = [self._nearest(place, recording) for place in places]
+        own = [None] * len(places) if recordings is None else recordings
+        nearest = [self._nearest(*pair) for pair in zip(places, own, strict=True)]
         return self._less_neighbours(_logarithms(scores), nearest)
 
     def of_themselves(self) -> Tensor:
@@ -80,6 +80,8 @@ class Normals:
         return order[:NEIGHBOURS]
 
     def _less_neighbours(self, logarithms: Tensor, nearest: Sequence[Tensor]) -> Tensor:
+        import torch
+
         return logarithms - torch.stack([self.scores[numbers].mean() for numbers in nearest])
 
 
@@ -95,12 +97,21 @@ def gather_normals(scores: Tensor, places: Tensor, recordings: Sequence[str], *,
     Raises:
         StudyError: there are no clips.
     """
-    numbers = torch.arange(len(scores))
-    if len(scores) > MOST_NORMALS:
-        chosen = np.random.default_rng(seed).choice(len(scores), MOST_NORMALS, replace=False, shuffle=False)
-        numbers = torch.from_numpy(np.sort(chosen))
+    import numpy as np
+    import torch
+
+    numbers = torch.from_numpy(choose_normals(len(scores), seed=seed))
     _, codes = np.unique(np.asarray(recordings, dtype=str), return_inverse=True)
     return Normals(_logarithms(scores)[numbers], places[numbers].float(), torch.from_numpy(codes).long()[numbers])
+
+
+def choose_normals(n: int, *, seed: int = 0) -> np.ndarray:
+    """The numbers of the normal clips that scores are compared with: all n, or `MOST_NORMALS` at random, in order."""
+    import numpy as np
+
+    if n <= MOST_NORMALS:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, MOST_NORMALS, replace=False, shuffle=False))
 
 
 class Calibration(NamedTuple):

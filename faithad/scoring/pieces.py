@@ -14,7 +14,7 @@ Shape letters: B clips, F mel bands, T frames, n frames of a piece, N pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from faithad.features import fill_up
 from faithad.scoring.score import Clips, Detector, places_of
-from faithad.settings import FeatureSettings
 
 # Of each power of ten of seconds.
 _LENGTHS_S = (1.0, 2.0, 3.0, 5.0, 7.0)
@@ -67,19 +66,23 @@ def _first_frames(number: int, n_frames: Sequence[int], n: int) -> list[int]:
 
 
 def piece_scores(
-    detector: Detector, parts: Iterable[Clips], n_frames: Sequence[int], settings: FeatureSettings
+    detector: Detector,
+    parts: Iterable[Clips],
+    n_frames: Sequence[int],
+    recordings: Tensor,
+    lengths: Mapping[float, int],
 ) -> dict[float, Tensor]:
-    """The calibrated scores of pieces of the normal clips that calibrate a detector, (N,) by their duration.
+    """The calibrated scores of pieces of normal clips, (N,) by their duration.
 
     As for the clips themselves, none is compared with clips of its own recording.
 
     Args:
-        detector: whose `normals` are these clips, in this order.
+        detector: with what its scores are compared with.
         parts: the clips, whole or short.
         n_frames: how many frames of each clip hold sound.
-        settings: of the features.
+        recordings: of each clip, the number of its recording as in the detector's `normals`, -1 for none of them.
+        lengths: how many frames a piece of each duration has.
     """
-    lengths = {duration_s: settings.frames_in(duration_s) for duration_s in piece_lengths(settings.clip_s)}
     scores: dict[float, list[Tensor]] = {duration_s: [] for duration_s in lengths}
     number = 0
     with torch.no_grad():
@@ -89,6 +92,6 @@ def piece_scores(
                     for first in _first_frames(number, n_frames, n):
                         piece = fill_up(clip[:, first : first + n], part.x.shape[-1])[None]
                         raw, place = detector.raw(piece, [clip_id], [n]), places_of(piece, [n])
-                        scores[duration_s].append(detector.calibrate(raw, place, without=number))
+                        scores[duration_s].append(detector.calibrate(raw, place, recordings[number : number + 1]))
                 number += 1
     return {duration_s: torch.cat(of_length) for duration_s, of_length in scores.items() if of_length}

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from faithad.model.random_bits import key_of, random_bits
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from faithad.model.table import ModelRow
 
 # Patches of 4 x 4 cells in 4 groups: each forward hides a quarter of the clip, about what the MAE was trained with.
 PATCH = 4
@@ -24,10 +24,12 @@ class Residual(NamedTuple):
     Attributes:
         title: in reports.
         compute: (network, clips (B, F, T), their ids) to the error (B, F, T).
+        fits: whether a model that reconstructs has it.
     """
 
     title: str
     compute: Callable[[nn.Module, Tensor, Sequence[str]], Tensor]
+    fits: Callable[[ModelRow], bool] = lambda row: True
 
 
 def _reconstruction(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
@@ -56,8 +58,8 @@ def _context(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
 
 RESIDUALS = {
     "reconstruction": Residual("reconstruction error", _reconstruction),
-    "inpainting": Residual("inpainting error", _inpainting),
-    "context": Residual("error of each frame's context", _context),
+    "inpainting": Residual("inpainting error", _inpainting, lambda row: row.masked),
+    "context": Residual("error of each frame's context", _context, lambda row: row.name == "frame_pca"),
 }
 
 
@@ -69,6 +71,8 @@ def inpainting_groups(clip: Tensor, clip_id: str, *, seed: int = 0) -> Tensor:
         is computed. The last patches are cut at the clip's edge.
     """
     import torch
+
+    from faithad.model.random_bits import key_of, random_bits
 
     n_mels, n_frames = clip.shape
     rows, columns = -(-n_mels // PATCH), -(-n_frames // PATCH)

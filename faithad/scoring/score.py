@@ -1,62 +1,22 @@
-"""A score as four choices, and a detector: a model whose score is fitted to normal clips.
-
-`PAPER` is the score of the paper (Deschênes et al. 2026, arXiv 2601.12660), the mean squared error of a clip. `robust`
-names the recommended one for each model: the events of a machine last a second or less of ten, and a mean over the clip
-dilutes them.
+"""A detector: a model whose score, four choices, is fitted to normal clips.
 
 Shape letters: N normal clips, B clips, F mel bands, T frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from faithad.errors import ConfigError
+from faithad.model.fitted_score import FittedScore
 from faithad.scoring.calibration import CALIBRATIONS, Normals, mean_spectrum
+from faithad.scoring.choices import Score
 from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, frame_errors, weighted
 from faithad.scoring.residuals import RESIDUALS
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of each of the four tables, by name.
-
-    Raises:
-        ConfigError: there is no such row.
-    """
-
-    residual: str = "reconstruction"
-    weighting: str = "none"
-    pooling: str = "mean"
-    calibration: str = "none"
-
-    def __post_init__(self) -> None:
-        tables: dict[str, Mapping[str, object]] = {
-            "residual": RESIDUALS,
-            "weighting": WEIGHTINGS,
-            "pooling": POOLINGS,
-            "calibration": CALIBRATIONS,
-        }
-        for name, table in tables.items():
-            if getattr(self, name) not in table:
-                raise ConfigError(f"There is no {name} {getattr(self, name)!r}; allowed: {', '.join(table)}.")
-
-
-PAPER = Score()
-_ROBUST = {
-    "frame_pca": Score("context", "none", "worst_window", "local"),
-    "mae": Score("inpainting", "band", "worst_window", "local"),
-}
-
-
-def robust(model: str) -> Score:
-    """The recommended score of a model that reconstructs."""
-    return _ROBUST.get(model, Score("reconstruction", "band", "worst_window", "local"))
 
 
 class Clips(NamedTuple):
@@ -119,12 +79,29 @@ class Detector:
             ]
         )
 
-    def calibrate(self, raw: Tensor, places: Tensor, *, without: int | None = None) -> Tensor:
-        """Calibrated scores of raw ones, (B,), or (W, B) of windows, and of the clips' mean spectra (B, F).
+    @classmethod
+    def of(cls, fitted: FittedScore, network: nn.Module, frames_per_s: float) -> Detector:
+        """The detector of a score that was stored with its model."""
+        normals = fitted.normals
+        return cls(
+            network,
+            Score(**fitted.choices),
+            frames_per_s,
+            fitted.weights,
+            None if normals is None else Normals(*normals),
+        )
 
-        `without`: the number of a normal clip whose recording they are of; its clips are not compared with.
+    def stored(self) -> FittedScore:
+        """What is stored of it with its model."""
+        normals = self.normals
+        kept = None if normals is None else (normals.scores, normals.places, normals.recordings)
+        return FittedScore(asdict(self.score), self.weights, kept)
+
+    def calibrate(self, raw: Tensor, places: Tensor, recordings: Tensor | None = None) -> Tensor:
+        """Calibrated scores of raw ones, (B,), or (W, B) of windows, and of the clips' mean spectra (B, F); see
+        `Normals.calibrated`.
         """
-        return raw if self.normals is None else self.normals.calibrated(raw, places, without=without)
+        return raw if self.normals is None else self.normals.calibrated(raw, places, recordings)
 
     def calibrated(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
         """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64; arguments as `raw`."""

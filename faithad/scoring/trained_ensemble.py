@@ -33,12 +33,14 @@ from faithad.features import Normalization
 from faithad.model import checkpoint
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, digest_of, load_model
+from faithad.model.fitted_score import MOST_NORMALS
 from faithad.model.header import KEY, AlarmPart, HeaderPart, read_header
 from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound
-from faithad.scoring.calibration import MOST_NORMALS, Normals
+from faithad.scoring.calibration import Normals
+from faithad.scoring.choices import Score
 from faithad.scoring.ensemble import Ensemble
-from faithad.scoring.score import Detector, Score
+from faithad.scoring.score import Detector
 from faithad.settings import FeatureSettings
 
 FILE_NAME = "ensemble.safetensors"
@@ -181,7 +183,13 @@ def load_any(folder: str, *, expect: Mapping[str, Any] | None = None) -> AnyMode
         ConfigError: the package that adds a model cannot be loaded.
     """
     if expect is not None or not storage.exists(storage.join(folder, FILE_NAME)):
-        return load_model(folder, expect=expect)
+        trained = load_model(folder, expect=expect)
+        try:
+            if trained.score is not None:
+                Score(**trained.score.choices).require_fits(trained.name)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder} cannot be used: its score has {error} Train again.") from error
+        return trained
     return _load_ensemble(folder)
 
 

@@ -23,6 +23,8 @@ from faithad.evaluation.peaks import highest_frames
 from faithad.features import Normalization, fill_up
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.table import build_network
+from faithad.scoring.choices import Score
+from faithad.scoring.score import Detector
 from faithad.settings import Checks, FeatureSettings, JudgingSettings
 
 SMALL = FeatureSettings(n_fft=4000, hop_samples=2000, n_mels=16)  # 10 frames per second
@@ -152,6 +154,26 @@ def test_bands_are_their_definition(tables: dict[str, list[Row]], checks: dict[t
             mass = np.abs(of_method[:, :GRID].astype(np.float64))
             share = mass[bands].sum() / mass.sum()
             assert checks[clip_id, method, "band_mass", group] == pytest.approx(share, rel=2e-3)
+
+
+def test_checks_are_of_the_score_that_alarms(checks: dict[tuple[Any, ...], float]) -> None:
+    """The mean squared error, as a score of four choices, is the paper's; the worst window is another one."""
+
+    def checked_by(pooling: str) -> dict[tuple[Any, ...], float]:
+        model = prepared()
+        score = Score("reconstruction", "none", pooling, "none")
+        detector = Detector(model.network, score, SMALL.frames_per_s)  # type: ignore[arg-type]
+        rows = audit_clips(replace(model, detector=detector), clips(), spectrograms(), explain=True)["checks"]
+        return {(row["clip_id"], row["method"], row["check"], row["at"]): row["value"] for row in rows}
+
+    mean = checked_by("mean")
+    assert mean.keys() == checks.keys()
+    for key, value in checks.items():
+        if key[2] != "seconds":
+            assert mean[key] == pytest.approx(value, rel=2e-2, abs=1e-3), key
+    worst = checked_by("worst_window")
+    assert any(abs(worst[key] - value) > 0.1 for key, value in checks.items() if key[2] == "deletion")
+    assert all(worst[key] == 1 for key in worst if key[2:] == ("deletion", 0.0))
 
 
 def test_only_marked_clips_are_checked(checks: dict[tuple[Any, ...], float]) -> None:

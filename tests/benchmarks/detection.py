@@ -32,14 +32,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 from faithad.evaluation.alarms import fit_alarm
-from faithad.evaluation.detection import auc, bootstrap_areas, pauc
+from faithad.evaluation.detection import auc, bootstrap_areas, bootstrap_caught, caught, pauc
 from faithad.evaluation.statistics import percentile_interval, resample_counts
 from faithad.features import Normalization
 from faithad.model.fast_network import fast_network
 from faithad.model.linear import fit_linear
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.scoring.score import PAPER, Clips, Score, fit_detector, robust
+from faithad.scoring.choices import PAPER, Score, robust
+from faithad.scoring.score import Clips, fit_detector
 from faithad.settings import TrainingSettings
 from tests.field_sounds import FOLDER, SETTINGS, Split, read_split
 
@@ -169,7 +170,7 @@ def report(name: str, of_seeds: list[Scored], data: Data, *, fitted_on: np.ndarr
         test = scores.test.numpy()
         points.append([auc(test, labels), pauc(test, labels), caught(test, labels, 0.05), caught(test, labels, 0.02)])
         areas = bootstrap_areas(test, labels, groups, drawn, max_fprs=(1.0, 0.1))
-        shares = [[caught(test[part], labels[part], rate) for rate in (0.05, 0.02)] for part in parts(groups, drawn)]
+        shares = bootstrap_caught(test, labels, groups, drawn, rates=(0.05, 0.02))
         resampled.append(np.concatenate([areas, shares], axis=1))
         fitted = scores.normals.numpy()[fitted_on]
         alarm = fit_alarm(fitted, rule="conformal", pooling="mean", false_alarm_rate=RATE, clip_s=SETTINGS.clip_s)
@@ -190,21 +191,6 @@ def report(name: str, of_seeds: list[Scored], data: Data, *, fitted_on: np.ndarr
         ends = (f"{key}_{name}{end}" for end in ("", "_low", "_high"))
         figures |= dict(zip(ends, map(float, estimate), strict=True))
     return figures
-
-
-def caught(scores: np.ndarray, labels: np.ndarray, rate: float) -> float:
-    """The share of the anomalous clips above the r-th smallest normal score; NaN with too few normals for the rate."""
-    normal, anomalous = np.sort(scores[~labels]), scores[labels]
-    rank = math.ceil(round((1 - rate) * (len(normal) + 1), 9))
-    if rank > len(normal) or not len(anomalous):
-        return math.nan
-    return float((anomalous > normal[rank - 1]).mean())
-
-
-def parts(groups: np.ndarray, drawn: np.ndarray) -> list[np.ndarray]:
-    """The numbers of the clips of each resample."""
-    clips = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
-    return [np.concatenate([np.tile(clips[g], count) for g, count in enumerate(row)]) for row in drawn]
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -12,6 +12,7 @@ from faithad.config.sections import Attribution
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS, ModelRow
+from faithad.scoring.choices import Score
 from faithad.settings import JudgingSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
@@ -98,6 +99,10 @@ attribution: {methods: [gradcam]}
         ("attribution.engine=captum", "attribution: engine 'captum' is gone; leave the key out"),
         ("events.merge_gap_s=3", "events: unknown key; "),
         ("attribution.compile=reduce-overhead", "attribution.compile: "),
+        ("score={residual: inpainting}", "score: residual 'inpainting' is for mae, and not for ae"),
+        ("score={residual: context}", "score: residual 'context' is for frame_pca, and not for ae"),
+        ("score={weighting: loud}", "score: There is no weighting 'loud'; allowed: none, band"),
+        ("score={weights: band}", "score: 'weights' is no part of a score; allowed: residual, weighting, pooling, cal"),
     ],
 )
 def test_impossible_combinations_are_refused(change: str, message: str) -> None:
@@ -126,6 +131,10 @@ def test_impossible_combinations_are_refused(change: str, message: str) -> None:
         ),
         ("alarm.false_alarms_per_hour=360", "alarm.false_alarms_per_hour: 360 is as many as an hour has clips of 10 s"),
         ("audit.explain=some", "audit.explain: allowed: all, alarms, none, or top:N with N at least 1, found 'some'"),
+        (
+            "score=best",
+            "score: allowed: paper, robust, or a choice of residual, weighting, pooling, calibration, found",
+        ),
         ("models=[vae]", "models.0: allowed: ae, mae, dense_ae, "),
         ("attribution.methods=[lime]", "attribution.methods.0: allowed: error_map, saliency, "),
         ("models=ae", "models: must be a list, such as [a, b], found 'ae'"),
@@ -137,6 +146,22 @@ def test_a_wrong_value_is_told_what_is_allowed(change: str, message: str) -> Non
     with pytest.raises(ConfigError) as caught:
         parse_study(SMALLEST, name="x.yaml", overrides=[change])
     assert f"  {message}" in str(caught.value)
+
+
+def test_a_score_is_named_or_made_of_its_parts() -> None:
+    robust = parse_study(SMALLEST, name="x.yaml", overrides=["score=robust", "models=[ae, mae, one_class_svm]"])
+    scores = {model: robust.score_of(model) for model in robust.models}
+    assert [score.residual if score else None for score in scores.values()] == ["reconstruction", "inpainting", None]
+    own = parse_study(SMALLEST, name="x.yaml", overrides=["score={pooling: top_share, weighting: band}"])
+    assert own.score_of("ae") == own.score_of("mae") == Score("reconstruction", "band", "top_share", "none")
+    for study in (robust, own):
+        assert parse_study(study.to_yaml(), name="x.yaml") == study
+    for score in ("score=paper", "score={}", "score={pooling: mean}"):
+        assert parse_study(SMALLEST, name="x.yaml", overrides=[score]).score_of("mae") is None
+    with pytest.raises(ConfigError) as caught:
+        parse_study(SMALLEST, name="x.yaml", overrides=["score=robust", "alarm={rule: gamma, pooling: worst_second}"])
+    assert "alarm.pooling: 'worst_second' is for score 'paper'" in str(caught.value)
+    assert "alarm.rule: 'gamma' is for scores above 0" in str(caught.value)
 
 
 def test_the_mae_needs_sixteen_frames_that_its_patches_divide() -> None:

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from faithad.errors import StudyError
 from faithad.evaluation import detection
-from faithad.evaluation.statistics import resample_counts
+from faithad.evaluation.statistics import n_normal_needed, resample_counts
 
 repeatable = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -137,3 +137,28 @@ def test_worst_second_of_one_event_and_of_silence() -> None:
     assert detection.worst_mel_band(error) == 10
     assert detection.worst_second(np.zeros((80, 401)), 40.0) == (0.0, 0.0)
     assert detection.worst_mel_band(np.zeros((80, 401))) == 0
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@repeatable
+@given(seed=st.integers(0, 1000))
+def test_resampled_shares_equal_those_of_the_resampled_clips(ties: bool, seed: int) -> None:
+    scores, labels, recordings = scored_clips(seed, n_clips=60, ties=ties)
+    drawn = resample_counts(25, seed=seed, n_resamples=8)
+    rates = (0.05, 0.02, 0.3)
+    found = detection.bootstrap_caught(scores, labels, recordings, drawn, rates=rates)
+    for row, counts in zip(found, drawn, strict=True):
+        clips = np.repeat(np.arange(60), counts[recordings])
+        for share, rate in zip(row, rates, strict=True):
+            both = len(set(labels[clips])) == 2
+            expected = detection.caught(scores[clips], labels[clips], rate) if both else math.nan
+            assert share == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_rate_needs_its_number_of_normals() -> None:
+    assert [n_normal_needed(rate) for rate in (0.05, 0.02, 0.01)] == [19, 49, 99]
+    for rate in (0.05, 0.02, 0.01):
+        n = n_normal_needed(rate)
+        for normals, share in ((n, 0.5), (n - 1, math.nan)):
+            scores = [*range(normals), normals, 0]
+            assert detection.caught(scores, [0] * normals + [1, 1], rate) == pytest.approx(share, nan_ok=True)

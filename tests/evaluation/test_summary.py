@@ -208,8 +208,9 @@ def test_detection_equals_its_definition() -> None:
     rows = score_rows()
     table = detection_summary(rows)
     assert table.schema == schemas.DETECTION_SUMMARY
-    found = table.to_pylist()
+    found = [row for row in table.to_pylist() if row["anomaly_type"] == "all" and row["metric"] in ("auc", "pauc")]
     assert len(found) == 2 * 2 * 2
+    assert set(table["score"].to_pylist()) == {"paper"}
     label = {clip["clip_id"]: clip["label"] for clip in CLIPS}
     for row in found:
         column = {"mean": "score", "worst_second": "worst_second_score"}[row["pooling"]]
@@ -233,16 +234,78 @@ def test_a_model_without_scores_of_seconds_has_one_pooling() -> None:
     alone = detection_summary(rows)
     assert found.filter(pc.field("model") == "ae").equals(alone)
     svm_rows = found.filter(pc.field("model") == "one_class_svm").to_pylist()
-    assert [(row["pooling"], row["metric"]) for row in svm_rows] == [("mean", "auc"), ("mean", "pauc")]
+    assert {row["pooling"] for row in svm_rows} == {"mean"}
     same = detection_summary([row for row in rows if row["seed"] == 2]).filter(pc.field("pooling") == "mean")
     assert [{**row, "model": "ae"} for row in svm_rows] == same.to_pylist()
     assert all(row["n_seeds"] == 1 and row["std"] is None for row in svm_rows)
-    assert detection_summary(svm).num_rows == 2
+    assert detection_summary(svm).num_rows == len(svm_rows)
+
+
+def test_what_is_caught_at_so_many_false_alarms_and_by_the_alarm() -> None:
+    """By definition, for each type of anomaly; the alarms are those of the worst second."""
+    rows = [{**row, "threshold": 0.7, "alarm": row["worst_second_score"] > 0.7} for row in score_rows()]
+    kinds = {clip["clip_id"]: "knock" if k % 2 else "hum" for k, clip in enumerate(CLIPS)}
+    clips = [{**clip, "anomaly_type": kinds[clip["clip_id"]] if clip["label"] else None} for clip in CLIPS]
+    manifest = pa.Table.from_pylist([*clips, *OTHERS], schema=schemas.MANIFEST)
+    found = detection_summary(rows, manifest).to_pylist()
+    assert {row["anomaly_type"] for row in found} == {"all", "hum", "knock"}
+    for row in found:
+        column = {"mean": "score", "worst_second": "worst_second_score"}[row["pooling"]]
+        of_seeds = []
+        for seed in sorted({r["seed"] for r in rows if r["model"] == row["model"]}):
+            of_seed = {r["clip_id"]: r for r in rows if (r["model"], r["seed"]) == (row["model"], seed)}
+            normal = [of_seed[clip["clip_id"]] for clip in clips if clip["label"] == 0 and clip["clip_id"] in of_seed]
+            anomalous = [
+                of_seed[clip["clip_id"]]
+                for clip in clips
+                if clip["label"] == 1
+                and row["anomaly_type"] in ("all", clip["anomaly_type"])
+                and clip["clip_id"] in of_seed
+            ]
+            if row["metric"] in ("caught", "false_alarms"):
+                assert row["pooling"] == "worst_second"
+                counted = anomalous if row["metric"] == "caught" else normal
+                of_seeds.append(np.mean([r["alarm"] for r in counted]))
+            elif row["metric"].startswith("caught"):
+                rate = int(row["metric"][-1]) / 100
+                rank = math.ceil(round((1 - rate) * (len(normal) + 1), 9))
+                if rank <= len(normal):
+                    limit = sorted(r[column] for r in normal)[rank - 1]
+                    of_seeds.append(np.mean([r[column] > limit for r in anomalous]))
+        if row["metric"] in ("caught_1", "caught_2"):  # of 40 normal clips
+            assert (row["mean"], row["ci_low"], row["n_normal_needed"]) == (
+                None,
+                None,
+                {"1": 99, "2": 49}[row["metric"][-1]],
+            )
+        elif row["metric"].startswith(("caught", "false")):
+            assert row["mean"] == pytest.approx(np.mean(of_seeds))
+            assert row["ci_low"] <= row["mean"] <= row["ci_high"]
+    keys = [(row["model"], row["pooling"], row["anomaly_type"], row["metric"]) for row in found]
+    assert len(set(keys)) == len(keys) == 2 * 3 * (2 * 5 + 2)
+
+
+def test_a_fitted_score_stands_beside_the_papers() -> None:
+    rows = [{**row, "paper_score": row["score"], "score": row["worst_second_score"]} for row in score_rows()]
+    fitted = [{**row, "worst_second_score": None} for row in rows]
+    experiment = summary.Experiment(
+        MANIFEST, protocol="paper", n_frames={}, frames_per_s=40.0, scores=dict.fromkeys(("ae", "mae"), "robust")
+    )
+    table = summary.summarize("detection", {"scores": pa.Table.from_pylist(fitted, schema=schemas.SCORES)}, experiment)
+    expected = detection_summary(score_rows()).to_pylist()
+    names = {"worst_second": ("robust", "fitted"), "mean": ("paper", "mean")}
+    renamed = [{**row, "score": names[row["pooling"]][0], "pooling": names[row["pooling"]][1]} for row in expected]
+
+    def key(row: Row) -> tuple[str, ...]:
+        return row["model"], row["score"], row["anomaly_type"], row["metric"]
+
+    assert sorted(table.to_pylist(), key=key) == sorted(renamed, key=key)
 
 
 def test_interval_of_one_seed_from_resampled_recordings() -> None:
     rows = [row for row in score_rows() if row["model"] == "mae"]
-    row = detection_summary(rows).filter((pc.field("metric") == "auc") & (pc.field("pooling") == "mean")).to_pylist()[0]
+    wanted = (pc.field("metric") == "auc") & (pc.field("pooling") == "mean") & (pc.field("anomaly_type") == "all")
+    row = detection_summary(rows).filter(wanted).to_pylist()[0]
     score = {r["clip_id"]: r["score"] for r in rows}
     by_recording: dict[str, list[Row]] = {}
     for clip in CLIPS:

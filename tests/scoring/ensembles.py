@@ -14,9 +14,10 @@ from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
+from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.pieces import piece_scores
-from faithad.scoring.score import Clips, fit_detector, robust
+from faithad.scoring.pieces import piece_lengths, piece_scores
+from faithad.scoring.score import Clips, fit_detector
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import FeatureSettings
 
@@ -50,7 +51,9 @@ def fitted_ensemble(
         detector, of_normals = fit_detector(network, robust(name), lambda: [clips], frames_per_s=settings.frames_per_s)
         detectors[name] = detector
         scores.append(of_normals)
-        pieces.append(piece_scores(detector, [clips], [settings.n_frames] * len(x), settings))
+        lengths = {duration_s: settings.frames_in(duration_s) for duration_s in piece_lengths(settings.clip_s)}
+        own: Any = detector.normals
+        pieces.append(piece_scores(detector, [clips], [settings.n_frames] * len(x), own.recordings, lengths))
     ensemble = fit_ensemble(detectors, torch.stack(scores))
     totals, _ = add_up(ensemble.standardise(torch.stack(scores)))
     by_length = {

@@ -46,10 +46,10 @@ def test_scores_of_pieces_leave_out_their_own_recording() -> None:
     ids, recordings = [f"normal {k}" for k in range(N)], [f"recording {k // 3}" for k in range(N)]
     n_frames = [30 if k == 4 else T for k in range(N)]
     parts = [Clips(x[k : k + 5], ids[k : k + 5], recordings[k : k + 5], n_frames[k : k + 5]) for k in range(0, N, 5)]
-    scores = piece_scores(detector, parts, n_frames, SETTINGS)
-    assert list(scores) == [1.0]
     normals, n = detector.normals, SETTINGS.frames_in(1.0)
     assert normals is not None
+    scores = piece_scores(detector, parts, n_frames, normals.recordings, {1.0: n})
+    assert list(scores) == [1.0]
     pieces = torch.cat(list(cut_pieces([x], n_frames, n)))
     numbers = [k for k in range(N) if k != 4]  # a clip of 81 frames has one piece of 41, one of 30 has none
     for piece, score, k in zip(pieces, scores[1.0], numbers, strict=True):

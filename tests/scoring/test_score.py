@@ -16,8 +16,9 @@ from faithad.evaluation.detection import auc
 from faithad.features import Normalization
 from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
+from faithad.scoring.choices import PAPER, Score, robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.score import PAPER, Clips, Detector, Score, fit_detector, robust
+from faithad.scoring.score import Clips, Detector, fit_detector
 from tests.field_sounds import needs_field_sounds, read_split
 
 F, T, N = 16, 41, 12

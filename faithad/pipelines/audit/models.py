@@ -8,6 +8,7 @@ first, and the chosen ones explained in a second pass. Other models only score. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,9 +28,11 @@ from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.features import training_statistics
 from faithad.pipelines.index import require_study_visible
+from faithad.pipelines.training.scores import has_score
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten
+from faithad.scoring.choices import score_name
 from faithad.vocabulary import CORRECTED, PAPER
 
 # Settings that say how an audit is spread, not what it writes.
@@ -52,6 +55,9 @@ def audit_stage(
             settings[name] = trainings[beside].fingerprint
         if CORRECTED in study.judging.protocols:
             settings |= flatten("checks", {**study.checks(seed)._asdict(), "seed": study.evaluation.seed})
+    # Marks of older studies, whose score is the paper's, do not name it.
+    if (score := study.score_of(model)) is not None:
+        settings |= flatten("score", asdict(score))
     settings |= flatten("alarm", study.alarm.as_in_marks())
     settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
@@ -84,6 +90,12 @@ def audit_models(
     todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
     if not todo:
         return
+    for model, seed in todo:
+        if not has_score(study, model, seed):
+            raise StudyError(
+                f"The model {model}-{seed} in {study.root} does not have the study's score, "
+                f"{score_name(study.score_of(model), model)}. Run `faithad train` with the same configuration first."
+            )
     for stage in conclusions:
         stage.withdraw()
     clips = _test_clips(manifest)
@@ -163,9 +175,11 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     return ModelAudit(
         folder,
         out,
-        fit_study_alarm(study, scores, folder),
+        fit_study_alarm(study, model, scores, folder),
         expect,
         training,
         study.judging,
-        **beside,
+        linear=beside.get("linear"),
+        inpainter=beside.get("inpainter"),
+        beside_paper=True,
     )

@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from faithad import schemas, storage
+from faithad.audit.chosen_score import with_score
 from faithad.audit.growth import (
     audited_recordings,
     is_recording,
@@ -124,7 +125,7 @@ class AuditRunner:
         """Look at the model, and say which alarm is raised. Raises what `run_audit` raises."""
         _refuse_results_among_recordings(run)
         self._run = run
-        self._trained = load_any(run.model)
+        self._trained = with_score(run, load_any(run.model))
         self._trained.alarm = raised_alarm(run, self._trained)
         self._model_digest = digest_of_files(run.model)[:16]
         self._looks: dict[str, Look] = {}
@@ -276,7 +277,9 @@ def _score_stage(
     settings: dict[str, Any] = {
         "model": model_digest,
         "remainder": run.remainder,
-        **({} if run.channel == "auto" else {"channel": run.channel}),  # results of releases without it are as good
+        # Results of releases without these keys are as good.
+        **({} if run.channel == "auto" else {"channel": run.channel}),
+        **({"score": run.score} if run.score == "paper" else {}),
         **flatten("audit", run.audit.model_dump(mode="json", exclude=SPREAD | _EXPLAINS)),
         **{f"alarm.{key}": getattr(alarm, key) for key in ("rule", "pooling", "false_alarm_rate", "threshold")},
     }
@@ -385,7 +388,8 @@ def _misfits(audit: _OpenAudit) -> list[Misfit]:
 
 
 def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
-    return Pass(ModelAudit(audit.run.model, audit.run.out, audit.trained.alarm), step, clips)
+    run = audit.run
+    return Pass(ModelAudit(run.model, run.out, audit.trained.alarm, as_paper=run.score == "paper"), step, clips)
 
 
 def _is_whole(audit: _OpenAudit, step: Step, clips: pa.Table) -> bool:

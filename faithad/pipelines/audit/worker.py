@@ -22,7 +22,7 @@ from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import load_model
+from faithad.model.checkpoint import TrainedModel, load_model
 from faithad.pipelines.shards.freed_memory import keep_freed_memory
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.shards.stream import ShardRow, from_bytes, to_bytes
@@ -47,6 +47,8 @@ class ModelAudit:
         judging: how maps are judged.
         linear: the folder of the linear model whose error is a line beside the methods; None for none.
         inpainter: the folder of the MAE that predicts the hidden frames of deep clips; None for none.
+        as_paper: whether a clip's score is its mean squared error, whatever score is stored with the model.
+        beside_paper: see `AuditModel`.
     """
 
     model: str
@@ -57,6 +59,8 @@ class ModelAudit:
     judging: JudgingSettings = AS_IN_PAPER
     linear: str | None = None
     inpainter: str | None = None
+    as_paper: bool = False
+    beside_paper: bool = False
 
     def load(self) -> AnyModel:
         """The model with this audit's alarm.
@@ -65,6 +69,8 @@ class ModelAudit:
             CheckpointError: it is missing, damaged, or not what is expected.
         """
         trained = load_any(self.model, expect=self.expect)
+        if self.as_paper and isinstance(trained, TrainedModel):
+            trained.score = None
         trained.alarm = self.alarm
         return trained
 
@@ -172,6 +178,7 @@ class Auditor:
                 audit=self._audit,
                 device=self._device,
                 training=audit.training,
+                beside_paper=audit.beside_paper,
                 judging=audit.judging,
                 linear=None if audit.linear is None else load_model(audit.linear),
                 inpainter=None if audit.inpainter is None else load_model(audit.inpainter),

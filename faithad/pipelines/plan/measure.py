@@ -215,7 +215,12 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
         trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
         device = torch.device("cuda" if of.audit.gpus_per_actor else "cpu")
         prepared = prepare_audit(
-            trained, attribution=of.attribution, audit=of.audit, device=device, **_judged(trial, trained, seed, root)
+            trained,
+            attribution=of.attribution,
+            audit=of.audit,
+            device=device,
+            beside_paper=isinstance(of, Study),
+            **_judged(trial, trained, seed, root),
         )
         rates["score"][model] = _cost(prepared, rows, log_mels, explain=False, folder=folder)
         if trained.explained and of.audit.explain != "none":

@@ -42,6 +42,7 @@ from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features, write_features
 from faithad.pipelines.index import index_recordings
+from faithad.pipelines.training.scores import chosen_clips
 from faithad.pipelines.training.trained import damage_of_model
 from faithad.progress import console
 from faithad.runs import layout
@@ -50,10 +51,11 @@ from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.piece_scores import write_piece_scores
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.runs.tables import read_manifest
-from faithad.scoring.calibration import MOST_NORMALS
+from faithad.scoring.calibration import choose_normals
+from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.pieces import piece_scores
-from faithad.scoring.score import Clips, Detector, fit_detector, robust
+from faithad.scoring.pieces import piece_lengths, piece_scores
+from faithad.scoring.score import Clips, Detector, fit_detector
 from faithad.scoring.trained_ensemble import FILE_NAME, TrainedEnsemble, describe, save_ensemble
 from faithad.vocabulary import count, listed
 
@@ -95,18 +97,7 @@ class Normals:
 
     def chosen_parts(self) -> Iterator[Clips]:
         """The chosen clips."""
-        names, start = list(self.clips), 0
-        for part in self.parts():
-            numbers = self.chosen[(self.chosen >= start) & (self.chosen < start + len(part))]
-            known = [self.clips[names[number]] for number in numbers]
-            if len(numbers):
-                yield Clips(
-                    part[torch.from_numpy(numbers - start)],
-                    [names[number] for number in numbers],
-                    [recording for recording, _ in known],
-                    [n_frames for _, n_frames in known],
-                )
-            start += len(part)
+        return chosen_clips(self.parts(), self.clips, self.chosen)
 
 
 def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
@@ -190,10 +181,7 @@ def read_normals(run: NormalsRun, manifest: pa.Table) -> Normals:
             row["recording"] += f" {int(_STRETCHES * row['onset_s'] / end_s)}"
     frames_in = run.feature_settings.frames_in
     clips = {row["clip_id"]: (row["recording"], frames_in(row["duration_s"])) for row in rows}
-    chosen = np.arange(len(clips))
-    if len(clips) > MOST_NORMALS:
-        drawn = np.random.default_rng(run.seed).choice(len(clips), MOST_NORMALS, replace=False, shuffle=False)
-        chosen = np.sort(drawn)
+    chosen = choose_normals(len(clips), seed=run.seed)
     # In the order of clip_id, a hash, every second clip is a random sample.
     spectra = mean_spectra(read_features(run.to, _SPLIT, run.feature_settings), run.feature_settings)
     sound = TrainingSound.fit(spectra[::2], spectra[1::2])
@@ -228,7 +216,10 @@ def fit_member(name: str, normals: Normals) -> FittedMember:
     detector, scores = fit_detector(network, robust(name), normals.chosen_parts, frames_per_s=settings.frames_per_s)
     n_frames = [n for _, n in normals.clips.values()]
     chosen = [n_frames[number] for number in normals.chosen]
-    return FittedMember(detector, scores, piece_scores(detector, normals.chosen_parts(), chosen, settings))
+    lengths = {duration_s: settings.frames_in(duration_s) for duration_s in piece_lengths(settings.clip_s)}
+    assert detector.normals is not None
+    own = detector.normals.recordings
+    return FittedMember(detector, scores, piece_scores(detector, normals.chosen_parts(), chosen, own, lengths))
 
 
 def _fit_side_by_side(normals: Normals) -> dict[str, FittedMember]:
@@ -292,6 +283,7 @@ def _scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa
         "score": scores,
         "worst_second_score": pa.nulls(len(scores), pa.float64()),
         "worst_windows": pa.nulls(len(scores)) if worst_windows is None else worst_windows.T.tolist(),
+        "paper_score": pa.nulls(len(scores), pa.float64()),
     }
     return pa.table(columns, schema=schemas.VALIDATION_SCORES)
 

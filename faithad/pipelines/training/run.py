@@ -35,6 +35,7 @@ from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
+from faithad.pipelines.training.scores import fit_scores
 from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.trained import damage, save_fitted
 from faithad.pipelines.training.worker import train_network
@@ -74,7 +75,8 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
 
 
 def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
-    """Train all (model, seed) pairs of the study that are not done yet, or whose files are damaged.
+    """Train all (model, seed) pairs of the study that are not done yet, or whose files are damaged, and fit the study's
+    score to each.
 
     Raises:
         ConfigError: a network lacks what one of the study's methods needs to explain it.
@@ -84,9 +86,12 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
     damaged = {run: text for run in study.runs if stages[run].is_done() and (text := damage(study, *run)) is not None}
     for (model, seed), text in damaged.items():
         console.print(f"train {model}-{seed}: {text} This model is trained again.")
-    todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
-    if not todo:
-        return
+    if todo := [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]:
+        _train_models(study, stages, todo)
+    fit_scores(study)
+
+
+def _train_models(study: Study, stages: dict[tuple[str, int], Stage], todo: list[tuple[str, int]]) -> None:
     require_explainable(study, {model for model, _ in todo})
     normalization = fit_normalization(study)
     with ray_session():

@@ -36,7 +36,7 @@ from faithad.runs.piece_scores import read_piece_scores, write_piece_scores
 from faithad.scoring.pieces import cut_pieces, piece_lengths
 from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.trained_ensemble import load_any
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import FITTED, POOLINGS
 
 NEVER_LEARNED = (
     "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
@@ -81,12 +81,12 @@ def damage_of_model(folder: str) -> str | None:
     return None
 
 
-def fit_study_alarm(study: Study, validation_scores: pa.Table, folder: str) -> AlarmThreshold:
+def fit_study_alarm(study: Study, model: str, validation_scores: pa.Table, folder: str) -> AlarmThreshold:
     """The alarm as the study sets it, on the validation scores of one model, whose folder may hold those of pieces.
 
     A model that scores whole clips only has no worst seconds: its pooling is `mean`, whatever the study says.
     """
-    pooling = study.alarm.pooling
+    pooling = FITTED if study.score_of(model) is not None else study.alarm.pooling
     if validation_scores[POOLINGS[pooling].column].null_count:
         pooling = "mean"
     scores = validation_scores[POOLINGS[pooling].column].to_numpy()
@@ -187,6 +187,7 @@ def _scores_of(
                 seconds.append(worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score)
                 windows.append([float(window_means(frame_errors(error[:, :n]), frames_per_s).max())])
     columns = {"score": torch.cat(scores).numpy(), "worst_second_score": seconds, "worst_windows": windows}
+    columns["paper_score"] = pa.nulls(len(seconds), pa.float64())
     return pa.table(columns, schema=schemas.VALIDATION_SCORES)
 
 
@@ -205,7 +206,8 @@ def _save(
         features=study.feature_settings,
         name=model,
         seed=seed,
-        alarm=fit_study_alarm(study, scores, folder),
+        # `scores` gives it the study's score afterwards, if that is another one than the paper's.
+        alarm=fit_study_alarm(study.model_copy(update={"score": "paper"}), model, scores, folder),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),

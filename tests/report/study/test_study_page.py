@@ -148,6 +148,31 @@ def test_guessing_is_called_guessing(write_study: WriteStudy, tmp_path: Path, re
     assert "For the AE and the MAE the interval does not rule out guessing" in render(root)[1].text
 
 
+def test_a_studys_own_score_stands_beside_the_papers(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, seeds=(0,), models=("ae",), n_examples=0)
+    location = storage.join(root, "summary/detection.parquet")
+    paper = [row for row in storage.read_table(location).to_pylist() if row["pooling"] == "mean"]
+    better = {"score": "robust", "pooling": "fitted", "mean": 0.97}
+    own = [row | better for row in paper]
+    own += [own[-1] | {"metric": metric, "mean": 0.25} for metric in ("caught", "false_alarms")]
+    own += [own[-1] | {"metric": "caught_1", "mean": None, "n_normal_needed": 99}]
+    own += [row | {"anomaly_type": kind, "mean": 0.64} for row in own[:3] for kind in ("knock", "saw")]
+    storage.write_table(pa.Table.from_pylist([*paper, *own]), location, schema=schemas.DETECTION_SUMMARY)
+    scores = storage.join(root, "audit/ae-0/scores/part-0.parquet")
+    table = storage.read_table(scores)
+    place = table.column_names.index("paper_score")
+    storage.write_table(table.set_column(place, "paper_score", table["score"]), scores, schema=schemas.SCORES)
+    _, page = render(root)
+    assert "in 97 of 100 pairs" in page.text
+    assert "AE robust needs 99 \N{EN DASH} needs 49 \N{EN DASH} 97 %" in page.text
+    share = f"25 % {paper[-1]['ci_low'] * 100:.0f} to {paper[-1]['ci_high'] * 100:.0f} %"
+    assert f"97 % {share[5:]} {share} {share}" in page.text
+    assert "AE whole clip needs 99 \N{EN DASH} needs 49 \N{EN DASH} 43 %" in page.text
+    assert "saw, AUC 0.640" in page.text
+    assert "Scored as the study says" in page.text
+    assert "Scored over the worst second" not in page.text
+
+
 def test_missing_runs_are_named(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
     root = write_study(tmp_path, seeds=(0, 1), n_examples=0)
     storage.delete(storage.join(root, "audit/mae-1"))
