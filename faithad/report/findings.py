@@ -123,11 +123,7 @@ def detection_rows(study: StudyTables) -> list[TableRow]:
         rows.append(
             {
                 "model": str(model),
-                "pooling": f"{score}"
-                if pooling == FITTED
-                else POOLINGS[pooling].title
-                if pooling in POOLINGS
-                else pooling,
+                "pooling": _title(score, pooling),
                 **{"auc": None, "pauc": None, **of_types["all"]},
                 "by_type": {kind: metrics for kind, metrics in of_types.items() if kind != "all"},
                 "n_normal": int(group["n_normal"].iloc[0]),
@@ -136,6 +132,13 @@ def detection_rows(study: StudyTables) -> list[TableRow]:
             }
         )
     return _in_order(rows)  # stable: the whole clip stays first
+
+
+def _title(score: str, pooling: str) -> str:
+    """How a score is called; a fitted one by its own name."""
+    if pooling == FITTED:
+        return score
+    return POOLINGS[pooling].title if pooling in POOLINGS else pooling
 
 
 def alarm_rows(study: StudyTables) -> list[TableRow]:

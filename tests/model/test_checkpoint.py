@@ -36,7 +36,9 @@ def trained(*, seed: int = 3, n_frames: int = 40, **changes: Any) -> TrainedMode
         "features": FeatureSettings(n_mels=16, n_fft=256, hop_samples=250, sample_rate_hz=10_000, clip_s=1.0),
         "name": "mae",
         "seed": seed,
-        "alarm": AlarmThreshold("gamma", "mean", 0.05, 12.345678901234567, 18.0, 40, (98.765432109876543,)),
+        "alarm": AlarmThreshold(
+            "gamma", "mean", 0.05, 12.345678901234567, 18.0, 40, window_thresholds=(98.765432109876543,)
+        ),
         "best_epoch": 7,
         "config_hash": "0123456789ab",
     }
