@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from faithad import storage
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Alarm
@@ -54,6 +57,16 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
     say_alarm(alarm, clip_s=trained.features.clip_s)
     return alarm
+
+
+def normal_scores(model: str, alarm: AlarmThreshold) -> npt.NDArray[np.float64]:
+    """The scores (n,) of the model's validation clips that an alarm speaks of; none where the model lacks them."""
+    location = storage.join(model, layout.VALIDATION_SCORES)
+    if not storage.exists(location):
+        return np.empty(0)
+    column = storage.read_table(location)[POOLINGS[alarm.pooling].column]
+    scores: npt.NDArray[np.float64] = column.drop_null().to_numpy()
+    return scores
 
 
 def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:
