@@ -62,7 +62,7 @@
     chart = new uPlot({
       width: byId("chart").clientWidth, height: 260, legend: { show: false },
       cursor: { y: false, drag: { x: true, y: false, setScale: false } },
-      scales: { x: { time: false, range: (u, from, to) => [from, to] }, y: { range: [low - room, high + room] } },
+      scales: { x: { time: false, range: (u, from, to) => (from === null ? whole : [from, to]) }, y: { range: [low - room, high + room] } },
       axes: [
         { ...axis, incrs: STEPS_S, space: 70, values: (u, ticks, axisNumber, space, step) => ticks.map((tick) => timeText(tick, step)) },
         { ...axis, size: 56, label: "anomaly score", labelSize: 18 },

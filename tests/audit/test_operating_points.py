@@ -1,0 +1,61 @@
+"""What other thresholds would bring, against counting by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from faithad.audit.operating_points import RATES, operating_points
+from faithad.audit.outcome import read_scores
+from faithad.audit.raised_alarm import normal_scores
+from faithad.evaluation.alarms import fit_alarm
+from faithad.runs.tables import read_manifest
+from tests.audit.conftest import ALARM, FEATURES, SCORES
+
+EVENTS = {"merge_gap_s": 10.0, "method": "saliency", "percentile": 95.0}
+
+
+def points_of(audit: Any, normals: np.ndarray) -> list[dict[str, Any]]:
+    table = operating_points(
+        read_scores(audit.out), read_manifest(audit.out), normals, alarm=ALARM, features=FEATURES, **EVENTS
+    )
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def test_alarms_and_events_of_each_threshold(audit: Any) -> None:
+    normals = np.random.default_rng(3).gamma(8.0, 0.25, 400)
+    points = points_of(audit, normals)
+    assert len(points) > 15
+    thresholds = [point["threshold"] for point in points]
+    assert thresholds == sorted(set(thresholds))
+    # The first two recordings follow each other on one clock; the clip at 40 s of the second has failed.
+    axes = [[*zip(range(12), SCORES[name] + SCORES[other], strict=False)] for name, other in [list(SCORES)[:2]]]
+    axes[0] = [(place, score) for place, score in axes[0] if place != 10]
+    axes.append(list(enumerate(list(SCORES.values())[2])))
+    for point in points:
+        alarmed = [[place for place, score in axis if score > point["threshold"]] for axis in axes]
+        assert point["n_alarms"] == sum(map(len, alarmed))
+        # Clips of 10 s, merged over 10 s: with at most one clip between two.
+        n_events = sum(bool(places) + int((np.diff(places) > 2).sum()) for places in alarmed)
+        assert point["n_events"] == n_events
+    raised = next(point for point in points if point["threshold"] == ALARM.threshold)
+    assert (raised["n_events"], raised["false_alarms_per_hour"]) == (3, ALARM.false_alarms_per_hour)
+
+
+def test_thresholds_are_those_of_the_rule(audit: Any) -> None:
+    normals = np.random.default_rng(3).gamma(8.0, 0.25, 400)
+    of_rates = {
+        fit_alarm(normals, rule="quantile", pooling="mean", false_alarm_rate=float(rate), clip_s=10.0).threshold: rate
+        for rate in RATES
+    }
+    points = {point["threshold"]: point["false_alarm_rate"] for point in points_of(audit, normals)}
+    assert points == pytest.approx(of_rates | {ALARM.threshold: ALARM.false_alarm_rate})
+
+
+def test_without_normal_scores_there_is_the_alarm_alone(audit: Any, model: str) -> None:
+    normals = normal_scores(model, ALARM)
+    assert normals.size == 0
+    assert [point["threshold"] for point in points_of(audit, normals)] == [ALARM.threshold]
