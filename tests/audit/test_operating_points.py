@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from faithad.audit.operating_points import RATES, operating_points
 from faithad.audit.outcome import read_scores
@@ -42,17 +44,30 @@ def test_alarms_and_events_of_each_threshold(audit: Any) -> None:
         n_events = sum(bool(places) + int((np.diff(places) > 2).sum()) for places in alarmed)
         assert point["n_events"] == n_events
     raised = next(point for point in points if point["threshold"] == ALARM.threshold)
-    assert (raised["n_events"], raised["false_alarms_per_hour"]) == (3, ALARM.false_alarms_per_hour)
+    assert (raised["n_events"], raised["false_alarms_per_hour"]) == (3, ALARM.expected_rate * 360)
 
 
 def test_thresholds_are_those_of_the_rule(audit: Any) -> None:
     normals = np.random.default_rng(3).gamma(8.0, 0.25, 400)
-    of_rates = {
-        fit_alarm(normals, rule="quantile", pooling="mean", false_alarm_rate=float(rate), clip_s=10.0).threshold: rate
-        for rate in RATES
-    }
-    points = {point["threshold"]: point["false_alarm_rate"] for point in points_of(audit, normals)}
-    assert points == pytest.approx(of_rates | {ALARM.threshold: ALARM.false_alarm_rate})
+    fitted = [
+        fit_alarm(normals, rule="quantile", pooling="mean", false_alarm_rate=float(rate), clip_s=10.0) for rate in RATES
+    ]
+    expected = {alarm.threshold: alarm.expected_rate for alarm in [*fitted, ALARM]}
+    assert {point["threshold"]: point["false_alarm_rate"] for point in points_of(audit, normals)} == expected
+
+
+def test_short_clips_have_thresholds_of_their_own(audit: Any) -> None:
+    """The clip of the score 2.5 lasts 5 s: above the threshold of whole clips, and not above its own."""
+    manifest = read_manifest(audit.out)
+    scores = read_scores(audit.out)
+    odd = scores.filter(pc.equal(scores["score"], 2.5))["clip_id"][0].as_py()
+    lengths = [5.0 if clip_id == odd else 10.0 for clip_id in manifest["clip_id"].to_pylist()]
+    place = manifest.schema.get_field_index("duration_s")
+    manifest = manifest.set_column(place, manifest.schema.field(place), pa.array(lengths))
+    for by_length, n_events in (((), 3), (((5.0, 2.6),), 2)):
+        alarm = replace(ALARM, by_length=by_length)
+        (point,) = operating_points(scores, manifest, np.empty(0), alarm=alarm, features=FEATURES, **EVENTS).to_pylist()
+        assert point["n_events"] == n_events
 
 
 def test_without_normal_scores_there_is_the_alarm_alone(audit: Any, model: str) -> None:
