@@ -126,7 +126,36 @@ def _sound(stretch: _Stretch, features: FeatureSettings) -> dict[str, Any]:
 def _opus(samples: npt.NDArray[np.float32]) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, samples, RATE_HZ, format="OGG", subtype="OPUS", compression_level=_LEVEL_OF_16_KBITS)
-    return out.getvalue()
+    return _with_serial_0(out.getvalue())
+
+
+def _with_serial_0(ogg: bytes) -> bytes:
+    """The same file for the same sound: libsndfile draws the serial number that each page of a file bears.
+
+    A page has its serial number at byte 14, its checksum at 22 and the lengths of its segments from 27 on (RFC 3533).
+    """
+    pages, start = bytearray(ogg), 0
+    while start < len(pages):
+        first = start + 27 + pages[start + 26]
+        end = first + sum(pages[start + 27 : first])
+        pages[start + 14 : start + 18] = pages[start + 22 : start + 26] = bytes(4)
+        checksum = 0
+        for byte in pages[start:end]:
+            checksum = (checksum << 8 & 0xFFFFFFFF) ^ _CRC[checksum >> 24 ^ byte]
+        pages[start + 22 : start + 26] = checksum.to_bytes(4, "little")
+        start = end
+    return bytes(pages)
+
+
+def _crc_of_byte(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = value << 1 ^ (0x04C11DB7 if value >> 31 else 0)
+        value &= 0xFFFFFFFF
+    return value
+
+
+_CRC = [_crc_of_byte(byte) for byte in range(256)]
 
 
 def _picture(waveform: npt.NDArray[np.float32], features: FeatureSettings) -> npt.NDArray[np.float16]:

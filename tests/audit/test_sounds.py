@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_a_long_event_is_cut_around_its_strongest_moment(audit: Any) -> None:
     # Its worst second begins at 54 s; the recording ends at 60 s.
     assert (row["onset_s"], row["duration_s"]) == (30.0, 30.0)
     assert len(row["log_mel"]) == 600 * FEATURES.n_mels
+
+
+def test_the_same_sound_is_the_same_file(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile draws a number for each file; with that of another one, and its checksums, it decodes as before."""
+    rows = sounds_of(audit)
+    time.sleep(1.1)  # it draws by the clock
+    assert sounds_of(audit) == rows
+    monkeypatch.setattr(sounds, "_with_serial_0", bytes)
+    for row, drawn in zip(rows, sounds_of(audit), strict=True):
+        assert row["opus"] != drawn["opus"]
+        ours, theirs = (soundfile.read(io.BytesIO(file["opus"]))[0] for file in (row, drawn))
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_was_not_heard_is_not_read(audit: Any) -> None:
