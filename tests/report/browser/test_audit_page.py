@@ -163,7 +163,10 @@ def test_everything_fits_the_screen(open_page: Open, width: int) -> None:
         box = cell.bounding_box()
         assert 0 <= box["x"] <= box["x"] + box["width"] <= width
     assert page.locator("figcaption").first.bounding_box()["width"] > 250
-    page.locator("#reasons .wide").first.focus()
+    page.get_by_role("button", name="Strength").click()
+    assert page.locator("table.events tbody tr").first.is_visible()
+    page.locator("#words").fill("no such recording")
+    assert not page.locator("table.events tbody tr").first.is_visible()
 
 
 def test_dark_and_printed(open_page: Open) -> None:
