@@ -75,8 +75,7 @@ def todo(audit: AuditTables) -> list[Task]:
         words = "Listen to this event:" if len(first) == 1 else f"Listen to these {len(first)} events, strongest first:"
         tasks.append(Task(words, first))
     elif first:
-        words = f"Listen to the {len(first)} strongest of {len(audit.ranked):,} events, and to more as far as they tell"
-        tasks.append(Task(f"{words} something:", first))
+        tasks.append(Task(f"Listen to the {len(first)} strongest of {len(audit.ranked):,} events:", first))
     elif audit.alarm.threshold is not None:
         tasks.append(Task("There is no event to listen to", []))
     failed = ledger_view(audit.ledger).clips["failed"]
