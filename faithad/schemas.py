@@ -10,11 +10,9 @@ Contents
                                                              one file each
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, CHECKS, LEDGER    one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
-    EVENTS, SEARCH_SUMMARY
+    EVENTS, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
     REPLACEMENTS, BANDS, SANITY
-    EVENTS, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
-    DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON
     MEANINGS                                                 what each column says
 """
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from faithad.audit.events import find_events
 from faithad.errors import StudyError
-from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.evaluation.arrays import Reals
 from faithad.model.alarm import AlarmThreshold
 from faithad.schemas import OPERATING_POINTS
@@ -25,7 +25,7 @@ RATES = np.geomspace(1e-4, 0.2, 34)
 def operating_points(
     scores: pa.Table,
     manifest: pa.Table,
-    normals: Reals,
+    normals: pa.Table,
     *,
     alarm: AlarmThreshold,
     features: FeatureSettings,
@@ -37,7 +37,7 @@ def operating_points(
     Args:
         scores: schemas.SCORES of the clips that are searched.
         manifest: schemas.MANIFEST.
-        normals: (n,) scores of the normal clips that the alarm was fitted to; none where they are not known.
+        normals: schemas.VALIDATION_SCORES of the clips that the alarm was fitted to; no row where they are not known.
         alarm: as it was raised.
         features: of the model.
         pieces: scores of pieces of the normal clips, for the thresholds of short clips, see `fit_alarm`.
@@ -47,23 +47,24 @@ def operating_points(
         schemas.OPERATING_POINTS by rising threshold.
     """
     by_threshold = {}
-    for rate in RATES if len(normals) else ():
+    of_clips = normals[POOLINGS[alarm.pooling].column].drop_null().to_numpy()
+    for rate in RATES if len(of_clips) else ():
         with contextlib.suppress(StudyError):  # these normal clips are too few for this rate
             fitted = fit_alarm(
-                normals,
+                of_clips,
                 rule=alarm.rule,
                 pooling=alarm.pooling,
                 false_alarm_rate=float(rate),
                 clip_s=features.clip_s,
                 pieces=pieces,
             )
-            by_threshold[fitted.threshold] = fitted
+            by_threshold[fitted.threshold] = with_window_thresholds(fitted, normals)
     by_threshold[alarm.threshold] = alarm
     place = pc.index_in(scores["clip_id"], value_set=manifest["clip_id"].combine_chunks())
     duration_s = manifest["duration_s"].take(place).to_numpy()
     rows = []
     for _, point in sorted(by_threshold.items()):
-        above = _at(point, scores, duration_s, clip_s=features.clip_s)
+        above = _at(point, alarm, scores, duration_s, clip_s=features.clip_s)
         found = find_events(
             above, manifest, alarm=point, explanations=None, faithfulness=None, features=features, **events
         )
@@ -79,12 +80,20 @@ def operating_points(
     return pa.Table.from_pylist(rows, schema=OPERATING_POINTS)
 
 
-def _at(alarm: AlarmThreshold, scores: pa.Table, duration_s: Reals, *, clip_s: float) -> pa.Table:
-    """The scores as they would be with this alarm: those of short clips have thresholds of their own."""
+def _at(
+    alarm: AlarmThreshold, raised: AlarmThreshold, scores: pa.Table, duration_s: Reals, *, clip_s: float
+) -> pa.Table:
+    """The scores as they would be with another alarm than the one that was raised: those of short clips, and windows of
+    each model, have thresholds of their own.
+    """
     lengths_s, places = np.unique(duration_s, return_inverse=True)
     thresholds = np.array([alarm.of_length(float(length_s), clip_s=clip_s).threshold for length_s in lengths_s])
-    columns = {"threshold": pa.array(thresholds[places])}
+    columns: dict[str, Any] = {"threshold": pa.array(thresholds[places])}
     columns["alarm"] = pc.greater(scores[POOLINGS[alarm.pooling].column], columns["threshold"])
+    columns["window_threshold"] = scores["window_threshold"]
+    for old, new in zip(raised.window_thresholds, alarm.window_thresholds, strict=False):
+        of_model = pc.fill_null(pc.equal(scores["window_threshold"], old), False)
+        columns["window_threshold"] = pc.if_else(of_model, new, columns["window_threshold"])
     for name, values in columns.items():
         scores = scores.set_column(scores.schema.get_field_index(name), name, values)
     return scores

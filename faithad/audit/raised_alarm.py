@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
-from faithad import storage
+from faithad import schemas, storage
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Alarm
 from faithad.errors import StudyError
@@ -59,14 +58,10 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
     return alarm
 
 
-def normal_scores(model: str, alarm: AlarmThreshold) -> npt.NDArray[np.float64]:
-    """The scores (n,) of the model's validation clips that an alarm speaks of; none where the model lacks them."""
+def normal_scores(model: str) -> pa.Table:
+    """The scores of a model's validation clips, schemas.VALIDATION_SCORES; no row where the model lacks them."""
     location = storage.join(model, layout.VALIDATION_SCORES)
-    if not storage.exists(location):
-        return np.empty(0)
-    column = storage.read_table(location)[POOLINGS[alarm.pooling].column]
-    scores: npt.NDArray[np.float64] = column.drop_null().to_numpy()
-    return scores
+    return storage.read_table(location) if storage.exists(location) else schemas.VALIDATION_SCORES.empty_table()
 
 
 def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:

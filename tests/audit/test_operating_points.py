@@ -21,7 +21,12 @@ EVENTS = {"merge_gap_s": 10.0, "method": "saliency", "percentile": 95.0}
 
 def points_of(audit: Any, normals: np.ndarray) -> list[dict[str, Any]]:
     table = operating_points(
-        read_scores(audit.out), read_manifest(audit.out), normals, alarm=ALARM, features=FEATURES, **EVENTS
+        read_scores(audit.out),
+        read_manifest(audit.out),
+        pa.table({"score": normals}),
+        alarm=ALARM,
+        features=FEATURES,
+        **EVENTS,
     )
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
@@ -71,6 +76,5 @@ def test_short_clips_have_thresholds_of_their_own(audit: Any) -> None:
 
 
 def test_without_normal_scores_there_is_the_alarm_alone(audit: Any, model: str) -> None:
-    normals = normal_scores(model, ALARM)
-    assert normals.size == 0
-    assert [point["threshold"] for point in points_of(audit, normals)] == [ALARM.threshold]
+    assert normal_scores(model).num_rows == 0
+    assert [point["threshold"] for point in points_of(audit, np.empty(0))] == [ALARM.threshold]

@@ -452,7 +452,7 @@ def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Mis
     points = operating_points(
         without_misfits(scores, manifest, misfits, but_searched=True),
         manifest,
-        normal_scores(run.model, trained.alarm),
+        normal_scores(run.model),
         alarm=trained.alarm,
         features=trained.features,
         pieces=read_piece_scores(run.model, trained.alarm.pooling),

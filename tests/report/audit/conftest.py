@@ -110,7 +110,7 @@ def build_audit(
     if with_alarm:
         read = [storage.read_table(storage.join(out, name)) for name in ("scores", "manifest.parquet")]
         if with_points:
-            normals = read[0]["score"].to_numpy()
+            normals = pa.table({"score": read[0]["score"], "worst_second_score": read[0]["worst_second_score"]})
             points = operating_points(*read, normals, alarm=alarm, features=features, **EVENTS)
             storage.write_table(points, storage.join(out, "operating_points.parquet"), schema=schemas.OPERATING_POINTS)
         events = find_events(
