@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from faithad import schemas
 from faithad.audit.operating_points import RATES, operating_points
 from faithad.audit.outcome import read_scores
 from faithad.audit.raised_alarm import normal_scores
@@ -71,8 +72,28 @@ def test_short_clips_have_thresholds_of_their_own(audit: Any) -> None:
     manifest = manifest.set_column(place, manifest.schema.field(place), pa.array(lengths))
     for by_length, n_events in (((), 3), (((5.0, 2.6),), 2)):
         alarm = replace(ALARM, by_length=by_length)
-        (point,) = operating_points(scores, manifest, np.empty(0), alarm=alarm, features=FEATURES, **EVENTS).to_pylist()
+        (point,) = operating_points(
+            scores, manifest, pa.table({"score": np.empty(0)}), alarm=alarm, features=FEATURES, **EVENTS
+        ).to_pylist()
         assert point["n_events"] == n_events
+
+
+def test_windows_have_thresholds_of_their_own(audit: Any) -> None:
+    """One clip is above its window threshold at its start and its end, and above lower ones all along."""
+    scores = read_scores(audit.out).to_pylist()
+    for row in scores:
+        if row["score"] == 5.0:
+            row |= {"windows": [9.0] * 4 + [6.0] * 32 + [9.0] * 4, "window_threshold": 8.0}
+    values = np.linspace(0.0, 4.9, 200)
+    normals = pa.table({"score": values, "worst_windows": [[value] for value in values]})
+    alarm = replace(ALARM, threshold=4.95, window_thresholds=(8.0,))
+    points = operating_points(
+        pa.Table.from_pylist(scores, schema=schemas.SCORES), read_manifest(audit.out), normals, alarm=alarm,
+        features=FEATURES, **EVENTS | {"merge_gap_s": 2.0},
+    ).to_pylist()  # fmt: skip
+    n_events = {point["threshold"]: point["n_events"] for point in points if point["threshold"] > 4.0}
+    assert n_events.pop(4.95) == 2
+    assert set(n_events.values()) == {1}
 
 
 def test_without_normal_scores_there_is_the_alarm_alone(audit: Any, model: str) -> None:
