@@ -282,7 +282,8 @@
     } else if (verdict && current) decide(current, { verdict });
     else if (key === " " && current && !target.closest("button, a, summary, audio")) {
       const audio = current.querySelector("audio");
-      if (audio) audio.paused ? audio.play() : audio.pause();
+      if (audio?.paused) audio.play().catch(() => {});  // a pause before it begins is no error
+      else audio?.pause();
     } else return;
     press.preventDefault();
   });
