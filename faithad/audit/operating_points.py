@@ -15,6 +15,7 @@ from faithad.errors import StudyError
 from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.evaluation.arrays import Reals
 from faithad.model.alarm import AlarmThreshold
+from faithad.runs.piece_scores import paper_scores
 from faithad.schemas import OPERATING_POINTS
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import POOLINGS
@@ -47,7 +48,9 @@ def operating_points(
         schemas.OPERATING_POINTS by rising threshold.
     """
     by_threshold = {}
-    of_clips = normals[POOLINGS[alarm.pooling].column].drop_null().to_numpy()
+    # "mean" is the paper's score, beside which a model may keep another one.
+    of_clips = paper_scores(normals) if alarm.pooling == "mean" else normals[POOLINGS[alarm.pooling].column]
+    of_clips = of_clips.drop_null().to_numpy()
     for rate in RATES if len(of_clips) else ():
         with contextlib.suppress(StudyError):  # these normal clips are too few for this rate
             fitted = fit_alarm(
