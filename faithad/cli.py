@@ -1,4 +1,5 @@
-"""The command line: `faithad synth index train search audit evaluate report study export export-clips plan submit`.
+"""The command line: `faithad synth index train search audit evaluate report study export export-clips review plan
+submit`.
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -230,6 +231,17 @@ def export(
     from faithad.audit.exports import export_events
 
     _say(export_events(audit, to, format=format))
+
+
+@app.command(cls=Command)
+def review(
+    audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
+    decisions: Annotated[str, typer.Option(help="The file that `Save decisions` in its report.html wrote.")],
+) -> None:
+    """Write the decisions of a review beside the audit, as labels of confirmed and of rejected events."""
+    from faithad.audit.review import review_audit
+
+    _say(review_audit(audit, decisions))
 
 
 @app.command("export-clips", cls=Command)

@@ -10,7 +10,7 @@ Contents
                                                              one file each
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, CHECKS, LEDGER    one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
-    EVENTS, SEARCH_SUMMARY
+    EVENTS, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
     REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
@@ -26,7 +26,8 @@ import pyarrow as pa
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
-# anomaly_type and n_normal_needed.
+# anomaly_type and n_normal_needed; new tables of an audit are sounds, operating_points and
+# decisions.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -293,6 +294,43 @@ EVENTS = pa.schema(
         pa.field("method", pa.string()),
         pa.field("percentile", pa.float64()),
         pa.field("faithfulness", pa.float64()),
+    ]
+)
+
+# What the report plays and shows of an event, see `audit.sounds`. Where the recording could not be read, there is a
+# reason in place of the sound.
+SOUNDS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("onset_s", pa.float64(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("gain_db", pa.float64()),
+        pa.field("opus", pa.binary()),
+        pa.field("n_mels", pa.int32()),
+        pa.field("log_mel", pa.list_(pa.float16())),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+# What other thresholds of the same rule would bring, see `audit.operating_points`.
+OPERATING_POINTS = pa.schema(
+    [
+        pa.field("false_alarm_rate", pa.float64(), nullable=False),
+        pa.field("false_alarms_per_hour", pa.float64(), nullable=False),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("n_alarms", pa.int32(), nullable=False),
+        pa.field("n_events", pa.int32(), nullable=False),
+    ]
+)
+
+# What a person decided about each event, see `audit.review`.
+DECISIONS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("note", pa.string(), nullable=False),
     ]
 )
 
@@ -588,6 +626,23 @@ MEANINGS = {
     "events.method": "method of the explanation; null where there is none",
     "events.percentile": "percentile of its peaks; null where there is none",
     "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
+    "sounds.recording": "recording that the sound is from",
+    "sounds.onset_s": "start of the sound, in seconds from the start of the recording",
+    "sounds.duration_s": "its length in seconds: the event and 2 s around it, at most 30 s around its strongest moment",
+    "gain_db": "by how many dB it is louder than the recording",
+    "opus": "the sound as a file: Ogg Opus, mono, 24 kHz, 16 kbit/s",
+    "n_mels": "F, the number of mel bands",
+    "sounds.log_mel": "log-mel spectrogram of the recording there, mel band by mel band, in the unit of the features; "
+    "frames are averaged to 600 columns at most",
+    "sounds.reason": "why there is no sound: the recording could not be read any more",
+    "false_alarm_rate": "share of normal clips that may alarm",
+    "false_alarms_per_hour": "what that is an hour",
+    "operating_points.threshold": "the threshold that the alarm's rule gives at this rate",
+    "operating_points.n_alarms": "how many clips of the audit are above it",
+    "operating_points.n_events": "how many events they are",
+    "decisions.verdict": "`confirm`, `reject` or `unsure`",
+    "decisions.kind": "what it is, in the reviewer's words; may be empty",
+    "note": "what the reviewer wrote about it; may be empty",
     "metric": "`auc` or `pauc`, the partial one; `caught_1`, `caught_2` and `caught_5`, the share of anomalous clips "
     "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
     "anomalous and of normal clips that alarmed, beside the score that alarms",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,12 +45,35 @@ def highest(scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
     return scores.take(pa.array(order[:n]))
 
 
-def keep_highest(clips: pa.Table, scores: pa.Table, n: int, alarm: AlarmThreshold | None) -> pa.Table:
-    """The clips with a column `keep_maps`: all for n = -1, else those with the n highest scores."""
+def keep_highest(
+    clips: pa.Table,
+    scores: pa.Table,
+    n: int,
+    alarm: AlarmThreshold | None,
+    event_of: Mapping[str, int] = MappingProxyType({}),
+) -> pa.Table:
+    """The clips with a column `keep_maps`: all for n = -1, else n of them: the highest of each event first.
+
+    Args:
+        clips: rows of the manifest.
+        scores: schemas.SCORES; clips without a score are not kept.
+        n: how many are kept.
+        alarm: see `choose_clips`.
+        event_of: number of the event that a clip belongs to. The second highest clip of each event, and clips without
+            an event, come after the highest clips of all events, and so on.
+    """
     if n < 0:
         return _keep(clips, pa.array([True] * clips.num_rows, pa.bool_()))
     of_clips = scores.filter(pc.is_in(scores["clip_id"], value_set=clips["clip_id"]))
-    return _keep(clips, pc.is_in(clips["clip_id"], value_set=highest(of_clips, n, alarm)["clip_id"]))
+    ranked = highest(of_clips, of_clips.num_rows, alarm)["clip_id"].to_pylist()
+    turns, before = [], Counter[int]()
+    for clip_id in ranked:
+        event = event_of.get(clip_id)
+        turns.append(1 if event is None else before[event])
+        if event is not None:
+            before[event] += 1
+    kept = [ranked[place] for place in np.argsort(turns, kind="stable")[:n]]
+    return _keep(clips, pc.is_in(clips["clip_id"], value_set=pa.array(kept, pa.string())))
 
 
 def keep_examples(clips: pa.Table, n: int) -> pa.Table:

@@ -16,6 +16,7 @@ import soundfile
 from faithad import schemas, storage
 from faithad.audit.events import EventRow
 from faithad.audit.finished import require_finished
+from faithad.audit.review import REJECT, read_decisions
 from faithad.clips.channels import split_name
 from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
@@ -63,7 +64,7 @@ class _Audited(NamedTuple):
 
 
 def export_events(audit: str, to: str, *, format: str) -> str:
-    """Write the parts of all events as labels.
+    """Write the parts of all events as labels; after a review without those that were rejected, and with their kinds.
 
     Args:
         audit: folder or URI that `faithad audit --out` wrote to.
@@ -79,9 +80,12 @@ def export_events(audit: str, to: str, *, format: str) -> str:
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; allowed: {', '.join(FORMATS)}.")
-    events = _read_events(audit)
+    decisions = read_decisions(audit)
+    rejected = {event_id for event_id, decision in decisions.items() if decision["verdict"] == REJECT}
+    events = [event for event in _read_events(audit) if event["event_id"] not in rejected]
+    kinds = {event_id: decision["kind"] for event_id, decision in decisions.items()}
     parts = [(event, part) for event in events for part in event["parts"]]
-    labels = [_label(event, part) for event, part in parts]
+    labels = [_label(event, part, kinds.get(event["event_id"], "")) for event, part in parts]
     if format == "csv":
         texts = csv_labels.files(labels, more=_event_cells(parts))
     elif format == "label-studio":
@@ -168,8 +172,8 @@ def _channels(audit: str) -> dict[str, int | None]:
     return dict(zip(manifest["recording"].to_pylist(), manifest["channel"].to_pylist(), strict=True))
 
 
-def _label(event: EventRow, part: dict[str, Any]) -> Label:
-    words = alarm_text(event["strength"], event["low_hz"], event["high_hz"])
+def _label(event: EventRow, part: dict[str, Any], kind: str) -> Label:
+    words = kind or alarm_text(event["strength"], event["low_hz"], event["high_hz"])
     return Label(part["recording"], part["onset_s"], part["offset_s"], words, event["low_hz"], event["high_hz"])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from faithad import storage
+import pyarrow as pa
+
+from faithad import schemas, storage
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Alarm
 from faithad.errors import StudyError
@@ -54,6 +56,12 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
     say_alarm(alarm, clip_s=trained.features.clip_s)
     return alarm
+
+
+def normal_scores(model: str) -> pa.Table:
+    """The scores of a model's validation clips, schemas.VALIDATION_SCORES; no row where the model lacks them."""
+    location = storage.join(model, layout.VALIDATION_SCORES)
+    return storage.read_table(location) if storage.exists(location) else schemas.VALIDATION_SCORES.empty_table()
 
 
 def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:

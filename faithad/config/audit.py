@@ -22,6 +22,7 @@ from faithad.config.sections import (
     Events,
     Explain,
     Follow,
+    Report,
     ScoreChoice,
     Section,
     compiled_without_gpu,
@@ -64,6 +65,7 @@ class AuditRun(Section):
     audit: RunAudit = RunAudit()
     events: Events = Events()
     follow: Follow = Follow()
+    report: Report = Report()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AuditRun:

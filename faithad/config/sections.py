@@ -367,6 +367,14 @@ class Follow(Section):
     settle_s: float = Field(60.0, ge=0)
 
 
+class Report(Section):
+    """`sound`: whether the audit's page can play the strongest events (`events`) or holds no sound (`none`). The sound
+    may contain voices.
+    """
+
+    sound: Literal["events", "none"] = "events"
+
+
 class Search(Section):
     """The search over mask ratio and patch size, for the MAE.
 

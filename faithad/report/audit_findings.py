@@ -20,6 +20,7 @@ from faithad.report.words import offset_words, percent, seconds
 from faithad.vocabulary import count, duration, listed
 
 _SHORT_S = 10.0
+_LISTEN_FIRST = 5
 
 
 class Expected(NamedTuple):
@@ -59,17 +60,43 @@ def n_alarms(audit: AuditTables) -> int:
     return int((audit.scores["alarm"] == True).sum())  # noqa: E712  (a column of true, false and null)
 
 
+class Task(NamedTuple):
+    """Something to do; `words` end where the numbers of `events`, positions in the table of events, follow."""
+
+    words: str
+    events: list[int]
+
+
+def todo(audit: AuditTables) -> list[Task]:
+    """What to do with the results, the most urgent first."""
+    first = audit.ranked[:_LISTEN_FIRST]
+    tasks = [Task(sentence.removesuffix("."), []) for sentence in audit.misfits]
+    if first and len(first) == len(audit.ranked):
+        words = "Listen to this event:" if len(first) == 1 else f"Listen to these {len(first)} events, strongest first:"
+        tasks.append(Task(words, first))
+    elif first:
+        tasks.append(Task(f"Listen to the {len(first)} strongest of {len(audit.ranked):,} events:", first))
+    elif audit.alarm.threshold is not None:
+        tasks.append(Task("There is no event to listen to", []))
+    failed = ledger_view(audit.ledger).clips["failed"]
+    if failed:
+        tasks.append(Task(f"See in the ledger why {count(failed, 'clip')} failed", []))
+    return tasks
+
+
 def answers(audit: AuditTables, trust: list[Trust]) -> list[str]:
-    """How many events and how strong; as many as chance; how far the reasons can be trusted; what was left out."""
+    """How many events and how strong; as many as chance; how far the reasons can be trusted."""
     hours = audited_hours(audit.scores)
+    sentences = [_events(audit, duration(hours * 3_600)), _against_chance(audit, hours), _reasons(audit, trust)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def remarks(audit: AuditTables) -> list[str]:
+    """What else one should know: labels, normal clips, short clips, faults of the sound, what was left out."""
     sentences = [
-        _events(audit, duration(hours * 3_600)),
-        *audit.misfits,
-        _against_chance(audit, hours),
+        against_labels(audit),
         _too_few_normals(audit),
         _short_clips(audit),
-        against_labels(audit),
-        _reasons(audit, trust),
         *health_view(audit.health).sentences[:1],
         _coverage(audit),
     ]
@@ -267,3 +294,11 @@ def strength(event: EventRow) -> str:
 
 def has_ratio(event: EventRow) -> bool:
     return event["strength"] is not None and math.isfinite(event["strength"])
+
+
+def level(event: EventRow, threshold: float | None) -> float:
+    """The score that a whole clip would have that is as far above its threshold; short clips have other thresholds."""
+    score, own = float(event["score"]), float(event["threshold"])
+    if threshold is None or own == threshold:
+        return score
+    return score / own * threshold if has_ratio(event) else score - own + threshold

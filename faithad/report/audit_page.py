@@ -12,15 +12,17 @@ from faithad.evaluation.alarms import RULES
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import Alarm, AuditTables, read_audit
 from faithad.report.health import health_view
+from faithad.report.instrument import page_data
 from faithad.report.ledger import ledger_view
-from faithad.report.trust import trust_of
+from faithad.report.listening import event_sounds
+from faithad.report.trust import GRADES, trust_of
 from faithad.report.words import period
 from faithad.runs import layout
 from faithad.vocabulary import CAUGHT_AT, duration
 
 # Rows of the table of events; the strongest, in the order of time.
 MAX_ROWS = 500
-_FIRST_SCREEN = 5
+_SCRIPTS = ("uplot/uPlot.iife.min.js", "instrument.js")
 
 
 def render_audit_report(out: str) -> str:
@@ -35,29 +37,38 @@ def render_audit_report(out: str) -> str:
     Raises:
         StudyError: there is no finished audit.
     """
-    return page.write(storage.join(out, layout.REPORT), "audit.html.j2", _values(read_audit(out)))
+    return page.write(storage.join(out, layout.REPORT), "audit.html.j2", _values(read_audit(out)), scripts=_SCRIPTS)
 
 
 def _values(audit: AuditTables) -> dict[str, Any]:
     trust = trust_of(audit.events, audit.judged)
     alarm, hours = audit.alarm, audit_findings.audited_hours(audit.scores)
     rows = [event_views.describe(audit, number, trust[number]) for number in range(len(audit.events))]
-    views = [(number, event_views.pictures(audit, number)) for number in audit.shown]
-    shown = [rows[number] | view for number, view in views if view["curve"] or view["panels"]]
+    sounds = event_sounds(audit)
+    shown = [
+        rows[number] | event_views.pictures(audit, number) | {"listen": sounds.get(number)} for number in audit.shown
+    ]
     places = audit.settings.get("recordings")
-    sections = [("time", "Score over time"), ("events", "Events"), ("labels", "Against labels")]
-    sections += [
-        ("reasons", "Why, event by event"),
+    sections = [
+        ("events", "Events"),
+        ("time", "Score over time"),
+        ("labels", "Against labels"),
+        ("reasons", "Listen, see why, decide"),
         ("alarm", "Alarm threshold"),
         ("health", "Health of the sound"),
         ("ledger", "Ledger"),
         ("configuration", "Configuration"),
     ]
     health = health_view(audit.health)
+    line = time_line(audit) if len(audit.scores) else None
     empty = {"health": not health.sentences, "events": not rows, "labels": not audit.agreement, "reasons": not shown}
     return {
         "contents": [(anchor, title) for anchor, title in sections if not empty.get(anchor)],
+        "todo": [
+            item._asdict() | {"events": [rows[number] for number in item.events]} for item in audit_findings.todo(audit)
+        ],
         "answers": audit_findings.answers(audit, trust),
+        "remarks": audit_findings.remarks(audit),
         "places": [storage.name_of(str(place)) for place in places] if isinstance(places, list) else [],
         "period": period(audit.scores["recorded_at"]),
         "model": _model(audit),
@@ -69,7 +80,6 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "n_alarms": audit_findings.n_alarms(audit),
         "hours": hours,
         "n_clips": len(audit.scores),
-        "first": [rows[number] for number in audit.ranked[:_FIRST_SCREEN]],
         "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],
         "more": max(0, len(rows) - MAX_ROWS),
         "shown": shown,
@@ -83,7 +93,12 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "few": timeline.FEW,
         "in_khz": audit.setting("features.sample_rate_hz") is not None,
         "timed": bool(audit.scores["recorded_at"].notna().all()),
-        "charts": _charts(audit) if len(audit.scores) else None,
+        "charts": None if line is None else _charts(audit, line),
+        "points": audit.points,
+        "point": next((n for n, row in enumerate(audit.points) if row["threshold"] == alarm.threshold), 0),
+        "grade_order": {grade: number for number, grade in enumerate(GRADES)},
+        "n_sounds": sum(1 for sound in sounds.values() if sound.get("sound")),
+        "data": page_data(audit, line, sounds),
         "health": health,
         "ledger": ledger_view(audit.ledger),
         "settings_text": audit.settings_text,
@@ -103,8 +118,8 @@ def _model(audit: AuditTables) -> str:
     return f"{style.model(str(name)).title}, seed {seed}" if name is not None else "unknown"
 
 
-def _charts(audit: AuditTables) -> dict[str, Any]:
-    line, threshold, has_ratio = time_line(audit), audit.alarm.threshold, audit.alarm.pooling.has_ratio
+def _charts(audit: AuditTables, line: timeline.TimeLine) -> dict[str, Any]:
+    threshold, has_ratio = audit.alarm.threshold, audit.alarm.pooling.has_ratio
     scores = timeline.score_figure(line, threshold, has_ratio=has_ratio)
     distribution = audit_charts.distribution_figure(line.score, threshold, has_ratio=has_ratio)
     figures = {

@@ -8,7 +8,6 @@ Shape letters: F mel bands, T frames.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.audit.finished import read_card
 from faithad.audit.misfits import misfit_words, without_skipped
+from faithad.audit.ranking import strongest_first
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import list_arrays
 from faithad.model.alarm import AlarmThreshold
@@ -42,9 +42,9 @@ from faithad.runs.tables import read_events, read_manifest, read_shards, read_wh
 from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
-MAX_EVENTS = 50
+MAX_EVENTS = 200
+MAX_CURVES = 50
 MAX_CLIPS_OF_EVENT = 30
-MAX_PICTURES = 10
 
 _MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
@@ -109,6 +109,8 @@ class AuditTables:
         curves: of the clips of shown events, by clip.
         judged: frame-mode faithfulness of all events' clips: clip_id, method, replaced_fraction, faithfulness.
         pictures: spectrograms and maps, by the position of the event in `events`.
+        sounds: rows of schemas.SOUNDS, by the position of the event.
+        points: rows of schemas.OPERATING_POINTS, by rising threshold.
         agreement: rows of schemas.EVENT_SUMMARY where the audit was evaluated against labels.
         detection: rows of schemas.DETECTION_SUMMARY, of the score that alarms, likewise.
     """
@@ -128,6 +130,8 @@ class AuditTables:
     curves: dict[str, Curve]
     judged: pd.DataFrame
     pictures: dict[int, Example]
+    sounds: dict[int, dict[str, Any]]
+    points: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
     detection: list[dict[str, Any]]
 
@@ -179,13 +183,8 @@ def read_audit(out: str) -> AuditTables:
     with_clips = scores.merge(manifest, on="clip_id", how="left", validate="one_to_one")
     alarm = _alarm(settings, model, events, with_clips)
     score_of = dict(zip(scores["clip_id"], scores[alarm.pooling.column], strict=True))
-    # Where scores have no ratio to their thresholds, what they are above them ranks events.
-    above = [
-        event["strength"] if math.isfinite(event["strength"]) else event["score"] - event["threshold"]
-        for event in events
-    ]
-    ranked = sorted(range(len(events)), key=lambda number: (-above[number], number))
-    shown = ranked[:MAX_EVENTS]
+    ranked = strongest_first(events)
+    with_curve = ranked[:MAX_CURVES]
     return AuditTables(
         settings=settings,
         settings_text=text,
@@ -199,9 +198,11 @@ def read_audit(out: str) -> AuditTables:
         misfits=misfit_words(ledger),
         events=events,
         ranked=ranked,
-        curves=_read_curves(out, [events[number] for number in shown], score_of),
+        curves=_read_curves(out, [events[number] for number in with_curve], score_of),
         judged=_read_judged(out, events),
-        pictures=_read_pictures(out, events, shown, score_of),
+        pictures=_read_pictures(out, events, with_curve, score_of),
+        sounds=_read_sounds(out, events),
+        points=_read_rows(out, layout.OPERATING_POINTS),
         agreement=_read_summary(out, "events"),
         detection=[
             row
@@ -220,7 +221,22 @@ def clips_around_the_strongest(clip_ids: list[str], scores: dict[str, float]) ->
 
 def _read_summary(out: str, name: str) -> list[dict[str, Any]]:
     """The rows of a summary, none where the audit was not evaluated."""
-    location = storage.join(out, layout.summary(name))
+    return _read_rows(out, layout.summary(name))
+
+
+def _read_sounds(out: str, events: list[EventRow]) -> dict[int, dict[str, Any]]:
+    location = storage.join(out, layout.SOUNDS)
+    if not storage.exists(location):
+        return {}
+    numbers = {event["event_id"]: number for number, event in enumerate(events)}
+    table = storage.read_table(location)
+    rows = zip(table.drop_columns(["log_mel"]).to_pylist(), list_arrays(table["log_mel"]), strict=True)
+    return {numbers[row["event_id"]]: row | {"log_mel": levels} for row, levels in rows if row["event_id"] in numbers}
+
+
+def _read_rows(out: str, table: str) -> list[dict[str, Any]]:
+    """The rows of a table that not every audit has."""
+    location = storage.join(out, table)
     rows: list[dict[str, Any]] = storage.read_table(location).to_pylist() if storage.exists(location) else []
     return rows
 
@@ -293,7 +309,7 @@ def _read_pictures(
     chosen: dict[int, str] = {}
     for number in shown:
         pictured = [clip_id for clip_id in events[number]["clip_ids"] if clip_id in kept]
-        if pictured and len(chosen) < MAX_PICTURES:
+        if pictured:
             chosen[number] = max(pictured, key=lambda clip_id: score_of.get(clip_id, -np.inf))
     by_clip = {example.clip_id: example for example in examples(out, list(chosen.values()))}
     return {number: by_clip[clip_id] for number, clip_id in chosen.items()}

@@ -36,6 +36,7 @@ def describe(audit: AuditTables, number: int, trust: Trust) -> dict[str, Any]:
         "places": [{"recording": part["recording"], "span": _span(part)} for part in event["parts"][:_MAX_PARTS]],
         "more_places": max(0, len(event["parts"]) - _MAX_PARTS),
         "n_alarms": event["n_alarms"],
+        "level": audit_findings.level(event, audit.alarm.threshold),
         "strength": audit_findings.strength(event),
         "times": ratio or f"{event['score']:.4g}",
         "seconds": spans or [UNKNOWN],
@@ -84,14 +85,22 @@ def _sentence(event: EventRow, trust: Trust) -> str:
 
 
 def pictures(audit: AuditTables, number: int) -> dict[str, Any]:
-    """The event's curve as SVG, which of its clips the curve shows where these are not all, and its pictures."""
+    """The event's curve as SVG, which of its clips the curve shows where these are not all, and its pictures.
+
+    `curve_span` and `panel_span` are where curve and pictures begin and end, in seconds of the recording; None where
+    the curve runs over several.
+    """
     event = audit.events[number]
     near = clips_around_the_strongest(event["clip_ids"], audit.score_of)
     curves = {id_: audit.curves[id_] for id_ in near if id_ in audit.curves and not audit.curves[id_].degenerate}
-    view: dict[str, Any] = {"curve": None, "shown_from": None, "panels": _panels(audit, number)}
+    view: dict[str, Any] = {"curve": None, "shown_from": None, "curve_span": None}
+    view |= {"panels": _panels(audit, number), "panel_span": _panel_span(audit, number)}
     if not curves or not event["method"]:
         return view
     view["curve"] = _curve(audit, number, curves)
+    clips = audit.clips.loc[list(curves)]
+    if clips["recording"].nunique() == 1:
+        view["curve_span"] = (clips["onset_s"].min(), (clips["onset_s"] + clips["duration_s"]).max())
     if len(near) < len(event["clip_ids"]):
         first = audit.clips.loc[next(iter(curves))]
         clock = None if pd.isna(first["recorded_at"]) else f"{first['recorded_at']:%Y-%m-%d %H:%M:%S}"
@@ -142,6 +151,14 @@ def seconds_on_axis(
             if stretch["recording"] == clip["recording"] and offset > onset:
                 parts.append((start + onset, start + offset))
     return parts
+
+
+def _panel_span(audit: AuditTables, number: int) -> tuple[float, float] | None:
+    example = audit.pictures.get(number)
+    if example is None:
+        return None
+    onset_s, duration_s = audit.clips.loc[example.clip_id, ["onset_s", "duration_s"]]
+    return float(onset_s), float(onset_s + duration_s)
 
 
 def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:

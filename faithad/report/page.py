@@ -6,10 +6,14 @@ one get through all the same, the page's policy keeps a browser from running or 
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from faithad import storage
 from faithad.report import maps, style, words
@@ -17,8 +21,14 @@ from faithad.runs.lock import require_still_alone
 from faithad.vocabulary import count
 
 
-def write(location: str, template: str, values: dict[str, Any]) -> str:
+def write(location: str, template: str, values: dict[str, Any], *, scripts: Sequence[str] = ()) -> str:
     """Write the page that a template of this package gives with these values, and return its location.
+
+    Args:
+        location: of the page.
+        template: its file in this package.
+        values: of the template's names.
+        scripts: files of this package that the page runs, in this order. The page allows no other, by their hashes.
 
     Raises:
         StudyError: another driver has taken over the folder meanwhile.
@@ -34,7 +44,11 @@ def write(location: str, template: str, values: dict[str, Any]) -> str:
         "method": lambda name: style.method(name).title,
         "model": lambda name: style.model(name).title,
     }
-    always = {"colors": style.COLORS, "gradients": {kind: maps.css_gradient(kind) for kind in maps.COLOR_MAPS}}
+    texts = [_source(script) for script in scripts]
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    always: dict[str, Any] = {"scripts": [Markup(text) for text in texts], "allowed": allowed}
+    always |= {"colors": style.COLORS, "gradients": {kind: maps.css_gradient(kind) for kind in maps.COLOR_MAPS}}
     content = environment.get_template(template).render(always | values)
     require_still_alone()
     storage.write_text(location, content)

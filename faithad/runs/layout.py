@@ -37,6 +37,13 @@ SEARCH_REPORT = "search.html"
 INPUTS = "inputs.parquet"
 LEDGER = "ledger.parquet"
 EVENTS = "events.parquet"
+# For the report: the sound of each event, and what other thresholds would bring.
+SOUNDS = "sounds.parquet"
+OPERATING_POINTS = "operating_points.parquet"
+# What a reviewer decided about the events, and the labels that follow from it.
+DECISIONS = "review/decisions.parquet"
+CONFIRMED = "review/confirmed.csv"
+REJECTED = "review/rejected.csv"
 AUDIT = "audit.yaml"
 MODEL = "model.json"
 
@@ -153,6 +160,11 @@ TABLES = {
         ]
     },
     "events": TablePlace(None, EVENTS, "event: alarms that lie close together", schemas.EVENTS),
+    "sounds": TablePlace(None, SOUNDS, "event that can be listened to in the report", schemas.SOUNDS),
+    "operating_points": TablePlace(
+        None, OPERATING_POINTS, "threshold that the alarm's rule gives", schemas.OPERATING_POINTS
+    ),
+    "decisions": TablePlace(None, DECISIONS, "event that was reviewed", schemas.DECISIONS),
     "summary/detection": _summary("detection", "model, score, metric and type of anomaly", schemas.DETECTION_SUMMARY),
     "summary/f_score": _summary("f_score", "model, method, percentile and type of anomaly", schemas.F_SCORE_SUMMARY),
     "summary/faithfulness": _summary(

@@ -78,6 +78,21 @@ def test_maps_of_the_highest_scores_among_the_chosen() -> None:
     assert keep_highest(chosen, table_of(scores), 0, MEAN)["keep_maps"].to_pylist() == [False] * 3
 
 
+@pytest.mark.parametrize(
+    ("n", "kept"),
+    [(1, {"002"}), (2, {"002", "005"}), (3, {"002", "005", "001"}), (5, {"002", "005", "001", "004", "000"})],
+)
+def test_each_event_has_a_map_before_any_has_two(n: int, kept: set[str]) -> None:
+    """One bad recording is an event with the four highest scores; a weak one comes before its second clip.
+
+    A clip without an event comes with the second clips, before any third one.
+    """
+    scores = [7.0, 8.0, 9.0, 6.0, 1.0, 4.0]
+    event_of = {"000": 0, "001": 0, "002": 0, "003": 0, "005": 1}
+    clips = keep_highest(clips_of(scores), table_of(scores), n, MEAN, event_of)
+    assert {clip["clip_id"] for clip in clips.to_pylist() if clip["keep_maps"]} == kept
+
+
 def test_examples_take_each_anomaly_type_in_turn() -> None:
     kinds = ["x", "x", "y", None, None, "x"]
     rows = [

@@ -158,7 +158,8 @@ def test_other_events_cost_no_audit(audited: tuple[Path, Outcome], finished: Stu
     assert set(table(out, "events.parquet")["method"]) == {"error_map"}
     changed = {name for name, time in times(out).items() if before.get(name) != time}
     assert changed == {
-        "audit.yaml", "events.parquet", "ledger.parquet", "model.json", "report.html", "stages/events.json",
+        "audit.yaml", "events.parquet", "ledger.parquet", "model.json", "operating_points.parquet", "report.html",
+        "sounds.parquet", "stages/events.json",
     }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 }
 # Tables that are written shard by shard, and the others.
 SHARDED = ("scores", "ledger", "explained", "attributions", "localization", "faithfulness", "spectrograms")
-WHOLE = ("manifest", "health", "inputs", "index_ledger", "ledger", "events")
+WHOLE = ("manifest", "health", "inputs", "index_ledger", "ledger", "events", "sounds", "operating_points")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 

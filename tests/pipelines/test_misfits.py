@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import faithad
 from faithad.audit.misfits import STAGE
-from faithad.config.audit import load_audit_run
+from faithad.config.audit import load_audit_run, load_written_audit
+from faithad.config.sections import Report
 from faithad.demo.mill import synthesize
 from faithad.evaluation.alarms import fit_alarm
 from faithad.features import Normalization, log_mel
@@ -151,6 +153,32 @@ def test_a_fault_of_the_machine_is_an_event_however_long_it_lasts(audited: tuple
     assert lengths_s["week/ZOOM0006.wav"] == 60.0
     assert lengths_s["week/ZOOM0007.wav"] == 30.0, "three clips, all of them anomalous"
     assert not set(events["recording"]) & {f"week/{name}" for name in UNLIKE}
+
+
+def test_every_event_has_its_sound_and_its_picture(audited: tuple[str, str]) -> None:
+    """The four maps that are kept go to different events before any has two."""
+    out, _ = audited
+    events, pictured = faithad.events(out), set(faithad.read_table(out, "spectrograms")["clip_id"])
+    n_pictured = events["clip_ids"].map(lambda clip_ids: len(pictured.intersection(clip_ids)))
+    assert n_pictured.max() - n_pictured.min() <= 1
+    assert n_pictured.sum() == 4
+    sounds = faithad.read_table(out, "sounds").set_index("event_id")
+    assert set(sounds.index) == set(events["event_id"])
+    assert sounds["opus"].notna().all()
+    points = faithad.read_table(out, "operating_points")
+    assert (points["n_events"] == len(events)).any()
+    assert f"This page holds the sound of {len(events)} events" in (Path(out) / "report.html").read_text()
+
+
+def test_sound_can_be_left_out(audited: tuple[str, str]) -> None:
+    out = shutil.copytree(audited[0], Path(audited[0]).with_name("silent"))
+    run = load_written_audit(str(out / "audit.yaml"))
+    with without_ray():
+        run_audit(run.model_copy(update={"out": str(out), "report": Report(sound="none")}))
+    assert not len(faithad.read_table(str(out), "sounds"))
+    page = (out / "report.html").read_text()
+    assert "This page holds no sound." in page
+    assert "<audio" not in page
 
 
 @field_sounds.needs_field_sounds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -21,6 +23,7 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.scripts: list[str] = []
         self.open: list[str] = []
         self.feed(html)
         self.close()
@@ -37,7 +40,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        (self.scripts if self.open[-1:] == ["script"] else self.texts).append(data)
 
     @property
     def text(self) -> str:
@@ -48,7 +51,8 @@ class Page(HTMLParser):
         assert html.startswith("<!DOCTYPE html>")
         assert self.open == []
         tags = {tag for tag, _ in self.tags}
-        assert not tags & {"script", "link", "iframe", "object", "embed", "base", "img"}
+        assert not tags & {"link", "iframe", "object", "embed", "base"}
+        self.check_scripts(html)
         assert all(value.startswith(("data:", "#")) for value in self.values("src") + self.values("xlink:href"))
         outside = [value for value in self.values("href") if not value.startswith("#")]
         assert outside == ["https://arxiv.org/abs/2601.12660"]
@@ -59,6 +63,20 @@ class Page(HTMLParser):
         assert len(ids) == len(set(ids))
         inside = [value for value in self.values("href") + self.values("xlink:href") + drawn if value[0] == "#"]
         assert {value[1:] for value in inside} <= set(ids)
+
+    def check_scripts(self, html: str) -> None:
+        """Only what the policy names by its hash can run, and nothing in the page can run it from elsewhere."""
+        policy = next(tag["content"] for name, tag in self.tags if name == "meta" and "http-equiv" in tag)
+        assert policy is not None
+        attributes = [attributes for tag, attributes in self.tags if tag == "script"]
+        run = [
+            text for text, own in zip(self.scripts, attributes, strict=True) if own.get("type") != "application/json"
+        ]
+        hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run]
+        allowed = f" media-src data:; script-src {' '.join(hashes)};" if run else ""
+        assert policy == f"default-src 'none'; img-src data:;{allowed} style-src 'unsafe-inline'"
+        assert all(set(own) <= {"type", "id"} for own in attributes)
+        assert not any(name.startswith("on") for _, own in self.tags for name in own)
 
     def values(self, attribute: str) -> list[str]:
         return [value for _, attributes in self.tags if (value := attributes.get(attribute)) is not None]

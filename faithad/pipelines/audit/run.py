@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from faithad import schemas, storage
 from faithad.audit.chosen_score import with_score
+from faithad.audit.events import find_events
 from faithad.audit.growth import (
     audited_recordings,
     is_recording,
@@ -38,8 +39,10 @@ from faithad.audit.growth import (
 from faithad.audit.inputs import INDEXED, Inputs, indexed_tables, read_inputs
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
+from faithad.audit.operating_points import operating_points
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
-from faithad.audit.raised_alarm import raised_alarm
+from faithad.audit.raised_alarm import normal_scores, raised_alarm
+from faithad.audit.sounds import event_sounds
 from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.channels import split_name
 from faithad.clips.inputs import find_left_out, find_recordings
@@ -61,6 +64,7 @@ from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import STILL_WRITTEN, Fingerprint, Look, contents, looks, table_digest
 from faithad.runs.lock import alone_in, require_still_alone
+from faithad.runs.piece_scores import read_piece_scores
 from faithad.runs.stages import FILE_KEY, LABELS_KEY, Stage, differences, flatten, is_finished
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import AnyModel, describe, digest_of_files, load_any
@@ -251,7 +255,8 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
 def _withdraw_conclusions(out: str) -> None:
     """Remove what was made of tables that are about to change: nobody must read the two together."""
     require_still_alone()
-    for name in (f"{layout.STAGES}/events.json", layout.LEDGER, layout.EVENTS, layout.REPORT, layout.SUMMARY):
+    concluded = (layout.LEDGER, layout.EVENTS, layout.SOUNDS, layout.OPERATING_POINTS, layout.REPORT, layout.SUMMARY)
+    for name in (f"{layout.STAGES}/events.json", *concluded):
         storage.delete(storage.join(out, name))
 
 
@@ -371,14 +376,19 @@ def _describe(audit: _OpenAudit) -> None:
 
 
 def _choose(audit: _OpenAudit) -> pa.Table:
-    """The clips to explain, with `keep_maps`: whole maps are kept of those with the highest scores."""
+    """The clips to explain, with `keep_maps`: of the highest scores, one of each event before a second one of any."""
     scores = read_scores(audit.run.out)
     if not audit.trained.explained:
         scores = scores.slice(0, 0)
     misfits, clips = _misfits(audit), _clips(audit.run)
     searched = without_misfits(scores, clips, misfits, but_searched=True)
     pictured = without_misfits(scores, clips, misfits)
-    return choose_by_take(clips, searched, audit.run.audit, alarm=audit.trained.alarm, pictured=pictured)
+    alarm, features = audit.trained.alarm, audit.trained.features
+    assert alarm is not None
+    how: dict[str, Any] = {"features": features, **audit.run.events.model_dump()}
+    events = find_events(searched, clips, alarm=alarm, explanations=None, faithfulness=None, **how)
+    event_of = {clip_id: number for number, ids in enumerate(events["clip_ids"].to_pylist()) for clip_id in ids}
+    return choose_by_take(clips, searched, audit.run.audit, alarm=alarm, pictured=pictured, event_of=event_of)
 
 
 def _misfits(audit: _OpenAudit) -> list[Misfit]:
@@ -413,8 +423,8 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     run = audit.run
     index, inputs = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
-    settings |= {"index": table_digest(index), "gone": sorted(inputs.gone)}
-    outputs = (layout.LEDGER, layout.EVENTS, layout.MODEL, layout.REPORT)
+    settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
+    outputs = (layout.LEDGER, layout.EVENTS, layout.SOUNDS, layout.OPERATING_POINTS, layout.MODEL, layout.REPORT)
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
@@ -427,5 +437,27 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
         require_still_alone()
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
+        _write_for_report(audit, events, misfits)
         render_audit_report(run.out)
         stage.finish()
+
+
+def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Misfit]) -> None:
+    """What the report needs recordings or the model for: the events' sound, and what other thresholds would bring."""
+    run, trained = audit.run, audit.trained
+    assert trained.alarm is not None
+    manifest, scores = read_manifest(run.out), read_scores(run.out)
+    wanted = events if run.report.sound == "events" else events.slice(0, 0)
+    sounds = event_sounds(wanted, manifest, scores, trained.features)
+    points = operating_points(
+        without_misfits(scores, manifest, misfits, but_searched=True),
+        manifest,
+        normal_scores(run.model),
+        alarm=trained.alarm,
+        features=trained.features,
+        pieces=read_piece_scores(run.model, trained.alarm.pooling),
+        **run.events.model_dump(),
+    )
+    require_still_alone()
+    storage.write_table(sounds, storage.join(run.out, layout.SOUNDS), schema=schemas.SOUNDS)
+    storage.write_table(points, storage.join(run.out, layout.OPERATING_POINTS), schema=schemas.OPERATING_POINTS)

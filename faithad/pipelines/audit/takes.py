@@ -6,7 +6,8 @@ takes before it. So no shard changes when recordings come: what was audited is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +57,7 @@ def choose_by_take(
     *,
     alarm: AlarmThreshold | None,
     pictured: pa.Table | None = None,
+    event_of: Mapping[str, int] = MappingProxyType({}),
 ) -> pa.Table:
     """The clips to explain, with `keep_maps` and the shard of their explanation; `top:N` and `maps` hold for each take.
 
@@ -65,6 +67,7 @@ def choose_by_take(
         settings: which clips are explained.
         alarm: see `choose_clips`.
         pictured: the scores of clips whose maps may be kept; all by default.
+        event_of: see `keep_highest`.
     """
 
     def take_of(table: pa.Table) -> pa.ChunkedArray:
@@ -82,7 +85,7 @@ def choose_by_take(
     )
     for take, of_take, scored, with_maps in of_takes:
         some = choose_clips(of_take, scored, explain=settings.explain, alarm=alarm)
-        some = keep_highest(some, with_maps, settings.maps, alarm)
+        some = keep_highest(some, with_maps, settings.maps, alarm, event_of)
         chosen.append(number_shards(some, largest=settings.clips_per_shard, take=int(take), first=first))
         first = max(first, next_shard(chosen[-1]))
     return pa.concat_tables(chosen)

@@ -7,8 +7,9 @@ the system finds in these tables.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 import yaml
 
 from faithad import schemas, storage
 from faithad.audit.events import find_events
+from faithad.audit.operating_points import operating_points
 from faithad.model.alarm import AlarmThreshold
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.settings import FeatureSettings
 
 Row = dict[str, Any]
 WriteAudit = Callable[..., str]
+EVENTS: Row = {"merge_gap_s": 10.0, "method": "saliency", "percentile": 95.0}
 METHODS = ("error_map", "saliency", "integrated_gradients")
 START = datetime(2019, 12, 5, 6, 0)
 EVENT_S, EVENT_BAND = 4.0, 0.55  # where in its clip, and how high, a stuck board is heard
@@ -68,8 +72,13 @@ def build_audit(
     own_alarm: Row | None = None,
     shift: float = 0.0,
     recording: str = "MPD",
+    sound_s: float = 3.0,
+    with_points: bool = True,
 ) -> str:
-    """`boards` stuck boards, and a threshold that a share `rate` of the other clips exceeds by chance."""
+    """`boards` stuck boards, and a threshold that a share `rate` of the other clips exceeds by chance.
+
+    `sound_s`: how long the sound of each event is. `with_points`: whether other thresholds were tried.
+    """
     out, rng = str(out), np.random.default_rng(11)
     clips = _clips(round(hours * 60), timed=timed, name=recording)
     features = FeatureSettings(hop_samples=200_000 // (shape[1] - 1), n_fft=5_000, n_mels=shape[0])
@@ -99,19 +108,34 @@ def build_audit(
     _write(out, "ledger.parquet", _ledger(clips, scored, n_rejected, recording), schemas.LEDGER)
     events = schemas.EVENTS.empty_table()
     if with_alarm:
+        read = [storage.read_table(storage.join(out, name)) for name in ("scores", "manifest.parquet")]
+        if with_points:
+            normals = pa.table({"score": read[0]["score"], "worst_second_score": read[0]["worst_second_score"]})
+            points = operating_points(*read, normals, alarm=alarm, features=features, **EVENTS)
+            storage.write_table(points, storage.join(out, "operating_points.parquet"), schema=schemas.OPERATING_POINTS)
         events = find_events(
-            storage.read_table(storage.join(out, "scores")),
-            storage.read_table(storage.join(out, "manifest.parquet")),
+            *read,
             alarm=alarm,
             explanations=pa.concat_tables(tables) if tables else None,
             faithfulness=storage.read_table(storage.join(out, "faithfulness")) if faithful else None,
-            merge_gap_s=10.0,
-            method="saliency",
-            percentile=95.0,
             features=features,
+            **EVENTS,
         )
+        _write(out, "sounds.parquet", list(_sounds(events.to_pylist(), sound_s, shape[0])), schemas.SOUNDS)
     storage.write_table(events, storage.join(out, "events.parquet"), schema=schemas.EVENTS)
     return out
+
+
+def _sounds(events: list[Row], duration_s: float, n_mels: int) -> Iterator[Row]:
+    """The same noise for each event, which Opus makes larger than most sounds."""
+    rng, file = np.random.default_rng(5), io.BytesIO()
+    noise = 0.1 * rng.standard_normal(round(duration_s * 24_000))
+    soundfile.write(file, noise, 24_000, format="OGG", subtype="OPUS", compression_level=0.96)
+    levels = rng.normal(-40, 8, (n_mels, min(600, round(40 * duration_s)))).astype(np.float16)
+    for event in events:
+        yield {"event_id": event["event_id"], "recording": event["recording"], "onset_s": event["onset_s"],
+               "duration_s": duration_s, "gain_db": 12.0, "opus": file.getvalue(), "n_mels": n_mels,
+               "log_mel": levels.ravel()}  # fmt: skip
 
 
 def _write(out: str, path: str, rows: list[Row], schema: pa.Schema) -> pa.Table:

@@ -176,7 +176,8 @@ def with_alarm(audit: AuditTables, **changes: Any) -> AuditTables:
 
 
 def sentence(audit: AuditTables, words: str) -> str:
-    (found,) = [answer for answer in audit_findings.answers(audit, []) if words in answer]
+    said = audit_findings.answers(audit, []) + audit_findings.remarks(audit)
+    (found,) = [answer for answer in said if words in answer]
     return found
 
 
@@ -196,7 +197,7 @@ def test_chance_is_weighed_by_strength(audit: AuditTables) -> None:
 
 
 def test_what_few_normal_clips_promise_instead_is_said(audit: AuditTables) -> None:
-    assert not any("were asked for" in answer for answer in audit_findings.answers(audit, []))
+    assert not any("were asked for" in answer for answer in audit_findings.remarks(audit))
     few = with_alarm(audit, rule="conformal", false_alarm_rate=1 / 13, n_validation=12, asked_per_hour=2.0)
     assert sentence(few, "were asked for") == (
         "False alarms: 2 an hour were asked for, which needs 179 normal clips; 12 clips can promise no fewer than 27.7."
@@ -228,7 +229,7 @@ def test_the_strongest_clip_is_among_those_shown() -> None:
 
 def test_how_short_clips_are_judged_is_said(audit: AuditTables) -> None:
     """Models of earlier releases judge them by the threshold of whole clips."""
-    assert not any("shorter than" in answer for answer in audit_findings.answers(audit, []))
+    assert not any("shorter than" in answer for answer in audit_findings.remarks(audit))
     alarmed = audit.scores.index[audit.scores["alarm"] == True]  # noqa: E712
     for n, words in [(1, "1 alarm is of a clip shorter than 10 s"), (2, "2 alarms are of clips shorter than 10 s")]:
         scores = audit.scores.copy()

@@ -43,7 +43,7 @@ def test_same_tables_same_bytes(out: str, rendered: tuple[str, Any], render: Ren
 
 
 def test_first_screen(rendered: tuple[str, Any], audit: AuditTables) -> None:
-    text = rendered[1].text[: rendered[1].text.index("Score along the wall clock")]
+    text = rendered[1].text[: rendered[1].text.index("Neighbouring alarms are one event.")]
     n_alarms = sum(event["n_alarms"] for event in audit.events)
     top = max(audit.events, key=lambda event: event["score"])
     assert f"{len(audit.events)} events ({n_alarms} alarmed clips) in 119.7 min of audited sound" in text
@@ -89,6 +89,8 @@ def test_events_are_told_at_length_by_strength(rendered: tuple[str, Any], audit:
     # Three pictured clips, each heard, expected, error map and explanation.
     pictured = {number for number in order if audit.pictures.get(number)}
     assert html.count("data:image/png;base64,") == 4 * len(pictured) > 0
+    # Every event has its sound and its spectrogram, also those without a map.
+    assert html.count("data:audio/ogg;base64,") == html.count("data:image/webp;base64,") == len(order)
 
 
 def test_failures_and_settings_are_told(rendered: tuple[str, Any]) -> None:
@@ -104,7 +106,8 @@ def test_failures_and_settings_are_told(rendered: tuple[str, Any]) -> None:
 def test_everything_from_files_is_escaped(write_audit: WriteAudit, tmp_path: Path, render: Render) -> None:
     html, page = render(write_audit(tmp_path, hours=0.5, boards=1, recording=NASTY), render_audit_report)
     page.check_is_whole(html)
-    assert "<script" not in html
+    assert html.count("<script") == len(page.scripts) == 3  # the data, the library, the glue
+    assert NASTY not in "".join(page.scripts)
     assert page.text.count(f"{NASTY}_19-12-05_") > 2
     assert f"not a WAV file: {NASTY}" in page.text
     assert f"Audit of {NASTY}" in page.text
@@ -240,13 +243,14 @@ def test_an_unfinished_audit_is_refused(write_audit: WriteAudit, tmp_path: Path,
 
 @pytest.mark.long
 def test_two_days_are_quick_and_small(write_audit: WriteAudit, tmp_path: Path, render: Render) -> None:
-    """17,280 clips in shards, of the real shape. Measured: 5 s alone on two cores, and 3 MB."""
-    out = write_audit(tmp_path, hours=48.0, boards=60, shape=(80, 401), n_pictures=20)
+    """17,280 clips in shards, of the real shape, and more than 200 events, of which as many have their sound."""
+    out = write_audit(tmp_path, hours=48.0, boards=220, shape=(80, 401), n_pictures=20, sound_s=14.0, with_points=False)
     started = time.monotonic()
     html, page = render(out, render_audit_report)
     assert time.monotonic() - started < 60  # with room for a loaded machine
     page.check_is_whole(html)
-    assert len(html) < 8_000_000
+    assert len(html) < 25_000_000
+    assert "This page holds the sound of 200 events" in page.text
     assert "17,278 of 17,280 clips audited" in page.text
 
 

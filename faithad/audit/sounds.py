@@ -1,0 +1,165 @@
+"""The sound of each event, for the report: its strongest seconds as Ogg Opus, and their spectrogram.
+
+A row holds one stretch of one recording: the event and 2 s around it, or where that is longer than 30 s, those around
+its strongest moment. Nothing is read that was not heard: a stretch ends where the scored clips around it end.
+
+Opus at 24 kHz and 16 kbit/s makes 2 kB of a second. The spectrogram is that of the recording, not of the Opus file.
+
+Shape letters: F mel bands, T columns.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import soundfile
+import torch
+
+from faithad.audit.events import EventRow
+from faithad.audit.ranking import strongest_first
+from faithad.clips.recordings import read_clip
+from faithad.errors import RecordingError
+from faithad.evaluation.intersection import Span, merge_spans
+from faithad.features import log_mel
+from faithad.runs.lookahead import side_by_side
+from faithad.schemas import SOUNDS
+from faithad.settings import FeatureSettings
+from faithad.vocabulary import POOLINGS
+
+MOST_SOUNDS, LONGEST_S, MARGIN_S = 200, 30.0, 2.0
+RATE_HZ = 24_000
+# libsndfile gives Opus 256 kbit/s at level 0 and 6 kbit/s at level 1.
+_LEVEL_OF_16_KBITS = (256 - 16) / (256 - 6)
+# Field recordings are often quiet: the loudest sample is brought to -1 dB of full scale, by no more than 40 dB.
+_LOUDEST, _MOST_GAIN = 10 ** (-1 / 20), 10 ** (40 / 20)
+_MOST_COLUMNS = 600
+_AT_ONCE = 4
+
+_Clip = Mapping[str, Any]  # of schemas.MANIFEST
+
+
+class _Stretch(NamedTuple):
+    event_id: str
+    clip: _Clip
+    onset_s: float
+    offset_s: float
+
+
+def event_sounds(events: pa.Table, manifest: pa.Table, scores: pa.Table, features: FeatureSettings) -> pa.Table:
+    """The sounds of the strongest events, as schemas.SOUNDS in the order of their strength.
+
+    A recording that cannot be read any more leaves a row with the reason in place of the sound.
+
+    Args:
+        events: schemas.EVENTS.
+        manifest: schemas.MANIFEST; says where the recordings are, and which channel is heard.
+        scores: schemas.SCORES; clips without a score are not read.
+        features: of the model, for the spectrogram.
+    """
+    rows = events.to_pylist()
+    strongest = [rows[place] for place in strongest_first(rows)[:MOST_SOUNDS]]
+    scored = manifest.filter(pc.is_in(manifest["clip_id"], value_set=scores["clip_id"].combine_chunks()))
+    clips = {clip["clip_id"]: clip for clip in scored.to_pylist()}
+    score_of = {score["clip_id"]: score for score in scores.to_pylist()}
+    heard: dict[str, list[Span]] = {}
+    for clip in clips.values():
+        span = (clip["onset_s"], clip["onset_s"] + clip["duration_s"])
+        heard.setdefault(clip["recording"], []).append(span)
+    heard = {recording: merge_spans(spans) for recording, spans in heard.items()}
+    stretches = [_strongest_stretch(event, clips, score_of, heard) for event in strongest]
+    sounds = side_by_side(
+        lambda stretch: _sound(stretch, features), stretches, at_once=_AT_ONCE, named=lambda cut: cut.clip["uri"]
+    )
+    return pa.Table.from_pylist(list(sounds), schema=SOUNDS)
+
+
+def _strongest_stretch(
+    event: EventRow, clips: Mapping[str, _Clip], score_of: Mapping[str, _Clip], heard: Mapping[str, Sequence[Span]]
+) -> _Stretch:
+    column = POOLINGS[event["pooling"]].column
+    clip = clips[max(event["clip_ids"], key=lambda clip_id: score_of[clip_id][column])]
+    worst_s = score_of[clip["clip_id"]]["worst_onset_s"]
+    moment_s = clip["onset_s"] + (clip["duration_s"] / 2 if worst_s is None else worst_s + 0.5)
+    part = next(part for part in event["parts"] if part["recording"] == clip["recording"])
+    moment_s = min(max(moment_s, part["onset_s"]), part["offset_s"])
+    first_s, last_s = next(span for span in heard[clip["recording"]] if span[0] <= clip["onset_s"] < span[1])
+    onset_s, offset_s = max(first_s, part["onset_s"] - MARGIN_S), min(last_s, part["offset_s"] + MARGIN_S)
+    if offset_s - onset_s > LONGEST_S:
+        onset_s = min(max(onset_s, moment_s - LONGEST_S / 2), offset_s - LONGEST_S)
+        offset_s = onset_s + LONGEST_S
+    return _Stretch(event["event_id"], clip, onset_s, offset_s)
+
+
+def _sound(stretch: _Stretch, features: FeatureSettings) -> dict[str, Any]:
+    """A row of schemas.SOUNDS."""
+    clip, duration_s = stretch.clip, stretch.offset_s - stretch.onset_s
+    row = {"event_id": stretch.event_id, "recording": clip["recording"], "onset_s": stretch.onset_s}
+    row |= {"duration_s": duration_s}
+
+    def read(rate_hz: int) -> npt.NDArray[np.float32]:
+        return read_clip(
+            clip["uri"],
+            onset_s=stretch.onset_s,
+            duration_s=duration_s,
+            clip_s=LONGEST_S,
+            sample_rate_hz=rate_hz,
+            channel=clip["channel"],
+        )
+
+    try:
+        samples = read(RATE_HZ)
+        picture = _picture(read(features.sample_rate_hz), features)
+    except RecordingError as error:
+        return row | {"reason": str(error)}
+    loudest = float(np.abs(samples).max(initial=0.0))
+    gain = min(_LOUDEST / loudest, _MOST_GAIN) if loudest else 1.0
+    row |= {"gain_db": 20 * float(np.log10(gain)), "opus": _opus(samples * np.float32(gain))}
+    return row | {"n_mels": len(picture), "log_mel": picture.ravel()}
+
+
+def _opus(samples: npt.NDArray[np.float32]) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, samples, RATE_HZ, format="OGG", subtype="OPUS", compression_level=_LEVEL_OF_16_KBITS)
+    return _with_serial_0(out.getvalue())
+
+
+def _with_serial_0(ogg: bytes) -> bytes:
+    """The same file for the same sound: libsndfile draws the serial number that each page of a file bears.
+
+    A page has its serial number at byte 14, its checksum at 22 and the lengths of its segments from 27 on (RFC 3533).
+    """
+    pages, start = bytearray(ogg), 0
+    while start < len(pages):
+        first = start + 27 + pages[start + 26]
+        end = first + sum(pages[start + 27 : first])
+        pages[start + 14 : start + 18] = pages[start + 22 : start + 26] = bytes(4)
+        checksum = 0
+        for byte in pages[start:end]:
+            checksum = (checksum << 8 & 0xFFFFFFFF) ^ _CRC[checksum >> 24 ^ byte]
+        pages[start + 22 : start + 26] = checksum.to_bytes(4, "little")
+        start = end
+    return bytes(pages)
+
+
+def _crc_of_byte(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = value << 1 ^ (0x04C11DB7 if value >> 31 else 0)
+        value &= 0xFFFFFFFF
+    return value
+
+
+_CRC = [_crc_of_byte(byte) for byte in range(256)]
+
+
+def _picture(waveform: npt.NDArray[np.float32], features: FeatureSettings) -> npt.NDArray[np.float16]:
+    """The log-mel spectrogram (F, T); of a long stretch, neighbouring frames are averaged."""
+    frames = log_mel(torch.from_numpy(waveform)[None], features)[0].numpy()
+    parts = np.array_split(frames, min(_MOST_COLUMNS, frames.shape[1]), axis=1)
+    return np.stack([part.mean(axis=1) for part in parts], axis=1).astype(np.float16)

@@ -1,0 +1,92 @@
+"""What one listens to: the sound of an event, its spectrogram and its score, on one axis of time."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+
+from faithad.report import maps
+from faithad.report.audit_tables import AuditTables
+from faithad.report.words import seconds
+
+# Of the page's 25 MB; what is left has room for two days of scores and 50 events with all pictures.
+MOST_SOUND_BYTES = 11_000_000
+_WEBP_QUALITY = 60
+
+
+def event_sounds(audit: AuditTables) -> dict[int, dict[str, Any]]:
+    """What the page plays and draws, by the position of the event: of as many as the page has room for."""
+    views: dict[int, dict[str, Any]] = {}
+    n_bytes = 0
+    for number in audit.shown:
+        sound = audit.sounds.get(number)
+        if sound is None:
+            continue
+        n_bytes += len(sound["opus"] or b"")
+        if n_bytes > MOST_SOUND_BYTES:
+            break
+        views[number] = {"reason": sound["reason"]} if sound["opus"] is None else _view(audit, number, sound)
+    return views
+
+
+def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, Any]:
+    event, onset_s, duration_s = audit.events[number], sound["onset_s"], sound["duration_s"]
+    levels = np.asarray(sound["log_mel"], dtype=np.float32).reshape(sound["n_mels"], -1)
+    ticks = maps.clip_scale(audit.setting, levels.shape[1], duration_s).frequency_ticks(len(levels))
+    places = zip(*ticks, strict=True) if ticks else ()
+    spans = [
+        (max(0.0, (part["onset_s"] - onset_s) / duration_s), min(1.0, (part["offset_s"] - onset_s) / duration_s))
+        for part in event["seconds"]
+        if part["recording"] == sound["recording"]
+    ]
+    return {
+        "reason": None,
+        "sound": f"data:audio/ogg;base64,{base64.b64encode(sound['opus']).decode('ascii')}",
+        "picture": f"data:image/webp;base64,{base64.b64encode(_webp(levels)).decode('ascii')}",
+        "from_s": onset_s,
+        "to_s": onset_s + duration_s,
+        "words": f"{sound['recording']}, {seconds(onset_s).removesuffix(' s')} to {seconds(onset_s + duration_s)}",
+        "gain_db": round(sound["gain_db"]),
+        "spans": [(left, right - left) for left, right in spans if right > left],
+        "bands": (
+            event["mel_band_low"] / len(levels),
+            (event["mel_band_high"] - event["mel_band_low"] + 1) / len(levels),
+        ),
+        "ticks": [((place + 0.5) / len(levels), f"{name} kHz") for place, name in places],
+        "score": _score_steps(audit, sound),
+    }
+
+
+def _webp(levels: np.ndarray) -> bytes:
+    low, high = maps.color_limits(levels, "level")
+    colors = mpl.colormaps[maps.COLOR_MAPS["level"]]((levels[::-1] - low) / (high - low), bytes=True)
+    out = io.BytesIO()
+    Image.fromarray(colors[..., :3]).save(out, format="webp", quality=_WEBP_QUALITY)
+    return out.getvalue()
+
+
+def _score_steps(audit: AuditTables, sound: dict[str, Any]) -> dict[str, Any] | None:
+    """The scores of the clips that one hears as the path of an SVG of 1000 x 100, and the height of the threshold."""
+    scores, threshold = audit.scores, audit.alarm.threshold
+    first_s, length_s = sound["onset_s"], sound["duration_s"]
+    here = (scores["recording"] == sound["recording"]) & (scores["onset_s"] < first_s + length_s)
+    clips = scores[here & (scores["onset_s"] + scores["duration_s"] > first_s)].sort_values("onset_s")
+    values = clips[audit.alarm.pooling.column].to_numpy()
+    if threshold is None or not len(values):
+        return None
+    low, high = min(values.min(), threshold), max(values.max(), threshold)
+    room = 0.15 * (high - low) or 1.0
+
+    def height(value: float) -> str:
+        return f"{100 * (high + room - value) / (high - low + 2 * room):.1f}"
+
+    ends_s = clips["onset_s"].to_numpy() + clips["duration_s"].to_numpy()
+    lefts = np.clip((clips["onset_s"].to_numpy() - first_s) / length_s, 0, 1) * 1000
+    rights = np.clip((ends_s - first_s) / length_s, 0, 1) * 1000
+    steps = [f"{x0:.1f} {height(y)} H{x1:.1f}" for x0, x1, y in zip(lefts, rights, values, strict=True)]
+    return {"path": "M" + " L".join(steps), "threshold": height(threshold), "highest": f"{values.max():.4g}"}

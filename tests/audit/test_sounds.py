@@ -1,0 +1,101 @@
+"""The sound of events, cut from real recordings."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+from faithad import schemas
+from faithad.audit import sounds
+from faithad.audit.outcome import read_scores
+from faithad.audit.sounds import event_sounds
+from faithad.features import log_mel
+from faithad.runs.tables import read_events, read_manifest
+from tests.audit.conftest import FEATURES, FIRST, ODD, RATE_HZ, SECOND
+
+
+def sounds_of(audit: Any, events: pa.Table | None = None) -> list[dict[str, Any]]:
+    events = read_events(audit.out) if events is None else events
+    table = event_sounds(events, read_manifest(audit.out), read_scores(audit.out), FEATURES)
+    assert table.schema.equals(schemas.SOUNDS)
+    return table.to_pylist()
+
+
+def test_each_event_with_two_seconds_around_it(audit: Any) -> None:
+    rows = sounds_of(audit)
+    # By strength; of the event over two recordings the part with the highest score. Before the start, after the end of
+    # a recording nothing is heard.
+    assert [(row["recording"], row["onset_s"], row["duration_s"]) for row in rows] == [
+        (FIRST, 48.0, 12.0),
+        (FIRST, 0.0, 12.0),
+        (ODD, 8.0, 14.0),
+    ]
+    for row in rows:
+        with soundfile.SoundFile(io.BytesIO(row["opus"])) as file:
+            assert (file.format, file.subtype, file.samplerate, file.channels) == ("OGG", "OPUS", 24_000, 1)
+            assert file.frames == pytest.approx(24_000 * row["duration_s"], abs=1)
+        assert len(row["opus"]) < 3_000 * row["duration_s"]  # of white noise; 2,000 for 16 kbit/s
+        # The noise is at full scale, and resampling makes its peaks higher.
+        assert -6 < row["gain_db"] < 0
+
+
+def test_the_spectrogram_is_that_of_the_recording(audit: Any) -> None:
+    row = sounds_of(audit)[2]
+    samples = audit.sounds[ODD][8 * RATE_HZ : 22 * RATE_HZ].mean(axis=1) / 2**15
+    frames = log_mel(torch.from_numpy(samples.astype(np.float32))[None], FEATURES)[0].numpy()
+    np.testing.assert_allclose(np.reshape(row["log_mel"], (row["n_mels"], -1)), frames, atol=0.2)
+
+
+def test_a_long_event_is_cut_around_its_strongest_moment(audit: Any) -> None:
+    event = read_events(audit.out).to_pylist()[0]
+    ids = read_manifest(audit.out)["clip_id"].to_pylist()[:6]
+    event |= {"clip_ids": ids, "parts": [{"recording": FIRST, "onset_s": 0.0, "offset_s": 60.0}]}
+    (row,) = sounds_of(audit, pa.Table.from_pylist([event], schema=schemas.EVENTS))
+    # Its worst second begins at 54 s; the recording ends at 60 s.
+    assert (row["onset_s"], row["duration_s"]) == (30.0, 30.0)
+    assert len(row["log_mel"]) == 600 * FEATURES.n_mels
+
+
+def test_the_same_sound_is_the_same_file(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile draws a number for each file; with that of another one, and its checksums, it decodes as before."""
+    rows = sounds_of(audit)
+    time.sleep(1.1)  # it draws by the clock
+    assert sounds_of(audit) == rows
+    monkeypatch.setattr(sounds, "_with_serial_0", bytes)
+    for row, drawn in zip(rows, sounds_of(audit), strict=True):
+        assert row["opus"] != drawn["opus"]
+        ours, theirs = (soundfile.read(io.BytesIO(file["opus"]))[0] for file in (row, drawn))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_was_not_heard_is_not_read(audit: Any) -> None:
+    """The clip of the second recording from 40 s on failed, perhaps because it crashes the decoder."""
+    event = read_events(audit.out).to_pylist()[0]
+    ids = [clip["clip_id"] for clip in read_manifest(audit.out).to_pylist() if clip["recording"] == SECOND]
+    event |= {"clip_ids": ids[3:4], "parts": [{"recording": SECOND, "onset_s": 30.0, "offset_s": 40.0}]}
+    (row,) = sounds_of(audit, pa.Table.from_pylist([event], schema=schemas.EVENTS))
+    assert (row["onset_s"], row["duration_s"]) == (28.0, 12.0)
+
+
+def test_a_recording_that_is_gone_costs_its_own_sound(audit: Any) -> None:
+    audit.places[ODD].unlink()
+    rows = sounds_of(audit)
+    assert [row["opus"] is None for row in rows] == [False, False, True]
+    assert "does not exist" in rows[2]["reason"]
+
+
+def test_the_strongest_have_their_sound(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sounds, "MOST_SOUNDS", 1)
+    assert [row["recording"] for row in sounds_of(audit)] == [FIRST]
+
+
+def test_silence_is_not_made_louder(audit: Any) -> None:
+    soundfile.write(audit.places[ODD], np.zeros((30 * RATE_HZ, 2), np.int16), RATE_HZ, subtype="PCM_16")
+    assert sounds_of(audit)[2]["gain_db"] == 0.0
