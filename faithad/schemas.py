@@ -26,8 +26,8 @@ import pyarrow as pa
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
-# anomaly_type and n_normal_needed; new tables of an audit are sounds, operating_points and
-# decisions.
+# anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm; new tables of an audit are
+# sounds, operating_points and decisions.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -96,6 +96,7 @@ EPOCHS = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("best", pa.bool_(), nullable=False),
         pa.field("diverged", pa.bool_(), nullable=False),
+        pa.field("gradient_norm", pa.float64()),
     ]
 )
 
@@ -351,6 +352,7 @@ SEARCH_SUMMARY = pa.schema(
         pa.field("best_epoch", pa.int32()),
         pa.field("diverged_epochs", pa.int32(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("present", pa.bool_(), nullable=False),
     ]
 )
 
@@ -544,6 +546,7 @@ MEANINGS = {
     "train_loss": "mean loss of the training clips",
     "validation_loss": "mean loss of the validation clips",
     "learning_rate": "learning rate of the epoch",
+    "gradient_norm": "norm of the gradient over all weights, mean of the epoch's steps",
     "best": "whether the validation loss was the lowest so far",
     "diverged": "whether the training diverged, and then went back to its best epoch or ended",
     "piece_scores.duration_s": "length of the piece in seconds",
@@ -748,5 +751,6 @@ MEANINGS = {
     "epochs": "number of epochs that were trained",
     "best_epoch": "the epoch that was kept",
     "diverged_epochs": "how many epochs diverged",
+    "present": "whether the trial belongs to the search as it is configured now, whose best cell is chosen",
     "summary/search.duration_s": "how long the trial took, in seconds",
 }

@@ -5,11 +5,11 @@ changes once an epoch, early stopping on the validation loss; the best epoch's w
 
 Shape letters: n clips of a split, B clips of a batch, F mel bands, T frames, p the edge of a patch.
 
-The random numbers of an epoch are keyed: the order of the clips and the dropout by (seed, epoch), the masks by (seed,
-epoch, clip). So a training that was killed and goes on from a saved state ends as it would have ended. Order and masks
-do not depend on the number of workers; the workers share each batch, and batch normalisation sums over all of them.
-Only dropout is drawn by each worker. Every worker needs every clip: if each had a fixed share of the clips, the batches
-would change with the number of workers. The clips of the paper's data set take half a GB.
+The random numbers of an epoch are keyed: the order of the clips by (seed, epoch), the masks by (seed, epoch, clip), the
+dropout by (seed, epoch, clip, layer). So a training that was killed and goes on from a saved state ends as it would
+have ended, and none of them depends on the number of workers: these share each batch, and batch normalisation sums over
+all of them. Every worker needs every clip: if each had a fixed share of the clips, the batches would change with the
+number of workers. The clips of the paper's data set take half a GB.
 
 A training diverges if the validation loss is not a finite number, or exceeds `divergence_factor` times the best one.
 The first time, it goes back to the weights of the best epoch. The count of epochs goes on, so that order, masks and
@@ -39,10 +39,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError, StudyError
+from faithad.model.keyed_dropout import key_dropout
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
 from faithad.model.micro_batches import sent
 from faithad.model.optimization import learning_rate, new_optimizer
 from faithad.model.precision import arithmetic, low_precision, refuse_precision
+from faithad.model.random_bits import random_bits
 from faithad.settings import Precision, TrainingSettings
 
 _RATE_AFTER_DIVERGENCE = 0.5
@@ -55,7 +57,8 @@ class Epoch:
     """The results of one epoch.
 
     `epoch` counts from 1. `best`: the validation loss is the lowest so far, by at least the minimum improvement.
-    `diverged`: the epoch's weights were given up.
+    `diverged`: the epoch's weights were given up. `gradient_norm`: mean over the epoch's steps of the norm of the
+    gradient of the batch's mean loss, over all weights; None in states of release 0.1.0.
     """
 
     epoch: int
@@ -65,13 +68,15 @@ class Epoch:
     duration_s: float
     best: bool
     diverged: bool = False
+    gradient_norm: float | None = None
 
 
 class Training:
     """A training that can be saved after any epoch and continued elsewhere.
 
     Args:
-        network: (B, F, T) → (B, F, T); wrapped for gradient exchange where there are several workers.
+        network: (B, F, T) → (B, F, T); wrapped for gradient exchange where there are several workers. Its dropout is
+            replaced by keyed dropout, see `keyed_dropout`.
         train: (n, F, T), normalised; on the network's device, or on the host, from which each batch is copied.
         validation: the clips whose loss stops the training; shape and place as for `train`.
         settings: the constants.
@@ -106,6 +111,7 @@ class Training:
         self._train, self._validation, self._settings = train, validation, settings
         self._rank, self._workers = rank, workers
         self._device = next(network.parameters()).device
+        self._dropout = key_dropout(_unwrapped(network))
         self._optimizer = new_optimizer(network, settings)
         self._best_weights: dict[str, Tensor] = {}
         self._validated = torch.arange(len(validation))[rank::workers]
@@ -137,7 +143,7 @@ class Training:
             rate *= _RATE_AFTER_DIVERGENCE
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        train_loss = self._train_epoch(number)
+        train_loss, gradient_norm = self._train_epoch(number)
         validation_loss = self.validate()
         lowest = self.best.validation_loss if self.best else math.inf
         improved = validation_loss < lowest - self._settings.minimum_improvement
@@ -149,7 +155,7 @@ class Training:
             _unwrapped(self.network).load_state_dict(self._best_weights)
             self._optimizer = new_optimizer(self.network, self._settings)
         took = time.monotonic() - started
-        epoch = Epoch(number, train_loss, validation_loss, rate, took, improved, diverged)
+        epoch = Epoch(number, train_loss, validation_loss, rate, took, improved, diverged, gradient_norm)
         self.history.append(epoch)
         return epoch
 
@@ -178,14 +184,17 @@ class Training:
             "best_weights": self._best_weights,
             "optimizer": self._optimizer.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
+            "threads": torch.get_num_threads(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned; on a CPU with as many threads, which decide how sums are rounded."""
         _unwrapped(self.network).load_state_dict(state["network"])
         self._best_weights = state["best_weights"]
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.history = [Epoch(**epoch) for epoch in state["history"]]
+        if self._device.type == "cpu":
+            torch.set_num_threads(state.get("threads", torch.get_num_threads()))  # states of 0.1.0 have none
 
     def require_same_epoch(self) -> None:
         """Check that all workers go on from the same epoch: from different ones they would train nonsense.
@@ -200,27 +209,43 @@ class Training:
             if bounds.sum():
                 raise StudyError(f"The workers of a training read different states; this one's has {n_epochs} epochs.")
 
-    def _train_epoch(self, number: int) -> float:
+    def _train_epoch(self, number: int) -> tuple[float, float]:
+        """The mean loss of the clips and the mean norm of the gradient."""
         self.network.train()
-        torch.manual_seed(_key(self._settings.seed, "dropout", number, self._rank))
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        # For networks that draw random numbers by themselves.
+        torch.manual_seed(_key(self._settings.seed, "worker", number, self._rank))
+        total, norms = torch.zeros((2,), dtype=torch.float64, device=self._device)
         batches = self._batches(number)
         mine = [batch[self._rank :: self._workers] for batch in batches]
-        patches = self._hidden_patches(torch.cat(mine), "masks", number)
+        clips = torch.cat(mine)
+        patches = self._hidden_patches(clips, "masks", number)
+        noise = random_bits(sent(clips, self._device), _key(self._settings.seed, "dropout", number))
+        keys = noise.split([len(batch) for batch in mine])
         with arithmetic(self._settings.precision):
-            for batch, (x, mask) in zip(batches, self._inputs(self._train, mine, patches), strict=True):
-                total += self._learn(x, mask, batch_size=len(batch)).double().sum()
-        return float(self._summed(total)) / len(self._train)
+            inputs = self._inputs(self._train, mine, patches)
+            for batch, clip_keys, (x, mask) in zip(batches, keys, inputs, strict=True):
+                for layer in self._dropout:
+                    layer.clips = clip_keys
+                losses, norm = self._learn(x, mask, batch_size=len(batch))
+                total += losses.double().sum()
+                norms += norm
+        # Each worker has the gradient of the whole batch.
+        return float(self._summed(total)) / len(self._train), float(norms) / len(batches)
 
-    def _learn(self, x: Tensor, mask: Tensor | None, *, batch_size: int) -> Tensor:
-        """Do one step on this worker's share of a batch, and return the losses of its clips."""
+    def _learn(self, x: Tensor, mask: Tensor | None, *, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Do one step on this worker's share of a batch.
+
+        Returns:
+            The losses of the share's clips, and the norm of the whole batch's gradient.
+        """
         losses = _loss_per_clip(self.network, x, mask, self._settings.precision)
         # The gradients of all workers are averaged; with this weight the average is that of the whole batch.
         loss = losses.sum() * (self._workers / batch_size)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
         self._optimizer.step()
-        return losses.detach()
+        return losses.detach(), nn.utils.get_total_norm(gradients)
 
     def _batches(self, number: int) -> list[Tensor]:
         """The numbers of the clips in each batch, for all workers together."""

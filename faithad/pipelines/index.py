@@ -90,16 +90,18 @@ def _settings(study: Study) -> dict[str, Any]:
 
 
 def require_study_visible(study: Study) -> None:
-    """Refuse a study whose recordings or root some machine of the cluster cannot see; Ray must have been joined.
+    """Refuse a study whose recordings, root or `train.init_from` some machine of the cluster cannot see.
+
+    Ray must have been joined.
 
     Raises:
         StudyError: as `shared_paths.require_visible`.
     """
-    data = study.data
+    data, models = study.data, [study.train.init_from] if study.train.init_from is not None else []
     if data.synthetic is not None:  # the index makes its recordings
-        require_visible([], [data.root, study.root])
+        require_visible(models, [data.root, study.root])
     else:
-        require_visible(data.folders.locations, [study.root])
+        require_visible([*data.folders.locations, *models], [study.root])
 
 
 def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
@@ -110,7 +112,12 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
         AnnotationError: the annotation table cannot be understood or does not fit the recordings.
         StudyError: the headers of the recordings could not be read, see `headers.read_headers`.
     """
-    if not stage.begin(redo=redo):
+    is_unused = not redo and _is_unused(study.root, stage)
+    if is_unused:
+        console.print("index: files changed, and no model has learned from them yet: all are read again")
+        for features in (layout.FEATURES, f"{layout.SEARCH}/{layout.FEATURES}"):
+            storage.delete(storage.join(study.root, features))
+    if not stage.begin(redo=redo or is_unused):
         return
     with ray_session():
         require_study_visible(study)
@@ -124,6 +131,15 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     console.print(f"index: {count(len(rows), 'clip')} ({counts}){_left_over(ledger)}")
     _tell_health(checked)
     stage.finish()
+
+
+def _is_unused(root: str, stage: Stage) -> bool:
+    """Whether there is an index of other files, with all else the same, whose clips no model learned from or judged."""
+    mark = read_mark(storage.join(root, layout.STAGES, "index.json")) or {}
+    differ = [key for key in {*mark, *stage.settings} if mark.get(key) != stage.settings.get(key)]
+    if not mark or not differ or not all(key.startswith(FILE_KEY) for key in differ):
+        return False
+    return not any(storage.exists(storage.join(root, place)) for place in (layout.MODELS, layout.AUDITS, layout.TRIALS))
 
 
 class Indexed(NamedTuple):

@@ -73,9 +73,13 @@ def test_an_epoch_is_adamw_on_the_mean_loss_of_each_batch(mask_ratio: float | No
     # Hidden cells go in as zeros, so a has no part in their error: no step but the decay.
     step = settings.learning_rate if mask_ratio is None else 0.0
     assert weights["a"].item() == pytest.approx(decayed + step, rel=1e-5)
+    assert epoch.gradient_norm is not None
     if mask_ratio is None:
+        gradient = 2 * (a - 1) * float(x.square().mean())
+        assert epoch.gradient_norm == pytest.approx(abs(gradient), rel=1e-5)
         assert epoch.train_loss == pytest.approx(float(((a - 1) * x).square().mean()), rel=1e-5)
     else:
+        assert epoch.gradient_norm == 0
         # The loss is x² over some 30 % of the cells.
         assert epoch.train_loss == pytest.approx(float(x.square().mean()), rel=0.05)
 
@@ -267,7 +271,7 @@ def test_it_trains_in_any_precision_and_with_any_optimizer(precision: Precision,
             Training(SkipCAETransformer(16, 32), bands + sounds(20) / 4, bands + sounds(6, seed=1) / 4, settings)
         )
 
-    settings = replace(SETTINGS, mask_ratio=0.3, learning_rate=3e-3)
+    settings = replace(SETTINGS, mask_ratio=0.3, learning_rate=3e-3, seed=3)
     plain, training = trained(settings), trained(replace(settings, precision=precision, optimizer=optimizer))
     expected, found = plain.history[0], training.history[0]
     tolerance = 0.01 if precision == "bfloat16" else 1e-4
@@ -296,6 +300,22 @@ def test_splits_without_clips_and_too_many_workers_are_refused() -> None:
         Training(Scale(), sounds(0), sounds(6), SETTINGS)
     with pytest.raises(ConfigError, match=r"5 workers cannot share a batch of 4 clips.*train\.workers"):
         Training(Scale(), sounds(20), sounds(6), SETTINGS, workers=5)
+
+
+def test_a_training_goes_on_with_the_threads_that_it_began_with() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        state = new_training(network=Scale()).state()
+        torch.set_num_threads(1)
+        new_training(network=Scale()).restore(state)
+        assert torch.get_num_threads() == 2
+        del state["threads"]  # as release 0.1.0 wrote it
+        torch.set_num_threads(1)
+        new_training(network=Scale()).restore(state)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def losses(training: Training) -> list[tuple[float, float]]:
