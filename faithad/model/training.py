@@ -5,11 +5,11 @@ changes once an epoch, early stopping on the validation loss; the best epoch's w
 
 Shape letters: n clips of a split, B clips of a batch, F mel bands, T frames, p the edge of a patch.
 
-The random numbers of an epoch are keyed: the order of the clips and the dropout by (seed, epoch), the masks by (seed,
-epoch, clip). So a training that was killed and goes on from a saved state ends as it would have ended. Order and masks
-do not depend on the number of workers; the workers share each batch, and batch normalisation sums over all of them.
-Only dropout is drawn by each worker. Every worker needs every clip: if each had a fixed share of the clips, the batches
-would change with the number of workers. The clips of the paper's data set take half a GB.
+The random numbers of an epoch are keyed: the order of the clips by (seed, epoch), the masks by (seed, epoch, clip), the
+dropout by (seed, epoch, clip, layer). So a training that was killed and goes on from a saved state ends as it would
+have ended, and none of them depends on the number of workers: these share each batch, and batch normalisation sums over
+all of them. Every worker needs every clip: if each had a fixed share of the clips, the batches would change with the
+number of workers. The clips of the paper's data set take half a GB.
 
 A training diverges if the validation loss is not a finite number, or exceeds `divergence_factor` times the best one.
 The first time, it goes back to the weights of the best epoch. The count of epochs goes on, so that order, masks and
@@ -39,10 +39,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError, StudyError
+from faithad.model.keyed_dropout import key_dropout
 from faithad.model.masking import apply_mask, cells_of, hidden_patches, masked_mse, mse_per_clip
 from faithad.model.micro_batches import sent
 from faithad.model.optimization import learning_rate, new_optimizer
 from faithad.model.precision import arithmetic, low_precision, refuse_precision
+from faithad.model.random_bits import random_bits
 from faithad.settings import Precision, TrainingSettings
 
 _RATE_AFTER_DIVERGENCE = 0.5
@@ -71,7 +73,8 @@ class Training:
     """A training that can be saved after any epoch and continued elsewhere.
 
     Args:
-        network: (B, F, T) → (B, F, T); wrapped for gradient exchange where there are several workers.
+        network: (B, F, T) → (B, F, T); wrapped for gradient exchange where there are several workers. Its dropout is
+            replaced by keyed dropout, see `keyed_dropout`.
         train: (n, F, T), normalised; on the network's device, or on the host, from which each batch is copied.
         validation: the clips whose loss stops the training; shape and place as for `train`.
         settings: the constants.
@@ -106,6 +109,7 @@ class Training:
         self._train, self._validation, self._settings = train, validation, settings
         self._rank, self._workers = rank, workers
         self._device = next(network.parameters()).device
+        self._dropout = key_dropout(_unwrapped(network))
         self._optimizer = new_optimizer(network, settings)
         self._best_weights: dict[str, Tensor] = {}
         self._validated = torch.arange(len(validation))[rank::workers]
@@ -202,13 +206,20 @@ class Training:
 
     def _train_epoch(self, number: int) -> float:
         self.network.train()
-        torch.manual_seed(_key(self._settings.seed, "dropout", number, self._rank))
+        # For networks that draw random numbers by themselves.
+        torch.manual_seed(_key(self._settings.seed, "worker", number, self._rank))
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         batches = self._batches(number)
         mine = [batch[self._rank :: self._workers] for batch in batches]
-        patches = self._hidden_patches(torch.cat(mine), "masks", number)
+        clips = torch.cat(mine)
+        patches = self._hidden_patches(clips, "masks", number)
+        noise = random_bits(sent(clips, self._device), _key(self._settings.seed, "dropout", number))
+        keys = noise.split([len(batch) for batch in mine])
         with arithmetic(self._settings.precision):
-            for batch, (x, mask) in zip(batches, self._inputs(self._train, mine, patches), strict=True):
+            inputs = self._inputs(self._train, mine, patches)
+            for batch, clip_keys, (x, mask) in zip(batches, keys, inputs, strict=True):
+                for layer in self._dropout:
+                    layer.clips = clip_keys
                 total += self._learn(x, mask, batch_size=len(batch)).double().sum()
         return float(self._summed(total)) / len(self._train)
 

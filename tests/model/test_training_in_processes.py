@@ -13,34 +13,34 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """By number of workers."""
     folder = tmp_path_factory.mktemp("processes")
     one = _train(folder, ["ae", "mae", "diverging", "small"], workers=1)
     two = _train(folder, ["ae", "mae", "diverging", "small_compiled"], workers=2)
-    return one, {**two, "small": two["small_compiled"]}
+    return {1: one, 2: {**two, "small": two["small_compiled"]}, 4: _train(folder, ["mae"], workers=4)}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["ae", "mae", "diverging", "small"])
-def test_two_worker_processes_train_the_same_network_as_one(
-    one_and_two: tuple[dict[str, Any], dict[str, Any]], kind: str
+@pytest.mark.parametrize(("workers", "kind"), [(2, "ae"), (2, "mae"), (2, "diverging"), (2, "small"), (4, "mae")])
+def test_worker_processes_train_the_same_network_as_one(
+    trained: dict[int, dict[str, Any]], workers: int, kind: str
 ) -> None:
-    """The small one is compiled where there are two."""
-    one, two = (each[kind] for each in one_and_two)
-    assert two["diverged"] == one["diverged"]
+    """With dropout. The small one is compiled where there are two."""
+    one, several = trained[1][kind], trained[workers][kind]
+    assert several["diverged"] == one["diverged"]
     assert any(one["diverged"]) == (kind == "diverging")
-    torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]), rtol=1e-9, atol=0)
-    assert list(two["weights"]) == list(one["weights"])
+    torch.testing.assert_close(torch.tensor(several["losses"]), torch.tensor(one["losses"]), rtol=1e-9, atol=0)
+    assert list(several["weights"]) == list(one["weights"])
     for name, value in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], value, rtol=1e-6, atol=1e-9, msg=name)
+        torch.testing.assert_close(several["weights"][name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.long
 def test_every_worker_notices_that_another_one_restored_a_different_state(
-    one_and_two: tuple[dict[str, Any], dict[str, Any]],
+    trained: dict[int, dict[str, Any]],
 ) -> None:
-    _, two = one_and_two
-    assert two["notices"] == [True, True]
+    assert trained[2]["notices"] == [True, True]
 
 
 def _train(folder: Path, kinds: list[str], *, workers: int) -> dict[str, Any]:
