@@ -27,7 +27,7 @@ def read_spectrogram(uri: str, *, shape: tuple[int, int] | None) -> npt.NDArray[
     """Read one published clip: a file with one float tensor (F, T), decibels, written by `torch.save`.
 
     Args:
-        uri: the `.pt` file.
+        uri: the `.pt` file. One channel before the two axes, (1, F, T), as torchaudio gives it, is left out.
         shape: the (F, T) that it must have; None allows any shape.
 
     Returns:
@@ -45,6 +45,8 @@ def read_spectrogram(uri: str, *, shape: tuple[int, int] | None) -> npt.NDArray[
             f"{uri} holds a tensor of type {tensor.dtype}, {tensor.layout}, on {tensor.device.type}; a dense tensor "
             f"of floating-point numbers is needed. {_HOW_TO_SAVE}"
         )
+    if tensor.dim() == 3 and len(tensor) == 1:
+        tensor = tensor[0]
     if tensor.dim() != 2 or (shape is not None and tuple(tensor.shape) != shape):
         expected = "two axes (mel bands, frames)" if shape is None else f"{shape} (mel bands, frames)"
         raise RecordingError(

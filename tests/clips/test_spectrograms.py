@@ -28,6 +28,8 @@ def test_spectrogram(tmp_path: Path, dtype: torch.dtype) -> None:
         spectrogram = read_spectrogram(saved(tmp_path / "a_1.pt", tensor), shape=shape)
         assert spectrogram.dtype == np.float32
         np.testing.assert_array_equal(spectrogram, tensor.float().numpy())
+        of_one_channel = read_spectrogram(saved(tmp_path / "b_1.pt", tensor[None]), shape=shape)
+        np.testing.assert_array_equal(of_one_channel, spectrogram)
 
 
 def test_spectrogram_in_the_old_file_format(tmp_path: Path) -> None:
@@ -56,7 +58,8 @@ def test_code_in_a_spectrogram_is_refused_unrun(tmp_path: Path) -> None:
         ({"x": torch.ones(80, 401)}, "holds a dict, not a tensor"),
         ([1.0], "holds a list, not a tensor"),
         (torch.ones(80, 400), r"has the shape \(80, 400\); \(80, 401\)"),
-        (torch.ones(1, 80, 401), r"has the shape \(1, 80, 401\)"),
+        (torch.ones(2, 80, 401), r"has the shape \(2, 80, 401\)"),
+        (torch.ones(1, 1, 80, 401), r"has the shape \(1, 1, 80, 401\)"),
         (torch.ones(80, 401, dtype=torch.int64), "torch.int64"),
         (torch.ones(80, 401, dtype=torch.complex64), "torch.complex64"),
         (torch.ones(80, 401, device="meta"), "on meta"),
