@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Exit status of an audit that accounts for everything, where some clips or recordings could not be audited.
+# Exit status of an audit or a study that accounts for everything, where some clips or recordings could not be audited.
 _SOME_FAILED = 3
 
 
@@ -156,7 +156,8 @@ def audit(
     The same command again takes up recordings that came since, and audits no other again.
 
     Exit status 3, of an audit with a trained model: all is accounted for, but some clips could not be audited or some
-    recordings not be read. A study ends with 0 then; `faithad evaluate` names them in summary/ledger.parquet.
+    recordings not be read. The test clips of a study end with 0 then; `faithad evaluate` names them in
+    summary/ledger.parquet, and `faithad study` ends with 3.
     """
     from faithad.config.audit import AuditRun, load_study_or_audit
 
@@ -266,10 +267,16 @@ def report(config: Config, overrides: Overrides = None, redo: Redo = False) -> N
 
 @app.command(cls=Command)
 def study(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Run all stages, from where the last run left off."""
-    from faithad.pipelines.study import run_study
+    """Run all stages, from where the last run left off.
 
-    _say(run_study(_load(config, overrides), redo=redo))
+    Exit status 3: all is accounted for, but some recordings could not be read, or some clips not be audited.
+    """
+    from faithad.pipelines.study import n_failed, run_study
+
+    given = _load(config, overrides)
+    _say(run_study(given, redo=redo))
+    if n_failed(given):
+        sys.exit(_SOME_FAILED)
 
 
 @app.command(cls=Command)

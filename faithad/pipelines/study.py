@@ -134,6 +134,12 @@ def closing_line(study: Study) -> str:
     return f"{', '.join(parts)}{see}. Tables: {study.root}  Report: {report}"
 
 
+def n_failed(study: Study) -> int:
+    """How many files, parts of recordings and clips of a finished study could not be read or audited."""
+    counts = count_ledger(storage.join(study.root, layout.summary("ledger")))
+    return counts.parts_failed + counts.clips_failed
+
+
 def _finished(study: Study) -> bool:
     """Whether all stages are done, and their results are whole. It needs no Ray: a finished study answers soon."""
     if not index_stage(study).is_done():

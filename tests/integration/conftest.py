@@ -17,7 +17,7 @@ import yaml
 from faithad.config.study import Study, parse_study
 from faithad.demo.mill import synthesize
 from faithad.pipelines.audit.run import Outcome, run_audit
-from faithad.pipelines.study import run_study
+from faithad.pipelines.study import n_failed, run_study
 from tests.integration.audits import RATE, make_run
 
 # 16 mel bands by some 100 frames: the same code on a fiftieth of the cells.
@@ -69,6 +69,7 @@ def finished(mill: Path, local_ray: None, tmp_path_factory: pytest.TempPathFacto
     study = parse_study(yaml.safe_dump(small_values(mill, root)), name="small")
     line = run_study(study)
     assert line == f"16 clips done. Tables: {root}  Report: {root}/report.html"
+    assert n_failed(study) == 0
     return study
 
 

@@ -16,7 +16,7 @@ import torch
 from faithad import storage
 from faithad.config.study import Study
 from faithad.errors import AnnotationError, RecordingError
-from faithad.pipelines.study import STAGES, run_study
+from faithad.pipelines.study import STAGES, n_failed, run_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 QUICK: dict[str, Any] = {
@@ -75,6 +75,7 @@ def test_broken_files_stand_in_the_ledger_and_harm_nobody(
     assert "shorter than a clip" in ledger.loc["test/short.wav", "reason"]
     # What there is of the truncated recording is shorter than a clip.
     assert "18 clips done, 2 skipped, 6 failed (see " in line
+    assert n_failed(study) == 6, "the exit status of the command is 3"
 
     # Silence is scored, and the good clips exactly as without their neighbours.
     manifest = table(study, "manifest.parquet").set_index("clip_id")
