@@ -182,14 +182,17 @@ class Training:
             "best_weights": self._best_weights,
             "optimizer": self._optimizer.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
+            "threads": torch.get_num_threads(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned; on a CPU with as many threads, which decide how sums are rounded."""
         _unwrapped(self.network).load_state_dict(state["network"])
         self._best_weights = state["best_weights"]
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.history = [Epoch(**epoch) for epoch in state["history"]]
+        if self._device.type == "cpu":
+            torch.set_num_threads(state.get("threads", torch.get_num_threads()))  # states of 0.1.0 have none
 
     def require_same_epoch(self) -> None:
         """Check that all workers go on from the same epoch: from different ones they would train nonsense.

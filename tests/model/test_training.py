@@ -298,6 +298,22 @@ def test_splits_without_clips_and_too_many_workers_are_refused() -> None:
         Training(Scale(), sounds(20), sounds(6), SETTINGS, workers=5)
 
 
+def test_a_training_goes_on_with_the_threads_that_it_began_with() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        state = new_training(network=Scale()).state()
+        torch.set_num_threads(1)
+        new_training(network=Scale()).restore(state)
+        assert torch.get_num_threads() == 2
+        del state["threads"]  # as release 0.1.0 wrote it
+        torch.set_num_threads(1)
+        new_training(network=Scale()).restore(state)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def losses(training: Training) -> list[tuple[float, float]]:
     return [(epoch.train_loss, epoch.validation_loss) for epoch in training.history]
 
