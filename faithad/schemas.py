@@ -26,7 +26,7 @@ import pyarrow as pa
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
-# anomaly_type and n_normal_needed.
+# anomaly_type and n_normal_needed; summary/search has present.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -313,6 +313,7 @@ SEARCH_SUMMARY = pa.schema(
         pa.field("best_epoch", pa.int32()),
         pa.field("diverged_epochs", pa.int32(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("present", pa.bool_(), nullable=False),
     ]
 )
 
@@ -693,5 +694,6 @@ MEANINGS = {
     "epochs": "number of epochs that were trained",
     "best_epoch": "the epoch that was kept",
     "diverged_epochs": "how many epochs diverged",
+    "present": "whether the trial belongs to the search as it is configured now, whose best cell is chosen",
     "summary/search.duration_s": "how long the trial took, in seconds",
 }

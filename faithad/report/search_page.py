@@ -105,6 +105,8 @@ def _answers(search: Search, title: str) -> list[str]:
     sentences += [_against_the_paper(search.verdict)] if search.verdict else []
     statuses, n_diverged = trials["status"].value_counts(), int(went_back(trials).sum())
     diverged = f"; {n_diverged} {_went_back(n_diverged)}" if n_diverged else ""
+    if look_up(search.best, "search.scheduler") == "asha":
+        sentences.append("Which trials ASHA stops depends on when each of them reports: another run may stop others.")
     sentences.append(
         f"{count(len(trials), 'trial')}: {statuses.get('done', 0)} to their end, {statuses.get('stopped', 0)} stopped "
         f"early, {statuses.get('failed', 0)} failed{diverged}."

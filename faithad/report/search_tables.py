@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from faithad import schemas, storage
+from faithad import storage
 from faithad.errors import StudyError
 from faithad.report.reading import look_up, read_settings, required
 from faithad.runs import layout
@@ -25,7 +25,7 @@ class Search:
     """A search that has run.
 
     Attributes:
-        trials: schemas.SEARCH_SUMMARY.
+        trials: schemas.SEARCH_SUMMARY, of the trials that belong to the search as it was configured last.
         best: `best.yaml`, the study with the chosen cell; empty where there is none.
         best_text: as it was written.
         verdict: whether the chosen cell is better than the paper's, a row of `summary/search_comparison`; None where
@@ -69,7 +69,9 @@ def read_search(root: str) -> Search:
     """
     require_readable(root)
     problem = StudyError(f"There is no search at {root}: no {SUMMARY}. Run `faithad search` first.")
-    trials = storage.read_table(required(root, SUMMARY, problem), columns=schemas.SEARCH_SUMMARY.names).to_pandas()
+    trials = storage.read_table(required(root, SUMMARY, problem)).to_pandas()
+    if "present" in trials:  # a search of release 0.1.0 could not grow
+        trials = trials[trials["present"]]
     if trials.empty:
         raise StudyError(f"The search at {root} has no trial. Run `faithad search` again.")
     trials = trials.sort_values(["mask_ratio", "patch", "seed"], kind="stable").reset_index(drop=True)

@@ -31,6 +31,7 @@ TRIALS = "search/trials"
 MODELS = "models"
 AUDITS = "audit"
 BEST = "best.yaml"
+BEST_MODEL = "best"
 SEARCH_REPORT = "search.html"
 
 # Of an audit of recordings: the files that it read, every second of them, its events, its settings, its model's.
@@ -58,6 +59,7 @@ TRIAL_STOP = "stop"
 # In a model's folder, which may have been copied elsewhere.
 VALIDATION_SCORES = "validation_scores.parquet"
 PIECE_SCORES = "piece_scores.parquet"
+EPOCHS = "epochs.parquet"
 
 # Beside the tables that a step writes shard by shard: its ledgers of shards, see `runs.shards`. EXPLAINED is that of an
 # audit that explains its clips in a second step.
@@ -84,7 +86,7 @@ def model(name: str, seed: int) -> str:
 
 
 def epochs(name: str, seed: int) -> str:
-    return f"{model(name, seed)}/epochs.parquet"
+    return f"{model(name, seed)}/{EPOCHS}"
 
 
 def validation_scores(name: str, seed: int) -> str:
@@ -135,7 +137,7 @@ TABLES = {
     "health": TablePlace(HEALTH, HEALTH, "recording that could be opened", schemas.HEALTH),
     "ledger": TablePlace(summary("ledger"), LEDGER, "clip, or part of a recording that became none", schemas.LEDGER),
     "inputs": TablePlace(None, INPUTS, "recording that was read", schemas.INPUTS),
-    "epochs": TablePlace("models/*/epochs.parquet", None, "epoch of a training", schemas.EPOCHS),
+    "epochs": TablePlace(f"models/*/{EPOCHS}", None, "epoch of a training", schemas.EPOCHS),
     "validation_scores": TablePlace(
         f"models/*/{VALIDATION_SCORES}", None, "validation clip, all of which are normal", schemas.VALIDATION_SCORES
     ),

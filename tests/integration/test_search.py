@@ -21,6 +21,7 @@ from faithad import schemas, storage
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
+from faithad.model.checkpoint import load_model
 from faithad.pipelines.search.plan import Trial, trial_location
 from faithad.pipelines.search.run import search_study
 from faithad.runs import layout
@@ -80,7 +81,8 @@ def test_the_best_cell_is_told_and_written_as_a_study_to_train(grid: tuple[Study
     (ratio, patch), best = max(cells.iterrows(), key=lambda cell: (cell[1]["mean"], -cell[0][0]))
     told = f"mask_ratio {ratio:g}, patch {patch}: {best['mean']:.4f} ± {best['std']:.4f} over 2 seeds"
     assert line.startswith(f"Trials: 4 done. Best by proxy_auc: {told}.")
-    places = {"Table": "summary/search.parquet", "Best study": "best.yaml", "Report": "search.html"}
+    places = {"Table": "summary/search.parquet", "Best study": "best.yaml", "Best model": "best"}
+    places["Report"] = "search.html"
     assert line.endswith("  ".join(f"{name}: {study.root}/{place}" for name, place in places.items()))
     page = storage.read_text(f"{study.root}/search.html")
     assert "published test AUC (Table 2 of the paper)" in page
@@ -88,6 +90,14 @@ def test_the_best_cell_is_told_and_written_as_a_study_to_train(grid: tuple[Study
     assert (chosen.train.mask_ratio, chosen.train.patch) == (ratio, patch)
     assert chosen.models[0] == "mae"
     assert chosen.model_copy(update={"train": study.train, "models": study.models}) == study
+    # The best of the cell's two trainings, as it came out of its trial.
+    assert chosen.train.cpus_per_worker == study.search.cpus_per_trial
+    model = load_model(f"{study.root}/best")
+    trials = table_of(study).set_index(["mask_ratio", "patch"]).loc[(ratio, patch)].set_index("seed")
+    assert model.seed == trials["value"].idxmax()
+    epochs = storage.read_table(f"{study.root}/best/epochs.parquet").to_pandas().set_index("epoch")
+    assert epochs["validation_loss"][model.best_epoch] == trials["validation_loss"][model.seed]
+    assert load_study(f"{study.root}/best/study.yaml") == chosen
 
 
 def test_a_finished_search_answers_at_once_and_refuses_other_settings(grid: tuple[Study, str]) -> None:
@@ -101,6 +111,27 @@ def test_a_finished_search_answers_at_once_and_refuses_other_settings(grid: tupl
     with pytest.raises(StudyError, match=r"'search'(.|\n)*train\.epochs: 2 then, 3 now(.|\n)*--redo"):
         search_study(other)
     assert _times(study) == before
+
+
+def test_a_search_grows_by_what_is_new_alone(grid: tuple[Study, str], small_study: Callable[..., Study]) -> None:
+    before, _ = grid
+    names = (*READY, *CLIPS, "search/trials", "stages/search.json", "best.yaml", "best")
+    changes = {"mask_ratios": [0.3, 0.75], "patches": [4], "trials_at_once": 2}
+    values = yaml.safe_load(before.to_yaml()) | {"root": small_study().root, "search": changes}
+    study = taken_over(names, before, parse_study(yaml.safe_dump(values), name="small"))
+    old = {path: time for path, time in _times(study).items() if path.is_file()}
+    line = search_study(study)
+    assert line.startswith("Trials: 4 done.")
+    assert old.items() <= _times(study).items(), "no file of an earlier trial is written again"
+    table = table_of(study).set_index("trial")
+    assert table["present"].to_dict() == {
+        f"r{ratio}-p4-s{seed}": ratio != 0.5 for ratio in (0.3, 0.5, 0.75) for seed in (0, 1)
+    }
+    earlier = table_of(before).set_index("trial")
+    assert (table.loc[earlier.index, "value"] == earlier["value"]).all()
+    cells = table[table["present"]].groupby("mask_ratio")["value"].mean()
+    assert load_study(f"{study.root}/best.yaml").train.mask_ratio == cells.idxmax()
+    assert load_model(f"{study.root}/best").seed in (0, 1)
 
 
 def _times(study: Study) -> dict[Path, int]:

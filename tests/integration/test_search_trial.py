@@ -89,9 +89,19 @@ def test_a_trial_is_the_training_of_the_study(finished: Study, searched: Callabl
     )
     np.testing.assert_allclose(scores[audited["clip_id"]], audited["score"], rtol=1e-4)
     assert sorted(path.name for path in Path(trial_location(study.root, TRIAL)).iterdir()) == [
+        "epochs.parquet",
+        "model.safetensors",
+        "piece_scores.parquet",
         "record.json",
         "scores.parquet",
+        "study.yaml",
+        "validation_scores.parquet",
     ]
+    trained = load_model(trial_location(study.root, TRIAL), expect={"name": "mae", "seed": 0})
+    assert trained.alarm is not None
+    assert trained.best_epoch == record.best_epoch
+    of_trial = storage.read_table(trial_location(study.root, TRIAL, "epochs.parquet")).to_pandas()
+    np.testing.assert_allclose(of_trial["train_loss"], epochs["train_loss"], rtol=1e-4)
 
 
 def test_the_proxy_auc_is_what_the_study_s_model_gets(finished: Study, searched: Callable[..., Study]) -> None:

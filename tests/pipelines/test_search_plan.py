@@ -25,8 +25,8 @@ from faithad.pipelines.search.plan import (
     trial_location,
     write_record,
 )
-from faithad.pipelines.search.run import best_cell
-from faithad.pipelines.search.tuning import GentleASHA, tree_parzen_search
+from faithad.pipelines.search.run import ranked_cells
+from faithad.pipelines.search.tuning import GentleASHA, TreeParzenCells
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.runs import layout
 
@@ -99,6 +99,8 @@ def test_all_impossible_cells_and_settings_are_told_at_once() -> None:
     assert "mask_ratio 0.3, patch 4" not in told
     with pytest.raises(ConfigError, match=r"search\.mask_ratios: algorithm 'optuna' draws from the range"):
         check_search(study_of(mask_ratios=[0.3], algorithm="optuna"))
+    with pytest.raises(ConfigError, match=r"search\.trials: 20 drawn from 22 pairs.*lower it to 11"):
+        check_search(study_of(mask_ratios=[0.3, 0.301], patches=[4, 8], algorithm="optuna"))
     check_search(study_of(mask_ratios=[0.3], patches=[2, 4, 8]))
     with pytest.raises(ConfigError, match=r"models: the search is for the MAE, add 'mae' to \['ae'\]"):
         check_search(study_of().model_copy(update={"models": ("ae",)}))
@@ -129,18 +131,18 @@ def test_the_best_cell_is_best_on_average_and_not_by_one_lucky_seed() -> None:
         record_of(Trial(0.5, 4, 0), 0.95),
         record_of(Trial(0.5, 4, 1), 0.40),
     ]
-    best = best_cell(study_of(), found)
+    best = ranked_cells(study_of(), found)[0]
     assert best[:2] == (0.3, 4)
     assert best.mean == pytest.approx(0.75)
     assert best.std == pytest.approx(0.0707, abs=1e-4)
     assert best.n_seeds == 2
-    least = best_cell(study_of(objective="validation_loss"), found)
+    least = ranked_cells(study_of(objective="validation_loss"), found)[0]
     assert least[:2] == (0.5, 4)
 
 
 def test_of_equal_cells_the_smaller_ratio_then_the_smaller_patch() -> None:
     cells = [(0.5, 4), (0.3, 8), (0.3, 4), (0.9, 4)]
-    assert best_cell(study_of(), [record_of(Trial(*cell, 0), 0.7) for cell in cells])[:2] == (0.3, 4)
+    assert ranked_cells(study_of(), [record_of(Trial(*cell, 0), 0.7) for cell in cells])[0][:2] == (0.3, 4)
 
 
 def test_a_cell_that_was_given_up_or_lacks_a_seed_wins_only_over_its_like() -> None:
@@ -148,8 +150,8 @@ def test_a_cell_that_was_given_up_or_lacks_a_seed_wins_only_over_its_like() -> N
     lacking = record_of(Trial(0.3, 4, 0), 0.9)
     given_up = [record_of(Trial(0.15, 4, seed), 0.9, status="stopped") for seed in (0, 1)]
     failed = record_of(Trial(0.3, 8, 0), status="failed")
-    assert best_cell(study_of(), [lacking, *given_up, *whole, failed])[:2] == (0.5, 4)
-    assert best_cell(study_of(), [lacking, failed])[:2] == (0.3, 4)
+    assert ranked_cells(study_of(), [lacking, *given_up, *whole, failed])[0][:2] == (0.5, 4)
+    assert ranked_cells(study_of(), [lacking, failed])[0][:2] == (0.3, 4)
 
 
 def test_the_chosen_cell_is_compared_with_the_paper_s_by_the_rule_of_verdicts(tmp_path: Path) -> None:
@@ -202,30 +204,38 @@ def test_asha_asks_a_trial_to_end_that_falls_behind_one_of_an_earlier_run(tmp_pa
     assert not report(other_seed, 2, 0.2), "seeds differ by more than cells do"
 
 
+def cells_of(study: Study, known: list[Record], begun: list[Trial], n: int) -> list[Trial]:
+    """The next trials of a search whose trials run one after the other."""
+    searcher, trials = TreeParzenCells(study, known, begun), list[Trial]()
+    for number in range(n):
+        config = searcher.suggest(f"t{number}")
+        assert isinstance(config, dict)
+        trials.append(Trial(*config["trial"]))
+        searcher.on_trial_complete(f"t{number}", {"value": value_of(trials[-1])})
+    return trials
+
+
+def value_of(trial: Trial) -> float:
+    return 1 - abs(trial.mask_ratio - 0.3) - 0.01 * trial.seed
+
+
 def test_the_sampler_finishes_what_was_begun_and_learns_from_what_is_finished() -> None:
-    study = study_of(algorithm="optuna", trials=6, mask_ratios=[0.2, 0.8], patches=[4, 8])
-    done = [record_of(Trial(ratio, 4, seed), value) for ratio, value in ((0.3, 0.9), (0.7, 0.2)) for seed in (0, 1)]
-    begun = [record.trial for record in done] + [Trial(0.4, 8, 1)]
-    searcher, n_cells = tree_parzen_search(study, done, begun)
-    assert n_cells == 4
-    drawn = [searcher.suggest(f"t{n}") for n in range(6)]
-    assert [config["__trial_index__"] for config in drawn] == [0, 1] * 3
-    assert [(config["mask_ratio"], config["patch"]) for config in drawn[:2]] == [(0.4, 8)] * 2
-    for first, second in zip(drawn[::2], drawn[1::2], strict=True):
-        assert (first["mask_ratio"], first["patch"]) == (second["mask_ratio"], second["patch"])
-    assert all(0.2 <= config["mask_ratio"] <= 0.8 and config["patch"] in (4, 8) for config in drawn)
-    # A search that goes on does not draw anew what it began with.
-    fresh, _ = tree_parzen_search(study, [], [])
-    first = fresh.suggest("t0")["mask_ratio"]
-    assert first not in [config["mask_ratio"] for config in drawn]
-    again, _ = tree_parzen_search(study, [], [])
-    assert again.suggest("t0")["mask_ratio"] == first
-    # All random cells are behind: better ratios are drawn from here on.
-    many = [
-        record_of(Trial(round(0.2 + 0.03 * n, 4), 4, seed), 1 - abs(0.02 * n)) for n in range(20) for seed in (0, 1)
-    ]
-    learned, _ = tree_parzen_search(
-        study.model_copy(update={"search": study.search.model_copy(update={"trials": 30})}), many, []
-    )
-    ratios = [learned.suggest(f"t{n}")["mask_ratio"] for n in range(0, 20, 2)]
-    assert sum(ratio < 0.4 for ratio in ratios) >= 8
+    study = study_of(algorithm="optuna", trials=30, mask_ratios=[0.2, 0.8], patches=[4, 8])
+    trials = cells_of(study, [], [], 60)
+    assert [trial.seed for trial in trials] == [0, 1] * 30
+    cells = [trial[:2] for trial in trials[::2]]
+    assert cells == [trial[:2] for trial in trials[1::2]]
+    assert len(set(cells)) == 30
+    assert all(0.2 <= ratio <= 0.8 and patch in (4, 8) for ratio, patch in cells)
+    assert sum(ratio < 0.4 for ratio, _ in cells[20:]) >= 8, "random cells are behind, and better ratios are drawn"
+
+
+@pytest.mark.parametrize("n_done", [0, 1, 2, 3, 25, 40, 51])
+def test_a_killed_search_goes_on_with_the_draws_that_it_would_have_made(n_done: int) -> None:
+    study = study_of(algorithm="optuna", trials=30, mask_ratios=[0.2, 0.8], patches=[4, 8])
+    trials = cells_of(study, [], [], 60)
+    # Records are read in the order of their names. The trial that was running when the search was killed has none.
+    known = sorted((record_of(trial, value_of(trial)) for trial in trials[:n_done]), key=lambda record: record.trial)
+    searcher = TreeParzenCells(study, known, sorted(trials[: n_done + 1]))
+    assert searcher.n_trials == 60 - n_done
+    assert cells_of(study, known, sorted(trials[: n_done + 1]), 60 - n_done) == trials[n_done:]

@@ -29,6 +29,7 @@ def write_search(
     *,
     objective: str = "proxy_auc",
     algorithm: str = "grid",
+    scheduler: str = "none",
     labelled: bool = True,
     seeds: tuple[int, ...] = (0, 1, 2),
     chosen: tuple[float, int] | None = (0.3, 4),
@@ -61,7 +62,7 @@ def write_search(
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
     storage.write_table(table, storage.join(str(root), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
     if chosen is not None:
-        best = {"name": name, "search": {"algorithm": algorithm, "objective": objective}}
+        best = {"name": name, "search": {"algorithm": algorithm, "scheduler": scheduler, "objective": objective}}
         best["train"] = {"mask_ratio": float(chosen[0]), "patch": chosen[1]}
         storage.write_text(storage.join(str(root), "best.yaml"), yaml.safe_dump(best))
     return str(root)
@@ -78,6 +79,7 @@ def test_the_page_says_what_was_chosen_and_by_what(tmp_path: Path, render: Rende
     assert "30 trials: 28 to their end, 1 stopped early, 1 failed." in page.text
     assert "Seeds 3 (0, 1, 2)" in page.text
     assert "trained once" not in page.text
+    assert "ASHA" not in page.text
     assert "published test AUC (Table 2 of the paper) Mask ratio patch 4 larger patch 15 % 0.821 0.569" in page.text
     assert "90 % 0.842 0.808" in page.text
     assert html.count('class="chosen"') == 2  # of the objective and of the test AUC, not of the published table
@@ -108,7 +110,7 @@ def test_test_labels_are_owned_up_to(tmp_path: Path, render: Render) -> None:
 
 
 def test_stopped_and_failed_trials_are_marked(tmp_path: Path, render: Render) -> None:
-    search = read_search(write_search(tmp_path))
+    search = read_search(write_search(tmp_path, scheduler="asha"))
     last = cells(search.trials, "value").loc[(0.9, 8)]
     assert (last["count"], last["stopped"], last["failed"]) == (2, 1, 1)
     kept = search.trials[(search.trials["mask_ratio"] == 0.9) & (search.trials["patch"] == 8)]["value"].dropna()
@@ -116,6 +118,7 @@ def test_stopped_and_failed_trials_are_marked(tmp_path: Path, render: Render) ->
     assert last["std"] == pytest.approx(np.std(kept, ddof=1))
     text = render(str(tmp_path), render_search_report)[1].text
     assert "n 2 1 stopped 1 failed" in text
+    assert "Which trials ASHA stops depends on when each of them reports" in text
     assert "Trials that were stopped early count with the value that they had" in text
 
 

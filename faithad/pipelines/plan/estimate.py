@@ -189,8 +189,8 @@ def written(plan: Plan) -> dict[str, float]:
     rates, kept, sizes = plan.rates.bytes, plan.of.audit.maps, {"report": plan.rates.bytes["report"]}
     if plan.command != "audit":
         sizes["features"] = rates["features"] * plan.n_features
-    if plan.command == "study":
-        sizes["models"] = rates["models"] * len(plan.runs)
+        # Beside the trials' models a search writes the best one once more.
+        sizes["models"] = rates["models"] * (len(plan.runs) + (plan.command == "search"))
     if plan.command != "search":
         passes = [model_pass for model_passes in audit_passes(plan) for model_pass in model_passes]
         n_maps = [(p.clips if kept < 0 else min(kept, p.clips)) * p.explains for p in passes]

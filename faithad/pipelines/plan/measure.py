@@ -130,7 +130,7 @@ def _measure(plan: Plan, manifest: pa.Table, folder: str, fixed: dict[str, float
         sizes[file.relative_to(root).parts[0]] += file.stat().st_size
     values["bytes"] = {
         "features": sizes[layout.FEATURES] / max(1, trial.n_features),
-        "models": sizes[layout.MODELS] / len(trial.runs),
+        "models": sizes[layout.BEST_MODEL] + sizes[layout.MODELS] / len(trial.runs),  # a search has no models/
         "report": sum(sizes[name] for name in (layout.REPORT, layout.SEARCH_REPORT, layout.SUMMARY)),
     }
     rates = Rates(measured=f"on {date.today()} on {machines} ({platform.machine()})", **values)

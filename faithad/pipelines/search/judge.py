@@ -24,7 +24,7 @@ from faithad.pipelines.features import load_n_frames
 from faithad.pipelines.search.clips import clips_root, load_clips
 from faithad.pipelines.search.plan import MODEL, Record, trial_location
 from faithad.pipelines.search.task import TrialTask
-from faithad.pipelines.training.trained import NEVER_LEARNED
+from faithad.pipelines.training.trained import never_learned
 from faithad.runs import layout
 
 _TEST_SCORES = pa.schema([pa.field("clip_id", pa.string(), nullable=False), pa.field("score", pa.float64())])
@@ -67,7 +67,7 @@ class Judge:
         best, history, trial = training.best, training.history, self._task.trial
         diverged, duration_s = sum(epoch.diverged for epoch in history), sum(epoch.duration_s for epoch in history)
         if best is None:
-            reason = NEVER_LEARNED
+            reason = never_learned(self._study)
             return Record(*trial, "failed", reason, tuple(values), diverged_epochs=diverged, duration_s=duration_s)
         if self._task.search.is_tested:
             table = pa.table({"clip_id": self._test[0], "score": self._test_scores(training)}, schema=_TEST_SCORES)

@@ -2,8 +2,9 @@
 
 A cell is a mask ratio with a patch size. A trial is a cell with a seed: one training of the MAE. Each trial has a
 folder `search/trials/<name>` below the study's root. While the trial runs, the folder holds `state.pt`, from which the
-trial goes on after a kill, and the note `stop` once the scheduler stops the trial early; in the end `record.json` and
-the scores of the test clips, `scores.parquet`. A trial with a record is never run again.
+trial goes on after a kill, and the note `stop` once the scheduler stops the trial early; in the end `record.json`, the
+scores of the test clips, `scores.parquet`, and all that a trained model's folder holds. A trial with a record is never
+run again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ MODEL = "mae"
 # How each objective is compared. `validation_loss` is the error at hidden cells: how many are hidden changes how hard
 # they are to predict, so losses of different mask ratios are not the same quantity, and the lowest ratio is favoured.
 MODES = {"proxy_auc": "max", "validation_loss": "min", "test_auc": "max"}
+
+# Of a drawn mask ratio.
+RATIO_DIGITS = 4
 
 _NAME = re.compile(r"r(?P<mask_ratio>[0-9.e-]+)-p(?P<patch>[0-9]+)-s(?P<seed>[0-9]+)")
 
@@ -100,6 +104,16 @@ def all_trials(study: Study) -> list[Trial]:
     return [grid[0]._replace(seed=seed) for _ in range(search.trials) for seed in study.seeds]
 
 
+def is_present(study: Study, trial: Trial) -> bool:
+    """Whether a trial belongs to the search as it is configured now; others are those of an earlier configuration."""
+    search = study.search
+    if trial.seed not in study.seeds or trial.patch not in search.patches:
+        return False
+    if search.algorithm == "grid":
+        return trial.mask_ratio in search.mask_ratios
+    return min(search.mask_ratios) <= trial.mask_ratio <= max(search.mask_ratios)
+
+
 def trial_train(study: Study) -> Train:
     """How the workers of trials are spread, as a study's section `train` says it of trainings."""
     search, workers = study.search, study.train.workers
@@ -123,6 +137,17 @@ def cell_study(study: Study, mask_ratio: float, patch: int) -> Study:
     return validated(Study, values, name=f"mask_ratio {mask_ratio}, patch {patch}")
 
 
+def trial_study(study: Study, mask_ratio: float, patch: int) -> Study:
+    """The study of a cell whose trainings get what trials get: other numbers of threads round sums differently.
+
+    Raises:
+        ConfigError: see `cell_study`.
+    """
+    cell, spread = cell_study(study, mask_ratio, patch), trial_train(study)
+    share = {"cpus_per_worker": spread.cpus_per_worker, "gpus_per_worker": spread.gpus_per_worker}
+    return cell.model_copy(update={"train": cell.train.model_copy(update=share)})
+
+
 def check_search(study: Study) -> None:
     """Refuse an impossible search as a whole, before any part of it starts.
 
@@ -141,6 +166,12 @@ def check_search(study: Study) -> None:
     if search.algorithm == "optuna" and len(search.mask_ratios) < 2:
         problems.append(
             f"search.mask_ratios: algorithm 'optuna' draws from the range that they span, found {search.mask_ratios}"
+        )
+    n_cells = (round((max(search.mask_ratios) - min(search.mask_ratios)) * 10**RATIO_DIGITS) + 1) * len(search.patches)
+    if search.algorithm == "optuna" and len(search.mask_ratios) > 1 and 2 * search.trials > n_cells:
+        problems.append(
+            f"search.trials: {search.trials} drawn from {n_cells} pairs, of ratios with {RATIO_DIGITS} digits; lower "
+            f"it to {n_cells // 2}, or widen search.mask_ratios"
         )
     if search.scheduler == "asha" and search.grace_epochs > study.train.epochs:
         problems.append(

@@ -1,6 +1,6 @@
 """The search over mask ratio and patch size: the paper's Table 2 as one command, with uncertainty.
 
-    index → features → trials → summary/search.parquet, best.yaml, search.html
+    index → features → trials → summary/search.parquet, best.yaml, best/, search.html
 
 A trial is the training of one cell (a mask ratio with a patch size) with one seed. The objectives `proxy_auc` and
 `validation_loss` never see a test label: trials score the test clips without labels, and the AUC of the table is
@@ -20,11 +20,21 @@ from faithad import schemas, storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
+from faithad.model.checkpoint import FILE_NAME
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import compute_features, fit_normalization
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labelled_clips
-from faithad.pipelines.search.plan import MODEL, MODES, Record, cell_study, check_search, read_records, trial_location
+from faithad.pipelines.search.plan import (
+    MODEL,
+    MODES,
+    Record,
+    check_search,
+    is_present,
+    read_records,
+    trial_location,
+    trial_study,
+)
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
@@ -37,10 +47,16 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage, flatten
-from faithad.vocabulary import count
+from faithad.vocabulary import count, listed
 
 # Settings that say where trials run, not what they compute.
 _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
+# Settings that say which trials there are: a trial of the same name comes to the same under others.
+_WHICH = {"search.mask_ratios", "search.patches", "search.algorithm", "search.trials", "seeds"}
+# The trials of so many cells, the best ones, keep their weights.
+_KEPT_CELLS = 3
+# What a trained model's folder holds; the file that makes it a model is copied last.
+_MODEL_FILES = (layout.STUDY, layout.EPOCHS, layout.VALIDATION_SCORES, layout.PIECE_SCORES, FILE_NAME)
 
 
 class Cell(NamedTuple):
@@ -95,6 +111,7 @@ def _search(study: Study, *, redo: bool) -> str:
             compute_features(study, manifest, stages.features, redo=redo)
             compute_test_clips(study, labelled, clips, redo=redo)
             trials.begin(redo=redo)
+            storage.delete(storage.join(study.root, layout.BEST_MODEL))
             normalization = fit_normalization(study)
             search = SearchTask(
                 study=study,
@@ -108,23 +125,33 @@ def _search(study: Study, *, redo: bool) -> str:
             failures = run_trials(search)
         if not failures:
             trials.finish()
-    records = read_records(study.root)
-    if all(record.value is None for record in records):
-        reasons = [f"  {record.trial.name}: {record.reason}" for record in [*records, *failures]]
-        first = "\n".join(reasons[:5])
-        raise StudyError(f"No trial of the search has a value. The first reasons:\n{first}")
-    best = best_cell(study, records)
+    every = read_records(study.root)
+    records = [record for record in every if is_present(study, record.trial)]
+    ranked = ranked_cells(study, records)
     require_still_alone()
-    _write_tables(study, [*records, *failures], labels, best)
-    write_verdict(study, records, labelled, (best.mask_ratio, best.patch))
-    return f"{_closing_line(study, records, failures, best)}  Report: {render_search_report(study.root)}"
+    _write_table(study, [*every, *failures], labels)
+    if not ranked:
+        for stale in (layout.BEST, layout.summary("search_comparison")):
+            storage.delete(storage.join(study.root, stale))
+        reasons = [f"{record.trial.name}: {record.reason}" for record in [*records, *failures]]
+        raise StudyError(
+            f"No trial of the search has a value. Table: {storage.join(study.root, layout.summary('search'))}  "
+            f"Report: {render_search_report(study.root)}\n"
+            f"Reasons: {listed(reasons, most=5, separator='; ')}"
+        )
+    _write_best(study, ranked[0])
+    write_verdict(study, records, labelled, (ranked[0].mask_ratio, ranked[0].patch))
+    _keep_models(study, every, ranked)
+    if n_others := len(every) - len(records):
+        console.print(f"search: the table also has {count(n_others, 'trial')} of earlier settings (present: false)")
+    return f"{_closing_line(study, records, failures, ranked[0])}  Report: {render_search_report(study.root)}"
 
 
-def best_cell(study: Study, records: Sequence[Record]) -> Cell:
-    """The cell with the best mean of the objective over its seeds; of equal ones that with the smaller ratio and patch.
+def ranked_cells(study: Study, records: Sequence[Record]) -> list[Cell]:
+    """All cells by the mean of the objective over their seeds, the best first; equal ones by ratio and patch.
 
-    A trial that was stopped counts with the value that it had. A cell of which every trial was stopped, or of which a
-    seed is missing, is chosen only if there is no other. At least one trial must have a value.
+    A trial that was stopped counts with the value that it had. Cells of which every trial was stopped, or of which a
+    seed is missing, come after all others; those without a value are left out.
     """
     values: dict[tuple[float, int], list[float]] = {}
     all_stopped: dict[tuple[float, int], bool] = {}
@@ -138,13 +165,41 @@ def best_cell(study: Study, records: Sequence[Record]) -> Cell:
     def rank(cell: tuple[float, int]) -> tuple[bool, bool, float, tuple[float, int]]:
         return len(values[cell]) < len(study.seeds), all_stopped[cell], sign * statistics.fmean(values[cell]), cell
 
-    best = min(values, key=rank)
-    std = statistics.stdev(values[best]) if len(values[best]) > 1 else None
-    return Cell(*best, mean=statistics.fmean(values[best]), std=std, n_seeds=len(values[best]))
+    return [
+        Cell(
+            *cell,
+            mean=statistics.fmean(values[cell]),
+            std=statistics.stdev(values[cell]) if len(values[cell]) > 1 else None,
+            n_seeds=len(values[cell]),
+        )
+        for cell in sorted(values, key=rank)
+    ]
+
+
+def _keep_models(study: Study, records: Sequence[Record], ranked: Sequence[Cell]) -> None:
+    """Copy the model of the best cell's best trial to `best/`, and remove the weights of all but the best cells.
+
+    Trials of earlier settings keep theirs: the user may go back to these.
+    """
+    kept = [(cell.mask_ratio, cell.patch) for cell in ranked[:_KEPT_CELLS]]
+    for record in records:
+        if is_present(study, record.trial) and (record.mask_ratio, record.patch) not in kept:
+            storage.delete(trial_location(study.root, record.trial, FILE_NAME))
+    sign = 1.0 if MODES[study.search.objective] == "min" else -1.0
+    of_best = [record for record in records if is_present(study, record.trial) and record.trial[:2] == kept[0]]
+    best = min((record for record in of_best if record.value is not None), key=lambda record: sign * record.value)
+    source, target = trial_location(study.root, best.trial), storage.join(study.root, layout.BEST_MODEL)
+    # Searches of release 0.1.0 kept no weights.
+    if storage.exists(storage.join(source, FILE_NAME)) and not storage.exists(storage.join(target, FILE_NAME)):
+        for name in _MODEL_FILES:
+            storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
 
 
 def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[str, int]) -> Stage:
-    """The mark of all trials together: it depends on all that one of their trainings depends on, but for the cell."""
+    """The mark of all trials together: it depends on all that one of their trainings depends on, but for the cell.
+
+    Which trials there are may change: those that have a record are not run again.
+    """
     training = train_stage(study, MODEL, study.seeds[0], features).settings
     settings = {key: value for key, value in training.items() if key not in ("train.mask_ratio", "train.patch", "seed")}
     settings |= flatten("search", study.search.model_dump(mode="json", exclude=_SPREAD))
@@ -152,8 +207,8 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     if study.search.objective == "test_auc":
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
     summaries = [layout.summary(name) for name in ("search", "search_comparison")]
-    outputs = (layout.TRIALS, *summaries, layout.BEST, layout.SEARCH_REPORT)
-    return Stage(study.root, "search", settings, outputs, result=layout.TRIALS)
+    outputs = (layout.TRIALS, *summaries, layout.BEST, layout.BEST_MODEL, layout.SEARCH_REPORT)
+    return Stage(study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key in _WHICH)
 
 
 def _check_labels(labels: Mapping[str, int]) -> None:
@@ -165,16 +220,19 @@ def _check_labels(labels: Mapping[str, int]) -> None:
         )
 
 
-def _write_tables(study: Study, records: Sequence[Record], labels: Mapping[str, int], best: Cell) -> None:
+def _write_table(study: Study, records: Sequence[Record], labels: Mapping[str, int]) -> None:
     rows = [_summary_row(study, record, labels) for record in sorted(records, key=lambda record: record.trial)]
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
     storage.write_table(table, storage.join(study.root, layout.summary("search")), schema=schemas.SEARCH_SUMMARY)
+
+
+def _write_best(study: Study, best: Cell) -> None:
     location = storage.join(study.root, layout.BEST)
     storage.write_text(
         location,
         f"# The best cell of a search by {study.search.objective}: {best}.\n"
         f"#\n#   faithad train --config {shlex.quote(location)}\n\n"
-        f"{cell_study(study, best.mask_ratio, best.patch).to_yaml()}",
+        f"{trial_study(study, best.mask_ratio, best.patch).to_yaml()}",
     )
 
 
@@ -192,6 +250,7 @@ def _summary_row(study: Study, record: Record, labels: Mapping[str, int]) -> dic
         "best_epoch": record.best_epoch,
         "diverged_epochs": record.diverged_epochs,
         "duration_s": record.duration_s,
+        "present": is_present(study, record.trial),
     }
 
 
@@ -215,9 +274,12 @@ def _closing_line(study: Study, records: Sequence[Record], failures: Sequence[Re
             console.print(f"search: {record.trial.name} diverged, {epochs}")
     statuses = [record.status for record in [*records, *failures]]
     counts = [f"{statuses.count(status)} {status}" for status in ("done", "stopped", "failed") if status in statuses]
+    folder = storage.join(study.root, layout.BEST_MODEL)
+    is_there = storage.exists(storage.join(folder, FILE_NAME))
+    best_model = f"  Best model: {folder if is_there else 'its weights were not kept, train the best study'}"
     again = " The same command tries those that failed again." if failures else ""
     return (
         f"Trials: {', '.join(counts)}.{again} Best by {study.search.objective}: {best}. "
         f"Table: {storage.join(study.root, layout.summary('search'))}  "
-        f"Best study: {storage.join(study.root, layout.BEST)}"
+        f"Best study: {storage.join(study.root, layout.BEST)}{best_model}"
     )

@@ -9,7 +9,7 @@ import ray
 
 from faithad.config.study import Study
 from faithad.features import Normalization
-from faithad.pipelines.search.plan import MODEL, Trial, cell_study, trial_location
+from faithad.pipelines.search.plan import MODEL, Trial, trial_location, trial_study
 from faithad.pipelines.training.places import Places
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
@@ -38,10 +38,18 @@ class SearchTask:
     ray_is_ours: bool
 
     def task_of(self, trial: Trial) -> TrialTask:
-        study = cell_study(self.study, trial.mask_ratio, trial.patch)
-        state = trial_location(study.root, trial, layout.STATE)
-        threads = self.places.threads
-        training = TrainingTask(study, MODEL, trial.seed, self.normalization, threads, state, trial.name, self.clips)
+        study = trial_study(self.study, trial.mask_ratio, trial.patch)
+        training = TrainingTask(
+            study,
+            MODEL,
+            trial.seed,
+            self.normalization,
+            self.places.threads,
+            state=trial_location(study.root, trial, layout.STATE),
+            fingerprint=trial.name,
+            clips=self.clips,
+            trial=trial.name,
+        )
         return TrialTask(self, trial, training)
 
 

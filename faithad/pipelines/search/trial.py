@@ -21,27 +21,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray.tune.search.repeater import TRIAL_INDEX
 from ray.util.queue import Queue
 
 from faithad import storage
-from faithad.config.study import Study
 from faithad.pipelines.search.judge import Judge
 from faithad.pipelines.search.plan import Trial, read_record, write_record
 from faithad.pipelines.search.task import SearchTask, TrialTask
 from faithad.pipelines.training.ray_train import run_on_workers
 from faithad.pipelines.training.task import Worker
-from faithad.pipelines.training.worker import open_training, saved_state, state_writer
+from faithad.pipelines.training.trained import save_network
+from faithad.pipelines.training.worker import open_training, saved_state, state_writer, write_epochs
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def trial_of(config: Mapping[str, Any], study: Study) -> Trial:
-    """The trial of a configuration of Tune's: a trial of the grid, or a drawn cell with the number of its seed."""
-    if "trial" in config:
-        return Trial(*config["trial"])
-    # Rounded, so that the trial's name holds all digits.
-    return Trial(round(config["mask_ratio"], 4), config["patch"], study.seeds[config[TRIAL_INDEX]])
+def trial_of(config: Mapping[str, Any]) -> Trial:
+    """The trial of a configuration of Tune's."""
+    return Trial(*config["trial"])
 
 
 def metrics_of(trial: Trial, epoch: int, value: float | None) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def run_trial(config: Mapping[str, Any], *, search: SearchTask) -> None:
         config: see `trial_of`.
         search: the search.
     """
-    task, places = search.task_of(trial_of(config, search.study)), search.places
+    task, places = search.task_of(trial_of(config)), search.places
     if places.workers == 1 or read_record(search.study.root, task.trial) is not None:
         train_trial(task, Worker(torch.device("cuda" if places.each.get("GPU") else "cpu")), tune.report)
         return
@@ -104,6 +100,9 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
                 report(metrics_of(task.trial, epoch.epoch, values[-1]))
             is_stopped = _is_stopped(task, worker)
     if judge is not None:
+        write_epochs(training, task.training)
+        if training.best is not None:
+            save_network(training, task.training, device=worker.device)
         write_record(study.root, judge.record(training, values))
         for leftover in (task.training.state, task.stop_note):
             storage.delete(leftover)

@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import tempfile
-from collections import defaultdict
+from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -19,19 +19,21 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.repeater import Repeater
+from ray.tune.search import Searcher
 
 from faithad import storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
+from faithad.model.random_bits import key_of
 from faithad.pipelines.search.plan import (
     MODES,
+    RATIO_DIGITS,
     Record,
     Trial,
     all_trials,
     begun_trials,
     grid_trials,
+    is_present,
     read_record,
     read_records,
     trial_location,
@@ -70,20 +72,22 @@ def run_trials(search: SearchTask) -> list[Record]:
         StudyError: the user interrupted the search.
     """
     study, places = search.study, search.places
-    known = read_records(study.root)
+    known = [record for record in read_records(study.root) if is_present(study, record.trial)]
     options: dict[str, Any] = {"max_concurrent_trials": places.at_once, "reuse_actors": True}
     if study.search.scheduler == "asha":
         options["scheduler"] = GentleASHA(study, known)
     if study.search.algorithm == "grid":
         finished = {record.trial for record in known}
         todo = [tuple(trial) for trial in grid_trials(study) if trial not in finished]
-        space, n_trials = {"trial": tune.grid_search(todo)}, len(todo)
+        space, n_left = {"trial": tune.grid_search(todo)}, len(todo)
     else:
-        sampler, n_cells = tree_parzen_search(study, known, begun_trials(study.root))
-        space, n_trials = {}, n_cells * len(study.seeds)
-        options |= {"search_alg": sampler, "num_samples": n_trials}
-    if not n_trials:
+        begun = [trial for trial in begun_trials(study.root) if is_present(study, trial)]
+        cells = TreeParzenCells(study, known, begun)
+        space, n_left = {}, cells.n_trials
+        options |= {"search_alg": cells, "num_samples": n_left}
+    if not n_left:
         return []
+    n_trials = len(known) + n_left
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -98,12 +102,16 @@ def run_trials(search: SearchTask) -> list[Record]:
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=study.train.max_failures),
-                callbacks=[_ShowProgress(ticker, study)],
+                callbacks=[_ShowProgress(ticker, study, len(known))],
             ),
         ).fit()
-    trials = [(trial_of(result.config, study), result.error) for result in results]
+    trials = [(trial_of(result.config), result.error) for result in results]
     failures = [Record(*trial, status="failed", reason=last_line(error)) for trial, error in trials if error]
-    n_over = len(failures) + sum(not error and read_record(study.root, trial) is not None for trial, error in trials)
+    n_over = (
+        len(known)
+        + len(failures)
+        + sum(not error and read_record(study.root, trial) is not None for trial, error in trials)
+    )
     if n_over < n_trials:  # Ray Tune returns without an error when a user interrupts it
         raise StudyError(
             f"The search was interrupted: of {n_trials} trials, {n_over} are over. The same command goes on."
@@ -156,10 +164,10 @@ class GentleASHA(FIFOScheduler):  # type: ignore[misc]
                 halving.on_trial_result(None, finished, metrics_of(record.trial, epoch, value))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._halving[trial_of(trial.config, self._study).seed].on_trial_add(tune_controller, trial)
+        self._halving[trial_of(trial.config).seed].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        ours = trial_of(trial.config, self._study)
+        ours = trial_of(trial.config)
         if trial.trial_id not in self._asked_to_end:
             decision = self._halving[ours.seed].on_trial_result(tune_controller, trial, result)
             # At the last epoch everything stops.
@@ -169,45 +177,88 @@ class GentleASHA(FIFOScheduler):  # type: ignore[misc]
         return str(self.CONTINUE)
 
 
-def tree_parzen_search(study: Study, known: Sequence[Record], begun: Sequence[Trial]) -> tuple[Repeater, int]:
-    """Optuna's tree-structured Parzen estimator over a continuous mask ratio, each cell with all seeds.
+class TreeParzenCells(Searcher):  # type: ignore[misc]
+    """Cells drawn by Optuna's tree-structured Parzen estimator, the mask ratio from a range; each with all seeds.
+
+    A draw follows from its number and from the cells that are finished by then, not from the draws before it, and an
+    unfinished cell of an earlier run keeps its number. So a search that was killed goes on with the cells that it would
+    have drawn.
 
     Args:
         study: the study.
-        known: the records of finished trials, from which the sampler learns.
-        begun: all trials that began; their cells are suggested first, unless they are finished.
-
-    Returns:
-        The sampler, and how many cells are left to run.
+        known: the records of finished trials.
+        begun: all trials that began; unfinished ones are suggested first.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    values: defaultdict[tuple[float, int], dict[int, float | None]] = defaultdict(dict)
-    for record in known:
-        values[record.mask_ratio, record.patch][record.seed] = record.value
-    finished = [cell for cell, by_seed in values.items() if set(by_seed) >= set(study.seeds)]
-    unfinished = sorted({(trial.mask_ratio, trial.patch) for trial in begun} - set(finished))
-    search = study.search
-    space = {
-        "mask_ratio": optuna.distributions.FloatDistribution(min(search.mask_ratios), max(search.mask_ratios)),
-        "patch": optuna.distributions.CategoricalDistribution(search.patches),
-    }
-    sampler = optuna.samplers.TPESampler(
-        # A search that goes on needs another stream: the same one would draw the finished cells again.
-        seed=(search.seed + 7919 * len(finished)) % 2**32,
-        n_startup_trials=min(_RANDOM_CELLS, math.ceil(search.trials / 2)),
-    )
-    searcher = OptunaSearch(
-        space,
-        metric="value",
-        mode=MODES[search.objective],
-        points_to_evaluate=[{"mask_ratio": ratio, "patch": patch} for ratio, patch in unfinished],
-        sampler=sampler,
-    )
-    for ratio, patch in finished:
-        by_seed = [value for value in values[ratio, patch].values() if value is not None]
-        point = {"mask_ratio": ratio, "patch": patch}
-        searcher.add_evaluated_point(point, statistics.fmean(by_seed) if by_seed else math.nan, error=not by_seed)
-    return Repeater(searcher, repeat=len(study.seeds)), max(0, search.trials - len(finished))
+
+    def __init__(self, study: Study, known: Sequence[Record], begun: Sequence[Trial]) -> None:
+        search = study.search
+        super().__init__(metric="value", mode=MODES[search.objective])
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = study
+        self._space = {
+            "mask_ratio": optuna.distributions.FloatDistribution(min(search.mask_ratios), max(search.mask_ratios)),
+            "patch": optuna.distributions.CategoricalDistribution(search.patches),
+        }
+        self._values: dict[tuple[float, int], dict[int, float | None]] = {
+            (trial.mask_ratio, trial.patch): {} for trial in begun
+        }
+        for record in known:
+            self._values.setdefault((record.mask_ratio, record.patch), {})[record.seed] = record.value
+        self._waiting = deque(trial for cell in self._values for trial in self._unfinished(cell))
+        self._running: dict[str, Trial] = {}
+        self.n_trials = len(self._waiting) + max(0, search.trials - len(self._values)) * len(study.seeds)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The next trial as Ray Tune's configuration of it."""
+        if not self._waiting:
+            cell = self._draw()
+            self._values[cell] = {}
+            self._waiting.extend(self._unfinished(cell))
+        self._running[trial_id] = self._waiting.popleft()
+        return {"trial": tuple(self._running[trial_id])}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._running.pop(trial_id)
+        value = math.nan if error or result is None else result["value"]
+        self._values[trial.mask_ratio, trial.patch][trial.seed] = None if math.isnan(value) else value
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: records and states of the trials hold all that a search needs to go on."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+    def _unfinished(self, cell: tuple[float, int]) -> list[Trial]:
+        return [Trial(*cell, seed) for seed in self._study.seeds if seed not in self._values[cell]]
+
+    def _draw(self) -> tuple[float, int]:
+        """A cell that was not drawn before."""
+        attempt = 0
+        while True:
+            sampler = optuna.samplers.TPESampler(
+                seed=key_of("cell", self._study.search.seed, len(self._values), attempt) % 2**32,
+                n_startup_trials=min(_RANDOM_CELLS, math.ceil(self._study.search.trials / 2)),
+            )
+            drawn = self._history(sampler).ask(self._space).params
+            # Rounded, so that the trial's name holds all digits.
+            cell = (round(drawn["mask_ratio"], RATIO_DIGITS), drawn["patch"])
+            if cell not in self._values:
+                return cell
+            attempt += 1
+
+    def _history(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        """Optuna's study of all finished cells, in an order that does not depend on when they were finished."""
+        history = optuna.create_study(
+            sampler=sampler, direction="maximize" if MODES[self._study.search.objective] == "max" else "minimize"
+        )
+        # Optuna gives the first of many less weight: by a hash, these are no particular ratios.
+        for cell in sorted(self._values, key=lambda cell: key_of(*map(str, cell))):
+            values = [value for value in self._values[cell].values() if value is not None]
+            if values and not self._unfinished(cell):
+                params = {"mask_ratio": cell[0], "patch": cell[1]}
+                mean = statistics.fmean(values)
+                history.add_trial(optuna.trial.create_trial(params=params, distributions=self._space, value=mean))
+        return history
 
 
 class _ShowProgress(tune.Callback):  # type: ignore[misc]
@@ -216,8 +267,8 @@ class _ShowProgress(tune.Callback):  # type: ignore[misc]
     Ends the search where another driver has taken over its root.
     """
 
-    def __init__(self, ticker: Ticker, study: Study) -> None:
-        self._ticker, self._study, self._n_over = ticker, study, 0
+    def __init__(self, ticker: Ticker, study: Study, n_over: int) -> None:
+        self._ticker, self._study, self._n_over = ticker, study, n_over
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         require_still_alone()
@@ -227,7 +278,7 @@ class _ShowProgress(tune.Callback):  # type: ignore[misc]
         self._ticker.update(self._n_over, note)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name, allowed = trial_of(trial.config, self._study).name, self._study.train.max_failures
+        name, allowed = trial_of(trial.config).name, self._study.train.max_failures
         times = f"{trial.num_failures} of {allowed} times allowed"
         console.print(f"search: {name} lost its process, or failed, and goes on from its last state; {times}")
 

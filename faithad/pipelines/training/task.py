@@ -9,9 +9,11 @@ from typing import NamedTuple
 import ray
 import torch
 
+from faithad import storage
 from faithad.config.study import Study
 from faithad.features import Normalization
 from faithad.model.table import MODELS
+from faithad.runs import layout
 from faithad.settings import TrainingSettings
 
 
@@ -28,6 +30,7 @@ class TrainingTask:
         state: location of the last saved state, from which a training goes on that was cut off.
         fingerprint: of all settings that the model depends on.
         clips: the clips in Ray's object store, by split (see `share_clips`); without them each process reads its own.
+        trial: the name of the trial of a search that this is the training of.
     """
 
     study: Study
@@ -38,6 +41,13 @@ class TrainingTask:
     state: str
     fingerprint: str
     clips: Mapping[str, ray.ObjectRef] | None = None
+    trial: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The location of the trained model's folder."""
+        place = layout.model(self.model, self.seed) if self.trial is None else layout.trial(self.trial)
+        return storage.join(self.study.root, place)
 
     @property
     def settings(self) -> TrainingSettings:

@@ -1,4 +1,5 @@
-"""The end of a training: the best network, or a fitted model, is saved to `models/<model>-<seed>/`.
+"""The end of a training: the best network, or a fitted model, is saved to `models/<model>-<seed>/`, or to its trial's
+folder.
 
 Beside `model.safetensors` stand the resolved `study.yaml` and the scores of the validation normals and of their pieces,
 on which the alarm is fitted. The model's file is written last: if it is there, all is.
@@ -38,10 +39,6 @@ from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.trained_ensemble import load_any
 from faithad.vocabulary import FITTED, POOLINGS
 
-NEVER_LEARNED = (
-    "it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate or set "
-    "features.normalization to 'training'."
-)
 # A linear model of this many clips at a time needs 100 MB.
 _CLIPS_AT_ONCE = 16
 
@@ -96,6 +93,15 @@ def fit_study_alarm(study: Study, model: str, validation_scores: pa.Table, folde
     return with_window_thresholds(alarm, validation_scores)
 
 
+def never_learned(study: Study) -> str:
+    """Why a training has no weights to keep, and what may help."""
+    normalize = "" if study.features.normalization == "training" else " or set features.normalization to 'training'"
+    return (
+        f"it diverged in its first epoch: the validation loss is not a finite number. Lower train.learning_rate "
+        f"({study.train.learning_rate:g}){normalize}."
+    )
+
+
 def save_network(training: Training, task: TrainingTask, *, device: torch.device) -> None:
     """Save the network of a finished training's best epoch, with its alarm; the device scores the validation clips.
 
@@ -103,7 +109,7 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
         StudyError: no epoch had a finite validation loss.
     """
     if training.best is None:
-        raise StudyError(NEVER_LEARNED)
+        raise StudyError(never_learned(task.study))
     study = task.study
     network = build_network(task.model, study.features.n_mels, study.n_frames(task.model))
     network.load_state_dict(training.best_weights())
@@ -194,25 +200,24 @@ def _scores_of(
 def _save(
     network: nn.Module, task: TrainingTask, scores: pa.Table, pieces: Mapping[float, pa.Table], *, best_epoch: int
 ) -> None:
-    study, model, seed = task.study, task.model, task.seed
-    location = storage.join(study.root, layout.validation_scores(model, seed))
+    study = task.study
+    location = storage.join(task.folder, layout.VALIDATION_SCORES)
     storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
-    folder = storage.join(study.root, layout.model(model, seed))
-    write_piece_scores(folder, pieces)
-    storage.write_text(storage.join(folder, layout.STUDY), study.to_yaml())
+    write_piece_scores(task.folder, pieces)
+    storage.write_text(storage.join(task.folder, layout.STUDY), study.to_yaml())
     trained = TrainedModel(
         network=network.cpu(),
         normalization=task.normalization,
         features=study.feature_settings,
-        name=model,
-        seed=seed,
+        name=task.model,
+        seed=task.seed,
         # `scores` gives it the study's score afterwards, if that is another one than the paper's.
-        alarm=fit_study_alarm(study.model_copy(update={"score": "paper"}), model, scores, folder),
+        alarm=fit_study_alarm(study.model_copy(update={"score": "paper"}), task.model, scores, task.folder),
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),
     )
-    save_model(trained, folder)
+    save_model(trained, task.folder)
 
 
 def _training_sound(study: Study) -> TrainingSound:

@@ -34,14 +34,14 @@ def train_network(task: TrainingTask, worker: Worker) -> None:
     training = open_training(task, worker, saved_state(task.state))
     is_first = worker.rank == 0
     if is_first and training.history:
-        _write_epochs(training, task)  # it may lack the last epoch: the state is written first
+        write_epochs(training, task)  # it may lack the last epoch: the state is written first
     with state_writer(task.state) as write_state:
         while not training.finished:
             epoch = training.run_epoch()
             if is_first:
                 if training.finished or epoch.epoch % task.study.train.checkpoint_every == 0:
                     write_state(training.state())
-                _write_epochs(training, task)
+                write_epochs(training, task)
     if is_first:
         save_network(training, task, device=worker.device)
 
@@ -110,8 +110,8 @@ def state_writer(location: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     writing.result()
 
 
-def _write_epochs(training: Training, task: TrainingTask) -> None:
+def write_epochs(training: Training, task: TrainingTask) -> None:
     """The table of all epochs so far, which the driver shows while the training runs."""
     rows = [{"model": task.model, "seed": task.seed, **vars(epoch)} for epoch in training.history]
-    location = storage.join(task.study.root, layout.epochs(task.model, task.seed))
+    location = storage.join(task.folder, layout.EPOCHS)
     storage.write_table(pa.Table.from_pylist(rows, schema=schemas.EPOCHS), location, schema=schemas.EPOCHS)

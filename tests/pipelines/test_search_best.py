@@ -1,0 +1,144 @@
+"""What a search keeps of its trials, and what it takes over when it grows; from records that a test writes, no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from faithad import storage
+from faithad.config.study import Study, parse_study
+from faithad.errors import StudyError
+from faithad.pipelines.search.clips import clips_stage
+from faithad.pipelines.search.plan import Record, Trial, is_present, read_records, trial_location, write_record
+from faithad.pipelines.search.run import _keep_models, _trials_stage, _write_table, ranked_cells
+from faithad.pipelines.search.tuning import TreeParzenCells
+from faithad.report.search_page import render_search_report
+from faithad.runs.stages import Stage
+from faithad.schemas import MANIFEST
+
+FILES = ("study.yaml", "epochs.parquet", "validation_scores.parquet", "piece_scores.parquet", "model.safetensors")
+
+
+def study_of(
+    root: Path, *, seeds: tuple[int, ...] = (0, 1), train: dict[str, Any] | None = None, **search: Any
+) -> Study:
+    values = {
+        "name": "small",
+        "root": str(root),
+        "seeds": list(seeds),
+        "data": {"root": "mill", "train": ["train"], "test": ["test"]},
+        "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16},
+        "train": train or {"epochs": 9},
+        "search": {"patches": [4], **search},
+    }
+    return parse_study(yaml.safe_dump(values), name="small")
+
+
+def write_trial(root: Path, trial: Trial, value: float) -> None:
+    """A finished trial, whose files say which one they are of."""
+    for name in FILES:
+        storage.write_text(trial_location(str(root), trial, name), trial.name)
+    write_record(str(root), Record(*trial, status="done", values=(value,), best_epoch=1))
+
+
+def best_files(root: Path) -> set[str]:
+    return {storage.read_text(f"{root}/best/{name}") for name in FILES}
+
+
+@pytest.mark.parametrize("objective", ["proxy_auc", "validation_loss"])
+def test_the_best_trial_s_model_is_copied_and_the_best_cells_keep_their_weights(tmp_path: Path, objective: str) -> None:
+    ratios = (0.15, 0.3, 0.5, 0.75, 0.9)
+    study = study_of(tmp_path, mask_ratios=list(ratios), objective=objective)
+    for ratio in ratios:
+        for seed in (0, 1):
+            write_trial(tmp_path, Trial(ratio, 4, seed), 1 - abs(ratio - 0.5) + 0.01 * seed)
+    records = read_records(str(tmp_path))
+    _keep_models(study, records, ranked_cells(study, records))
+    # The higher AUC, or the lower loss: of cell and seed alike.
+    best, kept = ("r0.5-p4-s1", {0.5, 0.3, 0.75}) if objective == "proxy_auc" else ("r0.9-p4-s0", {0.9, 0.15, 0.75})
+    assert best_files(tmp_path) == {best}
+    models = {trial.mask_ratio for trial in map(Trial.named, trials_with(tmp_path, "model.safetensors")) if trial}
+    assert models == kept
+    assert len(trials_with(tmp_path, "epochs.parquet")) == 10, "every trial keeps its curves"
+
+
+def trials_with(root: Path, name: str) -> list[str]:
+    return [file.parent.name for file in root.glob(f"search/trials/*/{name}")]
+
+
+def test_a_trial_of_earlier_settings_is_in_the_table_and_never_the_best(tmp_path: Path) -> None:
+    write_trial(tmp_path, Trial(0.9, 4, 0), 0.99)
+    write_trial(tmp_path, Trial(0.3, 4, 0), 0.8)
+    write_trial(tmp_path, Trial(0.3, 4, 7), 1.0)
+    study, records = study_of(tmp_path, mask_ratios=[0.15, 0.3]), read_records(str(tmp_path))
+    assert [record.trial for record in records if is_present(study, record.trial)] == [Trial(0.3, 4, 0)]
+    ranked = ranked_cells(study, [record for record in records if is_present(study, record.trial)])
+    _keep_models(study, records, ranked)
+    assert best_files(tmp_path) == {"r0.3-p4-s0"}
+    _write_table(study, records, {})
+    table = storage.read_table(f"{tmp_path}/summary/search.parquet").to_pandas().set_index("trial")
+    assert table["present"].to_dict() == {"r0.3-p4-s0": True, "r0.3-p4-s7": False, "r0.9-p4-s0": False}
+    page = storage.read_text(render_search_report(str(tmp_path)))
+    assert "1 trial:" in page
+    assert "0.990" not in page
+
+
+def test_a_search_may_grow_and_nothing_else_may_change(tmp_path: Path) -> None:
+    def stage(study: Study) -> Stage:
+        features = Stage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
+        return _trials_stage(study, features, clips_stage(study, MANIFEST.empty_table()), {})
+
+    write_trial(tmp_path, Trial(0.3, 4, 0), 0.8)
+    before = stage(study_of(tmp_path, mask_ratios=[0.3]))
+    assert before.begin(redo=False)
+    before.finish()
+    assert before.is_done()
+    for grown in (
+        study_of(tmp_path, mask_ratios=[0.3, 0.5]),
+        study_of(tmp_path, mask_ratios=[0.3], seeds=(0, 1, 2)),
+        study_of(tmp_path, mask_ratios=[0.2, 0.5], algorithm="optuna", trials=3),
+    ):
+        assert not stage(grown).is_done()
+        assert stage(grown).begin(redo=False)
+        stage(grown).finish()
+        assert stage(grown).is_done()
+    for other in (
+        study_of(tmp_path, train={"epochs": 10}),
+        study_of(tmp_path, objective="validation_loss"),
+        study_of(tmp_path, scheduler="asha", grace_epochs=2),
+    ):
+        with pytest.raises(StudyError, match="--redo"):
+            stage(other).begin(redo=False)
+    assert [record.trial for record in read_records(str(tmp_path))] == [Trial(0.3, 4, 0)]
+
+
+def test_more_draws_leave_those_before_as_they_were(tmp_path: Path) -> None:
+    few, more = (study_of(tmp_path, algorithm="optuna", trials=n, mask_ratios=[0.2, 0.8]) for n in (20, 23))
+
+    def drawn(study: Study, known: list[Record]) -> list[Trial]:
+        cells, trials = TreeParzenCells(study, known, [record.trial for record in known]), list[Trial]()
+        for number in range(cells.n_trials):
+            trials.append(Trial(*cells.suggest(str(number))["trial"]))
+            cells.on_trial_complete(str(number), {"value": trials[-1].mask_ratio})
+        return trials
+
+    first = drawn(few, [])
+    assert len(first) == 40
+    known = [Record(*trial, status="done", values=(trial.mask_ratio,)) for trial in first]
+    assert [*first, *drawn(more, known)] == drawn(more, [])
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "optuna"])
+def test_a_search_without_a_value_has_its_table_and_page(tmp_path: Path, algorithm: str) -> None:
+    study = study_of(tmp_path, mask_ratios=[0.3, 0.5], algorithm=algorithm)
+    for ratio in (0.3, 0.5):
+        write_record(str(tmp_path), Record(ratio, 4, 0, "failed", "it diverged", (None,), diverged_epochs=1))
+    records = read_records(str(tmp_path))
+    assert ranked_cells(study, records) == []
+    _write_table(study, records, {})
+    page = storage.read_text(render_search_report(str(tmp_path)))
+    assert "No cell was chosen" in page
+    assert "2 trials: 0 to their end, 0 stopped early, 2 failed" in page
