@@ -26,7 +26,7 @@ import pyarrow as pa
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
-# anomaly_type and n_normal_needed; summary/search has present.
+# anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -95,6 +95,7 @@ EPOCHS = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("best", pa.bool_(), nullable=False),
         pa.field("diverged", pa.bool_(), nullable=False),
+        pa.field("gradient_norm", pa.float64()),
     ]
 )
 
@@ -507,6 +508,7 @@ MEANINGS = {
     "train_loss": "mean loss of the training clips",
     "validation_loss": "mean loss of the validation clips",
     "learning_rate": "learning rate of the epoch",
+    "gradient_norm": "norm of the gradient over all weights, mean of the epoch's steps",
     "best": "whether the validation loss was the lowest so far",
     "diverged": "whether the training diverged, and then went back to its best epoch or ended",
     "piece_scores.duration_s": "length of the piece in seconds",

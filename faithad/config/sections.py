@@ -156,8 +156,10 @@ class Train(Section):
     `schedule`: `warm_restarts` is the paper's, of period `restart_period`; `warmup_cosine` rises linearly over
     `warmup_epochs` and then falls along one cosine to the last of `epochs`. A validation loss that is no number, or
     above `divergence_factor` times the best one, sends the training back to its best epoch, once. `trainings_at_once`
-    null: as many (model, seed) trainings side by side as the cluster carries. `interface`: the network interface on
-    which workers on several machines meet, such as eth1; null: that of the cluster's addresses.
+    null: as many (model, seed) trainings side by side as the cluster carries. `init_from`: the folder of a trained
+    model whose weights trainings start from, in place of random ones; it must have the study's features, and the
+    network of each model that is trained (`ae` and `mae` have the same). `interface`: the network interface on which
+    workers on several machines meet, such as eth1; null: that of the cluster's addresses.
     """
 
     epochs: int = Field(500, ge=1)
@@ -176,6 +178,7 @@ class Train(Section):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     optimizer: Literal["adamw", "fused_adamw"] = "adamw"
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    init_from: str | None = Field(None, min_length=1)
     checkpoint_every: int = Field(1, ge=1)
     trainings_at_once: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)

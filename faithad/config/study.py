@@ -4,8 +4,8 @@ Every default of the system stands here or in `config.sections`, and nowhere els
 problems of a file are told at once, each under its key. `--set train.epochs=3` on the command line is a change to the
 YAML before validation.
 
-Relative paths inside `data` start at `data.root`. `root` and `data.root` start at the current folder, or at the folder
-that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ray deletes.
+Relative paths inside `data` start at `data.root`. `root`, `data.root` and `train.init_from` start at the current
+folder, or at the folder that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ray deletes.
 """
 
 from __future__ import annotations
@@ -254,7 +254,10 @@ def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
     """
     study = parse_study(read_text(location), name=location, overrides=overrides)
     data = study.data.model_copy(update={"root": absolute(study.data.root)})
-    return study.model_copy(update={"root": absolute(study.root), "data": data})
+    train = study.train
+    if train.init_from is not None:
+        train = train.model_copy(update={"init_from": absolute(train.init_from)})
+    return study.model_copy(update={"root": absolute(study.root), "data": data, "train": train})
 
 
 def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study:

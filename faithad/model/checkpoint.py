@@ -197,10 +197,24 @@ def stored_score(folder: str) -> dict[str, str] | None:
     Raises:
         CheckpointError: as `load_model`.
     """
+    score: dict[str, str] | None = _read_header(folder).get("score")
+    return score
+
+
+def read_digest(folder: str) -> str:
+    """The digest over all that a model's file holds. Only the header is read.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    return str(_read_header(folder)["digest"])
+
+
+def _read_header(folder: str) -> Mapping[str, Any]:
     location = storage.join(folder, FILE_NAME)
     try:
         with storage.open_input(location) as file:
-            return read_header(file, location).model.get("score")
+            return read_header(file, location).model
     except FileNotFoundError as error:
         raise _no_model(location) from error
 

@@ -57,7 +57,8 @@ class Epoch:
     """The results of one epoch.
 
     `epoch` counts from 1. `best`: the validation loss is the lowest so far, by at least the minimum improvement.
-    `diverged`: the epoch's weights were given up.
+    `diverged`: the epoch's weights were given up. `gradient_norm`: mean over the epoch's steps of the norm of the
+    gradient of the batch's mean loss, over all weights; None in states of release 0.1.0.
     """
 
     epoch: int
@@ -67,6 +68,7 @@ class Epoch:
     duration_s: float
     best: bool
     diverged: bool = False
+    gradient_norm: float | None = None
 
 
 class Training:
@@ -141,7 +143,7 @@ class Training:
             rate *= _RATE_AFTER_DIVERGENCE
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        train_loss = self._train_epoch(number)
+        train_loss, gradient_norm = self._train_epoch(number)
         validation_loss = self.validate()
         lowest = self.best.validation_loss if self.best else math.inf
         improved = validation_loss < lowest - self._settings.minimum_improvement
@@ -153,7 +155,7 @@ class Training:
             _unwrapped(self.network).load_state_dict(self._best_weights)
             self._optimizer = new_optimizer(self.network, self._settings)
         took = time.monotonic() - started
-        epoch = Epoch(number, train_loss, validation_loss, rate, took, improved, diverged)
+        epoch = Epoch(number, train_loss, validation_loss, rate, took, improved, diverged, gradient_norm)
         self.history.append(epoch)
         return epoch
 
@@ -207,11 +209,12 @@ class Training:
             if bounds.sum():
                 raise StudyError(f"The workers of a training read different states; this one's has {n_epochs} epochs.")
 
-    def _train_epoch(self, number: int) -> float:
+    def _train_epoch(self, number: int) -> tuple[float, float]:
+        """The mean loss of the clips and the mean norm of the gradient."""
         self.network.train()
         # For networks that draw random numbers by themselves.
         torch.manual_seed(_key(self._settings.seed, "worker", number, self._rank))
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        total, norms = torch.zeros((2,), dtype=torch.float64, device=self._device)
         batches = self._batches(number)
         mine = [batch[self._rank :: self._workers] for batch in batches]
         clips = torch.cat(mine)
@@ -223,18 +226,26 @@ class Training:
             for batch, clip_keys, (x, mask) in zip(batches, keys, inputs, strict=True):
                 for layer in self._dropout:
                     layer.clips = clip_keys
-                total += self._learn(x, mask, batch_size=len(batch)).double().sum()
-        return float(self._summed(total)) / len(self._train)
+                losses, norm = self._learn(x, mask, batch_size=len(batch))
+                total += losses.double().sum()
+                norms += norm
+        # Each worker has the gradient of the whole batch.
+        return float(self._summed(total)) / len(self._train), float(norms) / len(batches)
 
-    def _learn(self, x: Tensor, mask: Tensor | None, *, batch_size: int) -> Tensor:
-        """Do one step on this worker's share of a batch, and return the losses of its clips."""
+    def _learn(self, x: Tensor, mask: Tensor | None, *, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Do one step on this worker's share of a batch.
+
+        Returns:
+            The losses of the share's clips, and the norm of the whole batch's gradient.
+        """
         losses = _loss_per_clip(self.network, x, mask, self._settings.precision)
         # The gradients of all workers are averaged; with this weight the average is that of the whole batch.
         loss = losses.sum() * (self._workers / batch_size)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
         self._optimizer.step()
-        return losses.detach()
+        return losses.detach(), nn.utils.get_total_norm(gradients)
 
     def _batches(self, number: int) -> list[Tensor]:
         """The numbers of the clips in each batch, for all workers together."""

@@ -90,16 +90,18 @@ def _settings(study: Study) -> dict[str, Any]:
 
 
 def require_study_visible(study: Study) -> None:
-    """Refuse a study whose recordings or root some machine of the cluster cannot see; Ray must have been joined.
+    """Refuse a study whose recordings, root or `train.init_from` some machine of the cluster cannot see.
+
+    Ray must have been joined.
 
     Raises:
         StudyError: as `shared_paths.require_visible`.
     """
-    data = study.data
+    data, models = study.data, [study.train.init_from] if study.train.init_from is not None else []
     if data.synthetic is not None:  # the index makes its recordings
-        require_visible([], [data.root, study.root])
+        require_visible(models, [data.root, study.root])
     else:
-        require_visible(data.folders.locations, [study.root])
+        require_visible([*data.folders.locations, *models], [study.root])
 
 
 def build_index(study: Study, stage: Stage, *, redo: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sklearn.metrics import roc_curve
@@ -138,8 +139,26 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
         axes.grid(which="minor", axis="y")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    first, last = epochs["epoch"].min(), epochs["epoch"].max()
-    axes.set_xlim(first - 0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    axes.set(xlabel="epoch", ylabel="loss")
+    _count_epochs(axes, epochs)
+    axes.set_ylabel("loss")
     return figure
+
+
+@mpl.rc_context(RC)
+def steps_figure(epochs: pd.DataFrame) -> Figure | None:
+    """Learning rate and norm of the gradient of one model over its epochs; None where neither is above 0."""
+    figure, axes = new_axes(5.2, 2.2)
+    for _, run in epochs.sort_values("epoch").groupby("seed"):
+        axes.plot(run["epoch"], run["learning_rate"], color=MUTED, linewidth=0.9, alpha=0.7)
+        axes.plot(run["epoch"], run["gradient_norm"].astype(float), color=COLORS["blue"][0], linewidth=1.2)
+    if not (epochs[["learning_rate", "gradient_norm"]].astype(float) > 0).any(axis=None):
+        return None
+    axes.set_yscale("log")
+    _count_epochs(axes, epochs)
+    return figure
+
+
+def _count_epochs(axes: Axes, epochs: pd.DataFrame) -> None:
+    axes.set_xlim(epochs["epoch"].min() - 0.5, epochs["epoch"].max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")

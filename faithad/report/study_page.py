@@ -306,5 +306,8 @@ def _training(study: StudyTables) -> list[dict[str, Any]]:
         title = style.model(name).title
         figure = charts.training_figure(epochs)
         svg = style.to_svg(figure, name=f"training-{index}", label=f"Losses over epochs, {title}")
-        trainings.append({"title": title, "svg": svg, "runs": runs})
+        steps = charts.steps_figure(epochs)
+        label = f"Learning rate and norm of the gradient over epochs, {title}"
+        steps_svg = style.to_svg(steps, name=f"steps-{index}", label=label) if steps else None
+        trainings.append({"title": title, "svg": svg, "steps_svg": steps_svg, "runs": runs})
     return trainings

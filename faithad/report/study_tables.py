@@ -103,7 +103,7 @@ def read_study(root: str) -> StudyTables:
         manifest=manifest,
         ledger=_read(root, layout.summary("ledger"), stage="evaluate"),
         health=read_health(root),
-        epochs=pa.concat_tables(histories).to_pandas(),
+        epochs=pa.concat_tables(histories, promote_options="default").to_pandas(),  # 0.1.0 has no gradient_norm
         scores=scores.merge(manifest, on="clip_id", how="left", validate="many_to_one"),
         detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
         f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),

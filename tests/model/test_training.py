@@ -73,9 +73,13 @@ def test_an_epoch_is_adamw_on_the_mean_loss_of_each_batch(mask_ratio: float | No
     # Hidden cells go in as zeros, so a has no part in their error: no step but the decay.
     step = settings.learning_rate if mask_ratio is None else 0.0
     assert weights["a"].item() == pytest.approx(decayed + step, rel=1e-5)
+    assert epoch.gradient_norm is not None
     if mask_ratio is None:
+        gradient = 2 * (a - 1) * float(x.square().mean())
+        assert epoch.gradient_norm == pytest.approx(abs(gradient), rel=1e-5)
         assert epoch.train_loss == pytest.approx(float(((a - 1) * x).square().mean()), rel=1e-5)
     else:
+        assert epoch.gradient_norm == 0
         # The loss is x² over some 30 % of the cells.
         assert epoch.train_loss == pytest.approx(float(x.square().mean()), rel=0.05)
 

@@ -76,7 +76,7 @@ def train(kind: str, rank: int, workers: int) -> dict[str, Any]:
     training = open_training(kind, rank, workers)
     while not training.finished:
         training.run_epoch()
-    losses = [(epoch.train_loss, epoch.validation_loss) for epoch in training.history]
+    losses = [(epoch.train_loss, epoch.validation_loss, epoch.gradient_norm) for epoch in training.history]
     diverged = [epoch.diverged for epoch in training.history]
     return {"losses": losses, "diverged": diverged, "weights": training.best_weights()}
 

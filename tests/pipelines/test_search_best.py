@@ -6,18 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from faithad import storage
 from faithad.config.study import Study, parse_study
 from faithad.errors import StudyError
+from faithad.model.checkpoint import load_model
+from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.search.clips import clips_stage
-from faithad.pipelines.search.plan import Record, Trial, is_present, read_records, trial_location, write_record
+from faithad.pipelines.search.plan import (
+    Record,
+    Trial,
+    is_present,
+    read_records,
+    trial_location,
+    trial_study,
+    write_record,
+)
 from faithad.pipelines.search.run import _keep_models, _trials_stage, _write_table, ranked_cells
+from faithad.pipelines.search.task import SearchTask
+from faithad.pipelines.search.trial import train_trial
 from faithad.pipelines.search.tuning import TreeParzenCells
+from faithad.pipelines.training.places import Places, divide
+from faithad.pipelines.training.task import TrainingTask, Worker
+from faithad.pipelines.training.worker import train_network
 from faithad.report.search_page import render_search_report
+from faithad.runs import layout
 from faithad.runs.stages import Stage
 from faithad.schemas import MANIFEST
+from tests.pipelines.test_linear_training import write
 
 FILES = ("study.yaml", "epochs.parquet", "validation_scores.parquet", "piece_scores.parquet", "model.safetensors")
 
@@ -142,3 +160,45 @@ def test_a_search_without_a_value_has_its_table_and_page(tmp_path: Path, algorit
     page = storage.read_text(render_search_report(str(tmp_path)))
     assert "No cell was chosen" in page
     assert "2 trials: 0 to their end, 0 stopped early, 2 failed" in page
+
+
+def test_the_best_study_trains_the_trial_s_model_to_the_last_bit(tmp_path: Path) -> None:
+    study = parse_study(
+        yaml.safe_dump(
+            {
+                "name": "tiny",
+                "root": str(tmp_path),
+                "models": ["mae"],
+                "data": {"layout": "planer", "root": "x"},
+                "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
+                "train": {"epochs": 2, "batch_size": 8},
+            }
+        ),
+        name="tiny",
+    )
+    for split, n_clips in (("train", 20), ("validation", 7)):
+        write(study, split, n_clips, shard=6)
+    normalization, trial, worker = fit_normalization(study), Trial(0.3, 4, 0), Worker(torch.device("cpu"))
+    places = Places(1, {"CPU": 1}, 1)
+    search = SearchTask(study, normalization, None, is_tested=False, labels=None, places=places, ray_is_ours=True)
+    threads = torch.get_num_threads()
+    try:
+        train_trial(search.task_of(trial), worker, lambda report: None)
+        cell = trial_study(study, trial.mask_ratio, trial.patch)
+        n_threads = divide([{"CPU": 4}], cell.train, 1).threads
+        state = storage.join(study.root, "training/state.pt")
+        train_network(TrainingTask(cell, "mae", 0, normalization, n_threads, state, "fingerprint"), worker)
+    finally:
+        torch.set_num_threads(threads)
+    of_trial = load_model(trial_location(study.root, trial))
+    trained = load_model(storage.join(study.root, layout.model("mae", 0)))
+    assert of_trial.alarm == trained.alarm
+    assert of_trial.best_epoch == trained.best_epoch
+    weights = trained.network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in of_trial.network.state_dict().items())
+    epochs = [
+        storage.read_table(storage.join(folder, layout.EPOCHS)).drop_columns("duration_s")
+        for folder in (trial_location(study.root, trial), storage.join(study.root, layout.model("mae", 0)))
+    ]
+    assert epochs[0].equals(epochs[1])
+    assert epochs[0]["gradient_norm"].null_count == 0

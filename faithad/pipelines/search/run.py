@@ -40,7 +40,7 @@ from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.training.clips import share_clips
-from faithad.pipelines.training.run import train_stage
+from faithad.pipelines.training.run import require_initial_weights, train_stage
 from faithad.progress import console
 from faithad.report.search_page import render_search_report
 from faithad.runs import layout
@@ -108,6 +108,7 @@ def _search(study: Study, *, redo: bool) -> str:
         with ray_session():
             find_trial_places(study)  # refuses an impossible request before any work is done
             require_study_visible(study)
+            require_initial_weights(study, [MODEL])
             compute_features(study, manifest, stages.features, redo=redo)
             compute_test_clips(study, labelled, clips, redo=redo)
             trials.begin(redo=redo)

@@ -26,7 +26,7 @@ from faithad.attribution.gradient_stream import grad_cam_layer
 from faithad.attribution.methods import choose_methods
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
-from faithad.model.checkpoint import FILE_NAME
+from faithad.model.checkpoint import FILE_NAME, read_digest
 from faithad.model.table import MODELS, build_network
 from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
@@ -38,7 +38,7 @@ from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.scores import fit_scores
 from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.trained import damage, save_fitted
-from faithad.pipelines.training.worker import train_network
+from faithad.pipelines.training.worker import load_initial_weights, train_network
 from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
 from faithad.runs.lock import require_still_alone
@@ -59,8 +59,10 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
     if MODELS[model].fitted:
         settings: dict[str, Any] = {}
     else:
-        left_out = _SPREAD | (set() if MODELS[model].masked else _MASKING)
+        left_out = {*_SPREAD, "init_from"} | (set() if MODELS[model].masked else _MASKING)
         settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
+        if study.train.init_from is not None:
+            settings["train.init_from"] = read_digest(study.train.init_from)
     settings |= {
         "features.normalization": study.features.normalization,
         "features": features.fingerprint,
@@ -93,6 +95,7 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
 
 def _train_models(study: Study, stages: dict[tuple[str, int], Stage], todo: list[tuple[str, int]]) -> None:
     require_explainable(study, {model for model, _ in todo})
+    require_initial_weights(study, {model for model, _ in todo})
     normalization = fit_normalization(study)
     with ray_session():
         places = find_places(study.train, len(study.runs), queue=True)
@@ -126,6 +129,18 @@ def require_explainable(study: Study, models: Iterable[str]) -> None:
     for model in models if study.audit.explain != "none" else ():
         if MODELS[model].explained:
             grad_cam_layer(build_network(model, study.features.n_mels, study.n_frames(model)), methods)
+
+
+def require_initial_weights(study: Study, models: Iterable[str]) -> None:
+    """Refuse a `train.init_from` that does not fit, before anything is trained.
+
+    Raises:
+        CheckpointError, ConfigError: see `load_initial_weights`.
+    """
+    for model in models if study.train.init_from is not None else ():
+        if not MODELS[model].fitted:
+            network = build_network(model, study.features.n_mels, study.n_frames(model))
+            load_initial_weights(network, study, model)
 
 
 def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:
@@ -219,7 +234,11 @@ class _Training:
         epochs = self._epochs()
         best = [epoch for epoch in epochs if epoch["best"]][-1]
         loss = f"validation loss {best['validation_loss']:.4g}"
-        return f"best epoch {best['epoch']} of {len(epochs)}, {loss}{divergence_note(epochs)}"
+        wanted = self._task.study.train.epochs
+        # A training that diverged twice says so itself.
+        is_early = len(epochs) < wanted and sum(epoch["diverged"] for epoch in epochs) < 2
+        early = f" (no better one came, so {wanted} were not needed)" if is_early else ""
+        return f"best epoch {best['epoch']} of {len(epochs)}{early}, {loss}{divergence_note(epochs)}"
 
     def _epochs(self) -> list[dict[str, Any]]:
         location = storage.join(self._task.study.root, layout.epochs(self._task.model, self._task.seed))

@@ -14,7 +14,8 @@ import torch
 
 from faithad import schemas, storage
 from faithad.config.study import Study
-from faithad.model.checkpoint import read_state
+from faithad.errors import ConfigError
+from faithad.model.checkpoint import load_model, read_state
 from faithad.model.shared_batch_norm import share_batch_norm
 from faithad.model.table import build_network
 from faithad.model.training import Training
@@ -77,6 +78,8 @@ def saved_state(location: str) -> dict[str, Any] | None:
 def new_network(study: Study, model: str, device: torch.device, *, workers: int = 1) -> torch.nn.Module:
     """An untrained network as it is to be trained: laid out for the device, compiled where the study says so."""
     network = build_network(model, study.features.n_mels, study.n_frames(model))
+    if study.train.init_from is not None:
+        load_initial_weights(network, study, model)
     # With two to eight channels, oneDNN's and cuDNN's other layout is slow in the backward pass.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # With one GPU, or compiled, PyTorch's own batch normalisation is the faster one.
@@ -86,6 +89,25 @@ def new_network(study: Study, model: str, device: torch.device, *, workers: int 
         # In place: a wrapper would change the names of the weights.
         network.compile(mode=study.train.compile)
     return network
+
+
+def load_initial_weights(network: torch.nn.Module, study: Study, model: str) -> None:
+    """Give a network the weights of the model that `train.init_from` names.
+
+    Raises:
+        CheckpointError: there is no such model, or it has other features than the study.
+        ConfigError: it is another network.
+    """
+    assert study.train.init_from is not None
+    trained = load_model(study.train.init_from, expect={"features": study.feature_settings})
+    try:
+        network.load_state_dict(trained.network.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"train.init_from {study.train.init_from} is a model {trained.name!r} of {trained.n_mels} mel bands x "
+            f"{trained.n_frames} frames, whose weights do not fit {model!r} of {study.features.n_mels} x "
+            f"{study.n_frames(model)}. Leave {model!r} out of models, or name another model."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -161,7 +161,8 @@ def _epochs(model: str, seed: int, rng: np.random.Generator) -> list[Row]:
     best = int(validation.argmin())
     return [
         {"model": model, "seed": seed, "epoch": epoch, "train_loss": train[epoch], "validation_loss": validation[epoch],
-         "learning_rate": 1e-3, "duration_s": 31.0, "best": epoch == best, "diverged": False}
+         "learning_rate": 1e-3, "duration_s": 31.0, "best": epoch == best, "diverged": False,
+         "gradient_norm": 5.0 / (1 + epoch)}
         for epoch in range(n_epochs)
     ]  # fmt: skip
 
