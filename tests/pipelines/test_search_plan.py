@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from faithad.pipelines.search.plan import (
     write_record,
 )
 from faithad.pipelines.search.run import ranked_cells
-from faithad.pipelines.search.tuning import GentleASHA, TreeParzenCells
+from faithad.pipelines.search.tuning import GentleASHA, ShowProgress, TreeParzenCells
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.runs import layout
 
@@ -239,3 +240,25 @@ def test_a_killed_search_goes_on_with_the_draws_that_it_would_have_made(n_done: 
     searcher = TreeParzenCells(study, known, sorted(trials[: n_done + 1]))
     assert searcher.n_trials == 60 - n_done
     assert cells_of(study, known, sorted(trials[: n_done + 1]), 60 - n_done) == trials[n_done:]
+
+
+@pytest.mark.parametrize("objective", ["proxy_auc", "validation_loss"])
+def test_the_progress_counts_all_trials_and_names_the_best_so_far(objective: str) -> None:
+    tickers: dict[str, list[tuple[int, str]]] = {}
+
+    def show(title: str, total: int) -> Any:
+        notes = tickers.setdefault(f"{title} of {total}", [])
+        return SimpleNamespace(update=lambda done, note="": notes.append((done, note)), close=lambda: None)
+
+    known = [record_of(Trial(0.3, 4, 0), 0.8), record_of(Trial(0.3, 8, 0), None, status="failed")]
+    progress = ShowProgress(show, study_of(objective=objective), 6, known)
+    running = SimpleNamespace(config={"trial": (0.5, 4, 0)})
+    for epoch, value in ((1, math.nan), (2, 0.7), (3, 0.9)):
+        progress.on_trial_result(0, [], running, {"name": "r0.5-p4-s0", "epoch": epoch, "value": value})
+    progress.on_trial_complete(0, [], running)
+    progress.close()
+    better = ("0.8 (r0.3-p4-s0)", "0.9 (r0.5-p4-s0)")
+    best = [better[0]] * 3 + [better[1]] if objective == "proxy_auc" else [better[0]] * 2 + ["0.7 (r0.5-p4-s0)"] * 2
+    reports = [f"r0.5-p4-s0 epoch {n}, {objective} {value}; " for n, value in ((1, "nan"), (2, 0.7), (3, 0.9))]
+    lines = [f"{report}best so far {text}" for report, text in zip(["", *reports], best, strict=True)]
+    assert tickers == {"search of 6": [(2, line) for line in lines] + [(3, f"best so far {best[-1]}")]}

@@ -53,6 +53,7 @@ from faithad.vocabulary import count, listed
 _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
 # Settings that say which trials there are: a trial of the same name comes to the same under others.
 _WHICH = {"search.mask_ratios", "search.patches", "search.algorithm", "search.trials", "seeds"}
+_SHOWN_CELLS = 10
 # The trials of so many cells, the best ones, keep their weights.
 _KEPT_CELLS = 3
 # What a trained model's folder holds; the file that makes it a model is copied last.
@@ -143,6 +144,8 @@ def _search(study: Study, *, redo: bool) -> str:
     _write_best(study, ranked[0])
     write_verdict(study, records, labelled, (ranked[0].mask_ratio, ranked[0].patch))
     _keep_models(study, every, ranked)
+    for place, cell in enumerate(ranked[:_SHOWN_CELLS] if len(ranked) > 1 else (), start=1):
+        console.print(f"search: {place}. {cell}")
     if n_others := len(every) - len(records):
         console.print(f"search: the table also has {count(n_others, 'trial')} of earlier settings (present: false)")
     return f"{_closing_line(study, records, failures, ranked[0])}  Report: {render_search_report(study.root)}"

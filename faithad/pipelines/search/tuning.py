@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +43,7 @@ from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import metrics_of, run_trial, trial_of
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line
-from faithad.progress import Ticker, console, progress
+from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
 from faithad.runs.lock import require_still_alone
 
@@ -92,7 +92,8 @@ def run_trials(search: SearchTask) -> list[Record]:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable = tune.with_parameters(run_trial, search=search)
-    with tempfile.TemporaryDirectory() as folder, progress("search", n_trials) as ticker:
+    with tempfile.TemporaryDirectory() as folder, side_by_side() as show:
+        shown = ShowProgress(show, study, n_trials, known)
         results = tune.Tuner(
             tune.with_resources(trainable, places.each if places.workers == 1 else _NEXT_TO_NOTHING),
             param_space=space,
@@ -102,9 +103,10 @@ def run_trials(search: SearchTask) -> list[Record]:
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=study.train.max_failures),
-                callbacks=[_ShowProgress(ticker, study, len(known))],
+                callbacks=[shown],
             ),
         ).fit()
+        shown.close()
     trials = [(trial_of(result.config), result.error) for result in results]
     failures = [Record(*trial, status="failed", reason=last_line(error)) for trial, error in trials if error]
     n_over = (
@@ -261,21 +263,43 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
         return history
 
 
-class _ShowProgress(tune.Callback):  # type: ignore[misc]
-    """Shows how many trials are over, the last report, and each trial that was lost and goes on.
+class ShowProgress(tune.Callback):  # type: ignore[misc]
+    """Shows how many trials are over, the best value so far, each running trial, and each that was lost and goes on.
 
-    Ends the search where another driver has taken over its root.
+    On a terminal every running trial has a bar of its epochs; in a log its last report stands beside the count. Ends
+    the search where another driver has taken over its root.
+
+    Args:
+        show: see `side_by_side`.
+        study: the study.
+        n_trials: of the whole search.
+        known: the records of those that are over already.
     """
 
-    def __init__(self, ticker: Ticker, study: Study, n_over: int) -> None:
-        self._ticker, self._study, self._n_over = ticker, study, n_over
+    def __init__(
+        self, show: Callable[[str, int], Ticker], study: Study, n_trials: int, known: Sequence[Record]
+    ) -> None:
+        self._show, self._study, self._n_over = show, study, len(known)
+        self._ticker = show("search", n_trials)
+        self._running: dict[str, Ticker] = {}
+        self._best: tuple[float, str] | None = None
+        for record in known:
+            self._compare(record.value, record.trial.name)
+        self._ticker.update(self._n_over, self._best_text())
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         require_still_alone()
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        note = f"{result['name']} epoch {result['epoch']}, {self._study.search.objective} {result['value']:.4g}"
-        self._ticker.update(self._n_over, note)
+        name, value = result["name"], f"{self._study.search.objective} {result['value']:.4g}"
+        self._compare(result["value"], name)
+        if console.is_terminal:
+            if name not in self._running:
+                self._running[name] = self._show(f"  {name}", self._study.train.epochs)
+            self._running[name].update(result["epoch"], value)
+            self._ticker.update(self._n_over, self._best_text())
+        else:
+            self._ticker.update(self._n_over, f"{name} epoch {result['epoch']}, {value}; {self._best_text()}")
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         name, allowed = trial_of(trial.config).name, self._study.train.max_failures
@@ -283,8 +307,23 @@ class _ShowProgress(tune.Callback):  # type: ignore[misc]
         console.print(f"search: {name} lost its process, or failed, and goes on from its last state; {times}")
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if ticker := self._running.pop(trial_of(trial.config).name, None):
+            ticker.close()
         self._n_over += 1
-        self._ticker.update(self._n_over)
+        self._ticker.update(self._n_over, self._best_text())
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_trial_complete(iteration, trials, trial)
+
+    def close(self) -> None:
+        """Take all bars away, or print a last line in a log."""
+        for ticker in (*self._running.values(), self._ticker):
+            ticker.close()
+
+    def _compare(self, value: float | None, name: str) -> None:
+        if value is not None and not math.isnan(value):
+            better = max if MODES[self._study.search.objective] == "max" else min
+            self._best = better(self._best or (value, name), (value, name))
+
+    def _best_text(self) -> str:
+        return "" if self._best is None else f"best so far {self._best[0]:.4g} ({self._best[1]})"
