@@ -28,7 +28,7 @@ from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.submit import follow as submit_follow
 from faithad.pipelines.submit.check import MARK, misfits, summary
 from faithad.pipelines.submit.package import LIMIT_BYTES, files_of, inside, require_small
-from faithad.pipelines.submit.run import submit_job
+from faithad.pipelines.submit.run import entry_point_of, submit_job
 
 PROJECT = Path(__file__).parents[2]
 # What must not travel: results, recordings, environments, caches, secrets.
@@ -272,6 +272,19 @@ def test_the_options_of_a_script_of_the_users_own_are_its_own(
     where = ["--address", answering(ray.__version__), "--working-dir", str(tmp_path)]
     said = said_of(["mine.py", *where, "--confg", "--set"], status=1)
     assert "did not take the job" in said, "it was given to the server, which takes nothing"
+
+
+def test_a_job_starts_from_its_script_or_from_an_installed_faithad(tmp_path: Path) -> None:
+    """Where nobody has cloned the repository, only the configuration travels."""
+    assert entry_point_of("search", {"jobs/search.py": 1}, ".") == ["python", "jobs/search.py"]
+    assert entry_point_of("mine.py", {"mine.py": 1}, ".") == ["python", "mine.py"]
+    _, *words = entry_point_of("full_study", {"study.yaml": 1}, ".")
+    variables = {key: value for key, value in os.environ.items() if key != "FAITHAD_HOME"} | {"HOME": str(tmp_path)}
+    (tmp_path / "study.yaml").write_text("name: mill\nroot: results\n")
+    command = [sys.executable, *words, "--config", "study.yaml"]
+    answer = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert "study.yaml has 1 problem:\n  data: missing" in answer.stderr
 
 
 @pytest.mark.parametrize("answer", ["<html>Grafana</html>", "{}"])

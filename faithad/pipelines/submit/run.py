@@ -1,5 +1,8 @@
 """`faithad submit`: what `ray job submit --working-dir . -- python jobs/JOB.py ARGS` does, with checks first.
 
+It works from any folder: where none of our jobs' scripts travels, the faithad that is installed on the cluster is the
+job's entry point.
+
 In this order: the cluster is reached and takes the token; script and configuration travel with the job, the
 configuration is valid, the package is small enough. Then a job of a few seconds with the same environment (see
 `submit.check`) looks at the versions on every machine, reads the configuration there, and tries the storage from all of
@@ -73,18 +76,29 @@ def submit_job(
     client = connect(address)
     files = files_of(working_dir)
     if job in JOBS:
-        script = inside(f"jobs/{job}.py", files, working_dir, what="Job")
         _check_configuration(job, options, files, working_dir)
-    elif job.endswith(".py"):
-        script = inside(job, files, working_dir, what="Script")
-    else:
+    elif not job.endswith(".py"):
         raise ConfigError(f"There is no job {job!r}. Jobs are {', '.join(JOBS)}, and Python scripts in --working-dir.")
+    entry_point = entry_point_of(job, files, working_dir)
     require_small(files, working_dir)
     environment = {"working_dir": working_dir, "env_vars": variables}
     request = {"needs": _needs(), "faithad": faithad.__version__, "job": job, "options": options}
     print(_ask_cluster(client, environment, request), flush=True)
-    job_id = _submit(client, ["python", script, *arguments], environment, name=_name(job, options))
+    job_id = _submit(client, [*entry_point, *arguments], environment, name=_name(job, options))
     return follow(client, job_id)
+
+
+def entry_point_of(job: str, files: dict[str, int], working_dir: str) -> list[str]:
+    """What the cluster runs: the job's script if it travels, else the command of an installed faithad.
+
+    Raises:
+        ConfigError: a script of the user's own does not travel.
+    """
+    if job not in JOBS:
+        return ["python", inside(job, files, working_dir, what="Script")]
+    if (script := f"jobs/{job}.py") in files:
+        return ["python", script]
+    return ["python", "-c", f"from faithad.cli import job; job({JOBS[job]!r})"]
 
 
 def _variables(shared: Sequence[str]) -> dict[str, str]:
