@@ -29,6 +29,7 @@ from faithad.pipelines.search.plan import (
     MODEL,
     MODES,
     Record,
+    all_trials,
     check_search,
     is_present,
     read_records,
@@ -40,6 +41,7 @@ from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.training.clips import share_clips
+from faithad.pipelines.training.disk import require_disk, weights_bytes
 from faithad.pipelines.training.run import require_initial_weights, train_stage
 from faithad.progress import console
 from faithad.report.search_page import render_search_report
@@ -107,8 +109,12 @@ def _search(study: Study, *, redo: bool) -> str:
     failures: list[Record] = []
     if not trials.is_done():
         with ray_session():
-            find_trial_places(study)  # refuses an impossible request before any work is done
+            places = find_trial_places(study)  # refuses an impossible request before any work is done
             require_study_visible(study)
+            n_left = len(all_trials(study)) - sum(
+                is_present(study, record.trial) for record in read_records(study.root)
+            )
+            require_disk(study.root, [weights_bytes(study, MODEL)] * n_left, at_once=places.at_once)
             require_initial_weights(study, [MODEL])
             compute_features(study, manifest, stages.features, redo=redo)
             compute_test_clips(study, labelled, clips, redo=redo)
@@ -191,8 +197,8 @@ def _keep_models(study: Study, records: Sequence[Record], ranked: Sequence[Cell]
             storage.delete(trial_location(study.root, record.trial, FILE_NAME))
     sign = 1.0 if MODES[study.search.objective] == "min" else -1.0
     of_best = [record for record in records if is_present(study, record.trial) and record.trial[:2] == kept[0]]
-    best = min((record for record in of_best if record.value is not None), key=lambda record: sign * record.value)
-    source, target = trial_location(study.root, best.trial), storage.join(study.root, layout.BEST_MODEL)
+    _, best = min((sign * record.value, record.trial) for record in of_best if record.value is not None)
+    source, target = trial_location(study.root, best), storage.join(study.root, layout.BEST_MODEL)
     # Searches of release 0.1.0 kept no weights.
     if storage.exists(storage.join(source, FILE_NAME)) and not storage.exists(storage.join(target, FILE_NAME)):
         for name in _MODEL_FILES:

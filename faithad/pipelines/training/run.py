@@ -33,6 +33,7 @@ from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.clips import share_clips
+from faithad.pipelines.training.disk import require_disk, weights_bytes
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.scores import fit_scores
@@ -100,6 +101,7 @@ def _train_models(study: Study, stages: dict[tuple[str, int], Stage], todo: list
     with ray_session():
         places = find_places(study.train, len(study.runs), queue=True)
         require_study_visible(study)  # also by the machines that came in the meantime
+        require_disk(study.root, [weights_bytes(study, model) for model, _ in todo], at_once=places.at_once)
         # Linear models read the clips shard by shard.
         clips = None if all(MODELS[model].linear for model, _ in todo) else share_clips(study, normalization)
         trainings = []

@@ -1,0 +1,47 @@
+"""Whether a disk has room for what trainings write, asked before the first of them starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+
+from faithad.config.study import Study
+from faithad.errors import StudyError
+from faithad.model.table import MODELS, build_network
+from faithad.vocabulary import count
+
+# Weights, the best weights and AdamW's two moments, in the state that is written and in the one that it replaces.
+_WEIGHTS_IN_STATES = 8
+_GIB = 1 << 30
+
+
+def weights_bytes(study: Study, model: str) -> int:
+    """Bytes of a network's weights; 0 for a model that is fitted, which keeps no state."""
+    if MODELS[model].fitted:
+        return 0
+    network = build_network(model, study.features.n_mels, study.n_frames(model))
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
+def require_disk(root: str, weights: Sequence[int], *, at_once: int) -> None:
+    """Refuse trainings whose states and models a local disk does not hold; an object store is not asked.
+
+    Args:
+        root: of the study.
+        weights: bytes of the weights of each training that is left.
+        at_once: how many trainings run side by side.
+
+    Raises:
+        StudyError: there is too little space; the text says how much is needed.
+    """
+    if "://" in root:
+        return
+    os.makedirs(root, exist_ok=True)
+    needed, free = sum(weights) + _WEIGHTS_IN_STATES * sum(sorted(weights)[-at_once:]), shutil.disk_usage(root).free
+    if needed > free:
+        raise StudyError(
+            f"The disk of {root} has {free / _GIB:.2f} GiB free, and {count(len(weights), 'training')}, {at_once} at "
+            f"once, need {needed / _GIB:.2f} GiB for their states and models. Free some space, give another root, or "
+            "run fewer at once (train.trainings_at_once, search.trials_at_once)."
+        )
