@@ -189,12 +189,26 @@ def test_files_out_of_place_are_in_the_ledger(planer: Path) -> None:
     assert len(rows) == 6
     assert [(row["recording"], row["status"]) for row in ledger] == [
         ("checkpoints/model_1.pt", "skipped"),
-        ("evaluation/anomalies/MPD_19-12-04_0848_00006_2.pt", "failed"),
+        ("MPD_19-12-04_0848_00006.wav", "failed"),
         ("evaluation/normal/MPD_19-12-04_0848_00006.pt", "failed"),
         ("evaluation/normal/MPD_19-12-04_0848_00006_0.pt", "failed"),
         ("evaluation/normal/noise.pt", "failed"),
     ]
     assert all(row["reason"] and row["stage"] == "index" for row in ledger)
+
+
+def test_anomalies_one_folder_too_high_are_named_as_that(planer: Path, shared_data: Path) -> None:
+    """Each in the ledger by its recording and window, so that its row of the annotation table is no unknown clip."""
+    annotations = read_annotations(str(shared_data / "planer_annotations.csv"))
+    for annotation in annotations:
+        name = f"{annotation.recording.removesuffix('.wav')}_{annotation.window}.pt"
+        if annotation.anomaly_type != "board_stuck":
+            touch(planer, f"evaluation/anomalies/{name}")
+    _, rows, ledger = find_planer(DataFolders(str(planer)))
+    high = [annotation for annotation in annotations if annotation.anomaly_type != "board_stuck"]
+    assert {(row["recording"], row["onset_s"]) for row in ledger} == {(each.recording, each.onset_s) for each in high}
+    assert all("lies one folder too high, in evaluation/anomalies/ itself" in str(row["reason"]) for row in ledger)
+    assert len(attach_annotations(rows, high, ledger=ledger)) == 6
 
 
 def test_a_clip_in_train_and_test_is_refused(planer: Path) -> None:

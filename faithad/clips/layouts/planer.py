@@ -51,18 +51,21 @@ def find_planer(folders: DataFolders) -> LayoutFiles:
         below = path.split("/")[1:-1]  # ["2x6"], ["normal"] or ["anomalies", "board_stuck"], as published
         split = "train" if path.startswith(_TRAINING) else "test"
         anomaly_type = below[1] if path.startswith(_ANOMALIES) and len(below) > 1 else None
+        recording = f"{name['stem']}.wav" if name else path
+        onset_s = (int(name["window"]) - 1) * _WINDOW_S if name else 0.0
         if not path.startswith(_FOLDERS):
             ledger.append(ledger_row(path, "skipped", f"lies in none of {', '.join(_FOLDERS)}"))
         elif split == "train" and chosen is not None and not set(below[:1]) & set(chosen):
             allowed = ", ".join(sorted(chosen))
             ledger.append(ledger_row(path, "skipped", f"lies in none of the chosen training folders {allowed}"))
         elif path.startswith(_ANOMALIES) and anomaly_type is None:
-            ledger.append(ledger_row(path, "failed", f"lies in {_ANOMALIES} itself: its folder must name the anomaly"))
+            # By its recording and window, so that its row in the annotation table is no row of an unknown clip.
+            reason = f"{path} lies one folder too high, in {_ANOMALIES} itself: its folder must name the anomaly"
+            ledger.append(ledger_row(recording, "failed", reason, onset_s=onset_s, duration_s=_WINDOW_S))
         elif name is None:
             reason = "its name does not end in the number of its window, such as _1.pt for the recording's first 10 s"
             ledger.append(ledger_row(path, "failed", reason))
         else:
-            recording, onset_s = f"{name['stem']}.wav", (int(name["window"]) - 1) * _WINDOW_S
             label = int(anomaly_type is not None)
             clips.append(ClipRow(recording, uri, onset_s, _WINDOW_S, split, label, anomaly_type))
     return LayoutFiles([], clips, ledger)
