@@ -112,7 +112,12 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
         AnnotationError: the annotation table cannot be understood or does not fit the recordings.
         StudyError: the headers of the recordings could not be read, see `headers.read_headers`.
     """
-    if not stage.begin(redo=redo):
+    is_unused = not redo and _is_unused(study.root, stage)
+    if is_unused:
+        console.print("index: files changed, and no model has learned from them yet: all are read again")
+        for features in (layout.FEATURES, f"{layout.SEARCH}/{layout.FEATURES}"):
+            storage.delete(storage.join(study.root, features))
+    if not stage.begin(redo=redo or is_unused):
         return
     with ray_session():
         require_study_visible(study)
@@ -126,6 +131,15 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     console.print(f"index: {count(len(rows), 'clip')} ({counts}){_left_over(ledger)}")
     _tell_health(checked)
     stage.finish()
+
+
+def _is_unused(root: str, stage: Stage) -> bool:
+    """Whether there is an index of other files, with all else the same, whose clips no model learned from or judged."""
+    mark = read_mark(storage.join(root, layout.STAGES, "index.json")) or {}
+    differ = [key for key in {*mark, *stage.settings} if mark.get(key) != stage.settings.get(key)]
+    if not mark or not differ or not all(key.startswith(FILE_KEY) for key in differ):
+        return False
+    return not any(storage.exists(storage.join(root, place)) for place in (layout.MODELS, layout.AUDITS, layout.TRIALS))
 
 
 class Indexed(NamedTuple):
