@@ -51,7 +51,7 @@ def write_search(
                 "trial": f"r{ratio}-p{patch}-s{seed}", "mask_ratio": ratio, "patch": patch, "seed": seed,
                 "status": "done", "objective": objective, "proxy_auc": proxy, "validation_loss": 20 * ratio,
                 "auc": proxy - 0.05 if labelled else None, "pauc": proxy - 0.15 if labelled else None,
-                "epochs": 40, "best_epoch": 31, "diverged_epochs": 0, "duration_s": 90.0,
+                "epochs": 40, "best_epoch": 31, "diverged_epochs": 0, "duration_s": 90.0, "present": True,
             }  # fmt: skip
             row["value"] = row["auc" if objective == "test_auc" else objective]
             rows.append(row)
