@@ -123,9 +123,11 @@ def test_maps_and_spectrograms_are_kept_for_as_many_clips_as_asked(finished: Stu
 def test_the_summary_is_what_the_rows_say(finished: Study) -> None:
     labels = table(finished, "manifest.parquet").set_index("clip_id")["label"]
     scores = table(finished, "audit", "ae-0", "scores")
-    detection = table(finished, "summary", "detection.parquet").set_index(["model", "pooling", "metric"])
+    detection = table(finished, "summary", "detection.parquet").set_index(
+        ["model", "pooling", "metric", "anomaly_type"]
+    )
     expected = auc(scores["score"], labels[scores["clip_id"]].astype(int))
-    assert detection.loc[("ae", "mean", "auc"), "mean"] == pytest.approx(expected)
+    assert detection.loc[("ae", "mean", "auc", "all"), "mean"] == pytest.approx(expected)
 
     localization = table(finished, "audit", "ae-0", "localization")
     f_score = table(finished, "summary", "f_score.parquet")
