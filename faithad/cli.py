@@ -1,5 +1,6 @@
-"""The command line: `faithad synth index train search audit evaluate report study export export-clips review plan
-submit`.
+"""The command line.
+
+    faithad synth index train calibrate search audit evaluate report study export export-clips review plan submit
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -108,6 +109,35 @@ def train(
     _stage("index", study, redo)
     _stage("train", study, redo)
     _say(f"{len(study.runs)} models: {_below(study, 'models')}. {_next('audit', config, overrides)}")
+
+
+@app.command(cls=Command)
+def calibrate(
+    model: Annotated[str, typer.Option(help="Folder of a trained model, such as runs/demo/models/mae-0.")],
+    normals: Annotated[
+        list[str],
+        typer.Option(
+            help="Folder, file or URI of normal recordings (may be given several times), or the results of one "
+            "`faithad audit --out`, whose clips that did not alarm are taken for normal."
+        ),
+    ],
+    to: Annotated[str, typer.Option(help="Folder or URI for the new model.")],
+    false_alarms_per_hour: Annotated[
+        float | None, typer.Option(help="How often normal sound may alarm; as often as for the old model by default.")
+    ] = None,
+    overrides: Overrides = None,
+    redo: Redo = False,
+) -> None:
+    """Fit the alarm of a model to other normal sound, as after a change of machine or microphone, without training.
+
+    The new model is the old one with thresholds (and, of a calibrated score, normal clips to compare with) of its own.
+    """
+    from faithad.config.normals import load_calibration_run
+    from faithad.pipelines.training.calibrate import calibrate_model
+
+    per_hour = false_alarms_per_hour
+    run = load_calibration_run(model, normals, to, false_alarms_per_hour=per_hour, overrides=overrides or [])
+    _say(calibrate_model(run, redo=redo))
 
 
 @app.command(cls=Command)

@@ -13,7 +13,7 @@ from faithad.errors import FaithadError
 # Exit status of a command that Ctrl-C ended.
 _INTERRUPTED = 128 + signal.SIGINT
 # Commands that keep what an interrupted one has done.
-_GO_ON = ("train", "audit", "search", "study")
+_GO_ON = ("train", "calibrate", "audit", "search", "study")
 # For how long a second SIGTERM counts as the first one.
 _UNWINDING_S = 10.0
 

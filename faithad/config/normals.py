@@ -1,4 +1,4 @@
-"""The configuration of `faithad train --normals`: which recordings are normal, and where the model goes.
+"""What `faithad train --normals` and `faithad calibrate` are given: normal recordings, and where the model goes.
 
 Everything has a default but these two, so that a first audit needs no file. Defaults that a study shares are in
 `sections`. Relative paths start where those of a study do, see `study`.
@@ -31,11 +31,11 @@ class NormalFeatures(Features):
     reference: Literal["clip"] = "clip"
 
 
-class NormalsRun(Section):
-    """A training on normal recordings alone: both linear models, and the threshold of the sum of their scores.
+class _NormalRecordings(Section):
+    """Recordings of normal operation, and where the model that comes of them goes.
 
-    `normals`: folders, files or URIs of recordings of normal operation. `to`: the model's folder. `remainder`: what
-    happens to the end of a recording that is shorter than a clip. `channel`: which channel of a recording is heard, see
+    `normals`: folders, files or URIs of recordings. `to`: the model's folder. `remainder`: what happens to the end of a
+    recording that is shorter than a clip. `channel`: which channel of a recording is heard, see
     `clips.channels.heard_channels`.
     """
 
@@ -43,10 +43,6 @@ class NormalsRun(Section):
     to: Location = Field(examples=["to"])
     remainder: Literal["drop", "pad", "overlap"] = "overlap"
     channel: Channel = "auto"
-    clip_s: float = Field(10.0, ge=1, le=600)
-    features: NormalFeatures = NormalFeatures()
-    alarm: FalseAlarms = FalseAlarms()
-    seed: Seed = 0
 
     @property
     def recordings(self) -> tuple[str, ...]:
@@ -60,6 +56,26 @@ class NormalsRun(Section):
     def annotations(self) -> None:
         """Normal recordings have none."""
         return
+
+
+class CalibrationRun(_NormalRecordings):
+    """A trained model's alarm, fitted again to other normal recordings.
+
+    `model`: the folder of the trained model. `normals` may also be the results of one audit.
+    `false_alarms_per_hour`: how often normal sound may alarm; null for as often as with the model's own alarm.
+    """
+
+    model: Location = Field(examples=["model"])
+    false_alarms_per_hour: float | None = Field(None, gt=0)
+
+
+class NormalsRun(_NormalRecordings):
+    """A training on normal recordings alone: both linear models, and the threshold of the sum of their scores."""
+
+    clip_s: float = Field(10.0, ge=1, le=600)
+    features: NormalFeatures = NormalFeatures()
+    alarm: FalseAlarms = FalseAlarms()
+    seed: Seed = 0
 
     @property
     def feature_settings(self) -> FeatureSettings:
@@ -113,3 +129,36 @@ def load_normals_run(
         ask={key: f"give --{key} FOLDER" for key in given},
     )
     return run.model_copy(update={"normals": tuple(absolute(place) for place in run.normals), "to": absolute(run.to)})
+
+
+def load_calibration_run(
+    model: str,
+    normals: Sequence[str],
+    to: str,
+    *,
+    false_alarms_per_hour: float | None = None,
+    overrides: Sequence[str] = (),
+) -> CalibrationRun:
+    """Validate what `faithad calibrate` is given.
+
+    Args:
+        model: the folder of a trained model.
+        normals: folders, files or URIs, or the folder of an audit.
+        to: the folder of the new model.
+        false_alarms_per_hour: as the setting of this name.
+        overrides: `key=value` strings; the value is YAML.
+
+    Raises:
+        ConfigError: a value is missing, unknown, of a wrong type or impossible.
+    """
+    given = {"model": model, "normals": list(normals), "to": to, "false_alarms_per_hour": false_alarms_per_hour}
+    run = parse(
+        CalibrationRun,
+        "{}",
+        name="The calibration (--model, --normals, --to, --set)",
+        changes={key: value for key, value in given.items() if value is not None},
+        overrides=overrides,
+        ask={key: f"give --{key}" for key in ("model", "normals", "to")},
+    )
+    places = {"model": absolute(run.model), "to": absolute(run.to), "normals": tuple(map(absolute, run.normals))}
+    return run.model_copy(update=places)

@@ -47,6 +47,19 @@ _WEIGHTS, _NORMALS = "score.weights", ("score.normals", "score.places", "score.r
 _SCORE_TYPES = dict(zip((_WEIGHTS, *_NORMALS), (torch.float64, torch.float64, torch.float32, torch.int64), strict=True))
 
 
+@dataclass(frozen=True)
+class Parent:
+    """The model whose alarm was fitted again to other normal clips.
+
+    Attributes:
+        folder: where it lay.
+        sha256: of its file, see `trained_ensemble.digest_of_files`.
+    """
+
+    folder: str
+    sha256: str
+
+
 @dataclass
 class TrainedModel:
     """A network, or a model that is fitted, with all that it needs to score a clip.
@@ -61,7 +74,8 @@ class TrainedModel:
         alarm: the threshold fitted on its validation normals; None before one is.
         best_epoch: the epoch, counted from 1, that the weights come from; 0 for a fitted model, which has no epochs.
         config_hash: of the training's settings.
-        sound: what its training clips sounded like; None where that is not known.
+        sound: what its training clips, or those that it was calibrated on, sounded like; None where that is not known.
+        parent: the model that it is, but for its alarm and calibration; None where it was trained.
         score: what is made of its error; None for the paper's score, and for a model that gives a score only.
     """
 
@@ -75,6 +89,7 @@ class TrainedModel:
     config_hash: str
     sound: TrainingSound | None = None
     score: FittedScore | None = None
+    parent: Parent | None = None
 
     @property
     def n_mels(self) -> int:
@@ -135,7 +150,13 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         **({} if trained.score is None else {"score": trained.score.choices}),
         "best_epoch": trained.best_epoch,
         "config_hash": trained.config_hash,
+        **parent_part(trained.parent),
     }
+
+
+def parent_part(parent: Parent | None) -> dict[str, Any]:
+    """What a header says of a model's parent; nothing where there is none, as in files of models that were trained."""
+    return {} if parent is None else {"parent": dataclasses.asdict(parent)}
 
 
 def save_model(trained: TrainedModel, folder: str) -> None:
@@ -184,6 +205,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         features=FeatureSettings(**header["features"]),
         alarm=None if header["alarm"] is None else AlarmThreshold.from_json(header["alarm"]),
         sound=sound,
+        parent=None if header.get("parent") is None else Parent(**header["parent"]),
         score=score,
         **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
     )

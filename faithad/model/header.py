@@ -78,6 +78,11 @@ class ScorePart(HeaderPart):
     calibration: str
 
 
+class ParentPart(HeaderPart):
+    folder: str
+    sha256: str
+
+
 class _Header(HeaderPart):
     format: int
     digest: str
@@ -91,6 +96,7 @@ class _Header(HeaderPart):
     score: ScorePart | None = None
     best_epoch: Annotated[int, Field(ge=0)]
     config_hash: str
+    parent: ParentPart | None = None
 
 
 class FileHeader(NamedTuple):

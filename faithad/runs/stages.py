@@ -35,8 +35,9 @@ FILE_KEY = "files."
 # Those of label files, in an audit of recordings.
 LABELS_KEY = f"{FILE_KEY}annotations "
 
-# Where the stages of an audit of recordings and of a training on normals write to; all others belong to a study.
-_FOLDER_OPTIONS = {"score": "--out", "explain": "--out", "events": "--out", "normals": "--to"}
+# Where the stages of an audit of recordings, of a training on normals and of a calibration write to; all others belong
+# to a study.
+_FOLDER_OPTIONS = {"score": "--out", "explain": "--out", "events": "--out", "normals": "--to", "calibrate": "--to"}
 
 # In a mark, in place of settings: results are being removed, and those that are still there must not be used.
 _REMOVING = {"removing": True}

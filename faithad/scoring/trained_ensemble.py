@@ -32,9 +32,9 @@ from faithad.errors import CheckpointError, ConfigError
 from faithad.features import Normalization
 from faithad.model import checkpoint
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import TrainedModel, digest_of, load_model
+from faithad.model.checkpoint import Parent, TrainedModel, digest_of, load_model, parent_part
 from faithad.model.fitted_score import MOST_NORMALS
-from faithad.model.header import KEY, AlarmPart, HeaderPart, read_header
+from faithad.model.header import KEY, AlarmPart, HeaderPart, ParentPart, read_header
 from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound
 from faithad.scoring.calibration import Normals
@@ -62,6 +62,7 @@ class _Header(HeaderPart):
     members: Annotated[list[_MemberPart], Field(min_length=1, max_length=_MOST_MEMBERS)]
     alarm: AlarmPart
     config_hash: str
+    parent: ParentPart | None = None
 
 
 @dataclass
@@ -74,6 +75,7 @@ class TrainedEnsemble:
         seed: of the training.
         alarm: the threshold of the sum.
         config_hash: of the training's settings.
+        parent: see `TrainedModel`.
     """
 
     members: dict[str, TrainedModel]
@@ -81,6 +83,7 @@ class TrainedEnsemble:
     seed: int
     alarm: AlarmThreshold | None
     config_hash: str
+    parent: Parent | None = None
     name: str = NAME
     explained: bool = True
     reconstructs: bool = True
@@ -137,6 +140,7 @@ def describe(trained: AnyModel) -> dict[str, Any]:
         "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         "members": [checkpoint.describe(member) | {"score": scores[name]} for name, member in trained.members.items()],
         "config_hash": trained.config_hash,
+        **parent_part(trained.parent),
     }
 
 
@@ -165,10 +169,19 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
         ],
         "alarm": trained.alarm.as_json(),
         "config_hash": trained.config_hash,
+        **parent_part(trained.parent),
     }
     header["digest"] = digest_of(tensors, header)
     content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
     storage.write_bytes(storage.join(folder, FILE_NAME), content)
+
+
+def save_any(trained: AnyModel, folder: str) -> None:
+    """Write a model or an ensemble, whose own file is written last."""
+    if isinstance(trained, TrainedEnsemble):
+        save_ensemble(trained, folder)
+    else:
+        checkpoint.save_model(trained, folder)
 
 
 def load_any(folder: str, *, expect: Mapping[str, Any] | None = None) -> AnyModel:
@@ -233,7 +246,8 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
     }
     ensemble = Ensemble(detectors, tensors["means"], tensors["deviations"])
     alarm = AlarmThreshold.from_json(header.alarm.model_dump())
-    return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash)
+    parent = None if header.parent is None else Parent(**header.parent.model_dump())
+    return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash, parent)
 
 
 def _checked(header: Mapping[str, Any], location: str) -> _Header:

@@ -13,7 +13,7 @@ from faithad.clips.manifest import Recording
 from faithad.pipelines import features, index
 from faithad.pipelines.audit import passes, run, worker
 from faithad.pipelines.headers import read_header
-from faithad.pipelines.training import normals
+from faithad.pipelines.training import calibrate, normals
 
 
 @contextlib.contextmanager
@@ -23,11 +23,12 @@ def without_ray() -> Iterator[None]:
         plain = SimpleNamespace(get=lambda value: value, put=lambda value: value)
         for module in (passes, worker):
             patch.setattr(module, "ray", plain)
-        patch.setattr(normals, "ray", SimpleNamespace(get=list, put=lambda value: value, remote=_Remote))
-        for module in (normals, features):
+        for module in (normals, calibrate):
+            patch.setattr(module, "ray", SimpleNamespace(get=list, put=lambda value: value, remote=_Remote))
+            for name in ("wait_for_machines", "require_visible"):
+                patch.setattr(module, name, lambda *_, **__: None)
+        for module in (normals, calibrate, features):
             patch.setattr(module, "ray_session", contextlib.nullcontext)
-        for name in ("wait_for_machines", "require_visible"):
-            patch.setattr(normals, name, lambda *_, **__: None)
         patch.setattr(features, "dataset", _Dataset)
         patch.setattr(features, "consume", _consume)
         patch.setattr(passes, "ray_session", contextlib.nullcontext)

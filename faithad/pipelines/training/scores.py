@@ -8,8 +8,8 @@ kill leaves half done differs in the two, and is fitted again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +105,7 @@ def fit_score(study: Study, model: str, seed: int) -> str:
         with arithmetic("float32"):
             detector, _ = fit_detector(network, score, normals, frames_per_s=trained.features.frames_per_s)
             recordings = [recording for recording, _ in clips.values()]
-            validation = _Validation(study, trained, detector, sorted({recordings[number] for number in chosen}))
+            validation = _validation(study, trained, detector, sorted({recordings[number] for number in chosen}))
             scores, windows = validation.scores()
             of_pieces = validation.piece_scores()
         table = beside_paper(table, scores, windows)
@@ -153,31 +153,35 @@ def _inputs(study: Study, trained: TrainedModel, split: str) -> Iterator[Tensor]
     return map(trained.prepare, read_features(study.root, split, study.feature_settings))
 
 
-class _Validation:
-    """The validation clips of a model and their pieces, each compared with normal clips of other recordings."""
+@dataclass(frozen=True)
+class ComparedClips:
+    """Normal clips and their pieces, scored by a detector, each compared with normal clips of other recordings.
 
-    def __init__(self, study: Study, trained: TrainedModel, detector: Detector, names: list[str]) -> None:
-        """`names` are those of the normals' recordings."""
-        self._study, self._trained, self._detector = study, trained, detector
-        self._clips = split_clips(study, trained.name, "validation")
-        codes = {name: code for code, name in enumerate(names)}
-        self._recordings = torch.tensor([codes.get(recording, -1) for recording, _ in self._clips.values()])
+    Attributes:
+        detector: the model with its fitted score.
+        parts: gives the clips in parts, always in the same order.
+        n_frames: how many frames of each clip hold sound.
+        recordings: the number of each clip's recording among those of the detector's normals, (N,); -1 for others.
+        lengths: frames of pieces, by their duration in seconds.
+    """
 
-    def _parts(self) -> Iterator[Clips]:
-        every = np.arange(len(self._clips))
-        return chosen_clips(_inputs(self._study, self._trained, "validation"), self._clips, every)
+    detector: Detector
+    parts: Callable[[], Iterable[Clips]]
+    n_frames: Sequence[int]
+    recordings: Tensor
+    lengths: Mapping[float, int]
 
     def scores(self) -> tuple[np.ndarray, list[float]]:
         """Of each clip, its score and the highest value of its windows of 0.25 s."""
-        detector, frames_per_s = self._detector, self._trained.features.frames_per_s
+        detector = self.detector
         scores, windows, start = list[Tensor](), list[float](), 0
         with torch.inference_mode():
-            for part in self._parts():
+            for part in self.parts():
                 for k, clip_id in enumerate(part.clip_ids):
                     x, n = part.x[k : k + 1], [part.n_frames[k]] if part.n_frames is not None else None
-                    place, own = places_of(x, n), self._recordings[start : start + 1]
+                    place, own = places_of(x, n), self.recordings[start : start + 1]
                     cells = detector.cells(x, [clip_id])[0, :, : n[0] if n else None]
-                    values = window_means(frame_errors(cells), frames_per_s)
+                    values = window_means(frame_errors(cells), detector.frames_per_s)
                     scores.append(detector.calibrate(detector.pool(cells[None]), place, own))
                     windows.append(float(detector.calibrate(values[:, None], place, own).max()))
                     start += 1
@@ -185,13 +189,25 @@ class _Validation:
 
     def piece_scores(self) -> dict[float, np.ndarray]:
         """The scores of pieces, by their duration in seconds."""
-        lengths = {
-            duration_s: self._study.frames_in(self._trained.name, duration_s)
-            for duration_s in piece_lengths(self._study.data.clip_s)
-        }
-        n_frames = [n for _, n in self._clips.values()]
-        of_pieces = piece_scores(self._detector, self._parts(), n_frames, self._recordings, lengths)
+        of_pieces = piece_scores(self.detector, self.parts(), self.n_frames, self.recordings, self.lengths)
         return {duration_s: scores.numpy() for duration_s, scores in of_pieces.items()}
+
+
+def _validation(study: Study, trained: TrainedModel, detector: Detector, names: list[str]) -> ComparedClips:
+    """The validation clips of a model; `names` are those of the normals' recordings."""
+    clips = split_clips(study, trained.name, "validation")
+    codes = {name: code for code, name in enumerate(names)}
+
+    def parts() -> Iterator[Clips]:
+        return chosen_clips(_inputs(study, trained, "validation"), clips, np.arange(len(clips)))
+
+    return ComparedClips(
+        detector,
+        parts,
+        [n for _, n in clips.values()],
+        torch.tensor([codes.get(recording, -1) for recording, _ in clips.values()]),
+        {duration_s: study.frames_in(trained.name, duration_s) for duration_s in piece_lengths(study.data.clip_s)},
+    )
 
 
 def as_paper(table: pa.Table) -> pa.Table:

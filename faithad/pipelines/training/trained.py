@@ -7,7 +7,7 @@ on which the alarm is fitted. The model's file is written last: if it is there, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import cast
 
@@ -22,7 +22,7 @@ from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.evaluation.detection import worst_second
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
-from faithad.model.classical import fit_classical
+from faithad.model.classical import ClassicalDetector, fit_classical
 from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.masking import mean_per_clip
 from faithad.model.precision import arithmetic
@@ -37,6 +37,7 @@ from faithad.runs.piece_scores import read_piece_scores, write_piece_scores
 from faithad.scoring.pieces import cut_pieces, piece_lengths
 from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.trained_ensemble import load_any
+from faithad.settings import FeatureSettings
 from faithad.vocabulary import FITTED, POOLINGS
 
 # A linear model of this many clips at a time needs 100 MB.
@@ -127,19 +128,7 @@ def save_fitted(task: TrainingTask) -> None:
     torch.set_num_threads(task.threads)
     detector = fit_classical(task.model, training_clips(task, "train"), seed=task.seed)
     clips = training_clips(task, "validation")
-    with torch.inference_mode():
-        scores = _of_clips(detector(clips))
-        # A detector has no frames to leave out: it scores a short clip as it is filled up, and such a piece as well.
-        pieces = {
-            duration_s: _of_clips(torch.cat([detector(part) for part in parts]))
-            for duration_s, _, parts in _pieces(task, lambda: [clips])
-        }
-    _save(detector, task, scores, pieces, best_epoch=0)
-
-
-def _of_clips(scores: Tensor) -> pa.Table:
-    """Scores (N,) of whole clips alone, as schemas.VALIDATION_SCORES."""
-    return pa.Table.from_pylist([{"score": score} for score in scores.tolist()], schema=schemas.VALIDATION_SCORES)
+    _save(detector, task, *_scores(detector, task, lambda: [clips], torch.device("cpu")), best_epoch=0)
 
 
 def _save_linear(task: TrainingTask) -> None:
@@ -159,38 +148,62 @@ def _scores(
 ) -> tuple[pa.Table, dict[float, pa.Table]]:
     """The scores of the validation clips, which are in order of clip_id, and those of their pieces by duration."""
     n_frames = load_n_frames(task.study, "validation", task.model)
-    pieces = {
-        duration_s: _scores_of(network, task, parts, repeat(n), device) for duration_s, n, parts in _pieces(task, clips)
-    }
-    return _scores_of(network, task, clips(), n_frames, device), pieces
+    return score_normals(network, task.study.feature_settings, clips, n_frames, device)
 
 
-def _pieces(task: TrainingTask, clips: Callable[[], Iterable[Tensor]]) -> Iterator[tuple[float, int, Iterator[Tensor]]]:
-    """Of each length of which there are pieces: seconds, frames, and the pieces of the validation clips, in parts."""
-    n_frames = load_n_frames(task.study, "validation", task.model)
-    for duration_s in piece_lengths(task.study.data.clip_s):
-        n = task.study.frames_in(task.model, duration_s)
+def score_normals(
+    network: nn.Module,
+    features: FeatureSettings,
+    clips: Callable[[], Iterable[Tensor]],
+    n_frames: Sequence[int],
+    device: torch.device,
+) -> tuple[pa.Table, dict[float, pa.Table]]:
+    """The paper's scores of normal clips, and of their pieces by duration in seconds, as schemas.VALIDATION_SCORES.
+
+    Args:
+        network: maps (B, F, T) to reconstructions, or is a `ClassicalDetector`.
+        features: their settings.
+        clips: gives the clips as the network takes them in, (b, F, T) in parts, always in the same order.
+        n_frames: how many frames of each clip hold sound.
+        device: of the network.
+    """
+    whole = int(cast(int, network.n_frames))
+
+    def scores(parts: Iterable[Tensor], n_heard: Iterable[int]) -> pa.Table:
+        if isinstance(network, ClassicalDetector):
+            # It has no frames to leave out: it scores a short clip as it is filled up, and such a piece as well.
+            return _of_detector(network, parts)
+        return _of_network(network, features, parts, n_heard, device)
+
+    pieces = {}
+    for duration_s in piece_lengths(features.clip_s):
+        n = min(whole, features.frames_in(duration_s))
         if n <= max(n_frames):
-            yield duration_s, n, cut_pieces(clips(), n_frames, n)
+            pieces[duration_s] = scores(cut_pieces(clips(), n_frames, n), repeat(n))
+    return scores(clips(), n_frames), pieces
 
 
-def _scores_of(
-    network: nn.Module, task: TrainingTask, clips: Iterable[Tensor], n_heard: Iterable[int], device: torch.device
+def _of_detector(detector: ClassicalDetector, clips: Iterable[Tensor]) -> pa.Table:
+    with torch.inference_mode():
+        scores = torch.cat([detector(part) for part in clips])
+    return pa.Table.from_pylist([{"score": score} for score in scores.tolist()], schema=schemas.VALIDATION_SCORES)
+
+
+def _of_network(
+    network: nn.Module, features: FeatureSettings, clips: Iterable[Tensor], n_heard: Iterable[int], device: torch.device
 ) -> pa.Table:
-    """The mean squared error of each clip, of its worst second and of its worst window, as schemas.VALIDATION_SCORES;
-    of each, so many frames hold sound.
+    """The mean squared error of each clip, of its worst second and of its worst window; of each, so many frames hold
+    sound.
     """
     scores, seconds, windows = list[Tensor](), list[float](), list[list[float]]()
-    study = task.study
-    frames_per_s, whole = study.feature_settings.frames_per_s, study.n_frames(task.model)
-    lengths = iter(n_heard)
+    frames_per_s, lengths = features.frames_per_s, iter(n_heard)
     with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not
         for batch in clips:
             x = batch.to(device)
             errors, n_frames = (network(x) - x).square().cpu(), list(islice(lengths, len(x)))
             scores.append(mean_per_clip(errors, n_frames, dtype=torch.float64))
             for error, n in zip(errors, n_frames, strict=True):
-                seconds.append(worst_second(error[:, :n], frames_per_s, cut_off=n < whole).score)
+                seconds.append(worst_second(error[:, :n], frames_per_s, cut_off=n < x.shape[-1]).score)
                 windows.append([float(window_means(frame_errors(error[:, :n]), frames_per_s).max())])
     columns = {"score": torch.cat(scores).numpy(), "worst_second_score": seconds, "worst_windows": windows}
     columns["paper_score"] = pa.nulls(len(seconds), pa.float64())

@@ -1,0 +1,280 @@
+"""`faithad calibrate`: a trained model and other normal sound → the same model with an alarm that fits this sound.
+
+    recordings → manifest → features → scores of the normal clips → thresholds, calibration
+
+Nothing is trained: networks and normalisation stay as they are. What is fitted to normal clips is fitted again: the
+threshold with those of short clips and of windows and the tail of the scores, the weights and neighbours of a
+calibrated score, and what the normal clips sound like. The new model names the old one as its parent.
+
+The normal clips are those of recordings, or those of a finished audit that did not alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+
+from faithad import schemas, storage
+from faithad.audit.quiet_clips import AuditedClips, is_audit, read_quiet_clips
+from faithad.clips.inputs import find_recordings
+from faithad.clips.ledger import clip_ledger_row, ledger_table
+from faithad.clips.manifest import Recording
+from faithad.config.normals import CalibrationRun
+from faithad.errors import ConfigError, StudyError
+from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
+from faithad.model import checkpoint
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import Parent, TrainedModel
+from faithad.model.fast_network import fast_network
+from faithad.model.precision import arithmetic
+from faithad.pipelines.cluster.machines import wait_for_machines
+from faithad.pipelines.cluster.session import ray_session
+from faithad.pipelines.cluster.shared_paths import require_visible
+from faithad.pipelines.features import write_features
+from faithad.pipelines.training.normal_clips import (
+    NEEDED_TABLES,
+    SPLIT,
+    TABLES,
+    Normals,
+    clips_fitted,
+    index_normals,
+    read_normals,
+    say_promise,
+)
+from faithad.pipelines.training.normals import audit_command, fit_member_score, fit_sum, results_of, save_fitted
+from faithad.pipelines.training.scores import ComparedClips, beside_paper
+from faithad.pipelines.training.trained import damage_of_model, score_normals
+from faithad.progress import console
+from faithad.runs import layout
+from faithad.runs.fingerprints import Look, looks, table_digest
+from faithad.runs.lock import alone_in
+from faithad.runs.marks import read_mark
+from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.scoring import trained_ensemble
+from faithad.scoring.choices import Score
+from faithad.scoring.score import Detector, fit_detector
+from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, digest_of_files, load_any
+from faithad.settings import FeatureSettings
+from faithad.vocabulary import POOLINGS, count
+
+_STAGE = "calibrate"
+
+
+class Calibrated(NamedTuple):
+    """A model with its new alarm, and what this rests on.
+
+    Attributes:
+        trained: the model.
+        scores: of the normal clips, as schemas.VALIDATION_SCORES.
+        pieces: the same of their pieces, by duration in seconds.
+    """
+
+    trained: AnyModel
+    scores: pa.Table
+    pieces: dict[float, pa.Table]
+
+
+class _Recordings(NamedTuple):
+    """Normal recordings, and what each file was when it was looked at."""
+
+    recordings: list[Recording]
+    looks: dict[str, Look]
+
+
+def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
+    """Fit a model's alarm to other normal sound, and say what came of it.
+
+    Args:
+        run: the model, the normal sound, and the folder of the new model.
+        redo: replace a model that was calibrated with other settings or sound.
+
+    Raises:
+        ConfigError: the new model would replace another one, or an audit is given beside other places.
+        CheckpointError: the model is missing or damaged.
+        RecordingError: there are no recordings, or none of them gave a clip.
+        StudyError: the clips are too few or were not judged by a model of the same features, a model of other settings
+            is in the way, or the work could not be done.
+    """
+    _refuse_other_results(run)
+    trained = load_any(run.model)
+    if trained.alarm is None:
+        raise StudyError(f"The model in {run.model} has no alarm that could be fitted again. Train it again.")
+    parent = Parent(run.model, digest_of_files(run.model))
+    source = _source(run, trained.features)
+    settings = flatten("", run.model_dump(mode="json", exclude={"model", "normals", "to"})) | {"model": parent.sha256}
+    members = tuple(trained.members) if isinstance(trained, TrainedEnsemble) else ()
+    own_file = trained_ensemble.FILE_NAME if members else checkpoint.FILE_NAME
+    if isinstance(source, _Recordings):
+        settings |= {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in source.looks.items()}
+    else:
+        settings["clips"] = table_digest(source.quiet)
+    stage = Stage(run.to, _STAGE, settings, (*TABLES, *members, own_file), result=own_file, needs=NEEDED_TABLES)
+    with alone_in(run.to):
+        stage = stage.with_known_files(afresh=redo)
+        damage = damage_of_model(run.to) if stage.is_done() else None
+        if damage is not None:
+            console.print(f"{damage} The model is made again.")
+        if not stage.begin(redo=redo, again=damage is not None):
+            console.print("The model is calibrated already.")
+            return _conclusion(run)
+        with ray_session():
+            wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
+            require_visible([run.model, *run.normals], [run.to])
+            if isinstance(source, _Recordings):
+                manifest = index_normals(run, source.recordings, source.looks, trained.features)
+            else:
+                manifest = _write_index(run, source)
+            write_features(run.to, manifest, trained.features, splits=(SPLIT,))
+            normals = read_normals(
+                run.to,
+                manifest,
+                trained.features,
+                seed=trained.seed,
+                n_frames=trained.n_frames,
+                normalization=trained.normalization,
+            )
+            fit = ray.remote(calibrated).options(name="calibrate")
+            (result,) = results_of([fit.remote(run.model, normals, run.false_alarms_per_hour)])
+        new = replace(result.trained, parent=parent)
+        save_fitted(new, run.to, result.scores, result.pieces)
+        stage.finish()
+        assert new.alarm is not None
+        say_promise(normals, new.alarm)
+    return _conclusion(run)
+
+
+def calibrated(folder: str, normals: Normals, per_hour: float | None) -> Calibrated:
+    """The model in a folder with everything that is fitted to normal clips fitted to these.
+
+    Args:
+        folder: of the model.
+        normals: the clips.
+        per_hour: how often normal sound may alarm; None for as often as with the model's own alarm.
+
+    Raises:
+        StudyError: the clips cannot be scored, or the rule of the alarm cannot be fitted to their scores.
+    """
+    torch.set_num_threads(1)  # the last digits do not depend on the machine's cores
+    trained = load_any(folder)
+    if isinstance(trained, TrainedEnsemble):
+        return _ensemble(trained, normals, per_hour)
+    return _single(trained, normals, per_hour)
+
+
+def _ensemble(trained: TrainedEnsemble, normals: Normals, per_hour: float | None) -> Calibrated:
+    assert trained.alarm is not None
+    fitted = {
+        name: fit_member_score(detector.network, detector.score, normals)
+        for name, detector in trained.ensemble.members.items()
+    }
+    clip_s = trained.features.clip_s
+    rate = _per_hour(trained.alarm, per_hour) * clip_s / 3600.0
+    ensemble, alarm, scores, pieces = fit_sum(fitted, false_alarm_rate=rate, clip_s=clip_s)
+    members = {name: replace(member, sound=normals.sound) for name, member in trained.members.items()}
+    return Calibrated(replace(trained, members=members, ensemble=ensemble, alarm=alarm), scores, pieces)
+
+
+def _single(trained: TrainedModel, normals: Normals, per_hour: float | None) -> Calibrated:
+    before, features = trained.alarm, trained.features
+    assert before is not None
+
+    def clips() -> Iterator[Tensor]:
+        return (part.x for part in normals.chosen_parts())
+
+    scores, pieces = score_normals(trained.network, features, clips, normals.chosen_n_frames, torch.device("cpu"))
+    if trained.score is not None:
+        network = fast_network(trained.network) if trained.explained else trained.network
+        with arithmetic("float32"):
+            detector, _ = fit_detector(
+                network, Score(**trained.score.choices), normals.chosen_parts, frames_per_s=features.frames_per_s
+            )
+            compared = _compared(detector, normals)
+            of_clips, of_pieces = compared.scores(), compared.piece_scores()
+        scores = beside_paper(scores, *of_clips)
+        pieces = {duration_s: beside_paper(part, of_pieces[duration_s]) for duration_s, part in pieces.items()}
+        trained = replace(trained, score=detector.stored())
+    column = POOLINGS[before.pooling].column
+    asked: dict[str, float] = {"false_alarms_per_hour": _per_hour(before, per_hour)}
+    if per_hour is None and before.rule != "conformal":
+        asked = {"false_alarm_rate": before.false_alarm_rate}
+    alarm = fit_alarm(
+        scores[column].to_numpy(),
+        rule=before.rule,
+        pooling=before.pooling,
+        clip_s=features.clip_s,
+        pieces={duration_s: of_length[column].to_numpy() for duration_s, of_length in pieces.items()},
+        **asked,
+    )
+    alarm = with_window_thresholds(alarm, scores)
+    scores = scores.select(schemas.VALIDATION_SCORES.names).cast(schemas.VALIDATION_SCORES)
+    return Calibrated(replace(trained, alarm=alarm, sound=normals.sound), scores, pieces)
+
+
+def _compared(detector: Detector, normals: Normals) -> ComparedClips:
+    """The chosen clips, of which the detector's normals are."""
+    n_frames = normals.chosen_n_frames
+    recordings = torch.full((len(n_frames),), -1) if detector.normals is None else detector.normals.recordings
+    return ComparedClips(detector, normals.chosen_parts, n_frames, recordings, normals.piece_lengths)
+
+
+def _per_hour(before: AlarmThreshold, asked: float | None) -> float:
+    """How often normal sound may alarm: as is asked for now, or was before."""
+    return asked or before.asked_per_hour or before.false_alarms_per_hour
+
+
+def _refuse_other_results(run: CalibrationRun) -> None:
+    """Return if the folder of the new model is empty, or holds what an earlier calibration has left."""
+    marks = (storage.join(run.to, layout.STAGES, f"{_STAGE}{end}.json") for end in ("", ".begun"))
+    names = (trained_ensemble.FILE_NAME, checkpoint.FILE_NAME, layout.MANIFEST)
+    is_taken = any(storage.exists(storage.join(run.to, name)) for name in names)
+    if run.to == run.model or (is_taken and all(read_mark(mark) is None for mark in marks)):
+        raise ConfigError(f"{run.to} holds a model or other results already, which stay. Give a new folder (--to).")
+
+
+def _source(run: CalibrationRun, features: FeatureSettings) -> _Recordings | AuditedClips:
+    audits = [place for place in run.normals if is_audit(place)]
+    if audits and len(run.normals) > 1:
+        raise ConfigError(
+            f"{audits[0]} holds the results of an audit. Give the results of one audit alone (--normals), or folders "
+            "of recordings."
+        )
+    if audits:
+        return read_quiet_clips(audits[0], features)
+    recordings = find_recordings([(SPLIT, location) for location in run.normals])
+    seen = looks([(recording.path, recording.uri) for recording in recordings])
+    return _Recordings(recordings, {r.path: look for r, look in zip(recordings, seen, strict=True)})
+
+
+def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
+    """Write the manifest of the clips that did not alarm, and a ledger of the others."""
+    n_quiet, n_all = source.quiet.num_rows, source.quiet.num_rows + source.left_out.num_rows
+    if source.left_out.num_rows:
+        console.print(
+            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed or are labelled, and are left "
+            "out; if some were normal, more false alarms are to be expected than the new alarm says"
+        )
+    if not n_quiet:
+        raise StudyError(
+            f"Every clip of the audit in {run.normals[0]} alarmed or is labelled. Give recordings of normal operation "
+            "(--normals FOLDER)."
+        )
+    reason = f"alarmed or is labelled in {run.normals[0]}"
+    rows = [clip_ledger_row(clip, "skipped", stage=_STAGE, reason=reason) for clip in source.left_out.to_pylist()]
+    storage.write_table(ledger_table(rows), storage.join(run.to, layout.INDEX_LEDGER), schema=schemas.LEDGER)
+    column = source.quiet.column_names.index("split")
+    manifest = source.quiet.set_column(
+        column, schemas.MANIFEST.field("split"), pa.array([SPLIT] * n_quiet, pa.string())
+    ).cast(schemas.MANIFEST)
+    storage.write_table(manifest, storage.join(run.to, layout.MANIFEST), schema=schemas.MANIFEST)
+    return manifest
+
+
+def _conclusion(run: CalibrationRun) -> str:
+    """The last line for the user."""
+    return f"{clips_fitted(run.to)}. Model: {run.to}  Next: {audit_command(run.to)}"

@@ -1,0 +1,196 @@
+"""Normal recordings → the clips that a model, or the alarm of one, is fitted to.
+
+`faithad train --normals` and `faithad calibrate` both write their manifest, features and ledger below the folder of the
+new model; the features go when the model is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from faithad import schemas, storage
+from faithad.audit.ledger import count_ledger, merge_ledgers
+from faithad.audit.raised_alarm import say_alarm
+from faithad.clips.manifest import Recording
+from faithad.errors import RecordingError, StudyError, shown
+from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.training_sound import TrainingSound, mean_spectra
+from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features
+from faithad.pipelines.index import IndexedRun, index_recordings
+from faithad.pipelines.training.scores import chosen_clips
+from faithad.progress import console
+from faithad.runs import layout
+from faithad.runs.fingerprints import Look
+from faithad.runs.tables import read_manifest
+from faithad.scoring.calibration import choose_normals
+from faithad.scoring.pieces import piece_lengths
+from faithad.scoring.score import Clips
+from faithad.settings import FeatureSettings
+from faithad.vocabulary import count, listed
+
+SPLIT = "train"
+# What a folder holds beside the model itself.
+TABLES = (
+    *(layout.MANIFEST, layout.INDEX_LEDGER, layout.HEALTH, layout.INPUTS, layout.FEATURES, layout.LEDGER, layout.MODEL),
+    *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, layout.PIECE_SCORES),
+)
+NEEDED_TABLES = (layout.MANIFEST, layout.LEDGER, layout.VALIDATION_SCORES)
+# Clips of fewer recordings are so alike that a rate that is promised for clips says little.
+_FEW_RECORDINGS = 10
+_FEWEST_CLIPS = 20
+# A single recording is cut into so many stretches, which stand for recordings.
+_STRETCHES = 10
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Normal clips whose features are written; sent to Ray's tasks.
+
+    Attributes:
+        root: below which the features are.
+        features: their settings.
+        n_frames: T of what the model takes in, at most that of the features.
+        normalization: of the features.
+        sound: what the clips sound like.
+        clips: of each clip with features its recording and the frames that hold sound, in the order of clip_id.
+        chosen: the clips that scores are calibrated with, by their numbers in this order.
+        is_one_recording: whether all clips come from one, whose stretches then stand for recordings.
+    """
+
+    root: str
+    features: FeatureSettings
+    n_frames: int
+    normalization: Normalization
+    sound: TrainingSound
+    clips: dict[str, tuple[str, int]]
+    chosen: np.ndarray
+    is_one_recording: bool
+
+    def parts(self) -> Iterator[Tensor]:
+        """All clips as the model takes them in, (b, F, T), in the order of clip_id."""
+        for part in read_features(self.root, SPLIT, self.features):
+            yield self.normalization.apply(part[..., : self.n_frames])
+
+    def chosen_parts(self) -> Iterator[Clips]:
+        """The chosen clips."""
+        return chosen_clips(self.parts(), self.clips, self.chosen)
+
+    @property
+    def chosen_n_frames(self) -> list[int]:
+        """How many frames of each chosen clip hold sound."""
+        n_frames = [n for _, n in self.clips.values()]
+        return [n_frames[number] for number in self.chosen]
+
+    @property
+    def piece_lengths(self) -> dict[float, int]:
+        """The frames of pieces, by their duration in seconds."""
+        features = self.features
+        lengths = piece_lengths(features.clip_s)
+        return {duration_s: min(self.n_frames, features.frames_in(duration_s)) for duration_s in lengths}
+
+    @property
+    def n_clips(self) -> int:
+        return count_features(self.root, SPLIT)
+
+
+def index_normals(
+    run: IndexedRun, recordings: Sequence[Recording], inputs: Mapping[str, Look], features: FeatureSettings
+) -> pa.Table:
+    """Write the manifest of normal recordings, and return it.
+
+    Raises:
+        RecordingError: none of them gave a clip.
+    """
+    manifest = index_recordings(
+        run,
+        recordings,
+        inputs,
+        clip_s=features.clip_s,
+        sample_rate_hz=features.sample_rate_hz,
+        clips_per_shard=CLIPS_PER_SHARD,
+    )
+    if not manifest.num_rows:
+        reasons = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
+        lines = [f"  {shown(row['recording'])}: {row['reason']}" for row in reasons]
+        raise RecordingError(f"Not one recording gave a clip.\n{listed(lines, separator=chr(10))}")
+    return manifest
+
+
+def read_normals(
+    root: str,
+    manifest: pa.Table,
+    features: FeatureSettings,
+    *,
+    seed: int,
+    n_frames: int | None = None,
+    normalization: Normalization | None = None,
+) -> Normals:
+    """What there is to fit to, once the features are written.
+
+    Args:
+        root: below which the features are.
+        manifest: of the clips.
+        features: their settings.
+        seed: draws the clips that scores are calibrated with, where there are too many.
+        n_frames: T of what the model takes in; that of the features by default.
+        normalization: of the model; fitted to these clips by default.
+
+    Raises:
+        StudyError: the clips are too few.
+    """
+    n_frames = features.n_frames if n_frames is None else n_frames
+    if normalization is None:
+        normalization = Normalization.fit(read_features(root, SPLIT, features))
+    there = storage.read_table(storage.join(root, layout.features(SPLIT)), columns=["clip_id"])["clip_id"]
+    manifest = manifest.filter(pc.is_in(manifest["clip_id"], value_set=there.combine_chunks())).sort_by("clip_id")
+    rows = manifest.select(["clip_id", "recording", "onset_s", "duration_s"]).to_pylist()
+    if len(rows) < _FEWEST_CLIPS:
+        raise StudyError(
+            f"There are {count(len(rows), 'normal clip')}, and {_FEWEST_CLIPS} are needed; an hour of sound makes "
+            f"{3600 / features.clip_s:.0f}. Give more recordings of normal operation."
+        )
+    is_one_recording = len({row["recording"] for row in rows}) == 1
+    if is_one_recording:
+        end_s = max(row["onset_s"] + row["duration_s"] for row in rows)
+        for row in rows:
+            row["recording"] += f" {int(_STRETCHES * row['onset_s'] / end_s)}"
+    clips = {row["clip_id"]: (row["recording"], min(n_frames, features.frames_in(row["duration_s"]))) for row in rows}
+    chosen = choose_normals(len(clips), seed=seed)
+    # In the order of clip_id, a hash, every second clip is a random sample.
+    spectra = mean_spectra(read_features(root, SPLIT, features), features)
+    sound = TrainingSound.fit(spectra[::2], spectra[1::2])
+    return Normals(root, features, n_frames, normalization, sound, clips, chosen, is_one_recording)
+
+
+def write_ledger(root: str) -> None:
+    """Write what became of every second of the recordings."""
+    failures = storage.join(root, layout.FEATURES), storage.name_of(layout.FEATURES_LEDGER)
+    ledger = merge_ledgers(root, read_manifest(root), [], others=[failures])
+    storage.write_table(ledger, storage.join(root, layout.LEDGER), schema=schemas.LEDGER)
+
+
+def say_promise(normals: Normals, alarm: AlarmThreshold) -> None:
+    """Say which rate of false alarms is promised, and what it rests on."""
+    say_alarm(alarm, clip_s=normals.features.clip_s)
+    n_recordings = len({recording for recording, _ in normals.clips.values()})
+    if normals.is_one_recording or n_recordings < _FEW_RECORDINGS:
+        of = "1 recording" if normals.is_one_recording else count(n_recordings, "recording")
+        console.print(f"alarm: the normal clips come from {of}: other days may well be noisier than these promise")
+
+
+def clips_fitted(root: str) -> str:
+    """How many clips were used, and what was not; for the last line for the user."""
+    location = storage.join(root, layout.LEDGER)
+    counts = count_ledger(location)
+    skipped = f", {count(counts.clips_skipped, 'clip')} left out" if counts.clips_skipped else ""
+    failed = f", {count(counts.clips_failed, 'clip')} failed" if counts.clips_failed else ""
+    unheard = f". Not heard: {counts.unheard}" if counts.unheard else ""
+    see = f" (see {location})" if failed or skipped or unheard else ""
+    return f"{count(counts.clips_done, 'clip')} fitted{skipped}{failed}{see}{unheard}"

@@ -1,0 +1,259 @@
+"""`faithad calibrate`, whole but for Ray: the alarm of a model fitted to other normal sound."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+import faithad
+from faithad import schemas, storage
+from faithad.config.audit import load_audit_run
+from faithad.config.normals import load_calibration_run, load_normals_run
+from faithad.errors import ConfigError, StudyError
+from faithad.features import Normalization
+from faithad.model.alarm import AlarmThreshold
+from faithad.model.checkpoint import TrainedModel, save_model
+from faithad.model.classical import fit_classical
+from faithad.model.fitted_score import FittedScore
+from faithad.model.table import build_network
+from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.training.calibrate import calibrate_model
+from faithad.pipelines.training.normals import train_on_normals
+from faithad.runs import layout
+from faithad.runs.tables import read_manifest
+from faithad.scoring.calibration import Normals
+from faithad.scoring.choices import Score, robust
+from faithad.scoring.trained_ensemble import TrainedEnsemble, load_any
+from faithad.settings import FeatureSettings
+from faithad.vocabulary import FITTED
+from tests.pipelines.audits_without_ray import without_ray
+from tests.pipelines.test_normals import RATE_HZ, SETTINGS, hum
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_before() -> Iterator[None]:
+    """A training sets the threads of its process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings of a machine before and after it got another hiss, a click in the last of them, and a model of it."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    for name in ("before", "after", "new"):
+        (folder / name).mkdir()
+    for number in range(6):
+        soundfile.write(folder / "before" / f"{number}.wav", hum(10, number), RATE_HZ)
+        soundfile.write(folder / "after" / f"{number}.wav", changed(10, 10 + number), RATE_HZ)
+    sound = changed(8, 100)
+    sound[round(4.5 * RATE_HZ) : round(4.6 * RATE_HZ)] += np.random.default_rng(0).normal(size=round(0.1 * RATE_HZ))
+    soundfile.write(folder / "new" / "click.wav", sound, RATE_HZ)
+    soundfile.write(folder / "new" / "quiet.wav", changed(40, 101), RATE_HZ)
+    with without_ray():
+        train_on_normals(load_normals_run([str(folder / "before")], str(folder / "model"), overrides=SETTINGS))
+        calibrate(folder, "model", "after", "calibrated")
+    return folder
+
+
+def changed(seconds: float, seed: int) -> np.ndarray:
+    """The hum with bursts of noise three times a second, which the model has never heard."""
+    sound, generator = hum(seconds, seed), np.random.default_rng(1000 + seed)
+    bursts = np.sin(2 * np.pi * 3 * np.arange(len(sound)) / RATE_HZ) > 0.7
+    return sound + 0.1 * bursts * generator.normal(size=len(sound))
+
+
+def calibrate(folder: Path, model: str, normals: str, to: str, per_hour: float | None = None) -> str:
+    run = load_calibration_run(
+        str(folder / model), [str(folder / normals)], str(folder / to), false_alarms_per_hour=per_hour
+    )
+    return calibrate_model(run)
+
+
+def alarms(folder: Path, model: str) -> tuple[int, int]:
+    """How many clips of the new recordings alarm: of those without the click, and of the one with it."""
+    loaded = faithad.load_model(folder / model)
+    of_click, quiet = (
+        faithad.score(loaded, faithad.log_mel(folder / "new" / name, loaded.features))["alarm"].tolist()
+        for name in ("click.wav", "quiet.wav")
+    )
+    return sum(quiet) + sum(of_click) - of_click[2], int(of_click[2])
+
+
+def test_an_ensemble_is_calibrated_to_changed_sound(work: Path) -> None:
+    assert alarms(work, "model")[0] >= 20, "the model takes the changed sound for abnormal"
+    normal, click = alarms(work, "calibrated")
+    assert normal <= 3
+    assert click == 1
+
+
+def test_networks_stay_and_what_is_fitted_to_normals_changes(work: Path) -> None:
+    before, after = (load_any(str(work / name)) for name in ("model", "calibrated"))
+    assert isinstance(before, TrainedEnsemble)
+    assert isinstance(after, TrainedEnsemble)
+    assert after.parent is not None
+    assert after.parent.folder == str(work / "model")
+    assert before.parent is None
+    for name, member in before.members.items():
+        new = after.members[name]
+        for key, tensor in member.network.state_dict().items():
+            assert torch.equal(tensor, new.network.state_dict()[key])
+        assert torch.equal(member.normalization.mean, new.normalization.mean)
+        detectors = [model.ensemble.members[name] for model in (before, after)]
+        assert detectors[0].normals is not None
+        assert detectors[1].normals is not None
+        assert not torch.equal(detectors[0].normals.scores, detectors[1].normals.scores)
+    assert before.alarm is not None
+    assert after.alarm is not None
+    assert after.alarm.n_validation == 30
+    assert [length_s for length_s, _ in after.alarm.by_length] == [1.0]
+    for field in ("threshold", "by_length", "window_thresholds", "tail"):
+        assert getattr(after.alarm, field) != getattr(before.alarm, field), field
+    card = json.loads((work / "calibrated" / layout.MODEL).read_text())
+    assert card["parent"] == {"folder": str(work / "model"), "sha256": after.parent.sha256}
+
+
+def test_calibrating_to_the_training_normals_gives_the_model_back(work: Path) -> None:
+    with without_ray():
+        calibrate(work, "model", "before", "same")
+    before, after = (load_any(str(work / name)) for name in ("model", "same"))
+    assert after.alarm == before.alarm
+    assert alarms(work, "same") == alarms(work, "model")
+
+
+@pytest.fixture(scope="module")
+def audited(work: Path) -> Path:
+    """An audit of the new recordings with the calibrated model."""
+    run = load_audit_run(
+        None,
+        model=str(work / "calibrated"),
+        recordings=[str(work / "new")],
+        out=str(work / "out"),
+        overrides=["audit.explain=none"],
+    )
+    with without_ray():
+        run_audit(run)
+    return work / "out"
+
+
+def test_the_clips_of_an_audit_that_did_not_alarm_are_normal(
+    work: Path, audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    normal, click = alarms(work, "calibrated")
+    with without_ray():
+        said = calibrate(work, "calibrated", "out", "again", per_hour=100)
+    quiet, left_out = 24 - normal - click, normal + click
+    assert f"{quiet} clips fitted, {left_out} clip" in said
+    assert f"calibrate: {left_out} clip" in capsys.readouterr().out
+    ledger = storage.read_table(str(work / "again" / layout.LEDGER)).to_pylist()
+    assert sorted(row["status"] for row in ledger) == ["done"] * quiet + ["skipped"] * left_out
+    model = load_any(str(work / "again"))
+    assert model.alarm is not None
+    assert model.alarm.n_validation == quiet
+    assert model.alarm.false_alarm_rate == pytest.approx(1 / (quiet + 1))
+    assert model.parent is not None
+    assert model.parent.folder == str(work / "calibrated")
+
+
+def single(folder: Path, name: str, alarm: AlarmThreshold, score: Score | None = None) -> None:
+    """A model of a study, as it is saved, whose network has learned nothing."""
+    features = FeatureSettings(sample_rate_hz=4000, n_fft=200, hop_samples=100, n_mels=16, clip_s=2.0)
+    torch.manual_seed(0)
+    if name == "one_class_svm":
+        network: torch.nn.Module = fit_classical(name, torch.randn(30, 16, features.n_frames), seed=0)
+    else:
+        network = build_network(name, 16, 80).eval()
+    fitted = None
+    if score is not None:
+        normals = (torch.randn(20, dtype=torch.float64), torch.randn(20, 16), torch.arange(20) // 4)
+        fitted = FittedScore(asdict(score), torch.ones(16, dtype=torch.float64), normals)
+    model = TrainedModel(network, Normalization.identity(16), features, name, 3, alarm, 7, "study", score=fitted)
+    save_model(model, str(folder / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "pooling", "score"),
+    [
+        ("skip_cae", "quantile", "worst_second", None),
+        ("one_class_svm", "quantile", "mean", None),
+        ("ae", "conformal", FITTED, robust("ae")),
+    ],
+)
+def test_a_single_model_of_a_study_is_calibrated(
+    work: Path, name: str, rule: str, pooling: str, score: Score | None
+) -> None:
+    single(work, name, AlarmThreshold(rule, pooling, 0.1, -1e9, 180.0, 12), score)
+    with without_ray():
+        calibrate(work, name, "after", f"{name}-calibrated")
+    model = load_any(str(work / f"{name}-calibrated"))
+    assert isinstance(model, TrainedModel)
+    assert model.alarm is not None
+    assert (model.alarm.rule, model.alarm.pooling, model.alarm.n_validation) == (rule, pooling, 30)
+    assert (model.seed, model.best_epoch, model.config_hash) == (3, 7, "study")
+    assert model.parent is not None
+    assert model.parent.folder == str(work / name)
+    assert model.sound is not None
+    # Each clip is scored as an audit scores it; a calibrated score is compared with other recordings.
+    if score is None:
+        files = sorted((work / "after").iterdir())
+        tables = [faithad.score(model, faithad.log_mel(file, model.features)) for file in files]
+        column = "worst_second_score" if pooling == "worst_second" else "score"
+        scores = sorted(value for table in tables for value in table[column])
+    else:
+        assert model.score is not None
+        assert model.score.choices == asdict(score)
+        assert model.score.normals is not None
+        scores = sorted(Normals(*model.score.normals).of_themselves().tolist())
+    np.testing.assert_allclose(model.alarm.threshold, scores[26 if rule == "quantile" else 27], rtol=1e-5)
+    n_windows = 0 if name == "one_class_svm" else 1 if score is None else 2
+    assert len(model.alarm.window_thresholds) == n_windows
+    table = storage.read_table(str(work / f"{name}-calibrated" / layout.VALIDATION_SCORES))
+    assert table["paper_score"].null_count == (30 if score is None else 0)
+
+
+def test_the_same_command_does_nothing_and_a_killed_one_goes_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = work / "calibrated" / "ensemble.safetensors"
+    whole = file.read_bytes()
+    assert "30 clips fitted" in calibrate(work, "model", "after", "calibrated")
+    assert "already" in capsys.readouterr().out
+    file.unlink()
+    with without_ray():
+        calibrate(work, "model", "after", "calibrated")
+    assert file.read_bytes() == whole
+
+
+def test_what_cannot_be_is_refused(work: Path, audited: Path) -> None:
+    with without_ray():
+        with pytest.raises(ConfigError, match=r"holds a model or other results already.*Give a new folder \(--to\)"):
+            calibrate(work, "model", "after", "model")
+        with pytest.raises(ConfigError, match="holds a model or other results already"):
+            calibrate(work, "calibrated", "after", "model")
+        with pytest.raises(StudyError, match="holds results of stage 'calibrate'"):
+            calibrate(work, "model", "before", "calibrated")
+        (work / "few").mkdir()
+        soundfile.write(work / "few" / "a.wav", hum(10, 1), RATE_HZ)
+        with pytest.raises(StudyError, match="5 normal clips, and 20 are needed"):
+            calibrate(work, "model", "few", "of-few")
+        manifest = read_manifest(str(shutil.copytree(audited, work / "labelled")))
+        ones = pa.array([1] * manifest.num_rows, pa.int8())
+        manifest = manifest.set_column(manifest.column_names.index("label"), schemas.MANIFEST.field("label"), ones)
+        storage.write_table(manifest, str(work / "labelled" / layout.MANIFEST), schema=schemas.MANIFEST)
+        with pytest.raises(StudyError, match=r"Every clip of the audit in .* alarmed or is labelled"):
+            calibrate(work, "model", "labelled", "of-alarms")
+        card = work / "labelled" / layout.MODEL
+        card.write_text(card.read_text().replace('"n_mels": 16', '"n_mels": 20'))
+        with pytest.raises(StudyError, match="n_mels is 20 there and 16 here"):
+            calibrate(work, "model", "labelled", "of-other")
+        both = load_calibration_run(str(work / "model"), [str(audited), str(work / "after")], str(work / "both"))
+        with pytest.raises(ConfigError, match="Give the results of one audit alone"):
+            calibrate_model(both)
