@@ -176,7 +176,7 @@ def test_the_bytes_of_everything_that_is_written() -> None:
     tables = 2 * (64 * 420 + 640 * 147)
     assert written(plan_of(study, machines_with(1))) == pytest.approx(files | {"tables": tables, "maps": 2 * 4 * 1600})
     searched = written(plan_of(study, machines_with(1), command="search"))
-    assert searched == {"report": 1000, "features": 1140 * 1100}
+    assert searched == {"report": 1000, "features": 1140 * 1100, "models": (10 + 1) * 5000}
     scored = 64 * 20 + 640 * 7
     assert written(plan_of(audit_of(explain="none", maps=-1), machines_with(1))) == {
         "report": 1000,
