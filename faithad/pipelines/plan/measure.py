@@ -209,7 +209,8 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
     readable = readable.slice(0, _N_SCORED)
     log_mels = torch.from_numpy(log_mels_of(readable, trial.features).copy())
     rows = readable.drop_columns(["log_mel"]).to_pylist()
-    rows = [{**row, "intervals": _INTERVALS if k < n_annotated else []} for k, row in enumerate(rows)]
+    for k, row in enumerate(rows):
+        row |= {"annotated": k < n_annotated, "intervals": _INTERVALS if k < n_annotated else []}
     rates: dict[str, Any] = {"read": _least_s(read) / clips.num_rows, "score": {}, "explain": {}}
     for model, seed in {} if trial.command == "search" else dict(trial.runs).items():
         trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
