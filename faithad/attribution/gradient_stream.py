@@ -81,6 +81,7 @@ def attribute_batch(
     precision: Precision = "float32",
     reconstruction: Tensor | None = None,
     score: Detector | None = None,
+    normals: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The maps of many clips.
 
@@ -100,16 +101,19 @@ def attribute_batch(
         reconstruction: f(x), (B, F, T), if it is known. The error map is then taken from it.
         score: what is explained: the weighted and pooled error of this detector, before calibration. None: the mean
             squared error.
+        normals: (N, F, T), training clips as the network takes them in, which baselines are drawn from where
+            `settings` ask for that.
 
     Returns:
         One map (B, F, T) per method, in the order of `methods`, without a graph; 0 in frames that hold no sound.
 
     Raises:
-        ConfigError: a method is unknown, shapes do not fit together, or Grad-CAM is asked for and the network does not
-            say which layer it explains.
+        ConfigError: a method is unknown, shapes do not fit together, Grad-CAM is asked for and the network does not
+            say which layer it explains, or baselines are to be drawn from normals and there are none.
     """
     chosen = choose_methods(methods)
     _check_shapes(watchable(network), x, clip_ids, n_frames, reconstruction, micro_batch)
+    normals = _baselines(settings, normals, x)
     limit = micro_batch or (CPU_MICRO_BATCH if x.device.type == "cpu" else GPU_MICRO_BATCH)
     # Gradients are switched on only where they are taken; nothing else may leave a graph behind.
     with frozen(network), arithmetic(precision), torch.inference_mode(False), torch.no_grad():
@@ -119,7 +123,7 @@ def attribute_batch(
         maps = {method.name: torch.zeros_like(x) for method in chosen}
         fast = fast_network(network, precision)
         lengths = [x.shape[2]] * len(x) if n_frames is None else list(n_frames)
-        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score)
+        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score, normals)
         with stream.watching():
             batches = MicroBatches(stream.evaluate, limit=limit, device=x.device)
             at_the_clips: dict[int, Evaluation] = {}
@@ -184,6 +188,7 @@ class _Stream:
     precision: Precision
     reconstruction: Tensor | None
     score: Detector | None
+    normals: Tensor | None
 
     def __post_init__(self) -> None:
         self.methods_at_the_clip = [method for method in self.methods if method.points is None]
@@ -250,7 +255,7 @@ class _Stream:
         if method is None or method.points is None:
             at = own[None]
             return Points(at, torch.ones_like(at[:, :1, :1]))
-        noise = Noise(self.seed, self.clip_ids[clip], method.name)
+        noise = Noise(self.seed, self.clip_ids[clip], method.name, self.normals)
         return method.points(own, [pair.sample for pair in run], self.settings, noise)
 
     def _evaluate(self, points: Tensor, needs: Needs, clip_ids: Sequence[str]) -> Evaluation:
@@ -319,6 +324,19 @@ class _Stream:
                 f"{tuple(reconstruction.shape)}."
             )
         return reconstruction[..., : points.shape[2]].to(points.dtype)
+
+
+def _baselines(settings: AttributionSettings, normals: Tensor | None, x: Tensor) -> Tensor | None:
+    """The normals that baselines are drawn from, beside the clips; None where baselines are zero."""
+    if settings.baseline == "zero":
+        return None
+    if normals is None or not len(normals) or normals.shape[1:] != x.shape[1:]:
+        found = "none" if normals is None else str(tuple(normals.shape))
+        raise ConfigError(
+            f"baseline is {settings.baseline!r}, which needs normals of the clips' shape, (normals, {x.shape[1]}, "
+            f"{x.shape[2]}); found {found}. Give the model's own, or set baseline to 'zero'."
+        )
+    return normals.to(x.device, x.dtype)
 
 
 def _spans_clips(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ import when they are called. An installed package adds a method by an entry poin
 `faithad.extensions`.
 
 Shape letters: N points of one clip; T is the number of its own frames, also where the network is built for more and a
-short clip is filled up. The baseline of the path methods and of occlusion is zero.
+short clip is filled up. The path methods begin at the baselines that `Noise.baselines` gives; occlusion sets to zero.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Method:
         points: from (clip (F, T), numbers of the wanted points, settings, noise) to those points; None for the clip
             itself.
         n_points: from (settings, (F, T)) to the number of points beside the clip itself.
-        stochastic: whether the map depends on noise, hence on a seed.
+        stochastic: whether the map depends on noise, hence on a seed, also where baselines are zero.
     """
 
     name: str
@@ -142,15 +142,18 @@ def _gauss_legendre_path(clip: Tensor, samples: Sequence[int], settings: Attribu
     from faithad.attribution.tensors import gauss_legendre
 
     nodes, weights = gauss_legendre(settings.integrated_gradients_steps, list(samples), clip)
-    return Points(nodes * clip, weights * clip)
+    baseline = noise.baselines([0], clip)  # of the whole path
+    path = clip - baseline
+    return Points(baseline + nodes * path, weights * path)
 
 
 def _noisy_places_on_the_path(
     clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise
 ) -> Points:
     normal, alphas = noise.draw(samples, clip)
-    noisy = clip + settings.gradient_shap_sigma * normal
-    return Points(alphas * noisy, noisy / settings.gradient_shap_samples)
+    baselines = noise.baselines(samples, clip)
+    path = clip + settings.gradient_shap_sigma * normal - baselines
+    return Points(baselines + alphas * path, path / settings.gradient_shap_samples)
 
 
 def _without_a_patch(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
