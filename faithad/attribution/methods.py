@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from faithad.attribution.noise import Noise
 
+# Of Integrated Gradients where the steps are chosen for each clip.
+FIRST_STEPS, MOST_STEPS = 25, 400
+
 Needs = Literal["forward", "gradient", "activations"]
 _Value = TypeVar("_Value")
 
@@ -138,11 +141,34 @@ def _noisy_copies(clip: Tensor, samples: Sequence[int], settings: AttributionSet
     return Points(clip + settings.smooth_grad_sigma * normal, weight)
 
 
+def _n_steps(settings: AttributionSettings) -> int:
+    steps = settings.integrated_gradients_steps
+    return FIRST_STEPS if steps == "auto" else steps
+
+
+def _error_sums(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.factor * evaluation.error[:, None, None]).sum(dim=0)
+
+
+def _start(clip: Tensor, noise: Noise) -> Tensor:
+    """Where the whole path of Integrated Gradients begins."""
+    return noise.baselines([0], clip)
+
+
+def _ends_of_the_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
+    points = clip.expand(len(samples), *clip.shape).clone()
+    factor = clip.new_ones(len(samples), 1, 1)
+    if 0 in samples:
+        points[list(samples).index(0)] = _start(clip, noise)
+        factor[list(samples).index(0)] = -1
+    return Points(points, factor)
+
+
 def _gauss_legendre_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
     from faithad.attribution.tensors import gauss_legendre
 
-    nodes, weights = gauss_legendre(settings.integrated_gradients_steps, list(samples), clip)
-    baseline = noise.baselines([0], clip)  # of the whole path
+    nodes, weights = gauss_legendre(_n_steps(settings), list(samples), clip)
+    baseline = _start(clip, noise)
     path = clip - baseline
     return Points(baseline + nodes * path, weights * path)
 
@@ -198,7 +224,7 @@ _TABLE = (
         reference="Sundararajan et al. 2017, arXiv 1703.01365",
         signed=True,
         needs="gradient",
-        n_points=lambda settings, shape: settings.integrated_gradients_steps,
+        n_points=lambda settings, shape: _n_steps(settings),
         points=_gauss_legendre_path,
         reduce=_gradients,
     ),
@@ -241,6 +267,17 @@ _TABLE = (
         points=_without_a_patch,
         reduce=_drops,
     ),
+)
+# What Integrated Gradients must sum to, in each cell: the error of the clip less that of the start of its path.
+CHANGE = Method(
+    name="change",
+    title="Change along the path",
+    reference="Sundararajan et al. 2017, arXiv 1703.01365",
+    signed=True,
+    needs="forward",
+    n_points=lambda settings, shape: 2,
+    points=_ends_of_the_path,
+    reduce=_error_sums,
 )
 METHODS = ExtensibleTable("method", METHODS_GROUP, Method, _TABLE)
 PAPER_METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")

@@ -211,7 +211,8 @@ class Attribution(Section):
 
     `precision` is that of matrix products and convolutions, `compile` the mode of torch.compile, on a GPU. `baseline`:
     where the paths of Integrated Gradients and GradSHAP begin, at `zero` or at training clips that the model keeps
-    (`normals`), drawn by seed and clip.
+    (`normals`), drawn by seed and clip. `integrated_gradients_steps: auto` takes 25 steps, and for each clip up to 400
+    until the sum of its map is the change of its score within 0.5 %.
     """
 
     precision: Precision = "float32"
@@ -220,7 +221,7 @@ class Attribution(Section):
     smooth_grad_samples: int = Field(25, ge=1)
     smooth_grad_sigma: float = Field(0.1, gt=0)
     baseline: Baseline = "zero"
-    integrated_gradients_steps: int = Field(50, ge=1)
+    integrated_gradients_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = 50
     gradient_shap_samples: int = Field(25, ge=1)
     gradient_shap_sigma: float = Field(0.09, ge=0)
     occlusion_bands: int = Field(20, ge=1)

@@ -78,10 +78,10 @@ def _write_model(made: Study, name: str, seed: int, stage: Any) -> None:
     trained.normals = first_normals(trained.prepare(part) for part in clips)
     stage.begin(redo=False)
     save_model(trained, storage.join(made.root, layout.model(name, seed)))
-    errors = np.linspace(1, 2, 5)
-    scores = pa.table({"score": errors, "worst_second_score": errors, "worst_windows": [[error] for error in errors]})
+    rows = [{"score": error, "worst_second_score": error, "worst_windows": [error]} for error in np.linspace(1, 2, 5)]
+    scores = pa.Table.from_pylist(rows, schema=schemas.VALIDATION_SCORES)
     location = storage.join(made.root, layout.validation_scores(name, seed))
-    storage.write_table(scores.cast(schemas.VALIDATION_SCORES), location, schema=schemas.VALIDATION_SCORES)
+    storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
     epoch = {"model": name, "seed": seed, "epoch": 1, "train_loss": 1.0, "validation_loss": 1.0, "best": True,
              "learning_rate": 0.1, "duration_s": 1.0, "diverged": False}  # fmt: skip
     location = storage.join(made.root, layout.epochs(name, seed))
