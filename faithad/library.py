@@ -154,8 +154,8 @@ def attribute(
         log_mels: (B, F, frames) or (F, frames).
         methods: names from `faithad.attribution.methods.METHODS`.
         settings: the constants of the methods; those of the paper where there are none.
-        seed: of the noise of SmoothGrad and GradSHAP.
-        clip_ids: B names that this noise is keyed by, so that a clip has the same map in every batch; by default
+        seed: of the noise of SmoothGrad and GradSHAP, and of baselines that are drawn from normals.
+        clip_ids: B names that these are keyed by, so that a clip has the same map in every batch; by default
             the clips' numbers.
 
     Returns:
@@ -183,6 +183,7 @@ def attribute(
             seed=seed,
             clip_ids=[ids[k] for k in numbers],
             score=part.detector,
+            normals=part.trained.normals,
         )
         for method, of_method in of_part.items():
             maps[method][numbers] = of_method

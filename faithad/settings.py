@@ -16,6 +16,10 @@ from faithad.errors import ConfigError
 Precision = Literal["float32", "tf32", "bfloat16"]
 # No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few beside 256 gradients.
 Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
+# Where the paths of the path methods begin.
+Baseline = Literal["zero", "normals"]
+# Gauss-Legendre nodes of Integrated Gradients; `auto`: as many as each clip needs.
+Steps = int | Literal["auto"]
 # A length that is a sum of decimal seconds may lie this far below a whole number of frames.
 _ROUNDING_FRAMES = 1e-6
 
@@ -118,20 +122,24 @@ class AttributionSettings:
     Attributes:
         smooth_grad_samples: noisy copies of the clip.
         smooth_grad_sigma: standard deviation of their noise, in the unit of the network's input.
-        integrated_gradients_steps: Gauss-Legendre nodes on the path from zero to the clip.
-        gradient_shap_samples: noisy copies of the clip, each at one random place of its path from zero.
+        integrated_gradients_steps: Gauss-Legendre nodes on the path from the baseline to the clip. `auto`: 25, and for
+            each clip twice as many until the sum of its map is the change of its score within 0.5 %; 400 at the most.
+        gradient_shap_samples: noisy copies of the clip, each at one random place of its path from the baseline.
         gradient_shap_sigma: as `smooth_grad_sigma`.
         occlusion_bands: height of the patches that occlusion sets to zero, in mel bands.
         occlusion_frames: their width, in frames. The last patches of a clip are cut at its edge.
+        baseline: where the paths of Integrated Gradients and GradSHAP begin: at `zero`, or at training clips that are
+            drawn from those that the model keeps (`normals`), one for each clip, or for each sample of GradSHAP.
     """
 
     smooth_grad_samples: int = 25
     smooth_grad_sigma: float = 0.1
-    integrated_gradients_steps: int = 50
+    integrated_gradients_steps: Steps = 50
     gradient_shap_samples: int = 25
     gradient_shap_sigma: float = 0.09
     occlusion_bands: int = 20
     occlusion_frames: int = 20
+    baseline: Baseline = "zero"
 
 
 @dataclass(frozen=True)

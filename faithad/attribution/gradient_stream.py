@@ -33,7 +33,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from faithad.attribution.methods import Evaluation, Method, Needs, Points, choose_methods
+from faithad.attribution.methods import (
+    CHANGE,
+    FIRST_STEPS,
+    MOST_STEPS,
+    Evaluation,
+    Method,
+    Needs,
+    Points,
+    choose_methods,
+)
 from faithad.attribution.noise import Noise
 from faithad.errors import ConfigError
 from faithad.features import fill_up
@@ -48,6 +57,9 @@ from faithad.settings import AttributionSettings, Precision
 # cut the paper's 25, 50 and 25 points evenly.
 CPU_MICRO_BATCH = 9
 GPU_MICRO_BATCH = 256
+# A map of Integrated Gradients is complete if its sum differs from the change of the error by this share at most.
+_COMPLETE = 0.005
+_INTEGRATED = "integrated_gradients"
 _LEVELS: tuple[Needs, ...] = ("forward", "gradient", "activations")
 
 
@@ -81,6 +93,7 @@ def attribute_batch(
     precision: Precision = "float32",
     reconstruction: Tensor | None = None,
     score: Detector | None = None,
+    normals: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The maps of many clips.
 
@@ -100,36 +113,33 @@ def attribute_batch(
         reconstruction: f(x), (B, F, T), if it is known. The error map is then taken from it.
         score: what is explained: the weighted and pooled error of this detector, before calibration. None: the mean
             squared error.
+        normals: (N, F, T), training clips as the network takes them in, which baselines are drawn from where
+            `settings` ask for that.
 
     Returns:
         One map (B, F, T) per method, in the order of `methods`, without a graph; 0 in frames that hold no sound.
 
     Raises:
-        ConfigError: a method is unknown, shapes do not fit together, or Grad-CAM is asked for and the network does not
-            say which layer it explains.
+        ConfigError: a method is unknown, shapes do not fit together, Grad-CAM is asked for and the network does not
+            say which layer it explains, or baselines are to be drawn from normals and there are none.
     """
     chosen = choose_methods(methods)
+    if settings.integrated_gradients_steps == "auto" and any(method.name == _INTEGRATED for method in chosen):
+        chosen.append(CHANGE)
     _check_shapes(watchable(network), x, clip_ids, n_frames, reconstruction, micro_batch)
+    normals = _baselines(settings, normals, x)
     limit = micro_batch or (CPU_MICRO_BATCH if x.device.type == "cpu" else GPU_MICRO_BATCH)
     # Gradients are switched on only where they are taken; nothing else may leave a graph behind.
     with frozen(network), arithmetic(precision), torch.inference_mode(False), torch.no_grad():
         x = x.detach().clone()
         if reconstruction is not None:
             reconstruction = reconstruction.detach().clone()
-        maps = {method.name: torch.zeros_like(x) for method in chosen}
         fast = fast_network(network, precision)
         lengths = [x.shape[2]] * len(x) if n_frames is None else list(n_frames)
-        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score)
-        with stream.watching():
-            batches = MicroBatches(stream.evaluate, limit=limit, device=x.device)
-            at_the_clips: dict[int, Evaluation] = {}
-            for _, runs in batches.results(stream.groups()):
-                for run in runs:
-                    if run.method is None:
-                        at_the_clips[run.clip] = Evaluation(run.evaluation.error, run.evaluation.reconstruction)
-                    for method in [run.method] if run.method else stream.methods_at_the_clip:
-                        part = method.reduce(run.points, run.evaluation, at_the_clips.get(run.clip))
-                        maps[method.name][run.clip, :, : lengths[run.clip]] += part
+        stream = _Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score, normals)
+        maps = stream.maps(limit)
+        if CHANGE in chosen:
+            _complete(stream, maps, limit)
     return maps
 
 
@@ -184,6 +194,7 @@ class _Stream:
     precision: Precision
     reconstruction: Tensor | None
     score: Detector | None
+    normals: Tensor | None
 
     def __post_init__(self) -> None:
         self.methods_at_the_clip = [method for method in self.methods if method.points is None]
@@ -194,6 +205,33 @@ class _Stream:
         self.needs_at_the_clip: Needs | None = max(needs, key=_LEVELS.index, default=None)
         # The last output of the layer that Grad-CAM explains, of each thread its own.
         self.watched = threading.local()
+
+    def maps(self, limit: int) -> dict[str, Tensor]:
+        """The maps (B, F, T) of all methods, with so many points in one pass at most."""
+        maps = {method.name: torch.zeros_like(self.x) for method in self.methods}
+        with self.watching():
+            batches = MicroBatches(self.evaluate, limit=limit, device=self.x.device)
+            at_the_clips: dict[int, Evaluation] = {}
+            for _, runs in batches.results(self.groups()):
+                for run in runs:
+                    if run.method is None:
+                        at_the_clips[run.clip] = Evaluation(run.evaluation.error, run.evaluation.reconstruction)
+                    for method in [run.method] if run.method else self.methods_at_the_clip:
+                        part = method.reduce(run.points, run.evaluation, at_the_clips.get(run.clip))
+                        maps[method.name][run.clip, :, : self.n_frames[run.clip]] += part
+        return maps
+
+    def integrated_gradients(self, clips: list[int], steps: int) -> _Stream:
+        """The same for some of the clips, this method and this many steps alone."""
+        return replace(
+            self,
+            x=self.x[clips],
+            methods=choose_methods([_INTEGRATED]),
+            settings=replace(self.settings, integrated_gradients_steps=steps),
+            clip_ids=[self.clip_ids[clip] for clip in clips],
+            n_frames=[self.n_frames[clip] for clip in clips],
+            reconstruction=None,
+        )
 
     def groups(self) -> Iterator[list[_Pair]]:
         """Pairs that may go through the network together, the clips themselves first."""
@@ -250,7 +288,7 @@ class _Stream:
         if method is None or method.points is None:
             at = own[None]
             return Points(at, torch.ones_like(at[:, :1, :1]))
-        noise = Noise(self.seed, self.clip_ids[clip], method.name)
+        noise = Noise(self.seed, self.clip_ids[clip], method.name, self.normals)
         return method.points(own, [pair.sample for pair in run], self.settings, noise)
 
     def _evaluate(self, points: Tensor, needs: Needs, clip_ids: Sequence[str]) -> Evaluation:
@@ -319,6 +357,37 @@ class _Stream:
                 f"{tuple(reconstruction.shape)}."
             )
         return reconstruction[..., : points.shape[2]].to(points.dtype)
+
+
+def _baselines(settings: AttributionSettings, normals: Tensor | None, x: Tensor) -> Tensor | None:
+    """The normals that baselines are drawn from, beside the clips; None where baselines are zero."""
+    if settings.baseline == "zero":
+        return None
+    if normals is None or not len(normals) or normals.shape[1:] != x.shape[1:]:
+        found = "none" if normals is None else str(tuple(normals.shape))
+        raise ConfigError(
+            f"baseline is {settings.baseline!r}, which needs normals of the clips' shape, (normals, {x.shape[1]}, "
+            f"{x.shape[2]}); found {found}. Give the model's own, or set baseline to 'zero'."
+        )
+    return normals.to(x.device, x.dtype)
+
+
+def _complete(stream: _Stream, maps: dict[str, Tensor], limit: int) -> None:
+    """Integrated Gradients again, of the clips whose map is not complete, with twice the steps each time."""
+    changes = maps.pop(CHANGE.name)[:, 0, 0].tolist()
+    of_clips, steps = maps[_INTEGRATED], FIRST_STEPS
+    incomplete = list(range(len(of_clips)))
+    while True:
+        sums = torch.stack([of_clips[clip].sum(dtype=torch.float64) for clip in incomplete]).tolist()
+        incomplete = [
+            clip
+            for clip, total in zip(incomplete, sums, strict=True)
+            if abs(total - changes[clip]) > _COMPLETE * abs(changes[clip])
+        ]
+        steps *= 2
+        if not incomplete or steps > MOST_STEPS:
+            return
+        of_clips[incomplete] = stream.integrated_gradients(incomplete, steps).maps(limit)[_INTEGRATED]
 
 
 def _spans_clips(device: torch.device) -> bool:

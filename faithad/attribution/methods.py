@@ -11,7 +11,7 @@ import when they are called. An installed package adds a method by an entry poin
 `faithad.extensions`.
 
 Shape letters: N points of one clip; T is the number of its own frames, also where the network is built for more and a
-short clip is filled up. The baseline of the path methods and of occlusion is zero.
+short clip is filled up. The path methods begin at the baselines that `Noise.baselines` gives; occlusion sets to zero.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from faithad.attribution.noise import Noise
+
+# Of Integrated Gradients where the steps are chosen for each clip.
+FIRST_STEPS, MOST_STEPS = 25, 400
 
 Needs = Literal["forward", "gradient", "activations"]
 _Value = TypeVar("_Value")
@@ -84,7 +87,7 @@ class Method:
         points: from (clip (F, T), numbers of the wanted points, settings, noise) to those points; None for the clip
             itself.
         n_points: from (settings, (F, T)) to the number of points beside the clip itself.
-        stochastic: whether the map depends on noise, hence on a seed.
+        stochastic: whether the map depends on noise, hence on a seed, also where baselines are zero.
     """
 
     name: str
@@ -138,19 +141,45 @@ def _noisy_copies(clip: Tensor, samples: Sequence[int], settings: AttributionSet
     return Points(clip + settings.smooth_grad_sigma * normal, weight)
 
 
+def _n_steps(settings: AttributionSettings) -> int:
+    steps = settings.integrated_gradients_steps
+    return FIRST_STEPS if steps == "auto" else steps
+
+
+def _error_sums(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+    return (points.factor * evaluation.error[:, None, None]).sum(dim=0)
+
+
+def _start(clip: Tensor, noise: Noise) -> Tensor:
+    """Where the whole path of Integrated Gradients begins."""
+    return noise.baselines([0], clip)
+
+
+def _ends_of_the_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
+    points = clip.expand(len(samples), *clip.shape).clone()
+    factor = clip.new_ones(len(samples), 1, 1)
+    if 0 in samples:
+        points[list(samples).index(0)] = _start(clip, noise)
+        factor[list(samples).index(0)] = -1
+    return Points(points, factor)
+
+
 def _gauss_legendre_path(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
     from faithad.attribution.tensors import gauss_legendre
 
-    nodes, weights = gauss_legendre(settings.integrated_gradients_steps, list(samples), clip)
-    return Points(nodes * clip, weights * clip)
+    nodes, weights = gauss_legendre(_n_steps(settings), list(samples), clip)
+    baseline = _start(clip, noise)
+    path = clip - baseline
+    return Points(baseline + nodes * path, weights * path)
 
 
 def _noisy_places_on_the_path(
     clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise
 ) -> Points:
     normal, alphas = noise.draw(samples, clip)
-    noisy = clip + settings.gradient_shap_sigma * normal
-    return Points(alphas * noisy, noisy / settings.gradient_shap_samples)
+    baselines = noise.baselines(samples, clip)
+    path = clip + settings.gradient_shap_sigma * normal - baselines
+    return Points(baselines + alphas * path, path / settings.gradient_shap_samples)
 
 
 def _without_a_patch(clip: Tensor, samples: Sequence[int], settings: AttributionSettings, noise: Noise) -> Points:
@@ -195,7 +224,7 @@ _TABLE = (
         reference="Sundararajan et al. 2017, arXiv 1703.01365",
         signed=True,
         needs="gradient",
-        n_points=lambda settings, shape: settings.integrated_gradients_steps,
+        n_points=lambda settings, shape: _n_steps(settings),
         points=_gauss_legendre_path,
         reduce=_gradients,
     ),
@@ -238,6 +267,17 @@ _TABLE = (
         points=_without_a_patch,
         reduce=_drops,
     ),
+)
+# What Integrated Gradients must sum to, in each cell: the error of the clip less that of the start of its path.
+CHANGE = Method(
+    name="change",
+    title="Change along the path",
+    reference="Sundararajan et al. 2017, arXiv 1703.01365",
+    signed=True,
+    needs="forward",
+    n_points=lambda settings, shape: 2,
+    points=_ends_of_the_path,
+    reduce=_error_sums,
 )
 METHODS = ExtensibleTable("method", METHODS_GROUP, Method, _TABLE)
 PAPER_METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")

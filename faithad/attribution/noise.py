@@ -1,4 +1,6 @@
-"""Noise that is a function of keys, so that a clip's maps do not depend on what is computed before or beside it."""
+"""Noise and baselines that are a function of keys, so that a clip's maps do not depend on what is computed before or
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,13 @@ class Noise:
         seed: of the study.
         clip_id: of the clip.
         method: name in the table of methods.
+        normals: (N, F, at least T), training clips that baselines are drawn from; None for a baseline of zero.
     """
 
     seed: int
     clip_id: str
     method: str
+    normals: Tensor | None = None
 
     def draw(self, samples: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
         """Noise with the shape (F, T), dtype and device of `like`, float32 or float64; drawn in float32 for both.
@@ -49,6 +53,21 @@ class Noise:
         uniform = ((bits[:, -1] >> 40) & 0xFFFFFF).float() * 2.0**-24
         normal = _normal_pairs(bits[:, :-1]).flatten(1)[:, : like.numel()]
         return normal.view(-1, *like.shape).to(like.dtype), uniform[:, None, None].to(like.dtype)
+
+    def baselines(self, samples: Sequence[int], like: Tensor) -> Tensor:
+        """Where the path of each sample to a clip begins; all path methods draw the same normal for a clip's sample.
+
+        Args:
+            samples: N numbers of samples.
+            like: the clip, (F, T).
+
+        Returns:
+            As many first frames of normals as the clip has, (N, F, T); or 0, (1, 1, 1).
+        """
+        if self.normals is None:
+            return like.new_zeros(1, 1, 1)
+        drawn = [key_of(self.seed, self.clip_id, "baseline", sample) % len(self.normals) for sample in samples]
+        return torch.stack([self.normals[number, :, : like.shape[1]] for number in drawn])
 
 
 def _normal_pairs(bits: Tensor) -> Tensor:

@@ -7,7 +7,8 @@
                                     share of the map's absolute mass in it (Buck et al. 2026, arXiv 2601.19017)
     randomisation                   Spearman's rho of |map| with that of the same network with layers reset, from the
                                     output inwards (Adebayo et al. 2018, arXiv 1810.03292)
-    completeness                    |sum of the map - (E(x) - E(0))| / |E(x) - E(0)| of Integrated Gradients
+    completeness                    |sum of the map - (E(x) - E(b))| / |E(x) - E(b)| of Integrated Gradients, b being
+                                    the baseline
     infidelity, sensitivity         Yeh et al. 2019, arXiv 1901.09392: of noise of deviation 0.02; infidelity with the
                                     map scaled as suits it best, since maps have different units
 
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from faithad.attribution.gradient_stream import attribute_batch
+from faithad.attribution.noise import Noise
 from faithad.audit.judging import Clip
 from faithad.evaluation.arrays import Bools, Reals
 from faithad.evaluation.checks import (
@@ -227,9 +229,9 @@ def _sanity(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:
             rho = spearman(np.abs(maps[name][0]).ravel(), np.abs(of_method).ravel())
             yield name, RANDOMISATION, 100 * share, float(rho)
 
-    baseline, *_ = _errors(model, checked, torch.zeros_like(x)[None]).tolist()
     if "integrated_gradients" in own:
-        change = checked.error - baseline
+        start = _baseline(model, x, checked.clip.row["clip_id"])
+        change = checked.error - float(_errors(model, checked, start)[0])
         gap = abs(own["integrated_gradients"].sum() - change)
         yield "integrated_gradients", COMPLETENESS, None, gap / abs(change) if change else np.nan
 
@@ -240,6 +242,14 @@ def _sanity(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:
     for name, of_method in own.items():
         yield name, INFIDELITY, None, infidelity(of_method, noise.numpy().astype(np.float64), changes)
         yield name, SENSITIVITY, None, max_sensitivity(of_method, maps[name])
+
+
+def _baseline(model: AuditModel, x: Tensor, clip_id: str) -> Tensor:
+    """Where the path of Integrated Gradients to a clip x (F, T) begins, (1, F, T)."""
+    attribution = model.attribution
+    normals = None if attribution.baseline == "zero" else model.trained.normals
+    noise = Noise(attribution.seed, clip_id, "integrated_gradients", normals)
+    return noise.baselines([0], x).expand(1, *x.shape).to(x.device)
 
 
 def infidelity(of_clip: Reals, noise: Reals, changes: Reals) -> float:
@@ -337,6 +347,7 @@ def _maps(
         n_frames=[x.shape[-1]] * len(x),
         precision=attribution.precision,
         score=model.detector,
+        normals=model.trained.normals,
     )
     return {name: found[..., : x.shape[-1]].cpu().numpy().astype(np.float64) for name, found in maps.items()}
 

@@ -209,6 +209,20 @@ def prepare_audit(
     )
 
 
+def require_baselines(trained: AnyModel, attribution: Attribution) -> None:
+    """Return if the model keeps what its paths are to begin at.
+
+    Raises:
+        ConfigError: it keeps no training clips.
+    """
+    members = trained.members.values() if isinstance(trained, TrainedEnsemble) else (trained,)
+    if attribution.baseline == "normals" and any(member.explained and member.normals is None for member in members):
+        raise ConfigError(
+            f"attribution.baseline is 'normals', and the model {trained.name!r} keeps no training clips to draw from: "
+            "it was trained by an earlier version. Train it again, or set attribution.baseline to 'zero'."
+        )
+
+
 class _Scored(NamedTuple):
     """Clips (B,) that one model explains, with all that is known of their score.
 
@@ -451,6 +465,7 @@ def _attribute(model: AuditModel, scored: _Scored, clip_ids: list[str]) -> dict[
         precision=attribution.precision,
         reconstruction=scored.outputs,
         score=model.detector,
+        normals=model.trained.normals,
     )
 
 

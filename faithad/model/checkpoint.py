@@ -1,10 +1,11 @@
 """A trained model on disk: one `model.safetensors` with the weights and everything that is needed to use them.
 
 The file holds the tensors of the network, or of the classical detector (`network.*`), the normalisation's
-(`normalization.mean`, `normalization.std`), what its training clips sounded like (`sound.spectra`, `sound.limit_db`;
-models of release 0.1.0 lack it), where it has another score than the paper's what that was fitted to (`score.weights`,
-`score.normals`, `score.places`, `score.recordings`), and in its header one JSON text with the model's name, its shape,
-the feature settings, its origin, and a digest of all this and of the tensors. Nothing is unpickled, so a file from
+(`normalization.mean`, `normalization.std`), what its training clips sounded like (`sound.spectra`, `sound.limit_db`)
+and, of an explained model, some of these clips (`normals.clips`; models of release 0.1.0 lack both), where it has
+another score than the paper's what that was fitted to (`score.weights`, `score.normals`, `score.places`,
+`score.recordings`), and in its header one JSON text with the model's name, its shape, the feature settings, its origin,
+and a digest of all this and of the tensors. Nothing is unpickled, so a file from
 elsewhere cannot run code, and nothing is built nor read whose size `header` has not checked. The same model gives the
 same bytes.
 """
@@ -32,7 +33,7 @@ from faithad.model.classical import ClassicalDetector
 from faithad.model.fitted_score import MOST_NORMALS, FittedScore
 from faithad.model.header import KEY, FileHeader, read_header, require_possible
 from faithad.model.table import MODELS, build_network
-from faithad.model.training_sound import MOST_CLIPS, TrainingSound
+from faithad.model.training_sound import MOST_CLIPS, TrainingSound, most_normals
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import listed
 
@@ -42,7 +43,7 @@ _FORMAT = 4
 _FORMAT_OF_TENSORS_ALONE = 3
 # Of a classical detector, whose number of support vectors nothing else limits; 60,000 clips of 80 x 401.
 _MOST_DETECTOR_BYTES = 8 << 30
-_SPECTRA, _LIMIT = "sound.spectra", "sound.limit_db"
+_SPECTRA, _LIMIT, _CLIPS = "sound.spectra", "sound.limit_db", "normals.clips"
 _WEIGHTS, _NORMALS = "score.weights", ("score.normals", "score.places", "score.recordings")
 _SCORE_TYPES = dict(zip((_WEIGHTS, *_NORMALS), (torch.float64, torch.float64, torch.float32, torch.int64), strict=True))
 
@@ -77,6 +78,8 @@ class TrainedModel:
         sound: what its training clips, or those that it was calibrated on, sounded like; None where that is not known.
         parent: the model that it is, but for its alarm and calibration; None where it was trained.
         score: what is made of its error; None for the paper's score, and for a model that gives a score only.
+        normals: (N, F, T), some training clips as the network takes them in, at most `most_normals`: baselines of the
+            path methods. None where none are kept.
     """
 
     network: nn.Module
@@ -90,6 +93,7 @@ class TrainedModel:
     sound: TrainingSound | None = None
     score: FittedScore | None = None
     parent: Parent | None = None
+    normals: Tensor | None = None
 
     @property
     def n_mels(self) -> int:
@@ -168,6 +172,8 @@ def save_model(trained: TrainedModel, folder: str) -> None:
     if trained.score is not None:
         kept = dict(zip((_WEIGHTS, *_NORMALS), (trained.score.weights, *(trained.score.normals or ())), strict=False))
         tensors |= {key: value for key, value in kept.items() if value is not None}
+    if trained.normals is not None:
+        tensors[_CLIPS] = trained.normals
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {"format": _FORMAT, **describe(trained)}
     header["digest"] = digest_of(tensors, header)
@@ -194,6 +200,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     sound = None
     if _SPECTRA in tensors:
         sound = TrainingSound(tensors.pop(_SPECTRA), limit_db=float(tensors.pop(_LIMIT)))
+    clips = tensors.pop(_CLIPS, None)
     score = None
     if (choices := header.get("score")) is not None:
         normals = [tensors.pop(key) for key in _NORMALS if key in tensors]
@@ -207,6 +214,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         sound=sound,
         parent=None if header.get("parent") is None else Parent(**header["parent"]),
         score=score,
+        normals=clips,
         **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
     )
     trained.network.eval()
@@ -346,6 +354,10 @@ def _check_header(location: str, header: Mapping[str, Any], announced: FileHeade
     ):
         problems.append(f"{_SPECTRA} is {spectra} and {_LIMIT} {limit} instead of (clips, {n_mels}) and ()")
     problems += _score_problems(header.get("score"), shapes, n_mels)
+    most = most_normals(n_mels, n_frames)
+    clips = shapes.pop(_CLIPS, (1, n_mels, n_frames))
+    if clips[1:] != (n_mels, n_frames) or not 0 < clips[0] <= most:
+        problems.append(f"{_CLIPS} is {clips} instead of (1 to {most}, {n_mels}, {n_frames})")
     if not MODELS[name].reconstructs:
         if announced.n_bytes > _MOST_DETECTOR_BYTES:
             raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")

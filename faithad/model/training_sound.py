@@ -1,4 +1,5 @@
-"""What the clips sounded like that a model learned from, to tell a recording of another microphone, gain or channel.
+"""What the clips sounded like that a model learned from, to tell a recording of another microphone, gain or channel;
+and some of these clips, where the paths of the path methods may begin.
 
 A clip is described by its mean spectrum: the mean level of each mel band over its frames, in decibels. Its difference
 from a training clip is the median over the bands of the differences in level, so a sound that changes less than half of
@@ -21,6 +22,9 @@ from faithad.settings import FeatureSettings
 
 # Spectra that are kept with a model: 80 kB of 80 bands, and half a millisecond for each clip that is scored.
 MOST_CLIPS = 256
+# Whole clips that are kept with a model, of 128 kB each where they have 80 bands and 400 frames. They take 16 MiB at
+# most, or one clip does.
+_MOST_NORMALS, _MOST_NORMAL_CELLS = 16, 1 << 22
 # Validation clips are normal. What differs twice as much as nineteen in twenty of them is outside: a single odd clip
 # among them, such as one of silence, must not let everything fit.
 _SHARE_OF_VALIDATION, _TIMES_VALIDATION = 0.95, 2.0
@@ -80,3 +84,18 @@ def mean_spectra(clips: Iterable[Tensor], features: FeatureSettings) -> Tensor:
         if len(spectra) >= MOST_CLIPS:
             break
     return torch.stack(spectra[:MOST_CLIPS])
+
+
+def most_normals(n_mels: int, n_frames: int) -> int:
+    """How many training clips (F, T) a model keeps."""
+    return max(1, min(_MOST_NORMALS, _MOST_NORMAL_CELLS // (n_mels * n_frames)))
+
+
+def first_normals(clips: Iterable[Tensor]) -> Tensor:
+    """The clips (N, F, T) that a model keeps: the first ones of all, which come in batches (b, F, T)."""
+    kept: list[Tensor] = []
+    for batch in clips:
+        kept += batch
+        if len(kept) >= most_normals(*batch.shape[1:]):
+            return torch.stack(kept[: most_normals(*batch.shape[1:])])
+    return torch.stack(kept)

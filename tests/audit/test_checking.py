@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import captum.metrics
 import numpy as np
@@ -192,9 +192,14 @@ def test_nothing_is_checked_under_the_paper_alone() -> None:
     ] == []  # fmt: skip
 
 
-def test_integrated_gradients_with_many_steps_are_complete(checks: dict[tuple[Any, ...], float]) -> None:
+@pytest.mark.parametrize("baseline", ["zero", "normals"])
+def test_integrated_gradients_with_many_steps_are_complete(
+    checks: dict[tuple[Any, ...], float], baseline: Literal["zero", "normals"]
+) -> None:
     key = (clips()[0]["clip_id"], "integrated_gradients", "completeness", None)
-    model = replace(prepared(), attribution=Attribution(methods=METHODS[2:], integrated_gradients_steps=64))
+    attribution = Attribution(methods=METHODS[2:], integrated_gradients_steps=32, baseline=baseline)
+    model = replace(prepared(), attribution=attribution)
+    model.trained.normals = spectrograms().roll(1, dims=0)[..., :N_FRAMES] / 2
     rows = audit_clips(model, clips()[:1], spectrograms()[:1], explain=True)["checks"]
     (fine,) = [row["value"] for row in rows if row["check"] == "completeness"]
     assert fine < min(0.01, checks[key])

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from faithad import schemas
-from faithad.audit.shard import TABLES, AuditModel, audit_clips, table_schemas, to_table
+from faithad.audit.shard import TABLES, AuditModel, audit_clips, require_baselines, table_schemas, to_table
 from faithad.config.sections import Attribution, Audit
+from faithad.errors import ConfigError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
@@ -149,6 +150,16 @@ def test_a_classical_detector_gives_a_score_and_no_place(pooling: str, alarms: b
         assert [row[key] for key in ("worst_second_score", "worst_onset_s", "worst_mel_band")] == [None] * 3
         assert row["alarm"] is alarms
         assert (row["threshold"] is None) is (alarms is None)
+
+
+def test_a_model_without_training_clips_is_not_explained_from_them() -> None:
+    trained, attribution = prepared("ae").trained, Attribution(baseline="normals")
+    require_baselines(trained, Attribution())
+    with pytest.raises(ConfigError, match=r"the model 'ae' keeps no training clips .* earlier version. Train it again"):
+        require_baselines(trained, attribution)
+    trained.normals = SPECTROGRAMS[..., :FRAMES]
+    require_baselines(trained, attribution)
+    require_baselines(prepared("isolation_forest").trained, attribution)  # is not explained
 
 
 def test_a_shard_of_which_nothing_could_be_read_has_no_rows() -> None:

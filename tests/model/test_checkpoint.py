@@ -41,6 +41,7 @@ def trained(*, seed: int = 3, n_frames: int = 40, **changes: Any) -> TrainedMode
         ),
         "best_epoch": 7,
         "config_hash": "0123456789ab",
+        "normals": torch.randn(3, 16, n_frames, generator=torch.Generator().manual_seed(seed)),
     }
     return TrainedModel(**(values | changes))
 
@@ -49,7 +50,7 @@ def any_model(name: str) -> TrainedModel:
     """A model of any name, with a network that has learnt, or a detector that was fitted."""
     if not MODELS[name].reconstructs:
         x = torch.randn(20, 16, 40, generator=torch.Generator().manual_seed(5))
-        return trained(name=name, network=fit_classical(name, x, seed=3), best_epoch=0)
+        return trained(name=name, network=fit_classical(name, x, seed=3), best_epoch=0, normals=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         network = build_network(name, 16, 40).train()
@@ -107,6 +108,9 @@ def assert_same(found: TrainedModel, saved: TrainedModel) -> None:
     assert found.features == saved.features
     assert torch.equal(found.normalization.mean, saved.normalization.mean)
     assert torch.equal(found.normalization.std, saved.normalization.std)
+    assert (found.normals is None) == (saved.normals is None)
+    if found.normals is not None and saved.normals is not None:
+        assert torch.equal(found.normals, saved.normals)
     weights = found.network.state_dict()
     assert weights.keys() == saved.network.state_dict().keys()
     assert all(torch.equal(weights[key], tensor) for key, tensor in saved.network.state_dict().items())

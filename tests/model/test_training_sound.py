@@ -11,7 +11,14 @@ from torch import Tensor
 
 from faithad.errors import CheckpointError
 from faithad.model.checkpoint import load_model, save_model
-from faithad.model.training_sound import MOST_CLIPS, TrainingSound, mean_spectra, mean_spectrum
+from faithad.model.training_sound import (
+    MOST_CLIPS,
+    TrainingSound,
+    first_normals,
+    mean_spectra,
+    mean_spectrum,
+    most_normals,
+)
 from faithad.settings import FeatureSettings
 from tests.model.test_checkpoint import trained
 
@@ -76,4 +83,20 @@ def test_it_is_stored_with_the_model(tmp_path: Path) -> None:
 def test_spectra_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     save_model(trained(sound=TrainingSound(torch.zeros(shape), 1.0)), str(tmp_path))
     with pytest.raises(CheckpointError, match=r"sound\.spectra is .* instead of \(clips, 16\)"):
+        load_model(str(tmp_path))
+
+
+def test_the_first_clips_are_kept_and_16_mib_at_most() -> None:
+    batches = [torch.full((10, 3, 5), float(number)) for number in range(4)]
+    kept = first_normals(batches)
+    assert kept.shape == (16, 3, 5)
+    assert kept[:, 0, 0].tolist() == 10 * [0.0] + 6 * [1.0]
+    assert len(first_normals(batches[:1])) == 10
+    assert [most_normals(*shape) for shape in ((80, 401), (128, 10_000), (512, 30_000))] == [16, 3, 1]
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 39), (0, 16, 40), (17, 16, 40), (16, 40)])
+def test_normals_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    save_model(trained(normals=torch.zeros(shape)), str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"normals\.clips is .* instead of \(1 to 16, 16, 40\)"):
         load_model(str(tmp_path))

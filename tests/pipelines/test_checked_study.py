@@ -18,6 +18,7 @@ from faithad.demo.mill import synthesize
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.table import build_network
+from faithad.model.training_sound import first_normals
 from faithad.pipelines import features, study
 from faithad.pipelines.audit import models
 from faithad.pipelines.evaluate import evaluate
@@ -33,7 +34,11 @@ SMALL = {
     "models": ["ae", "mae", "frame_pca"],
     "seeds": [0, 1],
     "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
-    "attribution": {"methods": ["error_map", "integrated_gradients"], "integrated_gradients_steps": 2},
+    "attribution": {
+        "methods": ["error_map", "integrated_gradients"],
+        "integrated_gradients_steps": 2,
+        "baseline": "normals",
+    },
     "audit": {"percentiles": [90, 95], "maps": 1},
     "evaluation": {"deep_clips": 2, "sanity_clips": 1},
 }
@@ -69,11 +74,14 @@ def _write_model(made: Study, name: str, seed: int, stage: Any) -> None:
     network = build_network(name, 16, n_frames).eval()
     statistics = Normalization(torch.full((16,), -40.0), torch.full((16,), 10.0))
     trained = TrainedModel(network, statistics, made.feature_settings, name, seed, None, 1, stage.fingerprint)
+    clips = features.read_features(made.root, "train", made.feature_settings)
+    trained.normals = first_normals(trained.prepare(part) for part in clips)
     stage.begin(redo=False)
     save_model(trained, storage.join(made.root, layout.model(name, seed)))
-    scores = pa.table({"score": np.linspace(1, 2, 5), "worst_second_score": np.linspace(1, 2, 5)})
+    rows = [{"score": error, "worst_second_score": error, "worst_windows": [error]} for error in np.linspace(1, 2, 5)]
+    scores = pa.Table.from_pylist(rows, schema=schemas.VALIDATION_SCORES)
     location = storage.join(made.root, layout.validation_scores(name, seed))
-    storage.write_table(scores.cast(schemas.VALIDATION_SCORES), location, schema=schemas.VALIDATION_SCORES)
+    storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
     epoch = {"model": name, "seed": seed, "epoch": 1, "train_loss": 1.0, "validation_loss": 1.0, "best": True,
              "learning_rate": 0.1, "duration_s": 1.0, "diverged": False}  # fmt: skip
     location = storage.join(made.root, layout.epochs(name, seed))

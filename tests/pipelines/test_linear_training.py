@@ -96,6 +96,8 @@ def test_a_linear_model_is_trained_shard_by_shard(study: Study, model: str, monk
     assert found.alarm is not None
     assert found.alarm.n_validation == 7
     assert len(found.alarm.window_thresholds) == 1
+    assert found.normals is not None
+    assert torch.equal(found.normals, normalization.apply(normals)[:16])
     x = normalization.apply(normals)
     with torch.inference_mode():
         assert (found.network(x) - x).square().mean() < x.var()

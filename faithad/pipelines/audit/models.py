@@ -17,10 +17,12 @@ from faithad import storage
 from faithad.audit.choice import choose_clips, keep_examples, mark_deep
 from faithad.audit.outcome import read_scores
 from faithad.audit.raised_alarm import say_too_few
+from faithad.audit.shard import require_baselines
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.features import Normalization
+from faithad.model.checkpoint import load_model
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.takes import number_shards
@@ -85,6 +87,7 @@ def audit_models(
         StudyError: there are no test clips, an actor asks for more than the cluster has, or what was written cannot
             be seen here.
         CheckpointError: a model is missing, damaged or does not fit the study.
+        ConfigError: a model lacks the baselines of its explanations.
     """
     damaged = {run for run in study.runs if stages[run].is_done() and not is_audit_whole(study, manifest, *run)}
     todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
@@ -102,6 +105,9 @@ def audit_models(
     if not clips.num_rows:
         raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
     explained = study.audit.explain != "none" and any(MODELS[model].explained for model, _ in todo)
+    if explained and study.attribution.baseline == "normals":
+        for model, seed in todo:
+            require_baselines(load_model(storage.join(study.root, layout.model(model, seed))), study.attribution)
     # For the outlier curve, which the paper's protocol compares with F-scores only.
     has_outliers = explained and (CORRECTED in study.judging.protocols or pc.any(clips["annotated"]).as_py())
     training = training_statistics(study) if has_outliers else None

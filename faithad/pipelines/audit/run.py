@@ -42,6 +42,7 @@ from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_mi
 from faithad.audit.operating_points import operating_points
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import normal_scores, raised_alarm
+from faithad.audit.shard import require_baselines
 from faithad.audit.sounds import event_sounds
 from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.channels import split_name
@@ -112,7 +113,7 @@ def run_audit(
         accept_missing: keep the results of recordings that are gone, and say so in the ledger.
 
     Raises:
-        ConfigError: the results would lie among the recordings.
+        ConfigError: the results would lie among the recordings, or the model lacks the baselines of its explanations.
         RecordingError: there are no recordings, or none of them gave a clip.
         CheckpointError: the model is missing or damaged.
         AnnotationError: the annotations cannot be understood or do not fit the recordings.
@@ -130,6 +131,8 @@ class AuditRunner:
         _refuse_results_among_recordings(run)
         self._run = run
         self._trained = with_score(run, load_any(run.model))
+        if run.audit.explain != "none":
+            require_baselines(self._trained, run.attribution)
         self._trained.alarm = raised_alarm(run, self._trained)
         self._model_digest = digest_of_files(run.model)[:16]
         self._looks: dict[str, Look] = {}

@@ -31,6 +31,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.table import build_network
+from faithad.model.training_sound import first_normals
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
@@ -176,6 +177,7 @@ def ensemble_of(
     compared with clips of other recordings.
     """
     ensemble, alarm, table, pieces = fit_sum(fitted, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s)
+    kept = first_normals(normals.parts())
     members = {
         name: TrainedModel(
             member.detector.network,
@@ -187,6 +189,7 @@ def ensemble_of(
             0,
             fingerprint,
             sound=normals.sound,
+            normals=kept,
         )
         for name, member in fitted.items()
     }

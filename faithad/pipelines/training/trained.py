@@ -28,7 +28,7 @@ from faithad.model.masking import mean_per_clip
 from faithad.model.precision import arithmetic
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
-from faithad.model.training_sound import TrainingSound, mean_spectra
+from faithad.model.training_sound import TrainingSound, first_normals, mean_spectra
 from faithad.pipelines.features import TRAINING_SPLITS, count_features, load_n_frames, read_features
 from faithad.pipelines.training.clips import read_clips, training_clips
 from faithad.pipelines.training.task import TrainingTask
@@ -229,6 +229,8 @@ def _save(
         best_epoch=best_epoch,
         config_hash=task.fingerprint,
         sound=_training_sound(study),
+        # The same clips for all models of the study.
+        normals=first_normals(read_clips(task, "train")) if MODELS[task.model].explained else None,
     )
     save_model(trained, task.folder)
 
