@@ -24,6 +24,17 @@ def test_modules_that_are_named_exist(page: Path) -> None:
     names = set(re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|md|ipynb))?|\w+\.py)`", text))
     folders = [PROJECT / "faithad", PROJECT, *(PROJECT / "faithad" / name for name in ("evaluation", "pipelines"))]
     folders.append(PROJECT / "tests")
-    written = {"models/", "training/", "stages/", "summary/", "audit/", "ledger/", "train/", "test/", "supplemental/"}
+    written = {
+        "models/",
+        "best/",
+        "training/",
+        "stages/",
+        "summary/",
+        "audit/",
+        "ledger/",
+        "train/",
+        "test/",
+        "supplemental/",
+    }
     gone = [name for name in names - written if not any((folder / name).exists() for folder in folders)]
     assert not gone
