@@ -86,12 +86,15 @@ def learnt(network: SkipCAETransformer) -> dict[str, Any]:
     """Three steps of an epoch of an MAE, clips and masks on the device."""
     clips = torch.empty(12, N_MELS, N_FRAMES, device=DEVICE)
     training = Training(network.train(), clips, clips[:2], TRAINING)
+    for layer in training._dropout:
+        layer.clips = torch.arange(4, device=DEVICE)
     with Operations() as operations:
         numbers = [torch.arange(4) + 4 * batch for batch in range(3)]
         patches = training._hidden_patches(torch.cat(numbers), "masks", 1)
-        losses = [training._learn(x, mask, batch_size=4) for x, mask in training._inputs(clips, numbers, patches)]
+        steps = [training._learn(x, mask, batch_size=4) for x, mask in training._inputs(clips, numbers, patches)]
     return {
-        "losses": [*{(*each.shape, each.device.type) for each in losses}],
+        "losses": [*{(*losses.shape, losses.device.type) for losses, _ in steps}],
+        "norms": [*{(*norm.shape, norm.device.type) for _, norm in steps}],
         "to_host": operations.to_host,
         "from_host": operations.from_host,
     }

@@ -46,6 +46,6 @@ def test_a_clip_costs_few_launches_and_small_copies_of_its_own(outcome: Any) -> 
 
 def test_an_epoch_sends_its_plan_at_once_and_waits_for_nothing(outcome: Any) -> None:
     learnt = outcome["learnt"]
-    assert learnt["losses"] == [[4, "elsewhere"]]
+    assert (learnt["losses"], learnt["norms"]) == ([[4, "elsewhere"]], [["elsewhere"]])
     # Which clips, and which masks.
     assert (learnt["to_host"], learnt["from_host"]) == (0, 2)
