@@ -43,7 +43,7 @@ def test_same_tables_same_bytes(out: str, rendered: tuple[str, Any], render: Ren
 
 
 def test_first_screen(rendered: tuple[str, Any], audit: AuditTables) -> None:
-    text = rendered[1].text[: rendered[1].text.index("Neighbouring alarms are one event.")]
+    text = rendered[1].text[: rendered[1].text.index("An event is a stretch of sound")]
     n_alarms = sum(event["n_alarms"] for event in audit.events)
     top = max(audit.events, key=lambda event: event["score"])
     assert f"{len(audit.events)} events ({n_alarms} alarmed clips) in 119.7 min of audited sound" in text
