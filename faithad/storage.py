@@ -36,6 +36,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from faithad import s3_keys
 from faithad.errors import DamagedError, FullError, StorageError, StudyError, without_secrets
 from faithad.locations import ENVIRONMENT, have_expired, location_problem, store_message
 from faithad.locations import is_remote as is_remote
@@ -156,6 +157,8 @@ def _information(location: str) -> pafs.FileInfo:
 
     def ask() -> pafs.FileInfo:
         with _read_errors(location):
+            if _has_odd_key(location):
+                return s3_keys.information(location)
             info = file_system.get_file_info(path)
             # Some tools make an empty object with the name of a folder.
             if is_remote(location) and info.type == pafs.FileType.File and info.size == 0:
@@ -218,10 +221,14 @@ class Entry(NamedTuple):
     def is_hidden(self) -> bool:
         return any(part.startswith(".") for part in self.path.split("/"))
 
-    @property
-    def can_be_opened(self) -> bool:
-        """Whether pyarrow opens it: not an object whose key has two slashes in a row."""
-        return "" not in self.path.split("/")
+
+def can_be_opened(location: str) -> bool:
+    """Whether a name can be opened: an object whose key has two slashes in a row only on S3, and with boto3."""
+    return not _has_odd_key(location) or s3_keys.can_be_read(location)
+
+
+def _has_odd_key(location: str) -> bool:
+    return is_remote(location) and s3_keys.has_empty_part(locate(location)[1])
 
 
 def walk(folder: str) -> list[Entry]:
@@ -305,11 +312,14 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
     if isinstance(file_system, pafs.LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file", path)
 
-    def ask() -> pa.NativeFile:
+    def ask() -> pa.NativeFile | s3_keys.S3Object:
         with _read_errors(location):
-            return file_system.open_input_file(path)
+            return s3_keys.S3Object(location) if _has_odd_key(location) else file_system.open_input_file(path)
 
-    with _asked_again(location, ask) as file:
+    with contextlib.ExitStack() as stack:
+        file = _asked_again(location, ask)
+        if not isinstance(file, s3_keys.S3Object):
+            stack.enter_context(file)
         yield pa.PythonFile(_PatientFile(file, location), mode="r") if is_remote(location) else file
 
 
@@ -320,7 +330,7 @@ class _TooFewBytes(StorageError):
 class _PatientFile(io.RawIOBase):
     """An object of a store: each read gives all bytes, and is repeated as `_asked_again` says."""
 
-    def __init__(self, file: pa.NativeFile, location: str) -> None:
+    def __init__(self, file: pa.NativeFile | s3_keys.S3Object, location: str) -> None:
         self._file, self._location, self._n_bytes = file, location, int(file.size())
 
     def readable(self) -> bool:

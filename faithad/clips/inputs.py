@@ -112,8 +112,9 @@ def _left_out(entry: storage.Entry, suffixes: Sequence[str], location: str) -> t
         return None if is_searched else ("skipped", "is a hidden folder, which is not searched")
     if ending in suffixes and entry.is_hidden:
         return "skipped", "is hidden: its name, or that of a folder above it, begins with a dot"
-    if ending in suffixes and not entry.can_be_opened:
-        wrong = "has a key with an empty part (two slashes in a row), which cannot be opened"
+    if ending in suffixes and not storage.can_be_opened(storage.join_path(location, entry.path)):
+        needs = 'needs boto3 (pip install "faithad[s3]")' if location.startswith("s3://") else "cannot be opened"
+        wrong = f"has a key with an empty part (two slashes in a row), which {needs}"
         return "failed", f"{wrong}. {_rename(location, entry.path)}"
     if ending in _OTHER_SOUNDS and not entry.is_hidden:
         converts = ffmpeg_command(entry.path)
@@ -140,22 +141,22 @@ def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] |
     parent, name = posixpath.split(storage.locate(location)[1].rstrip("/"))
     endings = tuple(suffix.lower() for suffix in suffixes)
     if storage.is_folder(location):
-        paths = _recordings_among(storage.walk(location), endings)
+        paths = _recordings_among(location, storage.walk(location), endings)
         return [(f"{name}/{path}", storage.join_path(location, path)) for path in paths]
     if not storage.exists(location):
         return None
     return [(f"{storage.name_of(parent)}/{name}", location)] if name.lower().endswith(endings) else []
 
 
-def _recordings_among(entries: Sequence[storage.Entry], suffixes: tuple[str, ...]) -> list[str]:
+def _recordings_among(folder: str, entries: Sequence[storage.Entry], suffixes: tuple[str, ...]) -> list[str]:
     """The paths with the name of a recording. A folder with such a name counts only if no recording lies in it."""
     named = [
         entry
         for entry in entries
         if entry.path.lower().endswith(suffixes)
         and not entry.is_hidden
-        and entry.can_be_opened
         and entry.kind != "unreadable"
+        and storage.can_be_opened(storage.join_path(folder, entry.path))
     ]
     used = {
         above.as_posix() for entry in named if entry.kind != "folder" for above in PurePosixPath(entry.path).parents

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from faithad import storage
+from faithad import s3_keys, storage
 from faithad.clips.annotations import read_annotations
 from faithad.clips.inputs import find_left_out, find_recordings
 from faithad.clips.layouts import DataFolders
@@ -265,23 +265,45 @@ def test_a_place_that_cannot_be_reached_is_named_with_its_cause(
         find_recordings([("test", str(tmp_path))])
 
 
-def test_keys_with_two_slashes_and_a_folder_with_an_object_of_its_name(object_store: str) -> None:
-    """Arrow opens no key with an empty part, so such a sound is named as not heard."""
-    place = f"{object_store}/slashes/week"
+def test_keys_with_two_slashes_are_read_or_named_with_a_way_out(
+    object_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Arrow opens no key with an empty part; boto3 does. A folder may have an object of its own name."""
+    place, wave = f"{object_store}/slashes/week", np.random.default_rng(0).uniform(-0.5, 0.5, 45_000)
+    soundfile.write(tmp_path / "sound.wav", wave, 20_000, subtype="FLOAT")
     for key in ("week/a.wav", "week//a.wav", "week/day//sub/c.wav"):
-        put(f"slashes/{key}", b"sound")
+        put(f"slashes/{key}", (tmp_path / "sound.wav").read_bytes())
     for key in ("week", "week/", "week/day"):
         put(f"slashes/{key}", b"")
-    assert [(r.path, r.uri) for r in find_recordings([("test", place)])] == [("week/a.wav", f"{place}/a.wav")]
+    recordings = find_recordings([("test", place)])
+    assert [(recording.path, recording.uri) for recording in recordings] == [
+        ("week//a.wav", f"{place}//a.wav"),
+        ("week/a.wav", f"{place}/a.wav"),
+        ("week/day//sub/c.wav", f"{place}/day//sub/c.wav"),
+    ]
+    assert find_left_out([place]) == []
+    assert len(folder_fingerprints([place], suffixes=[".wav"])) == 3
+    for recording in recordings:
+        assert probe_recording(recording.uri).n_samples == 45_000
+        clip = read_clip(recording.uri, onset_s=1.0, duration_s=1.0, clip_s=1.0, sample_rate_hz=20_000)
+        np.testing.assert_allclose(clip, wave[20_000:40_000], atol=1e-6)
+    assert storage.size_and_time(f"{place}//a.wav")[0] == (tmp_path / "sound.wav").stat().st_size
+    with pytest.raises(RecordingError, match="does not exist"):
+        probe_recording(f"{place}//none.wav")
+
+    monkeypatch.setattr(s3_keys, "can_be_read", lambda location: False)
+    assert [recording.path for recording in find_recordings([("test", place)])] == ["week/a.wav"]
     rows = find_left_out([place])
     assert [(row["recording"], row["status"]) for row in rows] == [
         ("week//a.wav", "failed"),
         ("week/day//sub/c.wav", "failed"),
     ]
-    assert [row["reason"].rpartition("), which cannot be opened. Rename it: ")[2] for row in rows] == [
+    assert [row["reason"].rpartition('needs boto3 (pip install "faithad[s3]"). Rename it: ')[2] for row in rows] == [
         "aws s3 mv s3://mill/slashes/week//a.wav s3://mill/slashes/week/_/a.wav",
         "aws s3 mv s3://mill/slashes/week/day//sub/c.wav s3://mill/slashes/week/day/_/sub/c.wav",
     ]
+    with pytest.raises(StorageError, match=r"week//a\.wav' has an empty part, which needs boto3"):
+        storage.read_bytes(f"{place}//a.wav")
     put("slashes/empty", b"")
     with pytest.raises(RecordingError, match="holds no recordings"):
         find_recordings([("test", f"{object_store}/slashes/empty")])
@@ -289,7 +311,8 @@ def test_keys_with_two_slashes_and_a_folder_with_an_object_of_its_name(object_st
 
 def put(key: str, content: bytes) -> None:
     url = f"{os.environ['AWS_ENDPOINT_URL']}/mill/{key}"
-    urllib.request.urlopen(urllib.request.Request(url, data=content, method="PUT")).close()
+    headers = {"Content-Type": "application/octet-stream"}  # as a form, the server would try to read it
+    urllib.request.urlopen(urllib.request.Request(url, data=content, headers=headers, method="PUT")).close()
 
 
 # --- folders that are not entered -------------------------------------------------------------------------------------

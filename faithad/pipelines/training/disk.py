@@ -41,7 +41,7 @@ def require_disk(root: str, weights: Sequence[int], *, at_once: int) -> None:
     needed, free = sum(weights) + _WEIGHTS_IN_STATES * sum(sorted(weights)[-at_once:]), shutil.disk_usage(root).free
     if needed > free:
         raise StudyError(
-            f"The disk of {root} has {free / _GIB:.2f} GiB free, and {count(len(weights), 'training')}, {at_once} at "
-            f"once, need {needed / _GIB:.2f} GiB for their states and models. Free some space, give another root, or "
-            "run fewer at once (train.trainings_at_once, search.trials_at_once)."
+            f"The states and models of {count(len(weights), 'training')} ({at_once} at once) take "
+            f"{needed / _GIB:.2f} GiB, and the disk of {root} has {free / _GIB:.2f} GiB free. Free some space, give "
+            "another root, or run fewer at once (train.trainings_at_once, search.trials_at_once)."
         )
