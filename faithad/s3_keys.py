@@ -19,8 +19,9 @@ from faithad.locations import ENVIRONMENT, quoted
 _DEFAULT_REGION = "us-east-1"
 
 
-def has_empty_part(path: str) -> bool:
-    return "" in path.strip("/").split("/")
+def has_empty_part(location: str) -> bool:
+    """Whether a URI names a key with two slashes in a row."""
+    return "//" in location.partition("://")[2].partition("?")[0].rstrip("/")
 
 
 def can_be_read(location: str) -> bool:
@@ -78,12 +79,14 @@ class S3Object:
         return len(content)
 
 
-def information(location: str) -> pafs.FileInfo:
-    """What `pyarrow.fs.FileSystem.get_file_info` says of an object."""
+def information(location: str) -> pafs.FileInfo | None:
+    """What `pyarrow.fs.FileSystem.get_file_info` would say of an object; None if there is none, or no boto3."""
+    if not can_be_read(location):
+        return None
     try:
         opened = S3Object(location)
     except FileNotFoundError:
-        return pafs.FileInfo(location, pafs.FileType.NotFound)
+        return None
     return pafs.FileInfo(location, pafs.FileType.File, size=opened.size(), mtime_ns=opened.modified_ns)
 
 

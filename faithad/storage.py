@@ -157,8 +157,8 @@ def _information(location: str) -> pafs.FileInfo:
 
     def ask() -> pafs.FileInfo:
         with _read_errors(location):
-            if _has_odd_key(location):
-                return s3_keys.information(location)
+            if s3_keys.has_empty_part(location) and (odd := s3_keys.information(location)) is not None:
+                return odd
             info = file_system.get_file_info(path)
             # Some tools make an empty object with the name of a folder.
             if is_remote(location) and info.type == pafs.FileType.File and info.size == 0:
@@ -224,11 +224,7 @@ class Entry(NamedTuple):
 
 def can_be_opened(location: str) -> bool:
     """Whether a name can be opened: an object whose key has two slashes in a row only on S3, and with boto3."""
-    return not _has_odd_key(location) or s3_keys.can_be_read(location)
-
-
-def _has_odd_key(location: str) -> bool:
-    return is_remote(location) and s3_keys.has_empty_part(locate(location)[1])
+    return not s3_keys.has_empty_part(location) or s3_keys.can_be_read(location)
 
 
 def walk(folder: str) -> list[Entry]:
@@ -314,7 +310,7 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
 
     def ask() -> pa.NativeFile | s3_keys.S3Object:
         with _read_errors(location):
-            return s3_keys.S3Object(location) if _has_odd_key(location) else file_system.open_input_file(path)
+            return s3_keys.S3Object(location) if s3_keys.has_empty_part(location) else file_system.open_input_file(path)
 
     with contextlib.ExitStack() as stack:
         file = _asked_again(location, ask)
