@@ -139,7 +139,7 @@ def audited(work: Path) -> Path:
         model=str(work / "calibrated"),
         recordings=[str(work / "new")],
         out=str(work / "out"),
-        overrides=["audit.explain=none"],
+        overrides=["audit.explain=none", "report.sound=none"],
     )
     with without_ray():
         run_audit(run)

@@ -67,7 +67,7 @@ def week(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def audit(folder: Path, name: str, *overrides: str, channel: str | None = None) -> AuditRun:
-    settings = ("audit.explain=none", "audit.maps=0", *overrides)
+    settings = ("audit.explain=none", "audit.maps=0", "report.sound=none", *overrides)
     run = load_audit_run(
         None, model=str(folder / "model"), recordings=[str(folder / "mill")], out=str(folder / name), channel=channel,
         overrides=settings,
