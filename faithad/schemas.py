@@ -8,11 +8,11 @@ Contents
     FORMAT                                                   of all tables together
     MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES, PIECE_SCORES
                                                              one file each
-    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, CHECKS, LEDGER    one folder of shards per (model, seed)
+    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LINES, CHECKS, LEDGER    one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
-    REPLACEMENTS, BANDS, SANITY
+    SECONDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
 """
 
@@ -27,7 +27,7 @@ import pyarrow as pa
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm; new tables of an audit are
-# sounds, operating_points and decisions.
+# sounds, operating_points, decisions and lines; summary/seconds.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -197,6 +197,15 @@ CONTROLS = pa.schema(
         pa.field("line", pa.string(), nullable=False),
         pa.field("percentile", pa.float64(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+# The curves of these lines, so that they can be judged against any annotations.
+LINES = pa.schema(
+    [
+        *_CLIP_KEYS,
+        pa.field("line", pa.string(), nullable=False),
+        pa.field("curve", pa.list_(pa.float32()), nullable=False),
     ]
 )
 
@@ -415,6 +424,20 @@ CONTROLS_SUMMARY = pa.schema(
         pa.field("percentile", pa.float64()),
         pa.field("scope", pa.string(), nullable=False),
         *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
+# How well curves rank the seconds of clips, without a threshold.
+SECONDS_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("ranked", pa.string(), nullable=False),
+        pa.field("scope", pa.string(), nullable=False),
+        *_ESTIMATE,
+        pa.field("chance", pa.float64(), nullable=False),
         pa.field("n_clips", pa.int32(), nullable=False),
     ]
 )
@@ -669,6 +692,9 @@ MEANINGS = {
     "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), a curve that needs "
     "no model (`level`, `level_change`, `outlier`), the error of the linear model `frame_pca`, or the `oracle`: the "
     "annotated seconds, for faithfulness the frames with the highest error",
+    "lines.line": "a curve that needs no model (`level`, `level_change`, `outlier`), or the error of the linear model "
+    "`frame_pca` where it is one of the study's models",
+    "lines.curve": "one value for each frame that holds sound",
     "controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
     "controls.value": "its value; of `random` frames the mean of 16 draws",
     "check": "what is checked, see `faithad/audit/checking.py`; in `summary/sanity` also `seeds`: Spearman's rho of "
@@ -678,6 +704,13 @@ MEANINGS = {
     "at": "percentile; percent of the frames (`deletion`, `insertion`) or of the layers (`randomisation`); number of "
     "the group of mel bands; null for the others",
     "checks.value": "its value",
+    "summary/seconds.method": "method, or a line of `lines`",
+    "summary/seconds.metric": "`auroc`, how often an annotated second ranks above another one, or `average_precision`",
+    "ranked": "which seconds are ranked together: those of all clips, each curve less its mean and by its deviation "
+    "(`pooled`), or those of each clip (`per_clip`), as the mean over clips. A second's value is the highest of its "
+    "frames",
+    "summary/seconds.scope": "`annotated` clips, or `all`: normal ones as well, by the error itself (`error_map`)",
+    "chance": "what a random order has in the mean: 0.5, or the share of annotated seconds",
     "summary/replacements.metric": "`faithfulness`, the mean over all percentiles in mode `frame`, or the area below "
     "E(x') / E(x): `deletion` (small is good), `insertion` (large is good)",
     "summary/replacements.replacement": "what replaces frames: the model's own `reconstruction`, the `training_mean` "

@@ -93,8 +93,8 @@ def judge_method(clip: Clip, method: str, summed: Floats, model: AuditModel) -> 
 
 def judge_lines(
     clip: Clip, log_mel: Tensor, error: Tensor | None, linear: Floats | None, model: AuditModel
-) -> list[TableRow]:
-    """The rows of `controls` with F-scores; the masks of the lines' peaks are added to the clip's.
+) -> tuple[list[TableRow], list[TableRow]]:
+    """The rows of `lines`, and the F-scores of `controls`; the masks of the lines' peaks are added to the clip's.
 
     Args:
         clip: an explained one.
@@ -104,17 +104,17 @@ def judge_lines(
         model: that is audited.
     """
     features, percentiles = model.trained.features, model.audit.percentiles
-    is_corrected = CORRECTED in model.judging.protocols
-    curves: dict[str, Floats] = {}
-    if clip.row["annotated"] or is_corrected:
-        training = model.training
-        curves |= no_model_curves(
+    training, is_corrected = model.training, CORRECTED in model.judging.protocols
+    curves: dict[str, Floats] = dict(
+        no_model_curves(
             log_mel.numpy(),
             power_of_ten=10.0 if features.scale == "db" else 1.0,
             training=None if training is None else (training.mean.numpy(), training.std.numpy()),
         )
+    )
     if linear is not None:
         curves[LINEAR] = linear
+    lines = [{**clip.keys, "line": line, "curve": summed} for line, summed in curves.items()]
     rows: list[TableRow] = []
     for line, summed in curves.items():
         for protocol, peaks in _peaks(clip, summed, model):
@@ -130,7 +130,7 @@ def judge_lines(
         assert error is not None, "explained models reconstruct"
         best = [(ORACLE, peaks) for protocol, peaks in _peaks(clip, curve(error), model) if protocol == CORRECTED]
         clip.masks += [MaskSet(CORRECTED, "frame", line, True, peaks) for line, peaks in best]
-    return rows
+    return lines, rows
 
 
 def judge_faithfulness(

@@ -69,6 +69,7 @@ def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
         "localization": schemas.LOCALIZATION,
         "faithfulness": schemas.FAITHFULNESS,
         "controls": schemas.CONTROLS,
+        "lines": schemas.LINES,
         "checks": schemas.CHECKS,
         "spectrograms": schemas.spectrograms(*shape),
         "ledger": schemas.LEDGER,
@@ -390,7 +391,9 @@ def _rows(
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain:
             linear = None if linear_errors is None else linear_errors[number, : clip.n_frames]
-            rows["controls"] += judge_lines(clip, log_mels[number, :, : clip.n_frames], error, linear, model)
+            lines, of_lines = judge_lines(clip, log_mels[number, :, : clip.n_frames], error, linear, model)
+            rows["lines"] += lines
+            rows["controls"] += of_lines
         if explain and row["keep_maps"] and outputs is not None:
             # Back in the unit of the features: what a person knows from other spectrograms.
             own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))

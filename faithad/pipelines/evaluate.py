@@ -46,7 +46,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     if not stage.begin(redo=redo):
         return
     storage.write_text(storage.join(study.root, layout.STUDY), study.to_yaml())
-    sources = read_sources(partial(_read_audits, study))
+    sources = read_sources(partial(_read_audits, study), manifest)
     audits = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
     features = storage.join(study.root, layout.FEATURES)
     ledger = merge_ledgers(study.root, manifest, audits, others=[(features, layout.SCORED)])

@@ -75,7 +75,7 @@ SHARD_LEDGERS = (SCORED, EXPLAINED)
 
 # Tables of an audit, a folder of shards each.
 SCORES = "scores"
-EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "checks", "spectrograms")
+EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "lines", "checks", "spectrograms")
 
 
 def shard(number: int) -> str:
@@ -157,6 +157,7 @@ TABLES = {
             ("localization", "annotated clip, model, method, protocol and percentile", schemas.LOCALIZATION),
             ("faithfulness", "explained clip, model, method, protocol, mode and percentile", schemas.FAITHFULNESS),
             ("controls", "explained clip, model, protocol, metric, line and percentile", schemas.CONTROLS),
+            ("lines", "explained clip, model and line", schemas.LINES),
             ("checks", "deep clip, model, method, check, and percentile, share or band group", schemas.CHECKS),
             ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
         ]
@@ -176,6 +177,7 @@ TABLES = {
     "summary/comparison": _summary(
         "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),
+    "summary/seconds": _summary("seconds", "model, method or line, metric, and which seconds", schemas.SECONDS_SUMMARY),
     "summary/replacements": _summary("replacements", "model, method, metric and replacement", schemas.REPLACEMENTS),
     "summary/bands": _summary("bands", "model, method or line, and scope", schemas.BANDS),
     "summary/sanity": _summary("sanity", "model, method and check", schemas.SANITY),
