@@ -671,7 +671,8 @@ MEANINGS = {
     "note": "what the reviewer wrote about it; may be empty",
     "metric": "`auc` or `pauc`, the partial one; `caught_1`, `caught_2` and `caught_5`, the share of anomalous clips "
     "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
-    "anomalous and of normal clips that alarmed, beside the score that alarms",
+    "anomalous and of normal clips that alarmed, beside the score that alarms; `dcase`, the official score of DCASE "
+    "Task 2 where recordings have sections",
     "summary/detection.score": "`paper`, `robust`, the four choices of another score, or `own` of a model that gives a "
     "score only",
     "n_normal_needed": "how many normal clips the rate of false alarms needs; with fewer, `mean` is null",

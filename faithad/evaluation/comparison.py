@@ -34,7 +34,8 @@ from faithad.evaluation.controls import NO_MODEL, RANDOM
 from faithad.evaluation.decisions import Comparison, compare
 from faithad.evaluation.estimates import SummaryRow, known_mean
 from faithad.evaluation.lines import f_score_lines, mean_over_percentiles
-from faithad.vocabulary import ERROR_POOLINGS
+from faithad.scoring.choices import OWN, PAPER_NAME
+from faithad.vocabulary import ERROR_POOLINGS, FITTED
 
 if TYPE_CHECKING:
     from faithad.evaluation.summary import Experiment
@@ -105,7 +106,7 @@ def comparison_rows(
         yield from _against_lines(measure, recordings)
         if measure.metric == "f_score":
             yield from _against_linear(measure, recordings)
-    yield from _detection_against_linear(scores, clips)
+    yield from _detection_against_linear(scores, experiment)
 
 
 def _between_models(measure: Measure, recordings: Integers) -> Iterator[SummaryRow]:
@@ -143,8 +144,9 @@ def _against_linear(measure: Measure, recordings: Integers) -> Iterator[SummaryR
             yield from _rows(measure, AGAINST_LINEAR, (model, linear), methods, answers)
 
 
-def _detection_against_linear(scores: pa.Table, clips: Clips) -> Iterator[SummaryRow]:
+def _detection_against_linear(scores: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
     """The AUC of each model that is not linear against that of each linear one, for each pooling."""
+    clips = experiment.clips
     labelled = ~np.isnan(clips.label)
     if not {0.0, 1.0} <= set(clips.label[labelled]):
         return
@@ -160,8 +162,10 @@ def _detection_against_linear(scores: pa.Table, clips: Clips) -> Iterator[Summar
         if shared:
             a, b = (np.stack([values[name][pooling] for pooling in shared], axis=2) for name in (model, linear))
             answers = compare_paired(a, b, clips.recording[labelled])
+            is_fitted = experiment.scores.get(model, PAPER_NAME) not in (PAPER_NAME, OWN)
             for pooling, answer in zip(shared, answers, strict=True):
-                names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": pooling}
+                method = FITTED if is_fitted and pooling == "mean" else pooling
+                names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": method}
                 yield {**keys, **names, **dataclasses.asdict(answer)}
 
 

@@ -164,6 +164,9 @@ def test_expected_alarms_of_few_clips() -> None:
     assert expected.range is not None
     assert expected.range[0] == 0
     assert expected.range[1] == pytest.approx(240 * (1 - 0.025 ** (1 / 12)), abs=4)  # the upper end of the true rate
+    fit = audit_findings.expected_of(replace(few, rule="gamma"), n_clips=240, hours=240 / 360)
+    assert fit is not None
+    assert fit.range is None  # the rule promises nothing that has a distribution
     unknown = audit_findings.expected_of(replace(few, n_validation=None), n_clips=240, hours=240 / 360)
     assert unknown is not None
     assert unknown.range is None
