@@ -27,7 +27,8 @@ import pyarrow as pa
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm; new tables of an audit are
-# sounds, operating_points, decisions and lines; summary/seconds.
+# sounds, operating_points, decisions, lines and reasons; events have
+# normalized and trusted; summary/seconds.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -304,6 +305,8 @@ EVENTS = pa.schema(
         pa.field("method", pa.string()),
         pa.field("percentile", pa.float64()),
         pa.field("faithfulness", pa.float64()),
+        pa.field("normalized", pa.float64()),
+        pa.field("trusted", pa.string()),
     ]
 )
 
@@ -623,7 +626,8 @@ MEANINGS = {
     "error_after": "the same score once these frames are replaced by their reconstruction",
     "faithfulness": "1 - error_after / error_before; under `paper` at least 0",
     "normalized": "(faithfulness - random) / (oracle - random), with the lines of `controls`; null in mode `segment`, "
-    "under `paper`, and where the clip has an even error: `oracle` is less than 0.01 above `random` at any percentile",
+    "under `paper` (in an audit of recordings but at the percentile of its events), and where the clip has an even "
+    "error: `oracle` is less than 0.01 above `random` at any percentile",
     "log_mel": "input, mel band by mel band, as many values for each as frames hold sound, in the unit of the features",
     "reconstruction": "what the model makes of it, in the same order and unit",
     "event_id": "name of the event: 16 hex digits of a hash of the model, the clips and where in the first it begins",
@@ -652,6 +656,10 @@ MEANINGS = {
     "events.method": "method of the explanation; null where there is none",
     "events.percentile": "percentile of its peaks; null where there is none",
     "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
+    "events.normalized": "mean of their `normalized`: how far the reason goes from random frames (0) to the best ones "
+    "(1); null where the error is even, or random frames were not measured",
+    "trusted": "verdict of `reasons` for the method: `yes`, it is more faithful than random frames in this audit; null "
+    "where that was not asked",
     "sounds.recording": "recording that the sound is from",
     "sounds.onset_s": "start of the sound, in seconds from the start of the recording",
     "sounds.duration_s": "its length in seconds: the event and 2 s around it, at most 30 s around its strongest moment",

@@ -36,7 +36,7 @@ from faithad.evaluation.temporal import Intervals, localization
 from faithad.runs import layout
 from faithad.runs.formats import mark_format
 from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.tables import read_manifest, read_shards, read_whole
+from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
 from faithad.scoring.choices import Score, score_name
 from faithad.scoring.trained_ensemble import load_any
 from faithad.settings import FeatureSettings
@@ -96,11 +96,13 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
     localized, n_frames = _localized(audit, scored, run.audit.percentiles, frames_per_s)
     of_lines = _lines_localized(sources["lines"], scored, run.audit.percentiles, frames_per_s)
     options: dict[str, Any] = {"n_frames": n_frames, "frames_per_s": frames_per_s, "scores": _score_names(audit)}
-    experiment = Experiment(scored, protocol=PROTOCOL, **options)
+    experiment = Experiment(scored, protocol=PROTOCOL, percentiles=run.audit.percentiles, **options)
     require_still_alone()
     mark_format(audit)
     tables = {}
-    sources |= {"scores": scores, "localization": localized, "controls": of_lines}
+    # F-scores are those of this reference, whatever annotations the audit was given.
+    others = sources["controls"].filter(pc.not_equal(sources["controls"]["metric"], "f_score"))
+    sources |= {"scores": scores, "localization": localized, "controls": pa.concat_tables([of_lines, others])}
     for name, summary in SUMMARIES.items():
         tables[name] = summarize(name, sources, experiment)
         require_still_alone()
@@ -122,7 +124,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
         *reference.notes,
         _detection_words(tables["detection"], scored),
         *agreement.agreement_words(rows, intervals.n_whole),
-        _second_words(tables, run),
+        _second_words(tables, run, _method_of_events(audit, run)),
         f"Tables: {storage.join(audit, layout.SUMMARY)}.",
     ]
     if agreement.are_equal(intervals, detections[agreement.EVENTS]):
@@ -226,11 +228,17 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}{caught}."
 
 
-def _second_words(tables: dict[str, pa.Table], run: AuditRun) -> str:
+def _method_of_events(audit: str, run: AuditRun) -> str:
+    """The method that explains the events, which may have been chosen for them."""
+    methods = read_events(audit)["method"].drop_null()
+    return str(methods[0].as_py()) if len(methods) else run.events.method
+
+
+def _second_words(tables: dict[str, pa.Table], run: AuditRun, method: str) -> str:
     """How well the explanation that gives the events their seconds finds those of the reference, beside what needs no
     model; all others are in the tables.
     """
-    method, percentile = run.events.method, run.events.percentile
+    percentile = run.events.percentile
     for row in tables["f_score"].to_pylist():
         if (row["method"], row["percentile"], row["anomaly_type"]) == (method, percentile, "all"):
             beside = [f"every second flagged: {row['control_every_second']:.3f}"]

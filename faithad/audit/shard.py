@@ -156,10 +156,16 @@ class AuditEnsemble:
 
     @classmethod
     def prepare(
-        cls, trained: TrainedEnsemble, *, attribution: Attribution, audit: Audit, device: torch.device
+        cls,
+        trained: TrainedEnsemble,
+        *,
+        attribution: Attribution,
+        audit: Audit,
+        device: torch.device,
+        judging: JudgingSettings = AS_IN_PAPER,
     ) -> AuditEnsemble:
         """As `AuditModel.prepare`."""
-        options: dict[str, Any] = {"attribution": attribution, "audit": audit, "device": device}
+        options: dict[str, Any] = {"attribution": attribution, "audit": audit, "device": device, "judging": judging}
         return cls(
             trained,
             tuple(
@@ -196,7 +202,7 @@ def prepare_audit(
                 f"protocol is {listed(judging.protocols)}, and {trained.name!r} is an ensemble: its clips are "
                 "explained by different members, so their faithfulness has no common lines. Judge it by 'paper'."
             )
-        return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device)
+        return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device, judging=judging)
     return AuditModel.prepare(
         trained,
         attribution=attribution,

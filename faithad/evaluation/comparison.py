@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.checks import INPAINTING, RECONSTRUCTION, TRAINING_MEAN, band_rhos, replaced_faithfulness
-from faithad.evaluation.clip_values import Clips, Cube, read_cube
+from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
 from faithad.evaluation.controls import NO_MODEL, RANDOM
 from faithad.evaluation.decisions import Comparison, compare
 from faithad.evaluation.estimates import SummaryRow, known_mean
@@ -246,6 +246,27 @@ def deep_measures(checks: pa.Table, faithfulness: pa.Table, clips: Clips) -> Ite
             yield Measure("band_rho", None, scope, chosen, None, RECONSTRUCTION, values, of_lines)
 
 
+def reason_rows(
+    faithfulness: pa.Table, controls: pa.Table, manifest: pa.Table, percentile: float
+) -> Iterator[SummaryRow]:
+    """Are the explanations of an audit more faithful than random frames, at the percentile of its events?
+
+    Args:
+        faithfulness: schemas.FAITHFULNESS, mode `frame`, of one protocol.
+        controls: schemas.CONTROLS of the same.
+        manifest: schemas.MANIFEST of the audited clips.
+        percentile: of the peaks.
+
+    Returns:
+        Rows of schemas.COMPARISON, the question `against_chance`, of each method.
+    """
+    clips = read_test_clips(manifest)
+    cubes = faithfulness_cubes(faithfulness, controls, "faithfulness", clips)
+    everywhere = np.ones(len(clips.ids), dtype=np.bool_)
+    for measure in _measure("faithfulness", "frame", "all", everywhere, percentile, cubes["frame"], cubes["line"]):
+        yield from _against_lines(measure, clips.recording)
+
+
 def faithfulness_cubes(faithfulness: pa.Table, controls: pa.Table, metric: str, clips: Clips) -> dict[str, Cube]:
     """The values of a metric by model, method and percentile, of both modes, and by model, line and percentile.
 
@@ -284,7 +305,9 @@ def _measure(
             if at == percentile and np.isfinite(part.values[:, chosen, column]).any()
         }
         for part in (
-            (mean_over_percentiles(cube), mean_over_percentiles(lines)) if percentile is None else (cube, lines)
+            (mean_over_percentiles(cube), mean_over_percentiles(lines, {at for *_, at in cube.columns}))
+            if percentile is None
+            else (cube, lines)
         )
     )
     if values:

@@ -50,6 +50,7 @@ class Experiment:
         frames_per_s: of the curves.
         seed: of the bootstrap and of the random curves.
         n_draws: random curves per clip.
+        percentiles: of the peaks; where they are not known, those of each table.
         scores: the name of each model's score, see `scoring.choices.score_name`; the paper's where it is not named.
     """
 
@@ -59,6 +60,7 @@ class Experiment:
     frames_per_s: float
     seed: int = 0
     n_draws: int = 100
+    percentiles: Sequence[float] = ()
     scores: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property

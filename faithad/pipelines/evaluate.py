@@ -73,6 +73,7 @@ def _experiment(study: Study, manifest: pa.Table, protocol: str) -> Experiment:
         n_frames={model: shared or study.n_frames(model) for model in study.models},
         frames_per_s=study.feature_settings.frames_per_s,
         seed=study.evaluation.seed,
+        percentiles=study.audit.percentiles,
         scores={model: score_name(study.score_of(model), model) for model in study.models},
     )
 

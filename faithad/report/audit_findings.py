@@ -228,7 +228,22 @@ def _reasons(audit: AuditTables, trust: list[Trust]) -> str | None:
     best = [event.best for event in tested if event.best is not None]
     text += f" (at most {percent(float(np.median(best)))} could)" if best else ""
     verdicts = [f"{words} {grades[grade]:,}" for grade, words in _GRADE_WORDS.items() if grades[grade]]
-    return f"{text}. By this test the reasons are {', '.join(verdicts)}."
+    return f"{text}. By this test the reasons are {', '.join(verdicts)}.{_trusted(audit.events)}"
+
+
+def _trusted(events: list[EventRow]) -> str:
+    """Whether the method is more faithful than random frames, by the rule of `evaluation.decisions`."""
+    event = next(event for event in events if event["method"])
+    if event["trusted"] is None:
+        return ""
+    verdict, _, reason = event["trusted"].partition(": ")
+    known = [row["normalized"] for row in events if row["normalized"] is not None]
+    far = f"; a typical reason goes {float(np.median(known)):.2f} of the way to the best moments" if known else ""
+    name = style.method(event["method"]).title
+    return (
+        f" Is {name} more faithful than random moments, over all explained clips? {verdict.capitalize()}"
+        f"{f' ({reason})' if reason else ''}{far}."
+    )
 
 
 _GRADE_WORDS = {

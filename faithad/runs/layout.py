@@ -38,6 +38,8 @@ SEARCH_REPORT = "search.html"
 INPUTS = "inputs.parquet"
 LEDGER = "ledger.parquet"
 EVENTS = "events.parquet"
+# Which explanations can be trusted, see `audit.reasons`.
+REASONS = "reasons.parquet"
 # For the report: the sound of each event, and what other thresholds would bring.
 SOUNDS = "sounds.parquet"
 OPERATING_POINTS = "operating_points.parquet"
@@ -163,6 +165,7 @@ TABLES = {
         ]
     },
     "events": TablePlace(None, EVENTS, "event: alarms that lie close together", schemas.EVENTS),
+    "reasons": TablePlace(None, REASONS, "method that explains clips of the audit", schemas.COMPARISON),
     "sounds": TablePlace(None, SOUNDS, "event that can be listened to in the report", schemas.SOUNDS),
     "operating_points": TablePlace(
         None, OPERATING_POINTS, "threshold that the alarm's rule gives", schemas.OPERATING_POINTS
