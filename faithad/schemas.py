@@ -8,11 +8,11 @@ Contents
     FORMAT                                                   of all tables together
     MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES, PIECE_SCORES
                                                              one file each
-    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, CHECKS, LEDGER    one folder of shards per (model, seed)
+    SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LINES, CHECKS, LEDGER    one folder of shards per (model, seed)
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
-    REPLACEMENTS, BANDS, SANITY
+    SECONDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
 """
 
@@ -27,7 +27,8 @@ import pyarrow as pa
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm; new tables of an audit are
-# sounds, operating_points and decisions.
+# sounds, operating_points, decisions, lines and reasons; events have
+# normalized and trusted; summary/seconds.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -200,6 +201,15 @@ CONTROLS = pa.schema(
     ]
 )
 
+# The curves of these lines, so that they can be judged against any annotations.
+LINES = pa.schema(
+    [
+        *_CLIP_KEYS,
+        pa.field("line", pa.string(), nullable=False),
+        pa.field("curve", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
 # What costs too much for all clips: of the deep clips, see `audit.checking`.
 CHECKS = pa.schema(
     [
@@ -295,6 +305,8 @@ EVENTS = pa.schema(
         pa.field("method", pa.string()),
         pa.field("percentile", pa.float64()),
         pa.field("faithfulness", pa.float64()),
+        pa.field("normalized", pa.float64()),
+        pa.field("trusted", pa.string()),
     ]
 )
 
@@ -415,6 +427,20 @@ CONTROLS_SUMMARY = pa.schema(
         pa.field("percentile", pa.float64()),
         pa.field("scope", pa.string(), nullable=False),
         *_ESTIMATE,
+        pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
+# How well curves rank the seconds of clips, without a threshold.
+SECONDS_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("ranked", pa.string(), nullable=False),
+        pa.field("scope", pa.string(), nullable=False),
+        *_ESTIMATE,
+        pa.field("chance", pa.float64(), nullable=False),
         pa.field("n_clips", pa.int32(), nullable=False),
     ]
 )
@@ -600,7 +626,8 @@ MEANINGS = {
     "error_after": "the same score once these frames are replaced by their reconstruction",
     "faithfulness": "1 - error_after / error_before; under `paper` at least 0",
     "normalized": "(faithfulness - random) / (oracle - random), with the lines of `controls`; null in mode `segment`, "
-    "under `paper`, and where the clip has an even error: `oracle` is less than 0.01 above `random` at any percentile",
+    "under `paper` (in an audit of recordings but at the percentile of its events), and where the clip has an even "
+    "error: `oracle` is less than 0.01 above `random` at any percentile",
     "log_mel": "input, mel band by mel band, as many values for each as frames hold sound, in the unit of the features",
     "reconstruction": "what the model makes of it, in the same order and unit",
     "event_id": "name of the event: 16 hex digits of a hash of the model, the clips and where in the first it begins",
@@ -629,6 +656,10 @@ MEANINGS = {
     "events.method": "method of the explanation; null where there is none",
     "events.percentile": "percentile of its peaks; null where there is none",
     "events.faithfulness": "mean faithfulness of its clips' explanations, mode `frame`",
+    "events.normalized": "mean of their `normalized`: how far the reason goes from random frames (0) to the best ones "
+    "(1); null where the error is even, or random frames were not measured",
+    "trusted": "verdict of `reasons` for the method: `yes`, it is more faithful than random frames in this audit; null "
+    "where that was not asked",
     "sounds.recording": "recording that the sound is from",
     "sounds.onset_s": "start of the sound, in seconds from the start of the recording",
     "sounds.duration_s": "its length in seconds: the event and 2 s around it, at most 30 s around its strongest moment",
@@ -648,7 +679,8 @@ MEANINGS = {
     "note": "what the reviewer wrote about it; may be empty",
     "metric": "`auc` or `pauc`, the partial one; `caught_1`, `caught_2` and `caught_5`, the share of anomalous clips "
     "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
-    "anomalous and of normal clips that alarmed, beside the score that alarms",
+    "anomalous and of normal clips that alarmed, beside the score that alarms; `dcase`, the official score of DCASE "
+    "Task 2 where recordings have sections",
     "summary/detection.score": "`paper`, `robust`, the four choices of another score, or `own` of a model that gives a "
     "score only",
     "n_normal_needed": "how many normal clips the rate of false alarms needs; with fewer, `mean` is null",
@@ -669,6 +701,9 @@ MEANINGS = {
     "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), a curve that needs "
     "no model (`level`, `level_change`, `outlier`), the error of the linear model `frame_pca`, or the `oracle`: the "
     "annotated seconds, for faithfulness the frames with the highest error",
+    "lines.line": "a curve that needs no model (`level`, `level_change`, `outlier`), or the error of the linear model "
+    "`frame_pca` where it is one of the study's models",
+    "lines.curve": "one value for each frame that holds sound",
     "controls.metric": "`f_score`, `faithfulness` in mode `frame`, or `normalized_faithfulness`",
     "controls.value": "its value; of `random` frames the mean of 16 draws",
     "check": "what is checked, see `faithad/audit/checking.py`; in `summary/sanity` also `seeds`: Spearman's rho of "
@@ -678,6 +713,13 @@ MEANINGS = {
     "at": "percentile; percent of the frames (`deletion`, `insertion`) or of the layers (`randomisation`); number of "
     "the group of mel bands; null for the others",
     "checks.value": "its value",
+    "summary/seconds.method": "method, or a line of `lines`",
+    "summary/seconds.metric": "`auroc`, how often an annotated second ranks above another one, or `average_precision`",
+    "ranked": "which seconds are ranked together: those of all clips, each curve less its mean and by its deviation "
+    "(`pooled`), or those of each clip (`per_clip`), as the mean over clips. A second's value is the highest of its "
+    "frames",
+    "summary/seconds.scope": "`annotated` clips, or `all`: normal ones as well, by the error itself (`error_map`)",
+    "chance": "what a random order has in the mean: 0.5, or the share of annotated seconds",
     "summary/replacements.metric": "`faithfulness`, the mean over all percentiles in mode `frame`, or the area below "
     "E(x') / E(x): `deletion` (small is good), `insertion` (large is good)",
     "summary/replacements.replacement": "what replaces frames: the model's own `reconstruction`, the `training_mean` "

@@ -149,10 +149,13 @@ class JudgingSettings:
     Attributes:
         protocols: `paper`, `corrected` or both.
         n_frames: of the grid on which `corrected` judges all models of a study; None for the model's own frames.
+        chance_at: percentiles at which random and the best frames are replaced under `paper`, too: what the reasons of
+            an audit are compared with. `corrected` does so at all percentiles.
     """
 
     protocols: tuple[str, ...] = ("paper",)
     n_frames: int | None = None
+    chance_at: tuple[float, ...] = ()
 
 
 AS_IN_PAPER = JudgingSettings()

@@ -43,6 +43,9 @@ POOLINGS = ChainMap(
 # Metrics of detection: the share of anomalous clips above what this share of the normal ones exceeds.
 CAUGHT_AT = {"caught_1": 0.01, "caught_2": 0.02, "caught_5": 0.05}
 
+# Normal clips of fewer recordings promise a rate of false alarms that other days may not keep.
+FEW_RECORDINGS = 10
+
 # Which channel of a recording is heard: a number from 1, or see `clips.channels`.
 ChannelName = Literal["auto", "first", "loudest", "mean", "each"]
 ChannelChoice = int | ChannelName

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -67,6 +67,7 @@ def find_events(
     method: str,
     percentile: float,
     features: FeatureSettings,
+    trusted: str | None = None,
 ) -> pa.Table:
     """Merge alarms into events and say what carries each of them.
 
@@ -85,6 +86,7 @@ def find_events(
         method: whose explanation gives the seconds and bands.
         percentile: of that explanation's peaks.
         features: of the model.
+        trusted: whether the method is more faithful than random frames, see `reasons`; None where that is not known.
 
     Returns:
         schemas.EVENTS by the clock (in UTC where the offset is known), recording and onset; those without a clock last.
@@ -118,7 +120,9 @@ def find_events(
                 **_bands(members, reasons, features),
                 "method": method if reasons else None,
                 "percentile": percentile if reasons else None,
-                "faithfulness": float(np.mean(values)) if values else None,
+                "faithfulness": _mean(value for value, _ in values),
+                "normalized": _mean(normalized for _, normalized in values if normalized is not None),
+                "trusted": trusted if reasons else None,
             }
         )
     rows.sort(key=lambda row: (_in_utc(row) or datetime.max, row["recording"], row["onset_s"]))
@@ -165,14 +169,20 @@ def _explained(
     return explained
 
 
-def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[str, float]:
-    """The frame-mode faithfulness of a method at a percentile, by clip."""
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return float(np.mean(known)) if known else None
+
+
+def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[str, tuple[float, float | None]]:
+    """The frame-mode faithfulness of a method at a percentile, and the same between random and best frames, by clip."""
     if table is None:
         return {}
     chosen = pc.and_(pc.equal(table["method"], method), pc.equal(table["mode"], "frame"))
     chosen = pc.and_(chosen, pc.less(pc.abs(pc.subtract(table["percentile"], percentile)), 1e-9))
     table = table.filter(chosen)
-    return dict(zip(table["clip_id"].to_pylist(), table["faithfulness"].to_pylist(), strict=True))
+    columns = (table[name].to_pylist() for name in ("clip_id", "faithfulness", "normalized"))
+    return {clip_id: (value, normalized) for clip_id, value, normalized in zip(*columns, strict=True)}
 
 
 def _parts(stretches: Sequence[_Stretch]) -> list[EventRow]:

@@ -2,7 +2,8 @@
 
 Each protocol of the study judges the same curves. Beside the methods stand lines, which are judged in the same way:
 curves that need no model and, under `corrected`, the error of the linear model, random frames, and the frames with the
-highest error. `corrected` judges the first frames of a clip, those on the grid that all models share.
+highest error; the last two also in an audit of recordings, at the percentile of its events. `corrected` judges the
+first frames of a clip, those on the grid that all models share.
 
 Shape letters: B clips, F mel bands, T frames, P percentiles, K draws.
 """
@@ -30,7 +31,7 @@ from faithad.evaluation.faithfulness import (
 from faithad.evaluation.peaks import PEAKS, Floats, curve, is_flat
 from faithad.evaluation.temporal import localization
 from faithad.model.micro_batches import forwards_at_once
-from faithad.vocabulary import CORRECTED
+from faithad.vocabulary import CORRECTED, PAPER
 
 if TYPE_CHECKING:
     from faithad.audit.shard import AuditModel
@@ -47,6 +48,7 @@ class MaskSet(NamedTuple):
         name: of the method or the line whose peaks they are.
         is_line: whether it is a line.
         masks: (P, T) with the T that the protocol judges; of random frames (K P, T), draw by draw.
+        percentiles: P of them.
     """
 
     protocol: str
@@ -54,6 +56,7 @@ class MaskSet(NamedTuple):
     name: str
     is_line: bool
     masks: Bools
+    percentiles: Sequence[float]
 
 
 @dataclass
@@ -76,14 +79,14 @@ def judge_method(clip: Clip, method: str, summed: Floats, model: AuditModel) -> 
     """The rows of `localization` of one method's curve (T,); the masks of its peaks are added to the clip's."""
     rows: list[TableRow] = []
     frames_per_s, percentiles = model.trained.features.frames_per_s, model.audit.percentiles
-    for protocol, peaks in _peaks(clip, summed, model):
-        clip.masks.append(MaskSet(protocol, "frame", method, False, peaks))
+    for protocol, peaks in _peaks(clip, summed, model, model.judging.protocols, percentiles):
+        clip.masks.append(MaskSet(protocol, "frame", method, False, peaks, percentiles))
         if protocol == CORRECTED:
             clip.curves[method] = summed[: peaks.shape[-1]]
         if not clip.row["annotated"]:
             continue
         in_intervals = segment_masks(peaks, clip.intervals, frames_per_s)
-        clip.masks.append(MaskSet(protocol, "segment", method, False, in_intervals))
+        clip.masks.append(MaskSet(protocol, "segment", method, False, in_intervals, percentiles))
         agreement = localization(peaks, clip.intervals, frames_per_s=frames_per_s)
         for position, percentile in enumerate(percentiles):
             rates = {name: getattr(agreement, name)[position].item() for name in vars(agreement)}
@@ -93,8 +96,8 @@ def judge_method(clip: Clip, method: str, summed: Floats, model: AuditModel) -> 
 
 def judge_lines(
     clip: Clip, log_mel: Tensor, error: Tensor | None, linear: Floats | None, model: AuditModel
-) -> list[TableRow]:
-    """The rows of `controls` with F-scores; the masks of the lines' peaks are added to the clip's.
+) -> tuple[list[TableRow], list[TableRow]]:
+    """The rows of `lines`, and the F-scores of `controls`; the masks of the lines' peaks are added to the clip's.
 
     Args:
         clip: an explained one.
@@ -104,33 +107,35 @@ def judge_lines(
         model: that is audited.
     """
     features, percentiles = model.trained.features, model.audit.percentiles
-    is_corrected = CORRECTED in model.judging.protocols
-    curves: dict[str, Floats] = {}
-    if clip.row["annotated"] or is_corrected:
-        training = model.training
-        curves |= no_model_curves(
+    training = model.training
+    curves: dict[str, Floats] = dict(
+        no_model_curves(
             log_mel.numpy(),
             power_of_ten=10.0 if features.scale == "db" else 1.0,
             training=None if training is None else (training.mean.numpy(), training.std.numpy()),
         )
+    )
     if linear is not None:
         curves[LINEAR] = linear
+    lines = [{**clip.keys, "line": line, "curve": summed} for line, summed in curves.items()]
     rows: list[TableRow] = []
     for line, summed in curves.items():
-        for protocol, peaks in _peaks(clip, summed, model):
+        for protocol, peaks in _peaks(clip, summed, model, model.judging.protocols, percentiles):
             if protocol == CORRECTED and line in (OUTLIER, LINEAR):
-                clip.masks.append(MaskSet(protocol, "frame", line, True, peaks))
+                clip.masks.append(MaskSet(protocol, "frame", line, True, peaks, percentiles))
             if clip.row["annotated"] and (protocol == CORRECTED or line in NO_MODEL):
                 f_scores = localization(peaks, clip.intervals, frames_per_s=features.frames_per_s).f_score
                 rows += _line_rows(clip, protocol, "f_score", line, percentiles, f_scores)
-    if is_corrected:
-        n_frames = n_judged(CORRECTED, clip, model)
-        draws = random_frames(clip.row["clip_id"], n_frames, percentiles)
-        clip.masks.append(MaskSet(CORRECTED, "frame", RANDOM, True, draws.reshape(-1, n_frames)))
-        assert error is not None, "explained models reconstruct"
-        best = [(ORACLE, peaks) for protocol, peaks in _peaks(clip, curve(error), model) if protocol == CORRECTED]
-        clip.masks += [MaskSet(CORRECTED, "frame", line, True, peaks) for line, peaks in best]
-    return rows
+    at = {CORRECTED: percentiles, PAPER: model.judging.chance_at}
+    for protocol in model.judging.protocols:
+        if at[protocol]:
+            n_frames = n_judged(protocol, clip, model)
+            draws = random_frames(clip.row["clip_id"], n_frames, at[protocol]).reshape(-1, n_frames)
+            clip.masks.append(MaskSet(protocol, "frame", RANDOM, True, draws, at[protocol]))
+            assert error is not None, "explained models reconstruct"
+            for _, best in _peaks(clip, curve(error), model, [protocol], at[protocol]):
+                clip.masks.append(MaskSet(protocol, "frame", ORACLE, True, best, at[protocol]))
+    return lines, rows
 
 
 def judge_faithfulness(
@@ -153,24 +158,39 @@ def judge_faithfulness(
         n_frames: how many frames of each hold sound, (B,).
         score: what E is, see `errors_after_replacement`.
     """
-    rows: list[TableRow] = []
-    lines: list[TableRow] = []
+    answers: list[list[tuple[MaskSet, Reals]]] = [[] for _ in clips]
     known: MaskErrors | None = None
-    for protocol in model.judging.protocols:
-        # All distinct masks of the shard in one stream; the first protocol's as if there were no other.
-        of_clips = [[masks for masks in clip.masks if masks.protocol == protocol] for _, clip in clips]
+    for stream in _streams(model):
+        # All distinct masks of the shard at once, those of the first stream as if there were no other.
+        of_clips = [[masks for masks in clip.masks if (masks.protocol, masks.is_line) in stream] for _, clip in clips]
         numbers = [number for number, _ in clips]
         known = _replaced(model, numbers, of_clips, x, reconstruction, scores, n_frames, score, known)
         end = 0
-        for (number, clip), sets in zip(clips, of_clips, strict=True):
-            errors = []
+        for answer, sets in zip(answers, of_clips, strict=True):
             for mask_set in sets:
                 start, end = end, end + len(mask_set.masks)
-                errors.append(known.errors[start:end].reshape(-1, len(model.audit.percentiles)).mean(axis=0))
-            new_rows, new_lines = _faithfulness_rows(clip, float(scores[number]), sets, errors, model)
+                of_draws = known.errors[start:end].reshape(-1, len(mask_set.percentiles))
+                answer.append((mask_set, of_draws.mean(axis=0)))
+    rows: list[TableRow] = []
+    lines: list[TableRow] = []
+    for protocol in model.judging.protocols:
+        for (number, clip), answer in zip(clips, answers, strict=True):
+            of_protocol = [part for part in answer if part[0].protocol == protocol]
+            new_rows, new_lines = _faithfulness_rows(clip, float(scores[number]), of_protocol)
             rows += new_rows
             lines += new_lines
     return rows, lines
+
+
+def _streams(model: AuditModel) -> list[set[tuple[str, bool]]]:
+    """Which masks, by protocol and by whether they are a line's, are computed together. Lines under `paper` come last:
+    the rounding of its other numbers does not depend on them.
+    """
+    streams = [{(protocol, False), (protocol, True)} for protocol in model.judging.protocols]
+    if PAPER in model.judging.protocols:
+        streams[model.judging.protocols.index(PAPER)].remove((PAPER, True))
+        streams.append({(PAPER, True)})
+    return streams
 
 
 def _replaced(
@@ -210,27 +230,29 @@ def _replaced(
 
 
 def _faithfulness_rows(
-    clip: Clip, before: float, sets: Sequence[MaskSet], errors: Sequence[Reals], model: AuditModel
+    clip: Clip, before: float, answers: Sequence[tuple[MaskSet, Reals]]
 ) -> tuple[list[TableRow], list[TableRow]]:
-    """The rows of one clip under one protocol; `errors` are those after replacement, (P,) of each set of masks."""
+    """The rows of one clip under one protocol; `answers` have the errors (P,) after each set of masks was replaced."""
     rows: list[TableRow] = []
     lines: list[TableRow] = []
-    is_corrected = bool(sets) and sets[0].protocol == CORRECTED
+    is_corrected = bool(answers) and answers[0][0].protocol == CORRECTED
     if is_corrected and before == 0:  # nothing to explain
         return rows, lines
     score = signed_faithfulness if is_corrected else faithfulness_score
-    values = [score(before, after) for after in errors]
-    of_lines = {masks.name: part for masks, part in zip(sets, values, strict=True) if masks.is_line}
-    for masks, after, part in zip(sets, errors, values, strict=True):
+    values = [score(before, after) for _, after in answers]
+    of_lines = {masks.name: part for (masks, _), part in zip(answers, values, strict=True) if masks.is_line}
+    known_at = next((masks.percentiles for masks, _ in answers if masks.name == RANDOM and masks.is_line), ())
+    for (masks, after), part in zip(answers, values, strict=True):
         normalized = np.full(part.shape, np.nan)
         if masks.mode == "frame" and ORACLE in of_lines:
-            normalized = normalized_faithfulness(part, of_lines[RANDOM], of_lines[ORACLE])
+            at = [list(masks.percentiles).index(percentile) for percentile in known_at]
+            normalized[at] = normalized_faithfulness(part[at], of_lines[RANDOM], of_lines[ORACLE])
         if masks.is_line:
             for metric, shown in (("faithfulness", part), ("normalized_faithfulness", normalized)):
-                lines += _line_rows(clip, masks.protocol, metric, masks.name, model.audit.percentiles, shown)
+                lines += _line_rows(clip, masks.protocol, metric, masks.name, masks.percentiles, shown)
             continue
         replaced = masks.masks.sum(axis=1) / masks.masks.shape[1]
-        for position, percentile in enumerate(model.audit.percentiles):
+        for position, percentile in enumerate(masks.percentiles):
             known = bool(np.isfinite(normalized[position]))
             rows.append(
                 {
@@ -257,12 +279,14 @@ def _line_rows(
     return [{**keys, "percentile": percentile, "value": value} for percentile, value in pairs if np.isfinite(value)]
 
 
-def _peaks(clip: Clip, summed: Floats, model: AuditModel) -> Iterator[tuple[str, Bools]]:
+def _peaks(
+    clip: Clip, summed: Floats, model: AuditModel, protocols: Sequence[str], percentiles: Sequence[float]
+) -> Iterator[tuple[str, Bools]]:
     """Each protocol and the peaks (P, T) of a curve; `corrected` leaves flat curves out."""
-    for protocol in model.judging.protocols:
+    for protocol in protocols:
         judged = summed[: n_judged(protocol, clip, model)]
         if protocol != CORRECTED or not is_flat(judged):
-            yield protocol, PEAKS[protocol](judged, model.audit.percentiles)
+            yield protocol, PEAKS[protocol](judged, percentiles)
 
 
 def n_judged(protocol: str, clip: Clip, model: AuditModel) -> int:

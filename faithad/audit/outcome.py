@@ -34,7 +34,9 @@ def read_scores(folder: str) -> pa.Table:
     return read_whole(folder, layout.SCORES, schemas.SCORES)
 
 
-def events_table(out: str, trained: AnyModel, events: Events, misfits: Sequence[Misfit] = ()) -> pa.Table:
+def events_table(
+    out: str, trained: AnyModel, events: Events, misfits: Sequence[Misfit] = (), *, trusted: str | None = None
+) -> pa.Table:
     """The events of a finished audit, as schemas.EVENTS, from its other tables.
 
     Args:
@@ -42,6 +44,7 @@ def events_table(out: str, trained: AnyModel, events: Events, misfits: Sequence[
         trained: the model, with the alarm that was raised.
         events: which alarms become one event, and which explanation says where it is.
         misfits: recordings that do not fit the model, some of which are not searched.
+        trusted: see `find_events`.
     """
     assert trained.alarm is not None
     manifest = read_manifest(out)
@@ -58,6 +61,7 @@ def events_table(out: str, trained: AnyModel, events: Events, misfits: Sequence[
         explanations=read_whole(out, "attributions", attributions, columns=columns, condition=of_alarms),
         faithfulness=read_whole(out, "faithfulness", schemas.FAITHFULNESS, condition=judged),
         features=trained.features,
+        trusted=trusted,
         **events.model_dump(),
     )
 

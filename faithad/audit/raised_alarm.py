@@ -67,11 +67,15 @@ def normal_scores(model: str) -> pa.Table:
 def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:
     """Say when a clip alarms and how often normal sound will; and if that is more than was asked for, why."""
     per_hour, rate = 3600.0 / clip_s, alarm.expected_rate
-    low, high = expected_share(rate, alarm.n_validation, 0)
+    if alarm.counts_ranks:
+        low, high = expected_share(rate, alarm.n_validation, 0)
+        sure = f"from {low * per_hour:.2g} to {high * per_hour:.2g} at 95 %"
+    else:
+        sure = "if the fit holds; the rule promises nothing"
     console.print(
         f"alarm: above {alarm.threshold:.4g} ({POOLINGS[alarm.pooling].phrase}), by rule {alarm.rule!r} on "
         f"{count(alarm.n_validation, 'normal clip')}; {rate * per_hour:.3g} false alarms per hour are to be expected "
-        f"({rate * 100:.3g} % of normal clips), from {low * per_hour:.2g} to {high * per_hour:.2g} at 95 %"
+        f"({rate * 100:.3g} % of normal clips), {sure}"
     )
     say_too_few(alarm, clip_s=clip_s)
 

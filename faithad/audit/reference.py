@@ -27,13 +27,16 @@ from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
 from faithad.config.audit import AuditRun, load_written_audit
 from faithad.errors import AnnotationError, ConfigError, StudyError
 from faithad.evaluation import intersection
+from faithad.evaluation.arrays import list_arrays
+from faithad.evaluation.controls import NO_MODEL
 from faithad.evaluation.peaks import peak_frames
+from faithad.evaluation.seconds import AUROC, POOLED
 from faithad.evaluation.summary import SUMMARIES, Experiment, read_sources, summarize
 from faithad.evaluation.temporal import Intervals, localization
 from faithad.runs import layout
 from faithad.runs.formats import mark_format
 from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.tables import read_manifest, read_shards, read_whole
+from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
 from faithad.scoring.choices import Score, score_name
 from faithad.scoring.trained_ensemble import load_any
 from faithad.settings import FeatureSettings
@@ -89,14 +92,17 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
     if not scored.num_rows:
         raise StudyError(f"{audit} holds no scores: not one clip was audited. See its ledger.")
     frames_per_s = _features(audit, run).frames_per_s
+    sources = read_sources(partial(read_whole, audit), scored)
     localized, n_frames = _localized(audit, scored, run.audit.percentiles, frames_per_s)
+    of_lines = _lines_localized(sources["lines"], scored, run.audit.percentiles, frames_per_s)
     options: dict[str, Any] = {"n_frames": n_frames, "frames_per_s": frames_per_s, "scores": _score_names(audit)}
-    experiment = Experiment(scored, protocol=PROTOCOL, **options)
+    experiment = Experiment(scored, protocol=PROTOCOL, percentiles=run.audit.percentiles, **options)
     require_still_alone()
     mark_format(audit)
     tables = {}
-    sources = read_sources(partial(read_whole, audit))
-    sources |= {"scores": scores, "localization": localized}
+    # F-scores are those of this reference, whatever annotations the audit was given.
+    others = sources["controls"].filter(pc.not_equal(sources["controls"]["metric"], "f_score"))
+    sources |= {"scores": scores, "localization": localized, "controls": pa.concat_tables([of_lines, others])}
     for name, summary in SUMMARIES.items():
         tables[name] = summarize(name, sources, experiment)
         require_still_alone()
@@ -118,7 +124,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
         *reference.notes,
         _detection_words(tables["detection"], scored),
         *agreement.agreement_words(rows, intervals.n_whole),
-        _f_score_words(tables["f_score"], run),
+        _second_words(tables, run, _method_of_events(audit, run)),
         f"Tables: {storage.join(audit, layout.SUMMARY)}.",
     ]
     if agreement.are_equal(intervals, detections[agreement.EVENTS]):
@@ -160,15 +166,11 @@ def _localized(
     audit: str, manifest: pa.Table, percentiles: Sequence[float], frames_per_s: float
 ) -> tuple[pa.Table, dict[str, int]]:
     """schemas.LOCALIZATION of the annotated clips that were explained, from their curves; and T of these by model."""
-    annotated = manifest.filter(manifest["annotated"])
-    intervals: dict[str, Intervals] = {
-        clip["clip_id"]: [(interval["onset_s"], interval["offset_s"]) for interval in clip["intervals"]]
-        for clip in annotated.select(["clip_id", "intervals"]).to_pylist()
-    }
+    intervals = _intervals(manifest)
     parts: list[pa.Table] = [schemas.LOCALIZATION.empty_table()]
     n_frames: dict[str, int] = {}
     columns = ["clip_id", "model", "seed", "method", "curve"]
-    wanted = pc.field("clip_id").isin(annotated["clip_id"].combine_chunks())
+    wanted = pc.field("clip_id").isin(pa.array(intervals, pa.string()))
     # Shard by shard and without the maps: those of days of recordings would fill the memory.
     for shard in read_shards(audit, "attributions", columns=columns, condition=wanted):
         rows = []
@@ -183,6 +185,29 @@ def _localized(
                 rows.append({**explained, "protocol": PAPER, "percentile": percentile, **rates})
         parts.append(pa.Table.from_pylist(rows, schema=schemas.LOCALIZATION))
     return pa.concat_tables(parts), n_frames
+
+
+def _lines_localized(
+    lines: pa.Table, manifest: pa.Table, percentiles: Sequence[float], frames_per_s: float
+) -> pa.Table:
+    """schemas.CONTROLS: F-scores of the curves that need no model, schemas.LINES of annotated clips."""
+    intervals, rows = _intervals(manifest), []
+    keys = lines.select(["clip_id", "model", "seed", "line"]).to_pylist()
+    for row, curve in zip(keys, list_arrays(lines["curve"]), strict=True):
+        peaks = peak_frames(curve, percentiles)
+        f_scores = localization(peaks, intervals[row["clip_id"]], frames_per_s=frames_per_s).f_score.tolist()
+        row |= {"protocol": PAPER, "metric": "f_score"}
+        rows += [{**row, "percentile": p, "value": value} for p, value in zip(percentiles, f_scores, strict=True)]
+    return pa.Table.from_pylist(rows, schema=schemas.CONTROLS)
+
+
+def _intervals(manifest: pa.Table) -> dict[str, Intervals]:
+    """The intervals of the annotated clips."""
+    annotated = manifest.filter(manifest["annotated"]).select(["clip_id", "intervals"])
+    return {
+        clip["clip_id"]: [(interval["onset_s"], interval["offset_s"]) for interval in clip["intervals"]]
+        for clip in annotated.to_pylist()
+    }
 
 
 def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
@@ -203,12 +228,33 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}{caught}."
 
 
-def _f_score_words(f_score: pa.Table, run: AuditRun) -> str:
-    """The F-score of the explanation that gives the events their seconds; all others are in the table."""
-    for row in f_score.to_pylist():
-        if (row["method"], row["percentile"], row["anomaly_type"]) == (run.events.method, run.events.percentile, "all"):
+def _method_of_events(audit: str, run: AuditRun) -> str:
+    """The method that explains the events, which may have been chosen for them."""
+    methods = read_events(audit)["method"].drop_null()
+    return str(methods[0].as_py()) if len(methods) else run.events.method
+
+
+def _second_words(tables: dict[str, pa.Table], run: AuditRun, method: str) -> str:
+    """How well the explanation that gives the events their seconds finds those of the reference, beside what needs no
+    model; all others are in the tables.
+    """
+    percentile = run.events.percentile
+    for row in tables["f_score"].to_pylist():
+        if (row["method"], row["percentile"], row["anomaly_type"]) == (method, percentile, "all"):
+            beside = [f"every second flagged: {row['control_every_second']:.3f}"]
+            beside += [
+                f"{line['line'].replace('_', ' ')}: {line['mean']:.3f}"
+                for line in tables["controls"].to_pylist()
+                if line["metric"] == "f_score" and line["line"] in NO_MODEL and line["percentile"] == percentile
+            ]
+            ranked = [
+                f" AUROC of seconds {area['mean']:.3f}."
+                for area in tables["seconds"].to_pylist()
+                if (area["method"], area["metric"], area["ranked"]) == (method, AUROC, POOLED)
+                and area["scope"] == "annotated"
+            ]
             return (
-                f"Seconds: F {row['mean']:.3f} over {row['n_clips']} explained clips ({row['method']}, percentile "
-                f"{row['percentile']:g}; every second flagged: {row['control_every_second']:.3f})."
+                f"Seconds: F {row['mean']:.3f} over {row['n_clips']} explained clips ({method}, percentile "
+                f"{percentile:g}; {', '.join(beside)}).{''.join(ranked)}"
             )
     return "Seconds: no F-score, as no annotated clip was explained."

@@ -69,6 +69,7 @@ def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
         "localization": schemas.LOCALIZATION,
         "faithfulness": schemas.FAITHFULNESS,
         "controls": schemas.CONTROLS,
+        "lines": schemas.LINES,
         "checks": schemas.CHECKS,
         "spectrograms": schemas.spectrograms(*shape),
         "ledger": schemas.LEDGER,
@@ -155,10 +156,16 @@ class AuditEnsemble:
 
     @classmethod
     def prepare(
-        cls, trained: TrainedEnsemble, *, attribution: Attribution, audit: Audit, device: torch.device
+        cls,
+        trained: TrainedEnsemble,
+        *,
+        attribution: Attribution,
+        audit: Audit,
+        device: torch.device,
+        judging: JudgingSettings = AS_IN_PAPER,
     ) -> AuditEnsemble:
         """As `AuditModel.prepare`."""
-        options: dict[str, Any] = {"attribution": attribution, "audit": audit, "device": device}
+        options: dict[str, Any] = {"attribution": attribution, "audit": audit, "device": device, "judging": judging}
         return cls(
             trained,
             tuple(
@@ -195,7 +202,7 @@ def prepare_audit(
                 f"protocol is {listed(judging.protocols)}, and {trained.name!r} is an ensemble: its clips are "
                 "explained by different members, so their faithfulness has no common lines. Judge it by 'paper'."
             )
-        return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device)
+        return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device, judging=judging)
     return AuditModel.prepare(
         trained,
         attribution=attribution,
@@ -390,7 +397,9 @@ def _rows(
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain:
             linear = None if linear_errors is None else linear_errors[number, : clip.n_frames]
-            rows["controls"] += judge_lines(clip, log_mels[number, :, : clip.n_frames], error, linear, model)
+            lines, of_lines = judge_lines(clip, log_mels[number, :, : clip.n_frames], error, linear, model)
+            rows["lines"] += lines
+            rows["controls"] += of_lines
         if explain and row["keep_maps"] and outputs is not None:
             # Back in the unit of the features: what a person knows from other spectrograms.
             own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))

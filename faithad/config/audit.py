@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from faithad.config.file import parse, validated
 from faithad.config.sections import (
+    TRUSTED,
     Alarm,
     Attribution,
     Audit,
@@ -30,6 +31,7 @@ from faithad.config.sections import (
 )
 from faithad.config.study import Study, absolute, load_study
 from faithad.config.yaml_text import read_mapping, read_text
+from faithad.settings import JudgingSettings
 
 Location = Annotated[str, Field(min_length=1)]
 
@@ -70,13 +72,18 @@ class AuditRun(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> AuditRun:
         problems = compiled_without_gpu(self.attribution, self.audit)
-        if self.audit.explain != "none" and self.events.method not in self.attribution.methods:
+        if self.audit.explain != "none" and self.events.method not in (TRUSTED, *self.attribution.methods):
             reason = f"{self.events.method} is not among attribution.methods ({', '.join(self.attribution.methods)})"
             problems.append((("events.method", "attribution.methods"), reason))
         if self.audit.explain != "none" and self.events.percentile not in self.audit.percentiles:
             reason = f"{self.events.percentile:g} is not among audit.percentiles {list(self.audit.percentiles)}"
             problems.append((("events.percentile", "audit.percentiles"), reason))
         return refuse(self, problems)
+
+    @property
+    def judging(self) -> JudgingSettings:
+        """As in the paper; random frames stand beside the explanations that the events name."""
+        return JudgingSettings(chance_at=(self.events.percentile,))
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_audit_run` reads it back to an equal one."""

@@ -70,6 +70,8 @@ Explain = Annotated[str, AfterValidator(_explain)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Channel = Annotated[ChannelChoice, BeforeValidator(_channel)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
+# The method of an audit's events that is chosen by how faithful it is.
+TRUSTED = "trusted"
 NAMED_SCORES = ("paper", "robust")
 ScoreChoice = Annotated[Literal["paper", "robust"] | Score, BeforeValidator(_score)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -358,11 +360,13 @@ class Alarm(FalseAlarms):
 
 class Events(Section):
     """How alarms become events: windows above the threshold at most `merge_gap_s` apart are one. `method` and
-    `percentile` name the explanation that tells the event's seconds and mel bands.
+    `percentile` name the explanation that tells the event's seconds and mel bands. `trusted`: the most faithful method
+    that the rule of `evaluation.decisions` finds more faithful than random frames in this audit, the error map aside;
+    the first of `attribution.methods` where it finds none.
     """
 
     merge_gap_s: float = Field(1.0, ge=0)
-    method: MethodName = "saliency"
+    method: MethodName | Literal["trusted"] = "saliency"
     percentile: Percentile = 95.0
 
 

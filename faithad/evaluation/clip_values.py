@@ -34,6 +34,9 @@ class Clips:
     label: Reals
     annotated: Bools
     anomaly_type: npt.NDArray[np.object_]
+    machine: npt.NDArray[np.object_]
+    section: npt.NDArray[np.object_]
+    domain: npt.NDArray[np.object_]
     intervals: list[Intervals]
 
 
@@ -60,7 +63,10 @@ def read_test_clips(manifest: pa.Table) -> Clips:
         duration_s=test["duration_s"].to_numpy(),
         label=np.array([math.nan if label is None else label for label in test["label"].to_pylist()], dtype=np.float64),
         annotated=np.array(test["annotated"].to_pylist(), dtype=np.bool_),
-        anomaly_type=np.array(test["anomaly_type"].to_pylist(), dtype=object),
+        **{
+            name: np.array(test[name].to_pylist(), dtype=object)
+            for name in ("anomaly_type", "machine", "section", "domain")
+        },
         intervals=[
             [(interval["onset_s"], interval["offset_s"]) for interval in intervals or ()]
             for intervals in test["intervals"].to_pylist()

@@ -29,12 +29,13 @@ import pyarrow.compute as pc
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.checks import INPAINTING, RECONSTRUCTION, TRAINING_MEAN, band_rhos, replaced_faithfulness
-from faithad.evaluation.clip_values import Clips, Cube, read_cube
+from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
 from faithad.evaluation.controls import NO_MODEL, RANDOM
 from faithad.evaluation.decisions import Comparison, compare
 from faithad.evaluation.estimates import SummaryRow, known_mean
 from faithad.evaluation.lines import f_score_lines, mean_over_percentiles
-from faithad.vocabulary import ERROR_POOLINGS
+from faithad.scoring.choices import OWN, PAPER_NAME
+from faithad.vocabulary import ERROR_POOLINGS, FITTED
 
 if TYPE_CHECKING:
     from faithad.evaluation.summary import Experiment
@@ -105,7 +106,7 @@ def comparison_rows(
         yield from _against_lines(measure, recordings)
         if measure.metric == "f_score":
             yield from _against_linear(measure, recordings)
-    yield from _detection_against_linear(scores, clips)
+    yield from _detection_against_linear(scores, experiment)
 
 
 def _between_models(measure: Measure, recordings: Integers) -> Iterator[SummaryRow]:
@@ -143,8 +144,9 @@ def _against_linear(measure: Measure, recordings: Integers) -> Iterator[SummaryR
             yield from _rows(measure, AGAINST_LINEAR, (model, linear), methods, answers)
 
 
-def _detection_against_linear(scores: pa.Table, clips: Clips) -> Iterator[SummaryRow]:
+def _detection_against_linear(scores: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
     """The AUC of each model that is not linear against that of each linear one, for each pooling."""
+    clips = experiment.clips
     labelled = ~np.isnan(clips.label)
     if not {0.0, 1.0} <= set(clips.label[labelled]):
         return
@@ -160,8 +162,10 @@ def _detection_against_linear(scores: pa.Table, clips: Clips) -> Iterator[Summar
         if shared:
             a, b = (np.stack([values[name][pooling] for pooling in shared], axis=2) for name in (model, linear))
             answers = compare_paired(a, b, clips.recording[labelled])
+            is_fitted = experiment.scores.get(model, PAPER_NAME) not in (PAPER_NAME, OWN)
             for pooling, answer in zip(shared, answers, strict=True):
-                names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": pooling}
+                method = FITTED if is_fitted and pooling == "mean" else pooling
+                names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": method}
                 yield {**keys, **names, **dataclasses.asdict(answer)}
 
 
@@ -242,6 +246,27 @@ def deep_measures(checks: pa.Table, faithfulness: pa.Table, clips: Clips) -> Ite
             yield Measure("band_rho", None, scope, chosen, None, RECONSTRUCTION, values, of_lines)
 
 
+def reason_rows(
+    faithfulness: pa.Table, controls: pa.Table, manifest: pa.Table, percentile: float
+) -> Iterator[SummaryRow]:
+    """Are the explanations of an audit more faithful than random frames, at the percentile of its events?
+
+    Args:
+        faithfulness: schemas.FAITHFULNESS, mode `frame`, of one protocol.
+        controls: schemas.CONTROLS of the same.
+        manifest: schemas.MANIFEST of the audited clips.
+        percentile: of the peaks.
+
+    Returns:
+        Rows of schemas.COMPARISON, the question `against_chance`, of each method.
+    """
+    clips = read_test_clips(manifest)
+    cubes = faithfulness_cubes(faithfulness, controls, "faithfulness", clips)
+    everywhere = np.ones(len(clips.ids), dtype=np.bool_)
+    for measure in _measure("faithfulness", "frame", "all", everywhere, percentile, cubes["frame"], cubes["line"]):
+        yield from _against_lines(measure, clips.recording)
+
+
 def faithfulness_cubes(faithfulness: pa.Table, controls: pa.Table, metric: str, clips: Clips) -> dict[str, Cube]:
     """The values of a metric by model, method and percentile, of both modes, and by model, line and percentile.
 
@@ -280,7 +305,9 @@ def _measure(
             if at == percentile and np.isfinite(part.values[:, chosen, column]).any()
         }
         for part in (
-            (mean_over_percentiles(cube), mean_over_percentiles(lines)) if percentile is None else (cube, lines)
+            (mean_over_percentiles(cube), mean_over_percentiles(lines, {at for *_, at in cube.columns}))
+            if percentile is None
+            else (cube, lines)
         )
     )
     if values:

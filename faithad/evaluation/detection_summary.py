@@ -3,6 +3,10 @@
     auc, pauc                        areas under the ROC curve, see `detection`
     caught_1, caught_2, caught_5     share of the anomalous clips above what 1, 2, 5 % of the normal ones exceed
     caught, false_alarms             share of the anomalous and of the normal clips that raised the audit's alarm
+    dcase                            the official score of DCASE Task 2, of recordings with sections: the harmonic mean
+                                     of the AUC of each machine, section and domain and the pAUC of each machine and
+                                     section; the anomalous clips are those of the section, whatever their domain
+                                     (Dohi et al. 2022, arXiv 2206.05876)
 
 All of them over all anomalous clips and over those of each type, against all normal clips. Intervals are those of
 resampled recordings, the same in all rows.
@@ -12,8 +16,8 @@ Shape letters: S seeds, N clips, R resamples, M metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -120,6 +124,11 @@ def _figures(values: Reals, raised: Reals | None, clips: Clips, labelled: Bools,
         for metric, estimated in _estimates(of_kind, labels[chosen], groups[chosen], drawn):
             needed = n_normal_needed(CAUGHT_AT[metric]) if metric in CAUGHT_AT else None
             yield {**row, "metric": metric, **estimated, "n_normal_needed": needed}
+        if kind == "all" and clips.section[labelled].any():
+            parts = _sections(clips, labelled)
+            official = _dcase(of_kind, labels, groups, parts, drawn)
+            if official is not None:
+                yield {**row, "metric": "dcase", **official, "n_normal_needed": None}
         if raised is not None:
             for metric, label in (("caught", 1), ("false_alarms", 0)):
                 is_counted = labels[chosen] == label
@@ -147,6 +156,48 @@ def _estimates(values: Reals, labels: Reals, groups: Integers, drawn: Integers) 
             yield metric, estimate(of_seeds, low[column], high[column])
         else:
             yield metric, {"mean": None, "std": None, "ci_low": None, "ci_high": None, "n_seeds": len(points)}
+
+
+def _sections(clips: Clips, labelled: Bools) -> list[tuple[float, Bools]]:
+    """The parts of a data set whose areas DCASE averages: the highest rate of false positives, and whether each
+    labelled clip is in the part.
+    """
+    machine, section, domain = (part[labelled] for part in (clips.machine, clips.section, clips.domain))
+    anomalous = clips.label[labelled] == 1
+    parts = []
+    for place in sorted({place for place in zip(machine, section, strict=True) if place[1] is not None}, key=str):
+        here = (machine == place[0]) & (section == place[1])
+        for name in sorted({name for name in domain[here] if name is not None}) or [None]:
+            parts.append((1.0, here & (anomalous | (domain == name))))
+        parts.append((_MAX_FPRS["pauc"], here))
+    return parts
+
+
+def _dcase(
+    values: Reals, labels: Reals, groups: Integers, parts: Sequence[tuple[float, Bools]], drawn: Integers
+) -> SummaryRow | None:
+    """The official score of scores (S, N); None where a part lacks a class."""
+    points, resampled = [], []
+    for scores, known in zip(values, np.isfinite(values), strict=True):
+        scored = [(fpr, part & known) for fpr, part in parts]
+        if not all(len(set(labels[part])) == 2 for _, part in scored):
+            continue
+        points.append(_harmonic_mean([detection.pauc(scores[part], labels[part], fpr) for fpr, part in scored]))
+        areas = [
+            detection.bootstrap_areas(scores[part], labels[part], groups[part], drawn, max_fprs=[fpr])[:, 0]
+            for fpr, part in scored
+        ]
+        resampled.append(_harmonic_mean(areas))
+    if not points:
+        return None
+    (low,), (high,) = percentile_interval(np.mean(resampled, axis=0)[:, None])
+    return estimate(np.array(points), low, high)
+
+
+def _harmonic_mean(areas: Sequence[float] | Sequence[Reals]) -> Any:
+    """Of each place; 0 where one area is."""
+    with np.errstate(divide="ignore"):
+        return len(areas) / np.sum(1.0 / np.asarray(areas), axis=0)
 
 
 def _share(raised: Reals, groups: Integers, drawn: Integers) -> SummaryRow:

@@ -5,7 +5,7 @@ Shape letters: N clips, C columns (model, line, percentile), A annotated clips.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,11 +44,19 @@ def f_score_lines(f_scores: Cube, controls: pa.Table, experiment: Experiment) ->
     return Cube(np.hstack(parts)[None], columns)
 
 
-def mean_over_percentiles(cube: Cube) -> Cube:
-    """The mean over all percentiles, in columns whose percentile is None; NaN where a clip lacks one of them."""
+def mean_over_percentiles(cube: Cube, percentiles: Collection[float] = ()) -> Cube:
+    """The mean over all percentiles, in columns whose percentile is None; NaN where a clip lacks one of them.
+
+    Args:
+        cube: columns (model, name, percentile).
+        percentiles: of the experiment. A line that is not known at all of them has no mean.
+    """
     columns: dict[tuple[str, str], list[int]] = {}
     for column, (model, name, _) in enumerate(cube.columns):
         columns.setdefault((model, name), []).append(column)
+    columns = {
+        key: of_name for key, of_name in columns.items() if {cube.columns[k][2] for k in of_name} >= set(percentiles)
+    }
     means = [cube.values[:, :, of_name].mean(axis=2) for of_name in columns.values()]
     values = np.stack(means, axis=2) if means else cube.values[:, :, :0]
     return Cube(values, [(*key, None) for key in columns])
@@ -65,7 +73,7 @@ def controls_rows(localization: pa.Table, controls: pa.Table, experiment: Experi
         of_metrics[metric] = read_cube(of_metric, "value", ["model", "line", "percentile"], clips)
     for metric, lines in of_metrics.items():
         for scope, chosen in [("annotated", clips.annotated), ("all", everywhere)][: 1 if metric == "f_score" else 2]:
-            for cube in (mean_over_percentiles(lines), lines):
+            for cube in (mean_over_percentiles(lines, experiment.percentiles), lines):
                 part = cube.of_clips(chosen)
                 for column, row in estimates(part, clips.recording[chosen], seed=experiment.seed):
                     model, line, percentile = part.columns[column]

@@ -31,6 +31,7 @@ from faithad.evaluation.controls import control_f_scores, oracle_f_score
 from faithad.evaluation.detection_summary import detection_rows
 from faithad.evaluation.estimates import SummaryRow, estimates
 from faithad.evaluation.lines import controls_rows
+from faithad.evaluation.seconds import ERROR, second_rows
 from faithad.evaluation.temporal import Intervals
 from faithad.settings import frames_in
 from faithad.vocabulary import CORRECTED, PAPER
@@ -49,6 +50,7 @@ class Experiment:
         frames_per_s: of the curves.
         seed: of the bootstrap and of the random curves.
         n_draws: random curves per clip.
+        percentiles: of the peaks; where they are not known, those of each table.
         scores: the name of each model's score, see `scoring.choices.score_name`; the paper's where it is not named.
     """
 
@@ -58,6 +60,7 @@ class Experiment:
     frames_per_s: float
     seed: int = 0
     n_draws: int = 100
+    percentiles: Sequence[float] = ()
     scores: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -183,6 +186,7 @@ SUMMARIES = {
         schemas.COMPARISON,
         comparison_rows,
     ),
+    "seconds": Summary({"attributions": CURVES, "lines": schemas.LINES}, schemas.SECONDS_SUMMARY, second_rows),
     "replacements": Summary(
         {"checks": schemas.CHECKS, "faithfulness": schemas.FAITHFULNESS}, schemas.REPLACEMENTS, replacement_rows
     ),
@@ -191,17 +195,24 @@ SUMMARIES = {
 }
 
 
-def read_sources(read: Callable[..., pa.Table]) -> dict[str, pa.Table]:
-    """The audit's tables that the summaries are made of; of `attributions`, the curves of the deep clips.
+def read_sources(read: Callable[..., pa.Table], manifest: pa.Table) -> dict[str, pa.Table]:
+    """The audit's tables that the summaries are made of.
+
+    Of the curves, those of the annotated and of the deep clips, and the error of all clips.
 
     Args:
         read: (name of the table, schema, condition=condition of the rows or None) to the table.
+        manifest: schemas.MANIFEST, with the annotations that the summaries are about.
     """
     sources: dict[str, pa.Table] = {}
     schemas_of = {name: schema for summary in SUMMARIES.values() for name, schema in summary.sources.items()}
+    of_annotated = pc.field("clip_id").isin(manifest.filter(manifest["annotated"])["clip_id"].combine_chunks())
     for name, schema in schemas_of.items():
-        of_deep = pc.field("clip_id").isin(sources["checks"]["clip_id"].unique()) if name == "attributions" else None
-        sources[name] = read(name, schema, condition=of_deep)
+        condition = of_annotated if name == "lines" else None
+        if name == "attributions":
+            of_deep = pc.field("clip_id").isin(sources["checks"]["clip_id"].unique())
+            condition = of_annotated | of_deep | (pc.field("method") == ERROR)
+        sources[name] = read(name, schema, condition=condition)
     return sources
 
 

@@ -99,6 +99,13 @@ class AlarmThreshold:
         return replace(self, threshold=low + share * (high - low))
 
     @property
+    def counts_ranks(self) -> bool:
+        """Whether the threshold is one of the normal scores, so that its rate has a known distribution; that of the
+        rule `gamma` is as good as the fit, and promises nothing.
+        """
+        return self.n_validation > 0 and self.rule in ("quantile", "conformal")
+
+    @property
     def expected_rate(self) -> float:
         """The share of normal clips that alarm: of a rule that counts ranks (n + 1 - r) / (n + 1), else what it allows.
 
@@ -106,7 +113,7 @@ class AlarmThreshold:
         equally likely to fall between any two of them.
         """
         n, allowed = self.n_validation, self.false_alarm_rate
-        if n < 1 or self.rule not in ("quantile", "conformal"):
+        if not self.counts_ranks:
             return allowed
         # Rounded, because 0.95 * 20 = 19.000000000000004 would cost a whole rank.
         rank = math.ceil(round((n + (self.rule == "conformal")) * (1.0 - allowed), 9))

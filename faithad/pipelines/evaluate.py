@@ -46,7 +46,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     if not stage.begin(redo=redo):
         return
     storage.write_text(storage.join(study.root, layout.STUDY), study.to_yaml())
-    sources = read_sources(partial(_read_audits, study))
+    sources = read_sources(partial(_read_audits, study), manifest)
     audits = [storage.join(study.root, layout.audit(model, seed)) for model, seed in study.runs]
     features = storage.join(study.root, layout.FEATURES)
     ledger = merge_ledgers(study.root, manifest, audits, others=[(features, layout.SCORED)])
@@ -73,6 +73,7 @@ def _experiment(study: Study, manifest: pa.Table, protocol: str) -> Experiment:
         n_frames={model: shared or study.n_frames(model) for model in study.models},
         frames_per_s=study.feature_settings.frames_per_s,
         seed=study.evaluation.seed,
+        percentiles=study.audit.percentiles,
         scores={model: score_name(study.score_of(model), model) for model in study.models},
     )
 

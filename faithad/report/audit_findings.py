@@ -43,7 +43,7 @@ def expected_of(alarm: Alarm, *, n_clips: int, hours: float) -> Expected | None:
     if rate is None or alarm.threshold is None or not hours:
         return None
     between = None
-    if alarm.n_validation:
+    if alarm.n_validation and alarm.counts_ranks:
         low, high = (round(share * n_clips) for share in expected_share(rate, alarm.n_validation, n_clips))
         between = low, high
     return Expected(n=n_clips * rate, range=between, per_hour=n_clips * rate / hours)
@@ -131,13 +131,13 @@ def _against_chance(audit: AuditTables, hours: float) -> str | None:
         f"were normal, about {count(round(expected.n), 'false alarm')} would be expected"
     )
     there = f"There {'is' if n == 1 else 'are'} {count(n, 'alarm')}"
-    if expected.range is None:
-        return f"{text}. {there}."
-    first, last = expected.range
-    text += f"; in 95 of 100 cases {first:,} to {last:,}. "
-    if last > 2 * expected.n:
-        text += f"The range is wide, as no more than {alarm.n_validation:,} normal clips set the threshold. "
     p = _chance(audit)
+    if expected.range is None and p is None:
+        return f"{text}. {there}."
+    first, last = expected.range or (0, 0)
+    text += f"; in 95 of 100 cases {first:,} to {last:,}. " if expected.range else ". "
+    if expected.range and last > 2 * expected.n:
+        text += f"The range is wide, as no more than {alarm.n_validation:,} normal clips set the threshold. "
     if p is None:
         more, weighed = n > last, ", by their number"
     else:
@@ -228,7 +228,22 @@ def _reasons(audit: AuditTables, trust: list[Trust]) -> str | None:
     best = [event.best for event in tested if event.best is not None]
     text += f" (at most {percent(float(np.median(best)))} could)" if best else ""
     verdicts = [f"{words} {grades[grade]:,}" for grade, words in _GRADE_WORDS.items() if grades[grade]]
-    return f"{text}. By this test the reasons are {', '.join(verdicts)}."
+    return f"{text}. By this test the reasons are {', '.join(verdicts)}.{_trusted(audit.events)}"
+
+
+def _trusted(events: list[EventRow]) -> str:
+    """Whether the method is more faithful than random frames, by the rule of `evaluation.decisions`."""
+    event = next(event for event in events if event["method"])
+    if event["trusted"] is None:
+        return ""
+    verdict, _, reason = event["trusted"].partition(": ")
+    known = [row["normalized"] for row in events if row["normalized"] is not None]
+    far = f"; a typical reason goes {float(np.median(known)):.2f} of the way to the best moments" if known else ""
+    name = style.method(event["method"]).title
+    return (
+        f" Is {name} more faithful than random moments, over all explained clips? {verdict.capitalize()}"
+        f"{f' ({reason})' if reason else ''}{far}."
+    )
 
 
 _GRADE_WORDS = {

@@ -75,9 +75,18 @@ class Alarm:
     @property
     def expected_rate(self) -> float | None:
         """The share of normal clips that alarm, see `AlarmThreshold.expected_rate`."""
+        return self.false_alarm_rate if self._rule is None else self._rule.expected_rate
+
+    @property
+    def counts_ranks(self) -> bool:
+        """See `AlarmThreshold.counts_ranks`."""
+        return self._rule is not None and self._rule.counts_ranks
+
+    @property
+    def _rule(self) -> AlarmThreshold | None:
         if self.rule is None or self.false_alarm_rate is None or not self.n_validation:
-            return self.false_alarm_rate
-        return AlarmThreshold(self.rule, "", self.false_alarm_rate, 0.0, 0.0, self.n_validation).expected_rate
+            return None
+        return AlarmThreshold(self.rule, "", self.false_alarm_rate, 0.0, 0.0, self.n_validation)
 
 
 @dataclass(frozen=True)

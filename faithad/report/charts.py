@@ -92,7 +92,8 @@ def percentile_figure(curves: pd.DataFrame, *, y_label: str, controls: dict[str,
     axes.set_xlabel("percentile of the curve from which a frame is a peak")
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-    axes.set_ylim(bottom=min(0.0, float(curves["mean"].min()) * 1.05))
+    lowest = min([curves["mean"].min(), *(values.min() for values in (controls or {}).values())])
+    axes.set_ylim(bottom=min(0.0, float(lowest) * 1.05))
     return figure
 
 
@@ -101,7 +102,7 @@ def verdict_figure(rows: list[dict[str, Any]], *, x_label: str, marks: dict[str,
     """Differences of all methods, one below the other, with their intervals; an open end of an interval is not drawn.
 
     Args:
-        rows: of `summary/comparison`.
+        rows: of `summary/comparison`; what stands in `by` names a row in place of its method.
         x_label: what the difference is.
         marks: other differences by name, each a line across all methods.
     """
@@ -117,7 +118,7 @@ def verdict_figure(rows: list[dict[str, Any]], *, x_label: str, marks: dict[str,
         axes.axvline(value, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), label=name)
         below = (value, len(rows) - 0.4 + 0.55 * place)
         axes.annotate(name, below, (3, 0), textcoords="offset points", color=MUTED, fontsize=8, va="center")
-    axes.set_yticks(range(len(rows)), [method(row["method"]).title for row in rows])
+    axes.set_yticks(range(len(rows)), [row.get("by") or method(row["method"]).title for row in rows])
     axes.set_ylim(len(rows) - 0.5 + 0.55 * len(marks), -0.5)
     axes.set_xlabel(x_label)
     return figure

@@ -81,7 +81,10 @@ def _sentence(event: EventRow, trust: Trust) -> str:
         "spread": "so the error is even, and no single moments are the reason: listen to the whole event",
         "poor": "so any other moments would have done as well: do not rely on it",
     }
-    return f"{text}; {verdict[trust.grade]}."
+    text = f"{text}; {verdict[trust.grade]}"
+    if event["normalized"] is not None:
+        text += f" ({event['normalized']:.2f} of the way from random moments to the best)"
+    return text + "."
 
 
 def pictures(audit: AuditTables, number: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,7 +13,7 @@ from faithad.model.table import MODELS
 from faithad.report import published, style
 from faithad.report.study_tables import StudyTables
 from faithad.report.words import records
-from faithad.vocabulary import FITTED, POOLINGS
+from faithad.vocabulary import FEW_RECORDINGS, FITTED, POOLINGS, count
 
 TableRow = dict[str, Any]
 
@@ -86,11 +87,23 @@ def controls(f_score: pd.DataFrame, lines: pd.DataFrame) -> dict[str, pd.Series]
         style.RANDOM: by_percentile["control_random"],
         style.EVERY_SECOND: by_percentile["control_every_second"],
     }
-    of_f_score = lines[(lines["metric"] == "f_score") & lines["percentile"].notna()]
-    for line in ("level", "level_change", "outlier", "frame_pca", "oracle"):
-        rows = of_f_score[of_f_score["line"] == line]
-        named[style.LINES[line]] = rows.groupby("percentile")["mean"].mean()
-    return {name: values for name, values in named.items() if values.notna().all() and len(values)}
+    named |= lines_beside(
+        lines[lines["metric"] == "f_score"], ("level", "level_change", "outlier", "frame_pca", "oracle")
+    )
+    return {name: values for name, values in named.items() if values.notna().all()}
+
+
+def lines_beside(lines: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Series]:
+    """Rows of `summary/controls` over percentiles, as means over the models; nothing of a line that has none."""
+    of_percentiles = lines[lines["percentile"].notna()]
+    by_line = {name: of_percentiles[of_percentiles["line"] == name] for name in names}
+    return {style.LINES[name]: rows.groupby("percentile")["mean"].mean() for name, rows in by_line.items() if len(rows)}
+
+
+def faithfulness_lines(curves: pd.DataFrame, lines: pd.DataFrame, metric: str) -> dict[str, pd.Series]:
+    """What stands beside faithfulness in mode `frame`, in the scope of the methods' rows."""
+    of_metric = lines[(lines["metric"] == metric) & lines["scope"].isin(curves["scope"])]
+    return lines_beside(of_metric, ("random", "outlier", "frame_pca", "oracle"))
 
 
 def clip_counts(study: StudyTables) -> list[TableRow]:
@@ -169,6 +182,18 @@ def alarm_rows(study: StudyTables) -> list[TableRow]:
     return rows
 
 
+def few_recordings(study: StudyTables) -> str | None:
+    """What is said of the alarm where its normal clips come from few recordings: they are no independent sample."""
+    clips = study.manifest[study.manifest["split"] == "validation"]
+    n = clips["recording"].nunique()
+    if not n or n >= FEW_RECORDINGS:
+        return None
+    return (
+        f"The alarm rests on {count(len(clips), 'normal clip')} of {count(n, 'recording')}. Clips of one recording are "
+        "alike, and the rate that is promised takes them as independent: other days may well be noisier"
+    )
+
+
 def few_normals(study: StudyTables) -> str | None:
     """What was asked for of false alarms per hour, if the validation clips can only promise more of them."""
     asked = study.setting("alarm.false_alarms_per_hour")
@@ -193,6 +218,26 @@ def anomaly_types(study: StudyTables) -> list[tuple[str, int]]:
     rows = study.f_score[study.f_score["anomaly_type"] != "all"]
     sizes = rows.groupby("anomaly_type")["n_clips"].max()
     return [(str(kind), int(n_clips)) for kind, n_clips in sizes.items()]
+
+
+def second_rows(study: StudyTables) -> list[TableRow]:
+    """Of each model and method or line: how well its curve ranks the seconds, by metric and by what is ranked."""
+    rows = []
+    for (model, name), group in study.seconds.groupby(["model", "method"]):
+        cells: dict[str, TableRow] = {}
+        for row in records(group):
+            ranked = "all" if row["scope"] == "all" else row["ranked"]
+            cells.setdefault(ranked, {})[row["metric"]] = row
+        title = style.LINES.get(name, style.method(name).title)
+        rows.append({"model": model, "method": name, "title": title, "is_line": name in style.LINES, "cells": cells})
+    return sorted(_in_order(rows), key=lambda row: row["is_line"])
+
+
+def seconds_chance(study: StudyTables) -> float | None:
+    """The share of annotated seconds in the annotated clips, which a random order has as its average precision."""
+    rows = study.seconds[(study.seconds["metric"] == "average_precision") & (study.seconds["ranked"] == "pooled")]
+    rows = rows[rows["scope"] == "annotated"]
+    return float(rows["chance"].iloc[0]) if len(rows) else None
 
 
 def faithfulness_rows(study: StudyTables) -> list[TableRow]:

@@ -18,7 +18,7 @@ from faithad.report.ledger import ledger_view
 from faithad.report.reading import Example
 from faithad.report.search_page import search_section
 from faithad.report.study_tables import StudyTables, read_study
-from faithad.report.verdicts import verdicts, worth_rows
+from faithad.report.verdicts import verdicts, verdicts_against_chance, worth_rows
 from faithad.report.words import period, records
 from faithad.runs import layout
 from faithad.vocabulary import CAUGHT_AT, ERROR_POOLINGS, FITTED
@@ -73,6 +73,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "answers": answers(study),
         "verdicts": _verdicts(study),
         "worth": worth_rows(study),
+        "worth_figures": _worth_figures(study),
         "corrected": study.setting("protocol") if study.setting("protocol") in ("corrected", "both") else None,
         "period": period(study.manifest["recorded_at"]),
         "clip_counts": findings.clip_counts(study),
@@ -92,6 +93,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "same_data": study.setting("data.layout") == "planer",
         "alarms": findings.alarm_rows(study),
         "few_normals": findings.few_normals(study),
+        "few_recordings": findings.few_recordings(study),
         "roc": [] if reasons.detection else _roc(study),
         "timelines": _timelines(study),
         "timed": bool(study.scores["recorded_at"].notna().all()),
@@ -100,6 +102,8 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "explained": findings.explained_clips(study),
         "f_score": None if reasons.f_score else _f_score(study),
         "faithfulness": [panel for mode in ("frame", "segment") if (panel := _faithfulness(study, mode))],
+        "seconds": findings.second_rows(study),
+        "seconds_chance": findings.seconds_chance(study),
         "faithfulness_rows": findings.faithfulness_rows(study),
         "normalized": _normalized(study),
         "checks": checks_section(study),
@@ -123,7 +127,26 @@ def _verdicts(study: StudyTables) -> list[dict[str, Any]]:
             ),
             "rows": verdict.rows,
         }
-        for index, verdict in enumerate(verdicts(study))
+        for index, verdict in enumerate([*verdicts(study), *verdicts_against_chance(study)])
+    ]
+
+
+def _worth_figures(study: StudyTables) -> list[dict[str, Any]]:
+    """One figure for each network and linear model."""
+    pairs: dict[str, list[dict[str, Any]]] = {}
+    for row in worth_rows(study):
+        title = f"{style.model(row['model_a']).title} against {style.model(row['model_b']).title}"
+        pairs.setdefault(title, []).append(row)
+    return [
+        {
+            "title": title,
+            "svg": style.to_svg(
+                charts.verdict_figure(rows, x_label="AUC or F-score, minus that of the linear model", marks={}),
+                name=f"worth-{index}",
+                label=f"{title}: difference and 95 % interval of each score and method",
+            ),
+        }
+        for index, (title, rows) in enumerate(pairs.items())
     ]
 
 
@@ -181,12 +204,21 @@ def _legends(study: StudyTables, explained: set[str]) -> dict[str, list[list[tup
             for look in map(style.model, style.in_model_order(explained))
         ]
         legends[section] = [colors, lines]
-    drawn = findings.controls(study.f_score, study.figure_controls)
-    legends["f-score"][1] += [
-        _swatch("f-score", title, style.MUTED, dashes=dashes)
-        for title, dashes in style.CONTROL_DASHES.items()
-        if title in drawn
-    ]
+    drawn = {"f-score": set(findings.controls(study.f_score, study.figure_controls))}
+    drawn["faithfulness"] = {
+        title
+        for curves, controls, metric in (
+            (study.faithfulness, study.figure_controls, "faithfulness"),
+            (study.normalized, study.controls, "normalized_faithfulness"),
+        )
+        for title in findings.faithfulness_lines(findings.in_scope(curves, "frame"), controls, metric)
+    }
+    for section, titles in drawn.items():
+        legends[section][1] += [
+            _swatch(section, title, style.MUTED, dashes=dashes)
+            for title, dashes in style.CONTROL_DASHES.items()
+            if title in titles
+        ]
     return legends
 
 
@@ -212,7 +244,8 @@ def _faithfulness(study: StudyTables, mode: str) -> dict[str, Any] | None:
     curves = findings.in_scope(study.faithfulness, mode)
     if curves.empty:
         return None
-    figure = charts.percentile_figure(curves, y_label="share of the score taken away")
+    lines = findings.faithfulness_lines(curves, study.figure_controls, "faithfulness") if mode == "frame" else {}
+    figure = charts.percentile_figure(curves, y_label="share of the score taken away", controls=lines)
     label = f"Faithfulness against percentile for each model and method, {mode} mode"
     return {
         "mode": mode,
@@ -226,7 +259,8 @@ def _normalized(study: StudyTables) -> Markup | None:
     curves = findings.in_scope(study.normalized, "frame")
     if curves.empty:
         return None
-    figure = charts.percentile_figure(curves, y_label="from random frames (0) to the best (1)")
+    lines = findings.faithfulness_lines(curves, study.controls, "normalized_faithfulness")
+    figure = charts.percentile_figure(curves, y_label="from random frames (0) to the best (1)", controls=lines)
     label = "Normalised faithfulness against percentile for each model and method"
     return style.to_svg(figure, name="normalized", label=label)
 

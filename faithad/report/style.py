@@ -116,6 +116,7 @@ LINES = {
 CONTROL_DASHES: dict[str, Any] = {
     EVERY_SECOND: (0, (7, 3)),
     RANDOM: (0, (2, 2)),
+    LINES["random"]: (0, (2, 2)),
     LINES["level"]: (0, (1, 1)),
     LINES["level_change"]: (0, (1, 3)),
     LINES["outlier"]: (0, (5, 1, 1, 1)),

@@ -17,6 +17,8 @@ from faithad.vocabulary import POOLINGS, count, listed
 # Below this number of seeds, a verdict is about the networks that were trained, not about how they were trained.
 _SEEDS_NEEDED = 3
 _NORMALIZED = "normalized_faithfulness"
+# Less than this cannot be told from 0 in a figure.
+_SEEN = 0.001
 
 
 class Verdict(NamedTuple):
@@ -54,21 +56,32 @@ def verdicts(study: StudyTables) -> list[Verdict]:
         rows = _primary(study.comparison, "masked_training", metric, mode)
         if rows:
             claim = f"MAE explanations are {claim}"
-            answers.append(Verdict(_sentence(claim, rows, about_training=True), claim + "?", x_label, rows, {}))
+            marks = _moved(study.controls, metric, rows[0])
+            answers.append(Verdict(_sentence(claim, rows, about_training=True), claim + "?", x_label, rows, marks))
+    return answers + _against_lines(study, "against_no_model", "the {} of the clip, which needs no model")
+
+
+def verdicts_against_chance(study: StudyTables) -> list[Verdict]:
+    """Each model against random frames; `telling` says in words what comes of it."""
+    return _against_lines(study, "against_chance", "{}")
+
+
+def _against_lines(study: StudyTables, question: str, phrase: str) -> list[Verdict]:
+    """Each model against a line beside the methods, whose title the phrase holds."""
+    answers = []
     for model in style.in_model_order(study.comparison["model_a"]):
         of_model = study.comparison[study.comparison["model_a"] == model]
         for metric, mode, better, value in (
-            ("f_score", None, "better at locating anomalies than the", "F-score"),
-            ("faithfulness", "frame", "more faithful than the", "faithfulness"),
+            ("f_score", None, "better at locating anomalies than", "F-score"),
+            ("faithfulness", "frame", "more faithful than", "faithfulness"),
         ):
-            rows = _primary(of_model, "against_no_model", metric, mode)
+            rows = _primary(of_model, question, metric, mode)
             if rows:
-                line, title = rows[0]["model_b"], style.model(model).title
-                claim = f"{title} explanations are {better} {style.LINES[line]} of the clip, which needs no model"
+                line = style.LINES[rows[0]["model_b"]]
+                claim = f"{style.model(model).title} explanations are {better} {phrase.format(line)}"
                 sentence = _sentence(claim, rows, about_training=False)
-                x_label = f"{value} minus that of the {style.LINES[line]}"
                 marks = _marks(study.controls, model, metric, rows[0])
-                answers.append(Verdict(sentence, claim + "?", x_label, rows, marks))
+                answers.append(Verdict(sentence, claim + "?", f"{value} minus that of {line}", rows, marks))
     return answers
 
 
@@ -209,9 +222,21 @@ def _joined(names: list[str]) -> str:
 
 def _marks(controls: pd.DataFrame, model: str, metric: str, row: dict[str, Any]) -> dict[str, float]:
     """How far the other lines are from the one in a row of `summary/comparison`, as means over all percentiles."""
-    line = row["model_b"]
-    rows = controls[(controls["model"] == model) & controls["percentile"].isna()]
-    rows = rows[(rows["metric"] == metric) & (rows["scope"] == row["scope"])]
-    means = {str(row["line"]): float(row["mean"]) for row in records(rows)}
-    others = {name: mean for name, mean in means.items() if name != line and math.isfinite(mean)}
+    line, means = row["model_b"], _line_means(controls, model, metric, row["scope"])
+    others = {name: mean for name, mean in means.items() if name != line}
     return {style.LINES[name]: mean - means[line] for name, mean in others.items()} if line in means else {}
+
+
+def _moved(controls: pd.DataFrame, metric: str, row: dict[str, Any]) -> dict[str, float]:
+    """How far each line moves from model B of a row of `summary/comparison` to model A, where it does."""
+    a, b = (_line_means(controls, row[model], metric, row["scope"]) for model in ("model_a", "model_b"))
+    moved = {style.LINES[name]: a[name] - b[name] for name in a if name in b}
+    return {title: difference for title, difference in moved.items() if abs(difference) >= _SEEN}
+
+
+def _line_means(controls: pd.DataFrame, model: str, metric: str, scope: str) -> dict[str, float]:
+    """The means of a model's lines over all percentiles."""
+    rows = controls[(controls["model"] == model) & controls["percentile"].isna()]
+    rows = rows[(rows["metric"] == metric) & (rows["scope"] == scope)]
+    means = {str(row["line"]): float(row["mean"]) for row in records(rows)}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}

@@ -38,6 +38,8 @@ SEARCH_REPORT = "search.html"
 INPUTS = "inputs.parquet"
 LEDGER = "ledger.parquet"
 EVENTS = "events.parquet"
+# Which explanations can be trusted, see `audit.reasons`.
+REASONS = "reasons.parquet"
 # For the report: the sound of each event, and what other thresholds would bring.
 SOUNDS = "sounds.parquet"
 OPERATING_POINTS = "operating_points.parquet"
@@ -75,7 +77,7 @@ SHARD_LEDGERS = (SCORED, EXPLAINED)
 
 # Tables of an audit, a folder of shards each.
 SCORES = "scores"
-EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "checks", "spectrograms")
+EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "lines", "checks", "spectrograms")
 
 
 def shard(number: int) -> str:
@@ -157,11 +159,13 @@ TABLES = {
             ("localization", "annotated clip, model, method, protocol and percentile", schemas.LOCALIZATION),
             ("faithfulness", "explained clip, model, method, protocol, mode and percentile", schemas.FAITHFULNESS),
             ("controls", "explained clip, model, protocol, metric, line and percentile", schemas.CONTROLS),
+            ("lines", "explained clip, model and line", schemas.LINES),
             ("checks", "deep clip, model, method, check, and percentile, share or band group", schemas.CHECKS),
             ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
         ]
     },
     "events": TablePlace(None, EVENTS, "event: alarms that lie close together", schemas.EVENTS),
+    "reasons": TablePlace(None, REASONS, "method that explains clips of the audit", schemas.COMPARISON),
     "sounds": TablePlace(None, SOUNDS, "event that can be listened to in the report", schemas.SOUNDS),
     "operating_points": TablePlace(
         None, OPERATING_POINTS, "threshold that the alarm's rule gives", schemas.OPERATING_POINTS
@@ -176,6 +180,7 @@ TABLES = {
     "summary/comparison": _summary(
         "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),
+    "summary/seconds": _summary("seconds", "model, method or line, metric, and which seconds", schemas.SECONDS_SUMMARY),
     "summary/replacements": _summary("replacements", "model, method, metric and replacement", schemas.REPLACEMENTS),
     "summary/bands": _summary("bands", "model, method or line, and scope", schemas.BANDS),
     "summary/sanity": _summary("sanity", "model, method and check", schemas.SANITY),

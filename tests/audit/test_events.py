@@ -472,7 +472,15 @@ def test_faithfulness_is_the_mean_over_the_alarms_at_the_percentile_in_frame_mod
     table = explanations((first, peaks_in(3), bump(1)), (second, peaks_in(3), bump(1)))
     keys = {"model": "mae", "seed": 0, "replaced_fraction": 0.05, "error_before": 3.0, "error_after": 2.0}
     rows = [
-        {**keys, "clip_id": identity, "method": method, "mode": mode, "percentile": percentile, "faithfulness": value}
+        {
+            **keys,
+            "clip_id": identity,
+            "method": method,
+            "mode": mode,
+            "percentile": percentile,
+            "faithfulness": value,
+            "normalized": 0.6 if identity == first else None,
+        }
         for identity, method, mode, percentile, value in [
             (first, "saliency", "frame", 95.0, 0.5),
             (second, "saliency", "frame", 95.0, 0.25),
@@ -481,8 +489,11 @@ def test_faithfulness_is_the_mean_over_the_alarms_at_the_percentile_in_frame_mod
             (second, "error_map", "frame", 95.0, 9.0),
         ]
     ]
-    (event,) = made.events(explanations=table, faithfulness=pa.Table.from_pylist(rows, schema=schemas.FAITHFULNESS))
-    assert event["faithfulness"] == 0.375
+    judged = pa.Table.from_pylist(rows, schema=schemas.FAITHFULNESS)
+    (event,) = made.events(explanations=table, faithfulness=judged, trusted="yes")
+    assert (event["faithfulness"], event["normalized"], event["trusted"]) == (0.375, 0.6, "yes")
+    (event,) = made.events(faithfulness=judged, trusted="yes")
+    assert (event["faithfulness"], event["normalized"], event["trusted"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("table", [None, "other method", "flat"])

@@ -107,6 +107,32 @@ def test_the_paper_s_numbers_do_not_move_by_a_bit_beside_the_other_protocol(both
         assert to_table(both[table], schema).equals(to_table(alone[table], schema))
 
 
+def test_random_frames_stand_beside_the_paper_at_one_percentile(both: Tables) -> None:
+    """As an audit of recordings has them: the paper's numbers keep every bit, and one percentile is normalised."""
+    alone, found = audited(prepared(JudgingSettings())), audited(prepared(JudgingSettings(chance_at=(90.0,))))
+    assert [row | {"normalized": None} for row in found["faithfulness"]] == alone["faithfulness"]
+    known = [row for row in found["controls"] if row not in alone["controls"]]
+    assert len(known) == len(found["controls"]) - len(alone["controls"])
+    assert {(row["line"], row["percentile"], row["protocol"]) for row in known} == {
+        ("random", 90.0, "paper"), ("oracle", 90.0, "paper"),
+    }  # fmt: skip
+    value = {(row["clip_id"], row["metric"], row["line"]): row["value"] for row in known}
+    own = {(row["clip_id"], row["method"]): row for row in found["faithfulness"]
+           if (row["mode"], row["percentile"]) == ("frame", 90.0)}  # fmt: skip
+    corrected = {(row["clip_id"], row["line"]): row["value"] for row in of_protocol(both["controls"], "corrected")
+                 if (row["metric"], row["percentile"]) == ("faithfulness", 90.0)}  # fmt: skip
+    for clip in clips():
+        name = clip["clip_id"]
+        random, best = (value[name, "faithfulness", line] for line in ("random", "oracle"))
+        assert best == own[name, "error_map"]["faithfulness"]
+        if clip["duration_s"] == 5.0:  # on the same frames, without a last one that is left out
+            assert random == pytest.approx(max(0.0, corrected[name, "random"]), abs=1e-6)
+        for method in METHODS:
+            row = own[name, method]
+            assert row["normalized"] == pytest.approx((row["faithfulness"] - random) / (best - random))
+    assert all(row["normalized"] is None for row in found["faithfulness"] if row not in own.values())
+
+
 def test_corrected_alone_is_corrected_beside_the_paper(both: Tables) -> None:
     alone = audited(prepared(CORRECTED, linear=True))
     for table in ("localization", "faithfulness", "controls"):

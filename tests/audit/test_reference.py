@@ -117,6 +117,23 @@ def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:
     (row,) = [row for row in summary(audit, "f_score") if (row["percentile"], row["anomaly_type"]) == (95.0, "all")]
     assert (row["method"], row["n_clips"], row["mean"]) == ("saliency", 3, pytest.approx(sum(f_scores) / 3))
     assert f"Seconds: F {row['mean']:.3f} over 3 explained clips (saliency, percentile 95" in line
+    # The clips are loudest in seconds 4, 2 and 0: a curve that needs no model, against the same seconds.
+    (line_row,) = [row for row in summary(audit, "controls") if (row["line"], row["percentile"]) == ("level", 95.0)]
+    assert (line_row["metric"], line_row["mean"]) == ("f_score", pytest.approx((0.4 + 0.5 + 2 / 3) / 3))
+    assert f"; every second flagged: {row['control_every_second']:.3f}, level: {line_row['mean']:.3f})" in line
+    (asked,) = [
+        asked
+        for asked in summary(audit, "comparison")
+        if (asked["question"], asked["metric"], asked["percentile"]) == ("against_no_model", "f_score", 95.0)
+    ]
+    assert (asked["model_b"], asked["estimate"]) == ("level", pytest.approx(row["mean"] - line_row["mean"]))
+    assert asked["verdict"] == "undecided: 3 recordings, 20 are needed"
+    (area,) = [
+        area
+        for area in summary(audit, "seconds")
+        if (area["method"], area["metric"], area["ranked"]) == ("saliency", "auroc", "pooled")
+    ]
+    assert f" AUROC of seconds {area['mean']:.3f}." in line
     by_type = {row["anomaly_type"]: row["mean"] for row in summary(audit, "f_score") if row["percentile"] == 95.0}
     assert by_type == {"all": row["mean"], "broken": pytest.approx(0.2), "stuck": pytest.approx(f_scores[2])}
     rows = {row["scope"]: row["n_clips"] for row in summary(audit, "faithfulness") if row["percentile"] == 95.0}
@@ -187,7 +204,7 @@ def test_a_reference_without_any_interval_means_false_alarms_only(audit: Any, tm
 
 
 def test_nothing_was_explained(audit: Any, tmp_path: Path) -> None:
-    for name in ("attributions", "faithfulness"):
+    for name in ("attributions", "lines", "faithfulness"):
         storage.delete(storage.join(audit.out, name))
     line = evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 x\n"))
     assert "Seconds: no F-score, as no annotated clip was explained." in line

@@ -99,7 +99,15 @@ def test_curves_without_a_model_stand_beside_those_of_annotated_clips(name: str)
     model = prepared(name)
     without = audit_clips(model, rows, spectrograms, explain=True)["controls"]
     model = replace(model, training=Normalization(torch.zeros(16), torch.ones(16)))
-    found = audit_clips(model, rows, spectrograms, explain=True)["controls"]
+    tables = audit_clips(model, rows, spectrograms, explain=True)
+    found = tables["controls"]
+    # Whatever the annotations are, the curves are kept.
+    kept = {(row["clip_id"], row["line"]): row["curve"] for row in tables["lines"]}
+    assert set(kept) == {(row["clip_id"], line) for row in rows for line in ("level", "level_change", "outlier")}
+    level = kept[rows[1]["clip_id"], "level"]
+    assert [frame for frame, value in enumerate(level) if value > level.min()] == list(range(31, 39))
+    assert len(level) == model.trained.n_frames
+    assert to_table(tables["lines"], schemas.LINES).num_rows == 6
     assert without == [row for row in found if row["line"] != "outlier"]
     assert to_table(found, schemas.CONTROLS).num_rows == 3 * 2
     assert {row["clip_id"] for row in found} == {rows[1]["clip_id"]}

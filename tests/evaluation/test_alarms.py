@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from faithad import schemas
 from faithad.audit.choice import highest
+from faithad.audit.raised_alarm import say_alarm
 from faithad.config.sections import Alarm
 from faithad.errors import ConfigError, StudyError
 from faithad.evaluation import alarms
@@ -194,3 +195,13 @@ def test_a_new_pooling_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.Table.from_pylist(rows, schema=schemas.SCORES)
     assert highest(table, 2, alarm)["clip_id"].to_pylist() == ["b", "c"]
     assert highest(table, 2, None)["clip_id"].to_pylist() == ["a", "c"]
+
+
+def test_only_a_rule_that_counts_ranks_states_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = np.random.default_rng(0).gamma(2.0, size=50)
+    for rule, said in (
+        ("quantile", "from 1.8 to 38 at 95 %"),
+        ("gamma", "if the fit holds; the rule promises nothing"),
+    ):
+        say_alarm(fit_alarm(scores, rule=rule, pooling="mean", false_alarm_rate=0.02, clip_s=10.0), clip_s=10.0)
+        assert said in " ".join(capsys.readouterr().out.split()), rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,10 @@ def test_deep_clips_and_linear_models_have_questions(sources: dict[str, pa.Table
     verdicts = detection.set_index(["model_b", "method"])["verdict"].to_dict()
     assert verdicts["frame_pca", "mean"] == "yes"
     assert verdicts["frame_ridge", "worst_second"] != "yes"
+    # A study whose score is not the paper's compares its own score.
+    fitted = replace(EXPERIMENT, scores=dict.fromkeys(("mae", "frame_pca", "frame_ridge"), "robust"))
+    again = summarize("comparison", sources, fitted).to_pandas()
+    assert set(again[again["metric"] == "auc"]["method"]) == {"fitted", "worst_second"}
 
 
 def test_placements_have_the_mean_and_the_spread_of_the_auc() -> None:

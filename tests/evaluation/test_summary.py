@@ -285,6 +285,36 @@ def test_what_is_caught_at_so_many_false_alarms_and_by_the_alarm() -> None:
     assert len(set(keys)) == len(keys) == 2 * 3 * (2 * 5 + 2)
 
 
+def test_the_official_score_of_dcase_is_a_harmonic_mean_over_sections_and_domains() -> None:
+    """AUC by machine, section and domain of the normal clips, pAUC by machine and section (Dohi et al. 2022)."""
+    places = [("fan", "00", "source"), ("fan", "00", "target"), ("fan", "01", "source"), ("pump", "00", "target")]
+    clips = [{**clip, **dict(zip(("machine", "section", "domain"), places[k % 4], strict=True))}
+             for k, clip in enumerate(CLIPS)]  # fmt: skip
+    rows = score_rows()
+    found = detection_summary(rows, pa.Table.from_pylist([*clips, *OTHERS], schema=schemas.MANIFEST)).to_pylist()
+    official = {(row["model"], row["pooling"]): row for row in found if row["metric"] == "dcase"}
+    assert set(official) == {(model, pooling) for model in ("ae", "mae") for pooling in ("mean", "worst_second")}
+    assert {row["anomaly_type"] for row in official.values()} == {"all"}
+    for (model, pooling), row in official.items():
+        column = {"mean": "score", "worst_second": "worst_second_score"}[pooling]
+        of_seeds = []
+        for seed in sorted({r["seed"] for r in rows if r["model"] == model}):
+            score = {r["clip_id"]: r[column] for r in rows if (r["model"], r["seed"]) == (model, seed)}
+            areas = []
+            for machine, section in (("fan", "00"), ("fan", "01"), ("pump", "00")):
+                here = [
+                    c for c in clips if (c["machine"], c["section"]) == (machine, section) and c["clip_id"] in score
+                ]
+                bad = [score[c["clip_id"]] for c in here if c["label"]]
+                for domain in (None, *sorted({c["domain"] for c in here})):
+                    good = [score[c["clip_id"]] for c in here if not c["label"] and domain in (None, c["domain"])]
+                    area = pauc if domain is None else auc
+                    areas.append(area([*good, *bad], [0] * len(good) + [1] * len(bad)))
+            of_seeds.append(len(areas) / sum(1 / area for area in areas))
+        assert row["mean"] == pytest.approx(np.mean(of_seeds))
+        assert row["ci_low"] < row["mean"] < row["ci_high"]
+
+
 def test_a_fitted_score_stands_beside_the_papers() -> None:
     rows = [{**row, "paper_score": row["score"], "score": row["worst_second_score"]} for row in score_rows()]
     fitted = [{**row, "worst_second_score": None} for row in rows]

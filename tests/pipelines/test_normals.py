@@ -138,8 +138,16 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     # It begins with the click, at 4.5 s, and not with its clip, at 4 s: errors reach 0.2 s before a sound.
     (heard,) = (own for own in events["parts"] if own[0]["onset_s"] <= 4.5 < own[0]["offset_s"])
     assert heard[0]["onset_s"] == 4.25
+    # How far its reason can be trusted: random and best frames were replaced, too, for the member that raised it.
+    reasons = faithad.read_table(work / "out", "reasons").set_index("method")
+    assert set(reasons.index) == {"error_map", "saliency"}
+    assert event["trusted"] == reasons.loc["saliency", "verdict"] == "undecided: 1 recording, 20 are needed"
+    lines = faithad.read_table(work / "out", "controls")
+    assert set(lines["line"]) == {"random", "oracle"}
+    assert -1 < event["normalized"] <= 1
     page = (work / "out" / layout.REPORT).read_text()
     assert "raised by Frame" in page
+    assert "Is Saliency more faithful than random moments, over all explained clips? Undecided (1 recording" in page
     assert "times the threshold" not in page
 
 
@@ -148,6 +156,7 @@ def test_labels_give_the_area_of_the_ensembles_score(work: Path) -> None:
     labels.write_text("recording,onset_s,offset_s\nnew/click.wav,4.4,4.7\n")
     said = evaluate_audit_and_report(str(work / "out"), str(labels))
     assert "Clips: 1 anomalous, 4 normal; AUC" in said
+    assert re.search(r"every second flagged: [\d.]+, level: [\d.]+, level change: [\d.]+\). AUROC of seconds", said)
     table = faithad.read_table(work / "out", "summary/detection")
     assert set(table["pooling"]) == {"ensemble"}
 

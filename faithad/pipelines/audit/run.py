@@ -42,6 +42,7 @@ from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_mi
 from faithad.audit.operating_points import operating_points
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
 from faithad.audit.raised_alarm import normal_scores, raised_alarm
+from faithad.audit.reasons import reasons_table, verdict_of, with_method
 from faithad.audit.shard import require_baselines
 from faithad.audit.sounds import event_sounds
 from faithad.audit.steps import EXPLAIN, SCORE, Step
@@ -72,6 +73,8 @@ from faithad.scoring.trained_ensemble import AnyModel, describe, digest_of_files
 from faithad.vocabulary import listed
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
+# Tables that are made of all others.
+_CONCLUSIONS = (layout.EVENTS, layout.REASONS, layout.SOUNDS, layout.OPERATING_POINTS)
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,7 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
 def _withdraw_conclusions(out: str) -> None:
     """Remove what was made of tables that are about to change: nobody must read the two together."""
     require_still_alone()
-    concluded = (layout.LEDGER, layout.EVENTS, layout.SOUNDS, layout.OPERATING_POINTS, layout.REPORT, layout.SUMMARY)
+    concluded = (layout.LEDGER, *_CONCLUSIONS, layout.REPORT, layout.SUMMARY)
     for name in (f"{layout.STAGES}/events.json", *concluded):
         storage.delete(storage.join(out, name))
 
@@ -402,7 +405,8 @@ def _misfits(audit: _OpenAudit) -> list[Misfit]:
 
 def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
     run = audit.run
-    return Pass(ModelAudit(run.model, run.out, audit.trained.alarm, as_paper=run.score == "paper"), step, clips)
+    own = ModelAudit(run.model, run.out, audit.trained.alarm, judging=run.judging, as_paper=run.score == "paper")
+    return Pass(own, step, clips)
 
 
 def _is_whole(audit: _OpenAudit, step: Step, clips: pa.Table) -> bool:
@@ -427,7 +431,7 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     index, inputs = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
-    outputs = (layout.LEDGER, layout.EVENTS, layout.SOUNDS, layout.OPERATING_POINTS, layout.MODEL, layout.REPORT)
+    outputs = (layout.LEDGER, *_CONCLUSIONS, layout.MODEL, layout.REPORT)
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
@@ -436,8 +440,12 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
         ledger = with_misfits(whole, misfits)
         require_still_alone()
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
-        events = events_table(run.out, audit.trained, run.events, misfits)
+        reasons = reasons_table(run.out, run.events.percentile)
+        how = with_method(run.events, reasons, run.attribution.methods)
+        trusted = verdict_of(reasons, how.method)
+        events = events_table(run.out, audit.trained, how, misfits, trusted=trusted)
         require_still_alone()
+        storage.write_table(reasons, storage.join(run.out, layout.REASONS), schema=schemas.COMPARISON)
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
         _write_for_report(audit, events, misfits)

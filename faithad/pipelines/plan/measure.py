@@ -231,10 +231,10 @@ def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, fold
 
 
 def _judged(trial: Plan, trained: AnyModel, seed: int, root: Path) -> dict[str, Any]:
-    """How a study judges a model's maps, and the models that it takes for that; nothing of an audit."""
+    """How a model's maps are judged, and the models that a study takes for that."""
     of = trial.of
     if not isinstance(of, Study):
-        return {}
+        return {"judging": of.judging}
     beside = {name: load_model(str(root / layout.model(*run))) for name, run in of.beside(trained.name, seed).items()}
     # What they are does not change what they cost.
     return {"judging": of.judging, "training": Normalization.identity(trained.n_mels), **beside}

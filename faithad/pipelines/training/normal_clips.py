@@ -33,7 +33,7 @@ from faithad.scoring.calibration import choose_normals
 from faithad.scoring.pieces import piece_lengths
 from faithad.scoring.score import Clips
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import count, listed
+from faithad.vocabulary import FEW_RECORDINGS, count, listed
 
 SPLIT = "train"
 # What a folder holds beside the model itself.
@@ -42,8 +42,6 @@ TABLES = (
     *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, layout.PIECE_SCORES),
 )
 NEEDED_TABLES = (layout.MANIFEST, layout.LEDGER, layout.VALIDATION_SCORES)
-# Clips of fewer recordings are so alike that a rate that is promised for clips says little.
-_FEW_RECORDINGS = 10
 _FEWEST_CLIPS = 20
 # A single recording is cut into so many stretches, which stand for recordings.
 _STRETCHES = 10
@@ -180,7 +178,7 @@ def say_promise(normals: Normals, alarm: AlarmThreshold) -> None:
     """Say which rate of false alarms is promised, and what it rests on."""
     say_alarm(alarm, clip_s=normals.features.clip_s)
     n_recordings = len({recording for recording, _ in normals.clips.values()})
-    if normals.is_one_recording or n_recordings < _FEW_RECORDINGS:
+    if normals.is_one_recording or n_recordings < FEW_RECORDINGS:
         of = "1 recording" if normals.is_one_recording else count(n_recordings, "recording")
         console.print(f"alarm: the normal clips come from {of}: other days may well be noisier than these promise")
 

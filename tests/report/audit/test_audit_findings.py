@@ -17,7 +17,7 @@ from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
 from faithad.report.reading import with_one_clock
-from faithad.report.trust import grade
+from faithad.report.trust import grade, trust_of
 from faithad.report.words import hertz
 from faithad.vocabulary import POOLINGS
 
@@ -164,6 +164,9 @@ def test_expected_alarms_of_few_clips() -> None:
     assert expected.range is not None
     assert expected.range[0] == 0
     assert expected.range[1] == pytest.approx(240 * (1 - 0.025 ** (1 / 12)), abs=4)  # the upper end of the true rate
+    fit = audit_findings.expected_of(replace(few, rule="gamma"), n_clips=240, hours=240 / 360)
+    assert fit is not None
+    assert fit.range is None  # the rule promises nothing that has a distribution
     unknown = audit_findings.expected_of(replace(few, n_validation=None), n_clips=240, hours=240 / 360)
     assert unknown is not None
     assert unknown.range is None
@@ -194,6 +197,19 @@ def test_chance_is_weighed_by_strength(audit: AuditTables) -> None:
     assert weak.endswith("no more than chance can bring. A weak event by itself says little; begin with the strongest.")
     strong = sentence(with_alarm(audit, tail=as_here | {"scale": as_here["scale"] / 9}), "There are 15 alarms")
     assert "by their number and strength (p below 0.0001): more than chance would bring." in strong
+
+
+def test_whether_reasons_are_trusted_by_the_rule_is_said(audit: AuditTables) -> None:
+    trust = trust_of(audit.events, audit.judged)
+    assert not any("more faithful than random moments" in said for said in audit_findings.answers(audit, trust))
+    known = [event | {"trusted": "undecided: 4 recordings, 20 are needed", "normalized": 0.4} for event in audit.events]
+    (said,) = [said for said in audit_findings.answers(replace(audit, events=known), trust) if "random moments" in said]
+    assert said.endswith(
+        " Is Saliency more faithful than random moments, over all explained clips? Undecided (4 recordings, 20 are "
+        "needed); a typical reason goes 0.40 of the way to the best moments."
+    )
+    row = event_views.describe(replace(audit, events=known), audit.ranked[0], trust[audit.ranked[0]])
+    assert row["sentence"].endswith(" (0.40 of the way from random moments to the best).")
 
 
 def test_what_few_normal_clips_promise_instead_is_said(audit: AuditTables) -> None:

@@ -69,6 +69,27 @@ def test_controls_are_grey_and_dashed(study: StudyTables) -> None:
             assert line.get_linestyle() == "--"
 
 
+def test_the_lines_of_faithfulness_are_means_over_the_models_in_the_methods_scope(study: StudyTables) -> None:
+    curves = findings.in_scope(study.faithfulness, "frame")
+    keys = {"metric": "faithfulness", "scope": "annotated", "percentile": 95.0}
+    lines = pd.DataFrame(
+        [
+            keys | {"line": "random", "model": "ae", "mean": 0.1},
+            keys | {"line": "random", "model": "mae", "mean": 0.2},
+            keys | {"line": "random", "model": "ae", "mean": 0.9, "scope": "all"},
+            keys | {"line": "random", "model": "ae", "mean": 0.9, "percentile": None},
+            keys | {"line": "outlier", "model": "ae", "mean": -0.3},
+            keys | {"line": "outlier", "model": "ae", "mean": 0.9, "metric": "normalized_faithfulness"},
+        ]
+    )  # fmt: skip
+    controls = findings.faithfulness_lines(curves, lines, "faithfulness")
+    assert {name: values.to_dict() for name, values in controls.items()} == {
+        "random frames": {95.0: pytest.approx(0.15)}, "outliers": {95.0: -0.3},
+    }  # fmt: skip
+    axes = charts.percentile_figure(curves, y_label="", controls=controls).axes[0]
+    assert axes.get_ylim()[0] < -0.3  # whole, not cut at 0
+
+
 def test_a_new_method_or_model_needs_no_look_of_its_own(study: StudyTables, monkeypatch: pytest.MonkeyPatch) -> None:
     new_methods = {
         f"new_{number}": replace(attribution.METHODS["saliency"], title=f"New {number}") for number in range(5)

@@ -35,6 +35,15 @@ def checked(write_study: Callable[..., str], tmp_path_factory: pytest.TempPathFa
             for name, tau in (("reconstruction", None), ("training_mean", 0.867), ("inpainting", None))
         ]
         + [mae | {"metric": "deletion", "replacement": "reconstruction", "rank_agreement": None, "mean": 0.7}],
+        "seconds_summary": [
+            mae | {"metric": metric, "ranked": ranked, "scope": scope, "chance": 0.21, "mean": mean, "method": name}
+            for name, metric, ranked, scope, mean in (
+                ("error_map", "auroc", "pooled", "annotated", 0.871),
+                ("error_map", "auroc", "pooled", "all", 0.861),
+                ("error_map", "average_precision", "pooled", "annotated", 0.671),
+                ("level", "auroc", "per_clip", "annotated", 0.831),
+            )
+        ],
         "bands": [mae | {"scope": "all", "mean": 0.654}, mae | {"scope": "all", "method": "outlier", "mean": 0.432}],
         "sanity": [
             mae | {"check": check, "at": at, "passed": passed, "mean": mean}
@@ -49,6 +58,7 @@ def checked(write_study: Callable[..., str], tmp_path_factory: pytest.TempPathFa
     }
     for name, rows in tables.items():
         schema = getattr(schemas, name.upper())
+        name = name.removesuffix("_summary")
         storage.write_table(pa.Table.from_pylist(rows, schema), f"{root}/summary/{name}.parquet", schema=schema)
     location = f"{root}/summary/faithfulness.parquet"
     normalized = mae | {"mode": "frame", "scope": "annotated", "metric": "normalized_faithfulness"}
@@ -72,6 +82,11 @@ def test_the_page_shows_all_checks(checked: str, render: Callable[..., tuple[str
     assert "Normalised faithfulness against percentile for each model and method" in page.text
     assert "MAE Frame PCA AUC, whole clip 0.100" in page.text
     assert "MAE Frame PCA F-score, Saliency 0.100" in page.text
+    assert "MAE against Frame PCA: difference and 95 % interval of each score and method" in page.text
+    dash = "\N{EN DASH}"
+    assert f"MAE Error map 0.871 0.200 to 0.400 {dash} 0.861 0.671 0.200 to 0.400 {dash} {dash}" in page.text
+    assert f"MAE level (beside the methods) {dash} {dash} 0.831 {dash}" in page.text
+    assert "the share of annotated seconds, here 0.21." in page.text
 
 
 def test_cost_and_worth_are_drawn_beside_each_other(checked: str) -> None:

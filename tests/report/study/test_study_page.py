@@ -22,7 +22,7 @@ from faithad import schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
 from faithad.report import render_report, style
-from faithad.report.findings import alarm_rows, few_normals, missing_runs
+from faithad.report.findings import alarm_rows, few_normals, few_recordings, missing_runs
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 
 WriteStudy = Callable[..., str]
@@ -156,6 +156,7 @@ def test_a_studys_own_score_stands_beside_the_papers(write_study: WriteStudy, tm
     own = [row | better for row in paper]
     own += [own[-1] | {"metric": metric, "mean": 0.25} for metric in ("caught", "false_alarms")]
     own += [own[-1] | {"metric": "caught_1", "mean": None, "n_normal_needed": 99}]
+    own += [own[0] | {"metric": "dcase", "mean": 0.678}]
     own += [row | {"anomaly_type": kind, "mean": 0.64} for row in own[:3] for kind in ("knock", "saw")]
     storage.write_table(pa.Table.from_pylist([*paper, *own]), location, schema=schemas.DETECTION_SUMMARY)
     scores = storage.join(root, "audit/ae-0/scores/part-0.parquet")
@@ -169,6 +170,7 @@ def test_a_studys_own_score_stands_beside_the_papers(write_study: WriteStudy, tm
     assert f"97 % {share[5:]} {share} {share}" in page.text
     assert "AE whole clip needs 99 \N{EN DASH} needs 49 \N{EN DASH} 43 %" in page.text
     assert "saw, AUC 0.640" in page.text
+    assert "of all machines, sections and domains: AE, robust, 0.678 (" in page.text
     assert "Scored as the study says" in page.text
     assert "Scored over the worst second" not in page.text
 
@@ -334,6 +336,14 @@ def test_says_which_clips_were_explained(
     text = render(root)[1].text
     assert text.count("alone were explained") == (2 if told else 0)
     assert told is None or told in text
+
+
+def test_an_alarm_that_rests_on_few_recordings_is_told(study: StudyTables) -> None:
+    said = few_recordings(study)
+    assert said is not None
+    assert said.startswith("The alarm rests on 3 normal clips of 3 recordings. Clips of one recording are alike")
+    others = [study.manifest.assign(recording=f"{k} " + study.manifest["recording"]) for k in range(4)]
+    assert few_recordings(replace(study, manifest=pd.concat(others))) is None
 
 
 def test_what_few_validation_clips_promise_instead_is_said(study: StudyTables) -> None:

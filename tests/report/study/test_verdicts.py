@@ -13,7 +13,7 @@ import pytest
 from faithad import schemas, storage
 from faithad.report import charts
 from faithad.report.study_tables import StudyTables
-from faithad.report.verdicts import disagreement, telling, verdicts
+from faithad.report.verdicts import disagreement, telling, verdicts, verdicts_against_chance
 
 UNDECIDED = "undecided: 4 recordings, 20 are needed"
 Row = dict[str, Any]
@@ -96,6 +96,28 @@ def test_a_model_against_the_best_curve_without_a_model(study: StudyTables) -> N
     )
     assert "ways of training" not in verdict.sentence
     assert verdict.marks == pytest.approx({"outliers": -0.1, "random frames": -0.2})
+
+
+def test_how_far_the_lines_move_stands_beside_the_difference_of_two_models(study: StudyTables) -> None:
+    """Random frames are more faithful under the MAE, too; the level has the same F-score under both."""
+    faithful = {"metric": "faithfulness"}
+    controls = [
+        line("random", 0.15, **faithful), line("random", 0.1, model="ae", **faithful),
+        line("oracle", 0.5, **faithful), line("oracle", 0.5, model="ae", **faithful),
+        line("random", 0.9, scope="all", **faithful), line("outlier", 0.9, **faithful),
+    ]  # fmt: skip
+    (verdict,) = verdicts(with_rows(study, [row("saliency", "yes")], controls))
+    assert verdict.marks == pytest.approx({"random frames": 0.05})
+
+
+def test_each_model_has_a_figure_against_chance(study: StudyTables) -> None:
+    chance = {"question": "against_chance", "model_b": "random"}
+    rows = [row("saliency", "yes", **chance), row("saliency", "no", metric="f_score", mode=None, **chance)]
+    controls = [line("random", 0.3), line("level", 0.5)]
+    f_score, faithful = verdicts_against_chance(with_rows(study, rows, controls))
+    assert f_score.title == "MAE explanations are better at locating anomalies than random frames?"
+    assert f_score.marks == pytest.approx({"level": 0.2})
+    assert faithful.title == "MAE explanations are more faithful than random frames?"
 
 
 def test_a_method_tells_something_if_it_beats_chance_and_the_curve_without_a_model(study: StudyTables) -> None:
