@@ -40,7 +40,7 @@ from faithad.audit.inputs import INDEXED, Inputs, indexed_tables, read_inputs
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
 from faithad.audit.operating_points import operating_points
-from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
+from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores, states_table
 from faithad.audit.raised_alarm import normal_scores, raised_alarm
 from faithad.audit.shard import require_baselines
 from faithad.audit.sounds import event_sounds
@@ -72,6 +72,8 @@ from faithad.scoring.trained_ensemble import AnyModel, describe, digest_of_files
 from faithad.vocabulary import listed
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
+# What is made of all other tables.
+_CONCLUDED = (layout.LEDGER, layout.EVENTS, layout.STATES, layout.SOUNDS, layout.OPERATING_POINTS, layout.REPORT)
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,7 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
 def _withdraw_conclusions(out: str) -> None:
     """Remove what was made of tables that are about to change: nobody must read the two together."""
     require_still_alone()
-    concluded = (layout.LEDGER, layout.EVENTS, layout.SOUNDS, layout.OPERATING_POINTS, layout.REPORT, layout.SUMMARY)
-    for name in (f"{layout.STAGES}/events.json", *concluded):
+    for name in (f"{layout.STAGES}/events.json", *_CONCLUDED, layout.SUMMARY):
         storage.delete(storage.join(out, name))
 
 
@@ -427,7 +428,7 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
     index, inputs = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
-    outputs = (layout.LEDGER, layout.EVENTS, layout.SOUNDS, layout.OPERATING_POINTS, layout.MODEL, layout.REPORT)
+    outputs = (*_CONCLUDED, layout.MODEL)
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     if stage.begin(redo=True, again=again):
         _describe(audit)
@@ -437,9 +438,11 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
         require_still_alone()
         storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
         events = events_table(run.out, audit.trained, run.events, misfits)
+        states = states_table(run.out, audit.trained, misfits)
         require_still_alone()
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
+        storage.write_table(states, storage.join(run.out, layout.STATES), schema=schemas.STATES)
         _write_for_report(audit, events, misfits)
         render_audit_report(run.out)
         stage.finish()
