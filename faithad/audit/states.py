@@ -54,13 +54,13 @@ def _row(
     first, last = clips.iloc[0], clips.iloc[-1]
     is_over, strongest = change.outcome == "over", max((compared[k] for k in change.alarmed), key=lambda c: c.strength)
     row = {
-        "recorder": first["recorder"],
+        "recorder": _known(first["recorder"]),
         "recording": first["recording"],
         "onset_s": first["onset_s"],
         "duration_s": _lasts_s(first, last),
         "started_at": _known(first["recorded_at"]),
-        "ended_at": _clock_at_end(last) if is_over else None,
-        "utc_offset_s": None if pd.isna(first["utc_offset_s"]) else int(first["utc_offset_s"]),
+        "ended_at": _known(last["recorded_at"] + pd.to_timedelta(last["duration_s"], unit="s")) if is_over else None,
+        "utc_offset_s": _known(first["utc_offset_s"]),
         "outcome": change.outcome,
         "parts": list(_parts(clips)),
         "n_minutes": len(change.alarmed),
@@ -79,12 +79,8 @@ def _lasts_s(first: pd.Series, last: pd.Series) -> float:
     return float((last["clock"] - first["clock"]).total_seconds() + last["duration_s"])
 
 
-def _known(clock: Any) -> Any:
-    return None if pd.isna(clock) else clock.to_pydatetime()
-
-
-def _clock_at_end(clip: pd.Series) -> Any:
-    return _known(clip["recorded_at"] + pd.to_timedelta(round(clip["duration_s"], 6), unit="s"))
+def _known(value: Any) -> Any:
+    return None if pd.isna(value) else value
 
 
 def _parts(clips: pd.DataFrame) -> Iterator[StateRow]:

@@ -4,10 +4,10 @@ The file holds the tensors of the network, or of the classical detector (`networ
 (`normalization.mean`, `normalization.std`), what its training clips sounded like (`sound.spectra`, `sound.limit_db`)
 and, of an explained model, some of these clips (`normals.clips`; models of release 0.1.0 lack both), where it has
 another score than the paper's what that was fitted to (`score.weights`, `score.normals`, `score.places`,
-`score.recordings`), and in its header one JSON text with the model's name, its shape, the feature settings, its origin,
-and a digest of all this and of the tensors. Nothing is unpickled, so a file from
-elsewhere cannot run code, and nothing is built nor read whose size `header` has not checked. The same model gives the
-same bytes.
+`score.recordings`), of an alarm for what lasts the spectra of normal minutes (`state.spectra`), and in its header one
+JSON text with the model's name, its shape, the feature settings, its origin, and a digest of all this and of the
+tensors. Nothing is unpickled, so a file from elsewhere cannot run code, and nothing is built nor read whose size
+`header` has not checked. The same model gives the same bytes.
 """
 
 from __future__ import annotations

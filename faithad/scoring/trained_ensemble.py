@@ -5,9 +5,10 @@
 
 `ensemble.safetensors` holds, of at most `MOST_NORMALS` normal clips, the mean spectra (`places`), the numbers of their
 recordings (`recordings`) and the members' scores (`<member>.scores`), the weights of the mel bands
-(`<member>.weights`), `means` and `deviations`, by which the scores are standardised, and for the alarm of what lasts
-the spectra of normal minutes (`state.spectra`). Its header holds one JSON text with the members, their scores and the
-SHA-256 of their files, the alarms, and a digest of all this and of the tensors. As for `model.safetensors`, nothing is unpickled, and nothing is read whose size has not been checked.
+(`<member>.weights`), `means` and `deviations`, by which the scores are standardised, and of an alarm for what lasts the
+spectra of normal minutes (`state.spectra`). Its header holds one JSON text with the members, their scores and the
+SHA-256 of their files, the alarms, and a digest of all this and of the tensors. As for `model.safetensors`, nothing is
+unpickled, and nothing is read whose size has not been checked.
 
 Shape letters: M members, N normal clips, B clips, F mel bands, T frames.
 """
