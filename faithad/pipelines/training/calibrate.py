@@ -289,15 +289,15 @@ def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
     n_quiet, n_all = source.quiet.num_rows, source.quiet.num_rows + source.left_out.num_rows
     if source.left_out.num_rows:
         console.print(
-            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed or are labelled, and are left "
-            "out; if some were normal, more false alarms are to be expected than the new alarm says"
+            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed, lie in a change that lasts "
+            "or are labelled, and are left out; if some were normal, more false alarms are to be expected than the new alarm says"
         )
     if not n_quiet:
         raise StudyError(
-            f"Every clip of the audit in {run.normals[0]} alarmed or is labelled. Give recordings of normal operation "
-            "(--normals FOLDER)."
+            f"Every clip of the audit in {run.normals[0]} alarmed, lies in a change that lasts or is labelled. Give "
+            "recordings of normal operation (--normals FOLDER)."
         )
-    reason = f"alarmed or is labelled in {run.normals[0]}"
+    reason = f"alarmed, lies in a change that lasts or is labelled in {run.normals[0]}"
     rows = [clip_ledger_row(clip, "skipped", stage=_STAGE, reason=reason) for clip in source.left_out.to_pylist()]
     storage.write_table(ledger_table(rows), storage.join(run.to, layout.INDEX_LEDGER), schema=schemas.LEDGER)
     column = source.quiet.column_names.index("split")
