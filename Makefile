@@ -44,6 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.decisions
 	$(BIN)/python -m tests.benchmarks.detection
 	$(BIN)/python -m tests.benchmarks.events
+	$(BIN)/python -m tests.benchmarks.states
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -84,7 +84,7 @@ def train(
     ] = None,
     to: Annotated[str | None, typer.Option(help="With --normals: folder or URI for the model.")] = None,
     false_alarms_per_hour: Annotated[
-        float | None, typer.Option(help="With --normals: how often normal sound may alarm; 18 by default.")
+        float | None, typer.Option(help="With --normals: how often normal sound may alarm; by default 5 % of it.")
     ] = None,
     overrides: Overrides = None,
     redo: Redo = False,

@@ -9,8 +9,9 @@ Contents
     MANIFEST, HEALTH, INPUTS, EPOCHS, VALIDATION_SCORES, PIECE_SCORES
                                                              one file each
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LINES, CHECKS, LEDGER    one folder of shards per (model, seed)
+    MEDIAN_SPECTRA                                           a folder of shards of an audit of recordings
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
-    EVENTS, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
+    EVENTS, STATES, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
     SECONDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
@@ -27,7 +28,7 @@ import pyarrow as pa
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm; new tables of an audit are
-# sounds, operating_points, decisions, lines and reasons; events have
+# sounds, operating_points, decisions, lines, reasons, median_spectra and states; events have
 # normalized and trusted; summary/seconds.
 FORMAT = 3
 
@@ -160,6 +161,9 @@ SCORES = pa.schema(
         pa.field("paper_score", pa.float64()),
     ]
 )
+
+# What the alarm for what lasts compares, see `scoring.state`.
+MEDIAN_SPECTRA = pa.schema([*_CLIP_KEYS, pa.field("median_db", pa.list_(pa.float32()), nullable=False)])
 
 LOCALIZATION = pa.schema(
     [
@@ -307,6 +311,44 @@ EVENTS = pa.schema(
         pa.field("faithfulness", pa.float64()),
         pa.field("normalized", pa.float64()),
         pa.field("trusted", pa.string()),
+    ]
+)
+
+# One row per change of a recorder's sound that lasts, see `audit.states`.
+STATES = pa.schema(
+    [
+        pa.field("state_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("recorder", pa.string()),
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("onset_s", pa.float64(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("started_at", pa.timestamp("us")),
+        pa.field("ended_at", pa.timestamp("us")),
+        pa.field("utc_offset_s", pa.int32()),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("parts", PARTS, nullable=False),
+        pa.field("n_minutes", pa.int32(), nullable=False),
+        pa.field("reference", pa.string(), nullable=False),
+        pa.field("distance_db", pa.float64(), nullable=False),
+        pa.field("threshold_db", pa.float64(), nullable=False),
+        pa.field("strength", pa.float64(), nullable=False),
+        pa.field(
+            "changes",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("mel_band_low", pa.int32(), nullable=False),
+                        pa.field("mel_band_high", pa.int32(), nullable=False),
+                        pa.field("low_hz", pa.float64(), nullable=False),
+                        pa.field("high_hz", pa.float64(), nullable=False),
+                        pa.field("change_db", pa.float64(), nullable=False),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
     ]
 )
 
@@ -660,6 +702,23 @@ MEANINGS = {
     "(1); null where the error is even, or random frames were not measured",
     "trusted": "verdict of `reasons` for the method: `yes`, it is more faithful than random frames in this audit; null "
     "where that was not asked",
+    "median_db": "median over the frames that hold sound of each mel band's level, in decibels (F)",
+    "state_id": "name of the change: 16 hex digits of a hash of the model and of where it begins",
+    "states.recording": "recording in which the change begins",
+    "states.onset_s": "start of its first minute, in seconds from the start of that recording",
+    "states.duration_s": "seconds to the end of the last minute that alarms",
+    "states.ended_at": "the recorder's own clock at its end; null while it lasts, or where the clock is not known",
+    "states.utc_offset_s": "what the clock at its start is ahead of UTC, in seconds; null where it is not known",
+    "outcome": "`over`: the sound went back; `lasting`: the recordings end before it does; `usual`: it lasted for 240 "
+    "minutes of sound, and is what later minutes are compared with",
+    "states.parts": "where it lies, half-open, in seconds from the start of each recording",
+    "n_minutes": "how many minutes of it alarm",
+    "reference": "what its strongest minute was compared with: the recorder's own `past`, or the training's `normals`",
+    "distance_db": "of that minute's spectrum from the two nearest minutes of the reference, RMS over the mel bands",
+    "threshold_db": "a distance above it alarms",
+    "states.strength": "distance_db / threshold_db",
+    "changes": "where the spectrum changed most, at most three ranges of mel bands, and by how many dB on average: "
+    "above 0 where it is louder",
     "sounds.recording": "recording that the sound is from",
     "sounds.onset_s": "start of the sound, in seconds from the start of the recording",
     "sounds.duration_s": "its length in seconds: the event and 2 s around it, at most 30 s around its strongest moment",

@@ -30,6 +30,11 @@ _MOST_SAMPLES = 1 << 26
 _MOST_CELLS = 1 << 28
 
 
+def minute_s(clip_s: float) -> float:
+    """Seconds of sound that the alarm for what lasts takes for one minute: longer clips are minutes by themselves."""
+    return max(60.0, clip_s)
+
+
 @dataclass(frozen=True)
 class FeatureSettings:
     """What one spectrogram is. The defaults are those of the planer data.

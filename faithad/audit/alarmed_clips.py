@@ -106,7 +106,7 @@ def alarmed_clips(
     if not raised.num_rows:
         return []
     place = pc.index_in(raised["clip_id"], value_set=clip_ids)
-    axes, shifts_s, names = _time_axes(manifest, clip_s=features.clip_s)
+    axes, shifts_s, names = time_axes(manifest, clip_s=features.clip_s)
     columns = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
     clips = manifest.select(columns).take(place).to_pylist()
     numbers = pc.index_in(pc.take(manifest["recording"], place), value_set=names).to_pylist()
@@ -147,7 +147,7 @@ def _spans(
     return tuple((round(on, 6), round(off, 6)) for on, off in merge_spans((ends[k], ends[k + 1]) for k in above))
 
 
-def _time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[float], pa.Array]:
+def time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[float], pa.Array]:
     """For each recording the number of its time axis, and the place of its start on it; and the recordings' names."""
     encoded = manifest["recording"].combine_chunks().dictionary_encode()
     names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()

@@ -12,6 +12,7 @@ from faithad import schemas, storage
 from faithad.audit.events import find_events
 from faithad.audit.ledger import count_ledger
 from faithad.audit.misfits import Misfit, misfit_words, without_misfits
+from faithad.audit.states import find_states
 from faithad.config.sections import Events
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest, read_whole
@@ -66,6 +67,16 @@ def events_table(
     )
 
 
+def states_table(out: str, trained: AnyModel, misfits: Sequence[Misfit] = ()) -> pa.Table:
+    """The changes that last of a finished audit, as schemas.STATES; arguments as `events_table`."""
+    if trained.state is None:
+        return schemas.STATES.empty_table()
+    manifest = read_manifest(out)
+    spectra = read_whole(out, layout.MEDIAN_SPECTRA, schemas.MEDIAN_SPECTRA)
+    searched = without_misfits(spectra, manifest, misfits, but_searched=True)
+    return find_states(searched, manifest, alarm=trained.state, features=trained.features)
+
+
 def audit_outcome(out: str) -> Outcome:
     """What the ledger and the events of a finished audit come to."""
     counts = count_ledger(storage.join(out, layout.LEDGER))
@@ -82,8 +93,11 @@ def audit_outcome(out: str) -> Outcome:
     misfits = "".join(f" {sentence}" for sentence in misfit_words(ledger))
     events = storage.join(out, layout.EVENTS)
     n_events = storage.read_table(events, columns=["event_id"]).num_rows
+    states = storage.join(out, layout.STATES)
+    n_states = storage.read_table(states, columns=["state_id"]).num_rows if storage.exists(states) else 0
+    lasting = f" {count(n_states, 'change that lasts', 'changes that last')}: {states} " if n_states else ""
     return Outcome(
-        line=f"{', '.join(parts)}{see}.{misfits} {count(n_events, 'event')}: {events}  "
+        line=f"{', '.join(parts)}{see}.{misfits} {count(n_events, 'event')}: {events} {lasting} "
         f"Report: {storage.join(out, layout.REPORT)}",
         n_done=counts.clips_done,
         n_failed=counts.clips_failed + counts.parts_failed,

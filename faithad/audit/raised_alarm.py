@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 
 from faithad import schemas, storage
@@ -11,10 +13,12 @@ from faithad.errors import StudyError
 from faithad.evaluation.alarms import expected_share, fit_alarm, too_few_clips, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
+from faithad.model.state_alarm import StateAlarm, StateThreshold
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.piece_scores import paper_scores, read_piece_scores
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
+from faithad.settings import minute_s
 from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, count
 
 
@@ -55,6 +59,8 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")
     say_alarm(alarm, clip_s=trained.features.clip_s)
+    if trained.state is not None:
+        say_state(trained.state, clip_s=trained.features.clip_s)
     return alarm
 
 
@@ -78,6 +84,28 @@ def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:
         f"({rate * 100:.3g} % of normal clips), {sure}"
     )
     say_too_few(alarm, clip_s=clip_s)
+
+
+def say_state(state: StateAlarm, *, clip_s: float) -> None:
+    """Say when a minute alarms, and how many changes normal sound will bring."""
+    an_hour = 3600.0 / minute_s(clip_s)
+
+    def promise(threshold: StateThreshold) -> str:
+        rate, n = threshold.false_alarm_rate, threshold.n_minutes
+        words = f"{threshold.threshold_db:.2f} dB, at most {rate * an_hour:.2g} false alarms per hour, by"
+        too_few = ""
+        if rate > state.asked_rate:
+            needed = math.ceil(round(1.0 / state.asked_rate, 9)) - 1
+            too_few = f" ({state.asked_rate * an_hour:.2g} were asked for, which needs {needed:,})"
+        return f"{words} {count(n, 'normal minute')}{too_few}"
+
+    console.print(
+        f"state: a minute whose spectrum is far from all normal ones alarms: {promise(state.against_normals)}"
+    )
+    if state.against_past is not None:
+        console.print(f"state: once a recorder has a past, far from that: {promise(state.against_past)}")
+    else:
+        console.print("state: the normal recordings are too short to compare minutes with a recorder's own past")
 
 
 def say_too_few(alarm: AlarmThreshold, *, clip_s: float) -> None:

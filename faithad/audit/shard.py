@@ -40,7 +40,7 @@ from faithad.model.fast_network import fast_network
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
-from faithad.model.training_sound import mean_spectrum
+from faithad.model.training_sound import mean_spectrum, median_spectrum
 from faithad.runs import layout
 from faithad.scoring.ensemble import add_up
 from faithad.scoring.pooling import frame_errors, window_means
@@ -52,7 +52,7 @@ from faithad.vocabulary import CORRECTED, listed
 # A row of the manifest, or of one of the tables that are written.
 TableRow = dict[str, Any]
 
-TABLES = (layout.SCORES, *layout.EXPLANATIONS, "ledger")
+TABLES = (layout.SCORES, layout.MEDIAN_SPECTRA, *layout.EXPLANATIONS, "ledger")
 
 # Clips that one thread of a CPU takes at once: more are no faster, and would leave other threads without any.
 _FORWARDS_ON_CPU = 4
@@ -65,6 +65,7 @@ def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
     shape = trained.n_mels, trained.n_frames
     return {
         "scores": schemas.SCORES,
+        "median_spectra": schemas.MEDIAN_SPECTRA,
         "attributions": schemas.attributions(*shape),
         "localization": schemas.LOCALIZATION,
         "faithfulness": schemas.FAITHFULNESS,
@@ -393,6 +394,9 @@ def _rows(
             score_row = _score_row(trained, clip, error, float(scores[number]))
         score_row |= _windows(model, ensemble or trained, error, x[number : number + 1]) if score_row["alarm"] else {}
         rows["scores"].append(score_row | _differences(trained, log_mels[number, :, : clip.n_frames]))
+        if not explain and (ensemble or trained).state is not None:
+            median_db = median_spectrum(log_mels[number, :, : clip.n_frames], trained.features)
+            rows["median_spectra"].append({**clip.keys, "median_db": median_db.numpy()})
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain:

@@ -23,6 +23,6 @@ class Step(NamedTuple):
     stage: str
 
 
-SCORE = Step(layout.SCORED, (layout.SCORES,), False, "audit")
+SCORE = Step(layout.SCORED, (layout.SCORES, layout.MEDIAN_SPECTRA), False, "audit")
 EXPLAIN = Step(layout.EXPLAINED, layout.EXPLANATIONS, True, "explain")
 SCORE_AND_EXPLAIN = Step(layout.SCORED, (layout.SCORES, *layout.EXPLANATIONS), True, "audit")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -18,7 +18,9 @@ from faithad.config.file import parse
 from faithad.config.sections import Channel, FalseAlarms, Features, Section, Seed, refuse
 from faithad.config.study import absolute
 from faithad.errors import ConfigError
-from faithad.settings import FeatureSettings
+from faithad.settings import FeatureSettings, minute_s
+
+StateShare = Annotated[float, Field(ge=0, lt=1)]
 
 # Frames below which no model can be built.
 _FEWEST_FRAMES = 16
@@ -29,6 +31,15 @@ class NormalFeatures(Features):
 
     normalization: Literal["training"] = "training"
     reference: Literal["clip"] = "clip"
+
+
+class NormalAlarm(FalseAlarms):
+    """`state_share`: how much of the promised false alarms the alarm for what lasts may raise, the alarm of clips the
+    rest; 0: there is no such alarm. A rate of 0.05 then is 0.025 of the clips, and changes that begin with 0.025 of the
+    minutes; 2 false alarms per hour are one of each.
+    """
+
+    state_share: StateShare = 0.5
 
 
 class _NormalRecordings(Section):
@@ -63,10 +74,12 @@ class CalibrationRun(_NormalRecordings):
 
     `model`: the folder of the trained model. `normals` may also be the results of one audit.
     `false_alarms_per_hour`: how often normal sound may alarm; null for as often as with the model's own alarm.
+    `state_share`: as in `NormalAlarm`; null for that of the model.
     """
 
     model: Location = Field(examples=["model"])
     false_alarms_per_hour: float | None = Field(None, gt=0)
+    state_share: StateShare | None = None
 
 
 class NormalsRun(_NormalRecordings):
@@ -74,7 +87,7 @@ class NormalsRun(_NormalRecordings):
 
     clip_s: float = Field(10.0, ge=1, le=600)
     features: NormalFeatures = NormalFeatures()
-    alarm: FalseAlarms = FalseAlarms()
+    alarm: NormalAlarm = NormalAlarm()
     seed: Seed = 0
 
     @property
@@ -86,6 +99,11 @@ class NormalsRun(_NormalRecordings):
     def false_alarm_rate(self) -> float:
         """The share of normal clips that may alarm."""
         return self.alarm.rate(self.clip_s)
+
+    @property
+    def minute_rate(self) -> float:
+        """The same of minutes, of which an hour has fewer."""
+        return self.alarm.rate(minute_s(self.clip_s))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> NormalsRun:

@@ -4,10 +4,10 @@ The file holds the tensors of the network, or of the classical detector (`networ
 (`normalization.mean`, `normalization.std`), what its training clips sounded like (`sound.spectra`, `sound.limit_db`)
 and, of an explained model, some of these clips (`normals.clips`; models of release 0.1.0 lack both), where it has
 another score than the paper's what that was fitted to (`score.weights`, `score.normals`, `score.places`,
-`score.recordings`), and in its header one JSON text with the model's name, its shape, the feature settings, its origin,
-and a digest of all this and of the tensors. Nothing is unpickled, so a file from
-elsewhere cannot run code, and nothing is built nor read whose size `header` has not checked. The same model gives the
-same bytes.
+`score.recordings`), of an alarm for what lasts the spectra of normal minutes (`state.spectra`), and in its header one
+JSON text with the model's name, its shape, the feature settings, its origin, and a digest of all this and of the
+tensors. Nothing is unpickled, so a file from elsewhere cannot run code, and nothing is built nor read whose size
+`header` has not checked. The same model gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
 from faithad.model.fitted_score import MOST_NORMALS, FittedScore
 from faithad.model.header import KEY, FileHeader, read_header, require_possible
+from faithad.model.state_alarm import MOST_MINUTES, StateAlarm
 from faithad.model.table import MODELS, build_network
 from faithad.model.training_sound import MOST_CLIPS, TrainingSound, most_normals
 from faithad.settings import FeatureSettings
@@ -44,8 +45,10 @@ _FORMAT_OF_TENSORS_ALONE = 3
 # Of a classical detector, whose number of support vectors nothing else limits; 60,000 clips of 80 x 401.
 _MOST_DETECTOR_BYTES = 8 << 30
 _SPECTRA, _LIMIT, _CLIPS = "sound.spectra", "sound.limit_db", "normals.clips"
+STATE_SPECTRA = "state.spectra"
 _WEIGHTS, _NORMALS = "score.weights", ("score.normals", "score.places", "score.recordings")
 _SCORE_TYPES = dict(zip((_WEIGHTS, *_NORMALS), (torch.float64, torch.float64, torch.float32, torch.int64), strict=True))
+_TYPES = {**_SCORE_TYPES, STATE_SPECTRA: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class TrainedModel:
         score: what is made of its error; None for the paper's score, and for a model that gives a score only.
         normals: (N, F, T), some training clips as the network takes them in, at most `most_normals`: baselines of the
             path methods. None where none are kept.
+        state: the alarm for what lasts; None where there is none.
     """
 
     network: nn.Module
@@ -94,6 +98,7 @@ class TrainedModel:
     score: FittedScore | None = None
     parent: Parent | None = None
     normals: Tensor | None = None
+    state: StateAlarm | None = None
 
     @property
     def n_mels(self) -> int:
@@ -155,12 +160,18 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "best_epoch": trained.best_epoch,
         "config_hash": trained.config_hash,
         **parent_part(trained.parent),
+        **state_part(trained.state),
     }
 
 
 def parent_part(parent: Parent | None) -> dict[str, Any]:
     """What a header says of a model's parent; nothing where there is none, as in files of models that were trained."""
     return {} if parent is None else {"parent": dataclasses.asdict(parent)}
+
+
+def state_part(state: StateAlarm | None) -> dict[str, Any]:
+    """What a header says of the alarm for what lasts; nothing where there is none."""
+    return {} if state is None else {"state": state.as_json()}
 
 
 def save_model(trained: TrainedModel, folder: str) -> None:
@@ -174,6 +185,8 @@ def save_model(trained: TrainedModel, folder: str) -> None:
         tensors |= {key: value for key, value in kept.items() if value is not None}
     if trained.normals is not None:
         tensors[_CLIPS] = trained.normals
+    if trained.state is not None:
+        tensors[STATE_SPECTRA] = trained.state.spectra
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {"format": _FORMAT, **describe(trained)}
     header["digest"] = digest_of(tensors, header)
@@ -201,6 +214,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     if _SPECTRA in tensors:
         sound = TrainingSound(tensors.pop(_SPECTRA), limit_db=float(tensors.pop(_LIMIT)))
     clips = tensors.pop(_CLIPS, None)
+    state = None if header.get("state") is None else StateAlarm.from_json(header["state"], tensors.pop(STATE_SPECTRA))
     score = None
     if (choices := header.get("score")) is not None:
         normals = [tensors.pop(key) for key in _NORMALS if key in tensors]
@@ -215,6 +229,7 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
         parent=None if header.get("parent") is None else Parent(**header["parent"]),
         score=score,
         normals=clips,
+        state=state,
         **{key: header[key] for key in ("name", "seed", "best_epoch", "config_hash")},
     )
     trained.network.eval()
@@ -324,7 +339,7 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     for key, tensor in tensors.items():
         is_positive = key in ("normalization.std", _WEIGHTS)
-        is_of_type = tensor.dtype == _SCORE_TYPES.get(key, tensor.dtype)
+        is_of_type = tensor.dtype == _TYPES.get(key, tensor.dtype)
         if not (is_of_type and bool(tensor.isfinite().all()) and (not is_positive or bool((tensor > 0).all()))):
             raise CheckpointError(
                 f"{location} is damaged: {key} holds values that are no finite or no allowed numbers."
@@ -358,6 +373,7 @@ def _check_header(location: str, header: Mapping[str, Any], announced: FileHeade
     clips = shapes.pop(_CLIPS, (1, n_mels, n_frames))
     if clips[1:] != (n_mels, n_frames) or not 0 < clips[0] <= most:
         problems.append(f"{_CLIPS} is {clips} instead of (1 to {most}, {n_mels}, {n_frames})")
+    problems += state_problems(header.get("state") is not None, shapes, n_mels)
     if not MODELS[name].reconstructs:
         if announced.n_bytes > _MOST_DETECTOR_BYTES:
             raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")
@@ -390,6 +406,16 @@ def _score_problems(choices: Mapping[str, str] | None, shapes: dict[str, tuple[i
         for key in _SCORE_TYPES
         if found.get(key) != wanted.get(key)
     ]
+
+
+def state_problems(has_state: bool, shapes: dict[str, tuple[int, ...]], n_mels: int) -> list[str]:
+    """What is wrong with the spectra of the alarm for what lasts; they are taken out of the shapes."""
+    shape = shapes.pop(STATE_SPECTRA, None)
+    if not has_state:
+        return [] if shape is None else [f"{STATE_SPECTRA} is {shape} instead of unknown"]
+    if shape is not None and len(shape) == 2 and shape[1] == n_mels and 2 <= shape[0] <= MOST_MINUTES:
+        return []
+    return [f"{STATE_SPECTRA} is {shape or 'missing'} instead of (2 to {MOST_MINUTES:,}, {n_mels})"]
 
 
 def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:

@@ -83,6 +83,19 @@ class ParentPart(HeaderPart):
     sha256: str
 
 
+class _StateThresholdPart(HeaderPart):
+    threshold_db: Annotated[float, Field(gt=0)]
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
+    n_minutes: Annotated[int, Field(ge=1)]
+
+
+class StatePart(HeaderPart):
+    share: Annotated[float, Field(gt=0, lt=1)]
+    asked_rate: Annotated[float, Field(gt=0, lt=1)]
+    against_normals: _StateThresholdPart
+    against_past: _StateThresholdPart | None
+
+
 class _Header(HeaderPart):
     format: int
     digest: str
@@ -97,6 +110,7 @@ class _Header(HeaderPart):
     best_epoch: Annotated[int, Field(ge=0)]
     config_hash: str
     parent: ParentPart | None = None
+    state: StatePart | None = None
 
 
 class FileHeader(NamedTuple):

@@ -76,6 +76,12 @@ def mean_spectrum(log_mel: Tensor, features: FeatureSettings) -> Tensor:
     return mean if features.scale == "db" else 10.0 * mean
 
 
+def median_spectrum(log_mel: Tensor, features: FeatureSettings) -> Tensor:
+    """The median level of each band over the frames, in decibels: (F, T) to (F,)."""
+    median = log_mel.median(dim=-1).values
+    return median if features.scale == "db" else 10.0 * median
+
+
 def mean_spectra(clips: Iterable[Tensor], features: FeatureSettings) -> Tensor:
     """The mean spectra (n, F) of the first `MOST_CLIPS` of some clips, which come in batches (b, F, T)."""
     spectra: list[Tensor] = []

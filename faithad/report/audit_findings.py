@@ -15,12 +15,14 @@ from faithad.report import style
 from faithad.report.audit_tables import Alarm, AuditTables, EventRow
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
+from faithad.report.states import state_words, strongest_states
 from faithad.report.trust import Trust
 from faithad.report.words import offset_words, percent, seconds
 from faithad.vocabulary import count, duration, listed
 
 _SHORT_S = 10.0
 _LISTEN_FIRST = 5
+_STATES_FIRST = 3
 
 
 class Expected(NamedTuple):
@@ -71,6 +73,10 @@ def todo(audit: AuditTables) -> list[Task]:
     """What to do with the results, the most urgent first."""
     first = audit.ranked[:_LISTEN_FIRST]
     tasks = [Task(sentence.removesuffix("."), []) for sentence in audit.misfits]
+    lasting = strongest_states(audit.states)
+    tasks += [Task(f"Check a change of the sound: {state_words(state)}", []) for state in lasting[:_STATES_FIRST]]
+    if len(lasting) > _STATES_FIRST:
+        tasks.append(Task(f"See {count(len(lasting) - _STATES_FIRST, 'more change')} below, under “What lasts”", []))
     if first and len(first) == len(audit.ranked):
         words = "Listen to this event:" if len(first) == 1 else f"Listen to these {len(first)} events, strongest first:"
         tasks.append(Task(words, first))
@@ -95,6 +101,7 @@ def remarks(audit: AuditTables) -> list[str]:
     """What else one should know: labels, normal clips, short clips, faults of the sound, what was left out."""
     sentences = [
         against_labels(audit),
+        _no_states(audit),
         _too_few_normals(audit),
         _short_clips(audit),
         *health_view(audit.health).sentences[:1],
@@ -181,6 +188,13 @@ def _too_few_normals(audit: AuditTables) -> str | None:
     clip_s = _clip_s(audit)
     promised = fitted.expected_rate * 3_600 / clip_s
     return f"False alarms: {too_few_clips(fitted.asked_per_hour, promised, fitted.n_validation, clip_s)}."
+
+
+def _no_states(audit: AuditTables) -> str | None:
+    """That nothing lasts, if the model has an alarm for it."""
+    if audit.states or not audit.model.get("state"):
+        return None
+    return "No change that lasts: no minute's spectrum is far from those that it is compared with."
 
 
 def _short_clips(audit: AuditTables) -> str | None:

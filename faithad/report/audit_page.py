@@ -15,6 +15,7 @@ from faithad.report.health import health_view
 from faithad.report.instrument import page_data
 from faithad.report.ledger import ledger_view
 from faithad.report.listening import event_sounds
+from faithad.report.states import state_view, strongest_states
 from faithad.report.trust import GRADES, trust_of
 from faithad.report.words import period
 from faithad.runs import layout
@@ -51,6 +52,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     places = audit.settings.get("recordings")
     sections = [
         ("events", "Events"),
+        ("states", "What lasts"),
         ("time", "Score over time"),
         ("labels", "Against labels"),
         ("reasons", "Listen, see why, decide"),
@@ -61,7 +63,13 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     ]
     health = health_view(audit.health)
     line = time_line(audit) if len(audit.scores) else None
-    empty = {"health": not health.sentences, "events": not rows, "labels": not audit.agreement, "reasons": not shown}
+    empty = {
+        "health": not health.sentences,
+        "events": not rows,
+        "states": not audit.states,
+        "labels": not audit.agreement,
+        "reasons": not shown,
+    }
     return {
         "contents": [(anchor, title) for anchor, title in sections if not empty.get(anchor)],
         "todo": [
@@ -82,6 +90,9 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "n_clips": len(audit.scores),
         "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],
         "more": max(0, len(rows) - MAX_ROWS),
+        "states": [state_view(state) for state in strongest_states(audit.states)[:MAX_ROWS]],
+        "more_states": max(0, len(audit.states) - MAX_ROWS),
+        "state_alarm": audit.model.get("state"),
         "shown": shown,
         "agreement": audit.agreement,
         "areas": {row["metric"]: row["mean"] for row in audit.detection if row["mean"] is not None},
@@ -127,11 +138,11 @@ def _charts(audit: AuditTables, line: timeline.TimeLine) -> dict[str, Any]:
         "distribution": (distribution, "How many clips have which score"),
     }
     svgs = {name: style.to_svg(figure, name=name, label=label) for name, (figure, label) in figures.items()}
-    return {**svgs, "unheard": bool(len(line.unheard))}
+    return {**svgs, "unheard": bool(len(line.unheard)), "states": bool(len(line.states))}
 
 
 def time_line(audit: AuditTables) -> timeline.TimeLine:
-    """The clips, each event's strongest clip, and what was not heard."""
+    """The clips, each event's strongest clip, what lasts, and what was not heard."""
     score_of = audit.score_of
     line = timeline.time_line(
         audit.scores,
@@ -139,16 +150,21 @@ def time_line(audit: AuditTables) -> timeline.TimeLine:
         strongest=[max(event["clip_ids"], key=lambda clip: score_of.get(clip, -np.inf)) for event in audit.events],
         ranked=audit.ranked,
     )
-    return line._replace(unheard=_unheard(audit, line.midnight))
+    missing = audit.ledger[(audit.ledger["status"] != "done") & audit.ledger["onset_s"].notna()]
+    parts = pd.DataFrame(
+        [part for state in audit.states for part in state["parts"]], columns=["recording", "onset_s", "offset_s"]
+    )
+    parts["duration_s"] = parts["offset_s"] - parts["onset_s"]
+    unheard, states = (_hours(audit, line.midnight, stretches) for stretches in (missing, parts))
+    return line._replace(unheard=unheard, states=states)
 
 
-def _unheard(audit: AuditTables, midnight: pd.Timestamp | None) -> np.ndarray:
-    """Hours (U, 2) of what failed or was skipped, as far as its recording's clock is known from any of its clips."""
+def _hours(audit: AuditTables, midnight: pd.Timestamp | None, stretches: pd.DataFrame) -> np.ndarray:
+    """Hours (U, 2) of stretches of recordings, as far as the recording's clock is known from any of its clips."""
     if midnight is None:
         return np.empty((0, 2))
     start_h = {name: (start - midnight) / pd.Timedelta(hours=1) for name, start in audit.started_on_one_clock.items()}
-    missing = audit.ledger[(audit.ledger["status"] != "done") & audit.ledger["onset_s"].notna()]
-    onset = missing["recording"].map(start_h).to_numpy(dtype=float) + missing["onset_s"].to_numpy() / 3_600
-    offset = onset + missing["duration_s"].fillna(0).to_numpy() / 3_600
-    stretches: np.ndarray = np.stack([onset, offset], axis=1)
-    return np.asarray(stretches[np.isfinite(onset)])
+    onset = stretches["recording"].map(start_h).to_numpy(dtype=float) + stretches["onset_s"].to_numpy(float) / 3_600
+    offset = onset + stretches["duration_s"].fillna(0).to_numpy(float) / 3_600
+    hours: np.ndarray = np.stack([onset, offset], axis=1)
+    return np.asarray(hours[np.isfinite(onset)])

@@ -115,6 +115,7 @@ class AuditTables:
         misfits: sentences about the recordings that do not fit the model.
         events: rows of schemas.EVENTS, by time.
         ranked: positions of the events, strongest first.
+        states: rows of schemas.STATES, by time.
         curves: of the clips of shown events, by clip.
         judged: frame-mode faithfulness of all events' clips: clip_id, method, replaced_fraction, faithfulness.
         pictures: spectrograms and maps, by the position of the event in `events`.
@@ -136,6 +137,7 @@ class AuditTables:
     misfits: list[str]
     events: list[EventRow]
     ranked: list[int]
+    states: list[dict[str, Any]]
     curves: dict[str, Curve]
     judged: pd.DataFrame
     pictures: dict[int, Example]
@@ -207,6 +209,7 @@ def read_audit(out: str) -> AuditTables:
         misfits=misfit_words(ledger),
         events=events,
         ranked=ranked,
+        states=_read_rows(out, layout.STATES),
         curves=_read_curves(out, [events[number] for number in with_curve], score_of),
         judged=_read_judged(out, events),
         pictures=_read_pictures(out, events, with_curve, score_of),

@@ -36,6 +36,7 @@
       ctx.globalAlpha = 1;
     };
     for (const event of data.events) bar(event.from, event.to, bbox.top, bbox.height, css("--event"), event.score > threshold ? 0.35 : 0.1);
+    for (const [from, to] of data.states) bar(from, to, bbox.top, 6 * width, css("--violet"), 1);
     for (const [from, to] of data.unheard) bar(from, to, bbox.top + bbox.height - 6 * width, 6 * width, css("--orange"), 1);
     if (threshold !== null) {
       const y = u.valToPos(threshold, "y", true);

@@ -1,4 +1,4 @@
-"""What the page's script draws: clips, events and stretches that were not heard on the time line, operating points."""
+"""What the page's script draws: clips, events, what lasts and what was not heard on the time line; operating points."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def page_data(audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[
         "clock": None if line is None or line.midnight is None else int(line.midnight.timestamp()),
         "clips": None if line is None else _clips(audit, line),
         "unheard": [] if line is None else np.round(line.unheard * 3_600, 3).tolist(),
+        "states": [] if line is None else np.round(line.states * 3_600, 3).tolist(),
         "threshold": audit.alarm.threshold,
         "points": audit.points,
         "events": [

@@ -24,7 +24,8 @@ PIXEL_COLUMNS = 1_000
 FEW = 1_500
 _FEW_LABELLED = 3_000  # more labelled clips than these are dots, too, but in pixels
 _NAMED_EVENTS = 5
-_NOT_HEARD = COLORS["orange"][0]
+_NOT_HEARD, _LASTS = COLORS["orange"][0], COLORS["violet"][0]
+_STRIP = 0.03  # height of a strip
 _TICK_STEPS_H = (1 / 60, 1 / 12, 1 / 4, 1 / 2, 1, 2, 3, 6, 12, 24, 48, 168, 730, 2_190, 8_766)
 THRESHOLD: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (5, 3)), "label": "threshold"}
 _DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "color": MUTED, "alpha": 0.6}
@@ -45,6 +46,7 @@ class TimeLine(NamedTuple):
         event_scores: (E,).
         ranked: positions of the events, strongest first.
         unheard: onset and offset of each stretch that was not audited, (U, 2).
+        states: the same of each change that lasts, (S, 2).
         anomalous: (N,) which clips are labelled anomalous; None: all are drawn alike.
         offset_s: what the axis is ahead of UTC, where the recorders' own clocks have several offsets from UTC.
     """
@@ -56,6 +58,7 @@ class TimeLine(NamedTuple):
     event_scores: np.ndarray = np.empty(0)
     ranked: Sequence[int] = ()
     unheard: np.ndarray = np.empty((0, 2))
+    states: np.ndarray = np.empty((0, 2))
     anomalous: np.ndarray | None = None
     offset_s: float | None = None
 
@@ -102,7 +105,8 @@ def _offset_s(clips: pd.DataFrame) -> float | None:
 
 @mpl.rc_context(RC)
 def score_figure(line: TimeLine, threshold: float | None, *, has_ratio: bool = True) -> Figure:
-    """Scores along the time, the threshold, each event as a triangle, what was not heard as a strip below.
+    """Scores along the time, the threshold, each event as a triangle, what lasts as a strip above, what was not heard
+    as one below.
 
     The strongest events carry their numbers, counted from 1 in the order of `line.events`. `has_ratio`: see
     `spans_decades`.
@@ -116,7 +120,8 @@ def score_figure(line: TimeLine, threshold: float | None, *, has_ratio: bool = T
         columns = max(1, round(PIXEL_COLUMNS * (last - first) / whole))
         _draw_scores(axes, line, here, columns)
         _draw_events(axes, line, first, last)
-        _draw_unheard(axes, line.unheard, columns)
+        _draw_strip(axes, line.unheard, columns, at=0.0, color=_NOT_HEARD, label="not heard")
+        _draw_strip(axes, line.states, columns, at=1.0 - _STRIP, color=_LASTS, label="lasts")
         if threshold is not None:
             axes.axhline(threshold, **THRESHOLD)
         if line.midnight is not None:
@@ -185,15 +190,15 @@ def _draw_events(axes: Axes, line: TimeLine, first: float, last: float) -> None:
                           textcoords="offset points", ha="center", color=EVENT, fontsize=8)  # fmt: skip
 
 
-def _draw_unheard(axes: Axes, unheard: np.ndarray, columns: int) -> None:
-    """A bar for each stretch, at least one column of pixels wide."""
+def _draw_strip(axes: Axes, stretches: np.ndarray, columns: int, *, at: float, color: str, label: str) -> None:
+    """A bar for each stretch (U, 2), at least one column of pixels wide, at a height from 0 to 1."""
     left, right = axes.get_xlim()
-    lengths = np.maximum(unheard[:, 1] - unheard[:, 0], (right - left) / columns)
-    inside = (unheard[:, 0] < right) & (unheard[:, 0] + lengths > left)
-    spans = list(zip(unheard[inside, 0], lengths[inside], strict=True))
+    lengths = np.maximum(stretches[:, 1] - stretches[:, 0], (right - left) / columns)
+    inside = (stretches[:, 0] < right) & (stretches[:, 0] + lengths > left)
+    spans = list(zip(stretches[inside, 0], lengths[inside], strict=True))
     if spans:
-        axes.broken_barh(spans, (0, 0.03), transform=axes.get_xaxis_transform(), color=_NOT_HEARD, linewidth=0,
-                         rasterized=len(spans) > FEW, label="not heard")  # fmt: skip
+        axes.broken_barh(spans, (at, _STRIP), transform=axes.get_xaxis_transform(), color=color, linewidth=0,
+                         rasterized=len(spans) > FEW, label=label)  # fmt: skip
 
 
 def sessions(x: np.ndarray) -> list[tuple[float, float]]:

@@ -40,6 +40,8 @@ LEDGER = "ledger.parquet"
 EVENTS = "events.parquet"
 # Which explanations can be trusted, see `audit.reasons`.
 REASONS = "reasons.parquet"
+# Changes of the sound that last.
+STATES = "states.parquet"
 # For the report: the sound of each event, and what other thresholds would bring.
 SOUNDS = "sounds.parquet"
 OPERATING_POINTS = "operating_points.parquet"
@@ -77,6 +79,8 @@ SHARD_LEDGERS = (SCORED, EXPLAINED)
 
 # Tables of an audit, a folder of shards each.
 SCORES = "scores"
+# Of an audit of recordings whose model has an alarm for what lasts.
+MEDIAN_SPECTRA = "median_spectra"
 EXPLANATIONS = ("attributions", "localization", "faithfulness", "controls", "lines", "checks", "spectrograms")
 
 
@@ -164,8 +168,10 @@ TABLES = {
             ("spectrograms", "clip whose maps are kept, and model", schemas.spectrograms(1, 1)),
         ]
     },
+    "median_spectra": TablePlace(None, MEDIAN_SPECTRA, "clip", schemas.MEDIAN_SPECTRA),
     "events": TablePlace(None, EVENTS, "event: alarms that lie close together", schemas.EVENTS),
     "reasons": TablePlace(None, REASONS, "method that explains clips of the audit", schemas.COMPARISON),
+    "states": TablePlace(None, STATES, "change of a recorder's sound that lasts", schemas.STATES),
     "sounds": TablePlace(None, SOUNDS, "event that can be listened to in the report", schemas.SOUNDS),
     "operating_points": TablePlace(
         None, OPERATING_POINTS, "threshold that the alarm's rule gives", schemas.OPERATING_POINTS

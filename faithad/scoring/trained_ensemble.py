@@ -5,9 +5,10 @@
 
 `ensemble.safetensors` holds, of at most `MOST_NORMALS` normal clips, the mean spectra (`places`), the numbers of their
 recordings (`recordings`) and the members' scores (`<member>.scores`), the weights of the mel bands
-(`<member>.weights`), and `means` and `deviations`, by which the scores are standardised. Its header holds one JSON text
-with the members, their scores and the SHA-256 of their files, the alarm, and a digest of all this and of the tensors.
-As for `model.safetensors`, nothing is unpickled, and nothing is read whose size has not been checked.
+(`<member>.weights`), `means` and `deviations`, by which the scores are standardised, and of an alarm for what lasts the
+spectra of normal minutes (`state.spectra`). Its header holds one JSON text with the members, their scores and the
+SHA-256 of their files, the alarms, and a digest of all this and of the tensors. As for `model.safetensors`, nothing is
+unpickled, and nothing is read whose size has not been checked.
 
 Shape letters: M members, N normal clips, B clips, F mel bands, T frames.
 """
@@ -32,9 +33,19 @@ from faithad.errors import CheckpointError, ConfigError
 from faithad.features import Normalization
 from faithad.model import checkpoint
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import Parent, TrainedModel, digest_of, load_model, parent_part
+from faithad.model.checkpoint import (
+    STATE_SPECTRA,
+    Parent,
+    TrainedModel,
+    digest_of,
+    load_model,
+    parent_part,
+    state_part,
+    state_problems,
+)
 from faithad.model.fitted_score import MOST_NORMALS
-from faithad.model.header import KEY, AlarmPart, HeaderPart, ParentPart, read_header
+from faithad.model.header import KEY, AlarmPart, HeaderPart, ParentPart, StatePart, read_header
+from faithad.model.state_alarm import StateAlarm
 from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound
 from faithad.scoring.calibration import Normals
@@ -63,6 +74,7 @@ class _Header(HeaderPart):
     alarm: AlarmPart
     config_hash: str
     parent: ParentPart | None = None
+    state: StatePart | None = None
 
 
 @dataclass
@@ -76,6 +88,7 @@ class TrainedEnsemble:
         alarm: the threshold of the sum.
         config_hash: of the training's settings.
         parent: see `TrainedModel`.
+        state: see `TrainedModel`.
     """
 
     members: dict[str, TrainedModel]
@@ -84,6 +97,7 @@ class TrainedEnsemble:
     alarm: AlarmThreshold | None
     config_hash: str
     parent: Parent | None = None
+    state: StateAlarm | None = None
     name: str = NAME
     explained: bool = True
     reconstructs: bool = True
@@ -141,6 +155,7 @@ def describe(trained: AnyModel) -> dict[str, Any]:
         "members": [checkpoint.describe(member) | {"score": scores[name]} for name, member in trained.members.items()],
         "config_hash": trained.config_hash,
         **parent_part(trained.parent),
+        **state_part(trained.state),
     }
 
 
@@ -159,6 +174,8 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
             tensors[f"{name}.scores"] = detector.normals.scores
         if detector.weights is not None:
             tensors[f"{name}.weights"] = detector.weights
+    if trained.state is not None:
+        tensors[STATE_SPECTRA] = trained.state.spectra
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     header = {
         "format": _FORMAT,
@@ -170,6 +187,7 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
         "alarm": trained.alarm.as_json(),
         "config_hash": trained.config_hash,
         **parent_part(trained.parent),
+        **state_part(trained.state),
     }
     header["digest"] = digest_of(tensors, header)
     content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
@@ -247,7 +265,10 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
     ensemble = Ensemble(detectors, tensors["means"], tensors["deviations"])
     alarm = AlarmThreshold.from_json(header.alarm.model_dump())
     parent = None if header.parent is None else Parent(**header.parent.model_dump())
-    return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash, parent)
+    state = None
+    if header.state is not None:
+        state = StateAlarm.from_json(header.state.model_dump(), tensors[STATE_SPECTRA])
+    return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash, parent, state)
 
 
 def _checked(header: Mapping[str, Any], location: str) -> _Header:
@@ -322,6 +343,10 @@ def _check_shapes(
             wanted[f"{part.name}.weights"] = (n_mels,)
     if not 1 <= n <= MOST_NORMALS:
         raise CheckpointError(f"{location} is damaged: it holds {n:,} normal clips; 1 to {MOST_NORMALS:,} are allowed.")
+    shapes = dict(shapes)
+    problems = state_problems(header.state is not None, shapes, n_mels)
+    if problems:
+        raise CheckpointError(f"{location} is damaged: {problems[0]}. Train again.")
     for key in sorted(set(wanted) | set(shapes)):
         if wanted.get(key) != shapes.get(key):
             raise CheckpointError(
@@ -332,7 +357,9 @@ def _check_shapes(
 
 def _check_values(tensors: Mapping[str, Tensor], location: str) -> None:
     for key, tensor in tensors.items():
-        wanted = {"places": torch.float32, "recordings": torch.int64}.get(key, torch.float64)
+        wanted = {"places": torch.float32, "recordings": torch.int64, STATE_SPECTRA: torch.float32}.get(
+            key, torch.float64
+        )
         positive = key == "deviations" or key.endswith(".weights")
         if tensor.dtype != wanted or not bool(tensor.isfinite().all()) or (positive and not bool((tensor > 0).all())):
             raise CheckpointError(

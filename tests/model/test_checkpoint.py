@@ -19,6 +19,7 @@ from faithad.model.checkpoint import FILE_NAME, TrainedModel, describe, load_mod
 from faithad.model.classical import fit_classical
 from faithad.model.linear import FramePCA, FrameRidge, fit_linear
 from faithad.model.skip_cae_transformer import SkipCAETransformer
+from faithad.model.state_alarm import StateAlarm, StateThreshold
 from faithad.model.table import MODELS, build_network
 from faithad.settings import FeatureSettings
 
@@ -42,6 +43,7 @@ def trained(*, seed: int = 3, n_frames: int = 40, **changes: Any) -> TrainedMode
         "best_epoch": 7,
         "config_hash": "0123456789ab",
         "normals": torch.randn(3, 16, n_frames, generator=torch.Generator().manual_seed(seed)),
+        "state": StateAlarm(torch.ones(7, 16), 0.5, 0.025, StateThreshold(0.75, 0.025, 7), None),
     }
     return TrainedModel(**(values | changes))
 
@@ -111,6 +113,10 @@ def assert_same(found: TrainedModel, saved: TrainedModel) -> None:
     assert (found.normals is None) == (saved.normals is None)
     if found.normals is not None and saved.normals is not None:
         assert torch.equal(found.normals, saved.normals)
+    assert found.state is not None
+    assert saved.state is not None
+    assert found.state.as_json() == saved.state.as_json()
+    assert torch.equal(found.state.spectra, saved.state.spectra)
     weights = found.network.state_dict()
     assert weights.keys() == saved.network.state_dict().keys()
     assert all(torch.equal(weights[key], tensor) for key, tensor in saved.network.state_dict().items())
@@ -346,6 +352,8 @@ ALARM = {
         ({"alarm": ALARM | {"threshold": "high"}}, "alarm.threshold"),
         ({"alarm": ALARM | {"false_alarm_rate": 2}}, "alarm.false_alarm_rate"),
         ({"alarm": {}}, "alarm.rule"),
+        ({"state": None}, "state.spectra"),
+        ({"state": {"share": 0.5}}, "state.asked_rate"),
         ({"options": {"dropout": 2}}, "dropout"),
         ({"options": {"dropout": "much"}}, "is built of"),
         ({"seed": 0.5}, "seed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +14,13 @@ from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.linear import fit_linear
+from faithad.model.state_alarm import StateAlarm
 from faithad.model.table import build_network
 from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
 from faithad.scoring.pieces import piece_lengths, piece_scores
 from faithad.scoring.score import Clips, fit_detector
+from faithad.scoring.state import centred, fit_state
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import FeatureSettings
 
@@ -32,8 +35,17 @@ def sound(n: int, seed: int) -> Tensor:
 
 
 def small_ensemble() -> TrainedEnsemble:
-    """Fitted to made-up sound."""
-    return fitted_ensemble(sound(N, 0), [f"recording {k // 3}" for k in range(N)], SETTINGS, rate=0.1)
+    """Fitted to made-up sound, with an alarm for what lasts."""
+    ensemble = fitted_ensemble(sound(N, 0), [f"recording {k // 3}" for k in range(N)], SETTINGS, rate=0.1)
+    return replace(ensemble, state=small_state())
+
+
+def small_state() -> StateAlarm:
+    """Fitted to minutes of made-up sound."""
+    minutes = centred(sound(60, 1).median(dim=-1).values.numpy())
+    alarm = fit_state([minutes], [[str(k // 6) for k in range(60)]], false_alarm_rate=0.1, share=0.5)
+    assert alarm is not None
+    return alarm
 
 
 def fitted_ensemble(

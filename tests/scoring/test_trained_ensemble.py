@@ -49,6 +49,10 @@ def test_what_is_read_is_what_was_written(saved: tuple[TrainedEnsemble, Path], t
     read = load_any(str(folder))
     assert isinstance(read, TrainedEnsemble)
     assert describe(read) == describe(ensemble)
+    assert read.state is not None
+    assert ensemble.state is not None
+    assert read.state.against_past == ensemble.state.against_past
+    assert torch.equal(read.state.spectra, ensemble.state.spectra)
     x, ids = ensemble.prepare(sound(5, 1)), list("abcde")
     assert torch.equal(read.ensemble.standardised(x, ids), ensemble.ensemble.standardised(x, ids))
     save_ensemble(read, str(tmp_path))
@@ -88,6 +92,12 @@ def test_a_member_that_is_missing_is_named(copy: Path) -> None:
         (lambda header, _: header["members"][0]["score"].update(calibration="none"), "calibration 'local'"),
         (lambda header, _: header["alarm"].update(pooling="mean"), "must be 'ensemble'"),
         (lambda header, _: header["alarm"].update(window_thresholds=[1.0]), "window_thresholds .* one for each member"),
+        (lambda header, _: header["state"].update(share=1.0), "state.share"),
+        (lambda header, _: header["state"]["against_past"].update(threshold_db=0.0), "state.against_past.threshold_db"),
+        (lambda header, _: header.pop("state"), "state.spectra is .* instead of unknown"),
+        (lambda _, tensors: tensors.pop("state.spectra"), "state.spectra is missing"),
+        (lambda _, tensors: tensors.update({"state.spectra": torch.zeros(5_001, 16)}), r"\(5001, 16\) instead of"),
+        (lambda _, tensors: tensors["state.spectra"].fill_(torch.inf), "state.spectra holds values"),
         (lambda header, _: header.update(format=2), "has the format 2"),
         (lambda header, _: header.update(more=1), "more"),
         (lambda _, tensors: tensors["means"].fill_(torch.nan), "means holds values"),

@@ -40,7 +40,7 @@ from faithad.audit.inputs import INDEXED, Inputs, indexed_tables, read_inputs
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
 from faithad.audit.operating_points import operating_points
-from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores
+from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores, states_table
 from faithad.audit.raised_alarm import normal_scores, raised_alarm
 from faithad.audit.reasons import reasons_table, verdict_of, with_method
 from faithad.audit.shard import require_baselines
@@ -74,7 +74,7 @@ from faithad.vocabulary import listed
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
 # Tables that are made of all others.
-_CONCLUSIONS = (layout.EVENTS, layout.REASONS, layout.SOUNDS, layout.OPERATING_POINTS)
+_CONCLUSIONS = (layout.EVENTS, layout.STATES, layout.REASONS, layout.SOUNDS, layout.OPERATING_POINTS)
 
 
 @dataclass(frozen=True)
@@ -444,10 +444,12 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
         how = with_method(run.events, reasons, run.attribution.methods)
         trusted = verdict_of(reasons, how.method)
         events = events_table(run.out, audit.trained, how, misfits, trusted=trusted)
+        states = states_table(run.out, audit.trained, misfits)
         require_still_alone()
         storage.write_table(reasons, storage.join(run.out, layout.REASONS), schema=schemas.COMPARISON)
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
+        storage.write_table(states, storage.join(run.out, layout.STATES), schema=schemas.STATES)
         _write_for_report(audit, events, misfits)
         render_audit_report(run.out)
         stage.finish()

@@ -60,7 +60,7 @@ from faithad.scoring import trained_ensemble
 from faithad.scoring.choices import Score
 from faithad.scoring.score import Detector, fit_detector
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, digest_of_files, load_any
-from faithad.settings import FeatureSettings
+from faithad.settings import FeatureSettings, minute_s
 from faithad.vocabulary import POOLINGS, count
 
 _STAGE = "calibrate"
@@ -140,31 +140,64 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
                 normalization=trained.normalization,
             )
             fit = ray.remote(calibrated).options(name="calibrate")
-            (result,) = results_of([fit.remote(run.model, normals, run.false_alarms_per_hour)])
+            (result,) = results_of([fit.remote(run.model, normals, run.false_alarms_per_hour, run.state_share)])
         new = replace(result.trained, parent=parent)
         save_fitted(new, run.to, result.scores, result.pieces)
         stage.finish()
         assert new.alarm is not None
-        say_promise(normals, new.alarm)
+        say_promise(normals, new.alarm, new.state, share=_state_share(trained, run.state_share))
     return _conclusion(run)
 
 
-def calibrated(folder: str, normals: Normals, per_hour: float | None) -> Calibrated:
+def calibrated(folder: str, normals: Normals, per_hour: float | None, state_share: float | None = None) -> Calibrated:
     """The model in a folder with everything that is fitted to normal clips fitted to these.
 
     Args:
         folder: of the model.
         normals: the clips.
         per_hour: how often normal sound may alarm; None for as often as with the model's own alarm.
+        state_share: how much of that the alarm for what lasts may raise; None for the model's own share.
 
     Raises:
         StudyError: the clips cannot be scored, or the rule of the alarm cannot be fitted to their scores.
     """
     torch.set_num_threads(1)  # the last digits do not depend on the machine's cores
     trained = load_any(folder)
+    assert trained.alarm is not None
+    per_minute = _minute_rate(trained, per_hour)
+    state = normals.fit_state(false_alarm_rate=per_minute, share=_state_share(trained, state_share))
+    had, left = (1.0 - (0.0 if own is None else own.share) for own in (trained.state, state))
+    trained = replace(trained, state=state, alarm=_of_share(trained.alarm, left / had))
+    per_hour = None if per_hour is None else per_hour * left
     if isinstance(trained, TrainedEnsemble):
         return _ensemble(trained, normals, per_hour)
     return _single(trained, normals, per_hour)
+
+
+def _state_share(trained: AnyModel, asked: float | None) -> float:
+    if asked is not None:
+        return asked
+    return 0.0 if trained.state is None else trained.state.share
+
+
+def _minute_rate(trained: AnyModel, per_hour: float | None) -> float:
+    """The share of normal minutes that would begin a change if all false alarms were changes."""
+    if per_hour is not None:
+        return per_hour * minute_s(trained.features.clip_s) / 3600.0
+    if trained.state is not None:
+        return trained.state.asked_rate / trained.state.share
+    assert trained.alarm is not None
+    return trained.alarm.false_alarm_rate
+
+
+def _of_share(alarm: AlarmThreshold, share: float) -> AlarmThreshold:
+    """An alarm, not fitted yet, with so much of another one's false alarms."""
+    return replace(
+        alarm,
+        false_alarm_rate=alarm.false_alarm_rate * share,
+        false_alarms_per_hour=alarm.false_alarms_per_hour * share,
+        asked_per_hour=None if alarm.asked_per_hour is None else alarm.asked_per_hour * share,
+    )
 
 
 def _ensemble(trained: TrainedEnsemble, normals: Normals, per_hour: float | None) -> Calibrated:
@@ -256,15 +289,15 @@ def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
     n_quiet, n_all = source.quiet.num_rows, source.quiet.num_rows + source.left_out.num_rows
     if source.left_out.num_rows:
         console.print(
-            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed or are labelled, and are left "
-            "out; if some were normal, more false alarms are to be expected than the new alarm says"
+            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed, lie in a change that lasts "
+            "or are labelled, and are left out; if some were normal, more false alarms are to be expected than the new alarm says"
         )
     if not n_quiet:
         raise StudyError(
-            f"Every clip of the audit in {run.normals[0]} alarmed or is labelled. Give recordings of normal operation "
-            "(--normals FOLDER)."
+            f"Every clip of the audit in {run.normals[0]} alarmed, lies in a change that lasts or is labelled. Give "
+            "recordings of normal operation (--normals FOLDER)."
         )
-    reason = f"alarmed or is labelled in {run.normals[0]}"
+    reason = f"alarmed, lies in a change that lasts or is labelled in {run.normals[0]}"
     rows = [clip_ledger_row(clip, "skipped", stage=_STAGE, reason=reason) for clip in source.left_out.to_pylist()]
     storage.write_table(ledger_table(rows), storage.join(run.to, layout.INDEX_LEDGER), schema=schemas.LEDGER)
     column = source.quiet.column_names.index("split")

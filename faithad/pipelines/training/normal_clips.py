@@ -16,12 +16,14 @@ from torch import Tensor
 
 from faithad import schemas, storage
 from faithad.audit.ledger import count_ledger, merge_ledgers
-from faithad.audit.raised_alarm import say_alarm
+from faithad.audit.minutes import recorder_minutes
+from faithad.audit.raised_alarm import say_alarm, say_state
 from faithad.clips.manifest import Recording
 from faithad.errors import RecordingError, StudyError, shown
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.training_sound import TrainingSound, mean_spectra
+from faithad.model.state_alarm import StateAlarm
+from faithad.model.training_sound import TrainingSound, mean_spectra, median_spectrum
 from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features
 from faithad.pipelines.index import IndexedRun, index_recordings
 from faithad.pipelines.training.scores import chosen_clips
@@ -32,6 +34,7 @@ from faithad.runs.tables import read_manifest
 from faithad.scoring.calibration import choose_normals
 from faithad.scoring.pieces import piece_lengths
 from faithad.scoring.score import Clips
+from faithad.scoring.state import FEWEST_MINUTES, fit_state
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import FEW_RECORDINGS, count, listed
 
@@ -43,6 +46,7 @@ TABLES = (
 )
 NEEDED_TABLES = (layout.MANIFEST, layout.LEDGER, layout.VALIDATION_SCORES)
 _FEWEST_CLIPS = 20
+_MOST_MINUTES_ALARM = 0.5
 # A single recording is cut into so many stretches, which stand for recordings.
 _STRETCHES = 10
 
@@ -57,6 +61,7 @@ class Normals:
         n_frames: T of what the model takes in, at most that of the features.
         normalization: of the features.
         sound: what the clips sound like.
+        minutes: of each recorder, their spectra and the recordings in which they begin, see `fit_state`.
         clips: of each clip with features its recording and the frames that hold sound, in the order of clip_id.
         chosen: the clips that scores are calibrated with, by their numbers in this order.
         is_one_recording: whether all clips come from one, whose stretches then stand for recordings.
@@ -67,6 +72,7 @@ class Normals:
     n_frames: int
     normalization: Normalization
     sound: TrainingSound
+    minutes: list[tuple[np.ndarray, list[str]]]
     clips: dict[str, tuple[str, int]]
     chosen: np.ndarray
     is_one_recording: bool
@@ -96,6 +102,17 @@ class Normals:
     @property
     def n_clips(self) -> int:
         return count_features(self.root, SPLIT)
+
+    def fit_state(self, *, false_alarm_rate: float, share: float) -> StateAlarm | None:
+        """The alarm for what lasts with this share of a rate of false alarms, in minutes; None without a share, or
+        where there are too few minutes.
+        """
+        if not share:
+            return None
+        recorders, recordings = zip(*self.minutes, strict=True) if self.minutes else ((), ())
+        # A rate of clips may be more than there are minutes.
+        rate = min(_MOST_MINUTES_ALARM, false_alarm_rate * share)
+        return fit_state(recorders, recordings, false_alarm_rate=rate, share=share)
 
 
 def index_normals(
@@ -164,7 +181,23 @@ def read_normals(
     # In the order of clip_id, a hash, every second clip is a random sample.
     spectra = mean_spectra(read_features(root, SPLIT, features), features)
     sound = TrainingSound.fit(spectra[::2], spectra[1::2])
-    return Normals(root, features, n_frames, normalization, sound, clips, chosen, is_one_recording)
+    minutes = _minutes(root, manifest, features, clips)
+    return Normals(root, features, n_frames, normalization, sound, minutes, clips, chosen, is_one_recording)
+
+
+def _minutes(
+    root: str, manifest: pa.Table, features: FeatureSettings, clips: Mapping[str, tuple[str, int]]
+) -> list[tuple[np.ndarray, list[str]]]:
+    all_clips = (clip for part in read_features(root, SPLIT, features) for clip in part)
+    medians = [
+        median_spectrum(clip[:, :n_frames], features).numpy()
+        for clip, (_, n_frames) in zip(all_clips, clips.values(), strict=True)
+    ]
+    spectra = pa.table({"clip_id": list(clips), "median_db": pa.array(medians, pa.list_(pa.float32()))})
+    return [
+        (minutes.spectra, [clips[clip_id][0] for clip_id in minutes.first_clips])
+        for minutes in recorder_minutes(manifest, spectra, clip_s=features.clip_s)
+    ]
 
 
 def write_ledger(root: str) -> None:
@@ -174,9 +207,24 @@ def write_ledger(root: str) -> None:
     storage.write_table(ledger, storage.join(root, layout.LEDGER), schema=schemas.LEDGER)
 
 
-def say_promise(normals: Normals, alarm: AlarmThreshold) -> None:
-    """Say which rate of false alarms is promised, and what it rests on."""
+def say_promise(normals: Normals, alarm: AlarmThreshold, state: StateAlarm | None, *, share: float) -> None:
+    """Say which rate of false alarms is promised, and what it rests on.
+
+    Args:
+        normals: the clips.
+        alarm: of clips.
+        state: for what lasts; None where there is none.
+        share: of the false alarms that it was to have.
+    """
     say_alarm(alarm, clip_s=normals.features.clip_s)
+    if state is not None:
+        say_state(state, clip_s=normals.features.clip_s)
+    elif share:
+        n = sum(len(recordings) for _, recordings in normals.minutes)
+        console.print(
+            f"state: no alarm for what lasts, as the normal recordings make {count(n, 'whole minute')} and it needs "
+            f"{FEWEST_MINUTES}, of 2 recordings or more; the alarm of clips has its share of the false alarms"
+        )
     n_recordings = len({recording for recording, _ in normals.clips.values()})
     if normals.is_one_recording or n_recordings < FEW_RECORDINGS:
         of = "1 recording" if normals.is_one_recording else count(n_recordings, "recording")

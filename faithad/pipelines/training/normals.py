@@ -100,7 +100,7 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
         save_fitted(trained, run.to, scores, pieces)
         stage.finish()
         if trained.alarm is not None:
-            say_promise(normals, trained.alarm)
+            say_promise(normals, trained.alarm, trained.state, share=run.alarm.state_share)
     return _conclusion(run)
 
 
@@ -176,7 +176,9 @@ def ensemble_of(
     Linear models hardly score their training clips lower than others, so these are all clips that were chosen, each
     compared with clips of other recordings.
     """
-    ensemble, alarm, table, pieces = fit_sum(fitted, false_alarm_rate=run.false_alarm_rate, clip_s=run.clip_s)
+    state = normals.fit_state(false_alarm_rate=run.minute_rate, share=run.alarm.state_share)
+    rate = run.false_alarm_rate * (1.0 - (state.share if state is not None else 0.0))
+    ensemble, alarm, table, pieces = fit_sum(fitted, false_alarm_rate=rate, clip_s=run.clip_s)
     kept = first_normals(normals.parts())
     members = {
         name: TrainedModel(
@@ -193,7 +195,7 @@ def ensemble_of(
         )
         for name, member in fitted.items()
     }
-    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint), table, pieces
+    return TrainedEnsemble(members, ensemble, run.seed, alarm, fingerprint, state=state), table, pieces
 
 
 class FittedSum(NamedTuple):
