@@ -293,7 +293,7 @@ def export_clips(
 
 @app.command(cls=Command)
 def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Search the MAE's mask ratio and patch size, and write the best pair as a configuration."""
+    """Search the MAE's mask ratio, patch size and other settings, and write the best ones as a configuration."""
     from faithad.pipelines.search.run import search_study
 
     _say(search_study(_load(config, overrides), redo=redo))

@@ -58,7 +58,9 @@ FEATURE_ATTEMPTS = "features/attempts"
 
 # In the folder of a training or of a trial: the last state, from which it goes on.
 STATE = "state.pt"
-# In a trial's folder: what came of it, its test clips' scores, and the note by which the scheduler stops it.
+# In a trial's folder: which settings it has beside those in its name, what came of it, its test clips' scores, and the
+# note by which the scheduler stops it.
+TRIAL_SETTINGS = "settings.json"
 TRIAL_RECORD = "record.json"
 TRIAL_SCORES = "scores.parquet"
 TRIAL_STOP = "stop"

@@ -155,7 +155,13 @@ def _run_trial(plan: Plan, folder: str) -> tuple[Plan, dict[str, float]]:
         # Whole batches, and so many trainings that all cores are as busy as they will be.
         n_train, at_once = min(_MOST_TRAIN_CLIPS, of.train.batch_size), plan.places.at_once
         ratios = of.search.mask_ratios[:at_once]
-        cells = {"mask_ratios": ratios, "patches": of.search.patches[:1], "algorithm": "grid", "scheduler": "none"}
+        cells = {
+            "mask_ratios": ratios,
+            "patches": of.search.patches[:1],
+            "space": {},
+            "algorithm": "grid",
+            "scheduler": "none",
+        }
         data = {"train": ("train",), "test": ("test",), "annotations": "annotations.csv", "clip_s": of.data.clip_s}
         changes = {
             "root": f"{folder}/out",

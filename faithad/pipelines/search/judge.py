@@ -18,12 +18,12 @@ from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.model.precision import arithmetic
-from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.features import load_n_frames
 from faithad.pipelines.search.clips import clips_root, load_clips
 from faithad.pipelines.search.plan import MODEL, Record, trial_location
 from faithad.pipelines.search.task import TrialTask
+from faithad.pipelines.training.task import network_of
 from faithad.pipelines.training.trained import never_learned
 from faithad.runs import layout
 
@@ -46,7 +46,7 @@ class Judge:
         )
         self._normal = self._prepared(validation)
         self._disturbed = self._prepared(torch.from_numpy(disturbed.log_mels))
-        self._network = build_network(MODEL, study.features.n_mels, study.n_frames(MODEL)).to(device).eval()
+        self._network = network_of(study, MODEL).to(device).eval()
 
     def objective(self, training: Training) -> float | None:
         """The objective of the best weights so far, None before there are any."""

@@ -25,7 +25,7 @@ from ray.util.queue import Queue
 
 from faithad import storage
 from faithad.pipelines.search.judge import Judge
-from faithad.pipelines.search.plan import Trial, read_record, write_record
+from faithad.pipelines.search.plan import Trial, read_record, write_record, write_settings
 from faithad.pipelines.search.task import SearchTask, TrialTask
 from faithad.pipelines.training.ray_train import run_on_workers
 from faithad.pipelines.training.task import Worker
@@ -42,7 +42,7 @@ def trial_of(config: Mapping[str, Any]) -> Trial:
 
 def metrics_of(trial: Trial, epoch: int, value: float | None) -> dict[str, Any]:
     """What a trial reports to Ray Tune after an epoch, for the scheduler and for the progress."""
-    return {"name": trial.name, "epoch": epoch, "value": math.nan if value is None else value}
+    return {"name": trial.title, "epoch": epoch, "value": math.nan if value is None else value}
 
 
 def run_trial(config: Mapping[str, Any], *, search: SearchTask) -> None:
@@ -81,6 +81,8 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
             report(metrics_of(task.trial, len(record.values), record.value))
         return
     state = saved_state(task.training.state)
+    if worker.rank == 0:
+        write_settings(study.root, task.trial)
     training = open_training(task.training, worker, state and state["training"])
     values: list[float | None] = [] if state is None else list(state["values"])
     judge = Judge(task, worker.device) if worker.rank == 0 else None

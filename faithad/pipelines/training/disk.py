@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from faithad.config.study import Study
 from faithad.errors import StudyError
-from faithad.model.table import MODELS, build_network
+from faithad.model.table import MODELS
+from faithad.pipelines.training.task import network_of
 from faithad.vocabulary import count
 
 # Weights, the best weights and AdamW's two moments, in the state that is written and in the one that it replaces.
@@ -20,7 +21,7 @@ def weights_bytes(study: Study, model: str) -> int:
     """Bytes of a network's weights; 0 for a model that is fitted, which keeps no state."""
     if MODELS[model].fitted:
         return 0
-    network = build_network(model, study.features.n_mels, study.n_frames(model))
+    network = network_of(study, model)
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
 

@@ -27,7 +27,7 @@ from faithad.attribution.methods import choose_methods
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.model.checkpoint import FILE_NAME, read_digest
-from faithad.model.table import MODELS, build_network
+from faithad.model.table import MODELS
 from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
@@ -37,7 +37,7 @@ from faithad.pipelines.training.disk import require_disk, weights_bytes
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.scores import fit_scores
-from faithad.pipelines.training.task import TrainingTask, Worker
+from faithad.pipelines.training.task import TrainingTask, Worker, network_of
 from faithad.pipelines.training.trained import damage, save_fitted
 from faithad.pipelines.training.worker import load_initial_weights, train_network
 from faithad.progress import Ticker, console, side_by_side
@@ -62,6 +62,7 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
     else:
         left_out = {*_SPREAD, "init_from"} | (set() if MODELS[model].masked else _MASKING)
         settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
+        settings |= flatten("model", study.network_options(model))
         if study.train.init_from is not None:
             settings["train.init_from"] = read_digest(study.train.init_from)
     settings |= {
@@ -130,7 +131,7 @@ def require_explainable(study: Study, models: Iterable[str]) -> None:
     methods = choose_methods(study.attribution.methods)
     for model in models if study.audit.explain != "none" else ():
         if MODELS[model].explained:
-            grad_cam_layer(build_network(model, study.features.n_mels, study.n_frames(model)), methods)
+            grad_cam_layer(network_of(study, model), methods)
 
 
 def require_initial_weights(study: Study, models: Iterable[str]) -> None:
@@ -141,8 +142,7 @@ def require_initial_weights(study: Study, models: Iterable[str]) -> None:
     """
     for model in models if study.train.init_from is not None else ():
         if not MODELS[model].fitted:
-            network = build_network(model, study.features.n_mels, study.n_frames(model))
-            load_initial_weights(network, study, model)
+            load_initial_weights(network_of(study, model), study, model)
 
 
 def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:
