@@ -166,7 +166,8 @@ class Train(Section):
     """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it.
 
     `schedule`: `warm_restarts` is the paper's, of period `restart_period`; `warmup_cosine` rises linearly over
-    `warmup_epochs` and then falls along one cosine to the last of `epochs`. A validation loss that is no number, or
+    `warmup_epochs` and then falls along one cosine to the last of `epochs`, so that such a training cannot go on when
+    `epochs` is raised. A validation loss that is no number, or
     above `divergence_factor` times the best one, sends the training back to its best epoch, once. `trainings_at_once`
     null: as many (model, seed) trainings side by side as the cluster carries. `init_from`: the folder of a trained
     model whose weights trainings start from, in place of random ones; it must have the study's features, and the
@@ -198,6 +199,11 @@ class Train(Section):
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)
     interface: str | None = Field(None, min_length=1)
+
+    @property
+    def ends_anywhere(self) -> bool:
+        """Whether no epoch depends on how many there are, so that a training can go on when `epochs` is raised."""
+        return self.schedule == "warm_restarts"
 
     @model_validator(mode="after")
     def _batch_feeds_workers(self) -> Train:

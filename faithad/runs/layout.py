@@ -29,6 +29,7 @@ FEATURES_LEDGER = "features/ledger"
 SEARCH = "search"
 TRIALS = "search/trials"
 MODELS = "models"
+TRAININGS = "training"
 AUDITS = "audit"
 BEST = "best.yaml"
 BEST_MODEL = "best"
@@ -103,8 +104,8 @@ def validation_scores(name: str, seed: int) -> str:
 
 
 def training(name: str, seed: int) -> str:
-    """The folder of a training's last state; it goes when the model is there."""
-    return f"training/{name}-{seed}"
+    """The folder of a training's last state."""
+    return f"{TRAININGS}/{name}-{seed}"
 
 
 def trial(name: str) -> str:

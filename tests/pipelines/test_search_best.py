@@ -16,18 +16,8 @@ from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.search.clips import clips_stage
-from faithad.pipelines.search.plan import (
-    Record,
-    Trial,
-    begun_trials,
-    grid_trials,
-    is_present,
-    read_records,
-    trial_location,
-    trial_study,
-    write_record,
-    write_settings,
-)
+from faithad.pipelines.search.plan import Trial, grid_trials, is_present, trial_location, trial_study
+from faithad.pipelines.search.records import Record, begun_trials, read_records, write_record, write_settings
 from faithad.pipelines.search.run import _keep_models, _trials_stage, _write_best, _write_table, ranked_cells
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import train_trial
@@ -123,13 +113,15 @@ def test_a_search_may_grow_and_nothing_else_may_change(tmp_path: Path) -> None:
         study_of(tmp_path, mask_ratios=[0.3], seeds=(0, 1, 2)),
         study_of(tmp_path, mask_ratios=[0.2, 0.5], algorithm="optuna", trials=3),
         study_of(tmp_path, mask_ratios=[0.3], space={"train": {"weight_decay": [0.0, 0.01]}}),
+        study_of(tmp_path, mask_ratios=[0.3], train={"epochs": 10}),
     ):
         assert not stage(grown).is_done()
         assert stage(grown).begin(redo=False)
         stage(grown).finish()
         assert stage(grown).is_done()
     for other in (
-        study_of(tmp_path, train={"epochs": 10}),
+        study_of(tmp_path, train={"epochs": 8}),
+        study_of(tmp_path, train={"epochs": 10, "batch_size": 16}),
         study_of(tmp_path, objective="validation_loss"),
         study_of(tmp_path, scheduler="asha", grace_epochs=2),
     ):

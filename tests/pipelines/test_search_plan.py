@@ -17,20 +17,16 @@ from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.pipelines.search.plan import (
     Cell,
-    Record,
     Trial,
-    begun_trials,
     cell_study,
     check_search,
     grid_trials,
     is_present,
     largest_study,
-    read_record,
     trial_location,
     tried_values,
-    write_record,
-    write_settings,
 )
+from faithad.pipelines.search.records import Record, begun_trials, read_record, write_record, write_settings
 from faithad.pipelines.search.run import ranked_cells
 from faithad.pipelines.search.tuning import GentleASHA, ShowProgress, TreeParzenCells
 from faithad.pipelines.search.verdict import write_verdict

@@ -42,7 +42,8 @@ from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.plan.estimate import FORWARD, LAST, Plan, estimate
 from faithad.pipelines.plan.sections import Cost, Counts, Group, Machines, Rates
-from faithad.pipelines.search.plan import MODEL, read_records
+from faithad.pipelines.search.plan import MODEL
+from faithad.pipelines.search.records import read_records
 from faithad.pipelines.search.run import search_study
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.study import STAGES

@@ -15,7 +15,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -26,7 +25,6 @@ from faithad.config.sections import Train
 from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.runs import layout
-from faithad.runs.marks import read_mark
 
 MODEL = "mae"
 
@@ -34,13 +32,16 @@ MODEL = "mae"
 # they are to predict, so losses of different mask ratios are not the same quantity, and the lowest ratio is favoured.
 MODES = {"proxy_auc": "max", "validation_loss": "min", "test_auc": "max"}
 
+# The trials of so many cells, the best ones, keep their weights, and the states from which they can go on.
+KEPT_CELLS = 3
+
 # Of a drawn mask ratio.
 RATIO_DIGITS = 4
 
 # Of a drawn number of another setting: significant ones.
 VALUE_DIGITS = 4
 
-_NAME = re.compile(r"r(?P<mask_ratio>[0-9.e-]+)-p(?P<patch>[0-9]+)-s(?P<seed>[0-9]+)(?:-(?P<digest>[0-9a-f]{8}))?")
+TRIAL_NAME = re.compile(r"r(?P<mask_ratio>[0-9.e-]+)-p(?P<patch>[0-9]+)-s(?P<seed>[0-9]+)(?:-(?P<digest>[0-9a-f]{8}))?")
 
 # By name, in the order of the names.
 Settings = tuple[tuple[str, Value], ...]
@@ -87,53 +88,11 @@ class Trial(NamedTuple):
     @classmethod
     def named(cls, name: str, settings: Settings = ()) -> Trial | None:
         """The trial of a name, None if it is not that of a trial with these settings."""
-        match = _NAME.fullmatch(name)
+        match = TRIAL_NAME.fullmatch(name)
         if match is None:
             return None
         trial = cls(float(match["mask_ratio"]), int(match["patch"]), int(match["seed"]), settings)
         return trial if trial.name == name else None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came of a trial.
-
-    Attributes:
-        mask_ratio: of the training.
-        patch: of the training.
-        seed: of the training.
-        settings: of the training, as a `Cell` has them.
-        status: done, stopped (by the scheduler, early) or failed (it diverged in its first epoch).
-        reason: why it failed.
-        values: the objective of the best weights so far, after each epoch; None before there were any.
-        proxy_auc: of the best weights.
-        validation_loss: of the best weights.
-        best_epoch: the epoch of the best weights, counted from 1.
-        diverged_epochs: how many epochs diverged; after the first the trial went back to its best one.
-        duration_s: of all epochs.
-    """
-
-    mask_ratio: float
-    patch: int
-    seed: int
-    settings: Settings
-    status: str
-    reason: str | None = None
-    values: tuple[float | None, ...] = ()
-    proxy_auc: float | None = None
-    validation_loss: float | None = None
-    best_epoch: int | None = None
-    diverged_epochs: int = 0
-    duration_s: float = 0.0
-
-    @property
-    def trial(self) -> Trial:
-        return Trial(self.mask_ratio, self.patch, self.seed, self.settings)
-
-    @property
-    def value(self) -> float | None:
-        """The objective of the best weights."""
-        return self.values[-1] if self.values else None
 
 
 def cell_of(study: Study, mask_ratio: float, patch: int, tried: Mapping[str, Value]) -> Cell:
@@ -327,43 +286,3 @@ def _in_words(settings: Settings) -> list[str]:
 def trial_location(root: str, trial: Trial, *parts: str) -> str:
     """The folder of a trial, or something in it."""
     return storage.join(root, layout.trial(trial.name), *parts)
-
-
-def write_settings(root: str, trial: Trial) -> None:
-    """Say in the folder of a trial which further settings it has; a trial without any is known by its name."""
-    if trial.settings:
-        text = json.dumps(dict(trial.settings), indent=1)
-        storage.write_text(trial_location(root, trial, layout.TRIAL_SETTINGS), text)
-
-
-def write_record(root: str, record: Record) -> None:
-    text = json.dumps(asdict(record) | {"settings": dict(record.settings)}, indent=1, allow_nan=False)
-    storage.write_text(trial_location(root, record.trial, layout.TRIAL_RECORD), text)
-
-
-def read_record(root: str, trial: Trial) -> Record | None:
-    """The record of a trial, None before it is finished, or where a power cut has damaged it."""
-    values = read_mark(trial_location(root, trial, layout.TRIAL_RECORD))
-    if values is None:
-        return None
-    return Record(**values | {"values": tuple(values["values"]), "settings": trial.settings})
-
-
-def read_records(root: str) -> list[Record]:
-    """The records of all finished trials, in the order of `begun_trials`."""
-    return [record for trial in begun_trials(root) if (record := read_record(root, trial)) is not None]
-
-
-def begun_trials(root: str) -> list[Trial]:
-    """All trials that left a file, ordered by mask ratio, patch and seed."""
-    files = storage.list_files(storage.join(root, layout.TRIALS), suffixes=[".pt", ".json"])
-    names = {relative.split("/")[0] for relative, _ in files}
-    trials = [Trial.named(name, _read_settings(root, name)) for name in names]
-    return sorted(trial for trial in trials if trial is not None)
-
-
-def _read_settings(root: str, name: str) -> Settings:
-    match = _NAME.fullmatch(name)
-    if match is None or not match["digest"]:
-        return ()
-    return tuple((read_mark(storage.join(root, layout.trial(name), layout.TRIAL_SETTINGS)) or {}).items())

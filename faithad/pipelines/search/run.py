@@ -10,6 +10,7 @@ so.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import statistics
@@ -28,25 +29,26 @@ from faithad.pipelines.features import compute_features, fit_normalization
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labelled_clips
 from faithad.pipelines.search.plan import (
+    KEPT_CELLS,
     MODEL,
     MODES,
     Cell,
-    Record,
     all_trials,
     check_search,
     is_present,
     largest_study,
-    read_records,
     trial_location,
     trial_study,
     tried_values,
 )
+from faithad.pipelines.search.records import Record, is_over, note_epochs, present_records, read_records
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.disk import require_disk, weights_bytes
+from faithad.pipelines.training.more_epochs import EPOCHS, epochs_before, why_it_ends
 from faithad.pipelines.training.run import require_initial_weights, train_stage
 from faithad.progress import console
 from faithad.report.search_page import render_search_report
@@ -61,8 +63,6 @@ _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
 # Settings that say which trials there are: a trial of the same name comes to the same under others.
 _WHICH = ("search.mask_ratios", "search.patches", "search.space.", "search.algorithm", "search.trials", "seeds")
 _SHOWN_CELLS = 10
-# The trials of so many cells, the best ones, keep their weights.
-_KEPT_CELLS = 3
 # What a trained model's folder holds; the file that makes it a model is copied last.
 _MODEL_FILES = (layout.STUDY, layout.EPOCHS, layout.VALIDATION_SCORES, layout.PIECE_SCORES, FILE_NAME)
 
@@ -114,14 +114,16 @@ def _search(study: Study, *, redo: bool) -> str:
         with ray_session():
             places = find_trial_places(study)  # refuses an impossible request before any work is done
             require_study_visible(study)
-            n_left = len(all_trials(study)) - sum(
-                is_present(study, record.trial) for record in read_records(study.root)
+            weights = [weights_bytes(largest_study(study), MODEL)] * (
+                len(all_trials(study)) - len(present_records(study))
             )
-            require_disk(study.root, [weights_bytes(largest_study(study), MODEL)] * n_left, at_once=places.at_once)
+            require_disk(study.root, weights, at_once=places.at_once, keeps_states=study.train.ends_anywhere)
             require_initial_weights(study, [MODEL])
             compute_features(study, manifest, stages.features, redo=redo)
             compute_test_clips(study, labelled, clips, redo=redo)
-            trials.begin(redo=redo)
+            note_epochs(study, trials)
+            if trials.begin(redo=redo):
+                _say_who_goes_on(study)
             storage.delete(storage.join(study.root, layout.BEST_MODEL))
             normalization = fit_normalization(study)
             search = SearchTask(
@@ -136,8 +138,8 @@ def _search(study: Study, *, redo: bool) -> str:
             failures = run_trials(search)
         if not failures:
             trials.finish()
-    every = read_records(study.root)
-    records = [record for record in every if is_present(study, record.trial)]
+    records = present_records(study)
+    every = [record for record in read_records(study.root) if record in records or not is_present(study, record.trial)]
     ranked = ranked_cells(study, records)
     require_still_alone()
     _write_table(study, [*every, *failures], labels)
@@ -190,14 +192,16 @@ def ranked_cells(study: Study, records: Sequence[Record]) -> list[RankedCell]:
 
 
 def _keep_models(study: Study, records: Sequence[Record], ranked: Sequence[RankedCell]) -> None:
-    """Copy the model of the best cell's best trial to `best/`, and remove the weights of all but the best cells.
+    """Copy the model of the best cell's best trial to `best/`, and remove the weights and states of all but the best
+    cells.
 
     Trials of earlier settings keep theirs: the user may go back to these.
     """
-    kept = [ranked_cell.cell for ranked_cell in ranked[:_KEPT_CELLS]]
+    kept = [ranked_cell.cell for ranked_cell in ranked[:KEPT_CELLS]]
     for record in records:
         if is_present(study, record.trial) and record.trial.cell not in kept:
-            storage.delete(trial_location(study.root, record.trial, FILE_NAME))
+            for name in (FILE_NAME, layout.STATE):
+                storage.delete(trial_location(study.root, record.trial, name))
     sign = 1.0 if MODES[study.search.objective] == "min" else -1.0
     of_best = [record for record in records if is_present(study, record.trial) and record.trial.cell == kept[0]]
     _, best = min((sign * record.value, record.trial) for record in of_best if record.value is not None)
@@ -221,9 +225,24 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
     summaries = [layout.summary(name) for name in ("search", "search_comparison")]
     outputs = (layout.TRIALS, *summaries, layout.BEST, layout.BEST_MODEL, layout.SEARCH_REPORT)
-    return Stage(
+    stage = Stage(
         study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key.startswith(_WHICH)
     )
+    before = epochs_before(stage)
+    if before is None:
+        return stage
+    if not study.train.ends_anywhere:
+        return dataclasses.replace(stage, hint=why_it_ends(study, before))
+    return dataclasses.replace(stage, may_differ=lambda key: key.startswith(_WHICH) or key == EPOCHS)
+
+
+def _say_who_goes_on(study: Study) -> None:
+    """Tell what becomes of finished trials that are to have more epochs."""
+    for record in read_records(study.root):
+        if is_present(study, record.trial) and not is_over(study, record):
+            n, has_state = len(record.values), storage.exists(trial_location(study.root, record.trial, layout.STATE))
+            what = f"goes on from epoch {n}" if has_state else "begins again, because its last state was not kept"
+            console.print(f"search: {record.trial.title} {what}")
 
 
 def _check_labels(labels: Mapping[str, int]) -> None:

@@ -31,20 +31,17 @@ from faithad.pipelines.search.plan import (
     RATIO_DIGITS,
     VALUE_DIGITS,
     Cell,
-    Record,
     Trial,
     all_trials,
-    begun_trials,
     cell_of,
     grid_trials,
     is_possible,
     is_present,
-    read_record,
-    read_records,
     trial_location,
     trial_train,
     tried_values,
 )
+from faithad.pipelines.search.records import Record, begun_trials, present_records, read_record
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import metrics_of, run_trial, trial_of
 from faithad.pipelines.training.places import Places, find_places
@@ -78,7 +75,7 @@ def run_trials(search: SearchTask) -> list[Record]:
         StudyError: the user interrupted the search.
     """
     study, places = search.study, search.places
-    known = [record for record in read_records(study.root) if is_present(study, record.trial)]
+    known = present_records(study)
     options: dict[str, Any] = {"max_concurrent_trials": places.at_once, "reuse_actors": True}
     if study.search.scheduler == "asha":
         options["scheduler"] = GentleASHA(study, known)
