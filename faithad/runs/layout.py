@@ -21,6 +21,8 @@ REPORT = "report.html"
 SUMMARY = "summary"
 # Which FORMAT the tables have.
 FORMAT = "format.json"
+# What `faithad prune` removed, and when.
+PRUNED = "pruned.json"
 
 # Of a study.
 STUDY = "study.yaml"

@@ -20,9 +20,9 @@ from faithad.pipelines.plan import run
 from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Plan, estimate, total_s, written
 from faithad.pipelines.plan.run import make_plan
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
-from faithad.pipelines.plan.text import plan_text, size
+from faithad.pipelines.plan.text import plan_text
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import duration
+from faithad.vocabulary import duration, size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = Path(__file__).parents[2] / "cluster" / "machines.yaml"

@@ -27,6 +27,7 @@ from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.worker import train_network
 from faithad.report.search_page import render_search_report
 from faithad.runs import layout
+from faithad.runs.prune import prune
 from faithad.runs.stages import Stage
 from faithad.schemas import MANIFEST
 from tests.pipelines.test_linear_training import write
@@ -75,6 +76,30 @@ def test_the_best_trial_s_model_is_copied_and_the_best_cells_keep_their_weights(
     models = {trial.mask_ratio for trial in map(Trial.named, trials_with(tmp_path, "model.safetensors")) if trial}
     assert models == kept
     assert len(trials_with(tmp_path, "epochs.parquet")) == 10, "every trial keeps its curves"
+
+
+def test_a_pruned_search_keeps_the_best_trial_s_checkpoint(tmp_path: Path) -> None:
+    study = study_of(tmp_path, mask_ratios=[0.3, 0.5])
+    for ratio in (0.3, 0.5):
+        for seed in (0, 1):
+            write_trial(tmp_path, Trial(ratio, 4, seed), 0.8 + 0.1 * ratio + 0.01 * seed)
+            storage.write_text(trial_location(str(tmp_path), Trial(ratio, 4, seed), layout.STATE), "state")
+    begun = Trial(0.9, 4, 0)
+    storage.write_text(trial_location(str(tmp_path), begun, layout.STATE), "of a trial that is not over")
+    records = read_records(str(tmp_path))
+    _keep_models(study, records, ranked_cells(study, records))
+    stage = Stage(str(tmp_path), "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    assert stage.begin(redo=False)
+    stage.finish()
+    assert "checkpoints of other trials than the best" in prune(str(tmp_path), dry_run=False)
+    assert trials_with(tmp_path, "model.safetensors") == ["r0.5-p4-s1"]
+    assert sorted(trials_with(tmp_path, "state.pt")) == ["r0.5-p4-s1", begun.name]
+    assert best_files(tmp_path) == {"r0.5-p4-s1"}
+    # It is extended, and its page is made, as before.
+    assert read_records(str(tmp_path)) == records
+    storage.delete(f"{tmp_path}/best")
+    _keep_models(study, records, ranked_cells(study, records))
+    assert best_files(tmp_path) == {"r0.5-p4-s1"}
 
 
 def trials_with(root: Path, name: str) -> list[str]:
