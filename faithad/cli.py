@@ -1,6 +1,6 @@
 """The command line.
 
-    faithad synth index train calibrate search audit evaluate report study export export-clips review plan submit
+    faithad synth index train calibrate search audit evaluate report study export export-clips review plan prune submit
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -293,7 +293,7 @@ def export_clips(
 
 @app.command(cls=Command)
 def search(config: Config, overrides: Overrides = None, redo: Redo = False) -> None:
-    """Search the MAE's mask ratio and patch size, and write the best pair as a configuration."""
+    """Search the MAE's mask ratio, patch size and other settings, and write the best ones as a configuration."""
     from faithad.pipelines.search.run import search_study
 
     _say(search_study(_load(config, overrides), redo=redo))
@@ -340,6 +340,17 @@ def plan(
 
     options = {"machines": machines, "rates": rates, "save_rates": save_rates}
     _say(plan_text(make_plan(config, overrides=overrides or [], search=search, **options)))
+
+
+@app.command(cls=Command)
+def prune(
+    run: Annotated[str, typer.Argument(help="Root of a finished study or search, or the folder of an audit.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Say what a finished run holds, and remove what can be made again: features, maps, spectrograms, checkpoints."""
+    from faithad.runs.prune import prune
+
+    _say(prune(run, dry_run=dry_run))
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

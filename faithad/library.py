@@ -50,6 +50,7 @@ from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
+from faithad.runs.prune import SPECTROGRAMS, pruned
 from faithad.runs.tables import read_manifest, read_tables, run_folders, table_files
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, load_any
 from faithad.settings import AttributionSettings, FeatureSettings, frames_in
@@ -320,6 +321,8 @@ def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = 
     require_readable(str(root))
     if not table_files(str(root), table):
         there = ", ".join(_tables_in(str(root))) or "no table at all"
+        if table == "spectrograms" and SPECTROGRAMS in pruned(str(root)):
+            raise StudyError(f"`faithad prune` removed the table {table!r} from {root}. An audit makes it again.")
         raise StudyError(f"There is no table {table!r} in {root}, but {there}. Check the folder, and the table's name.")
     wanted = None if columns is None else list(columns)
     if table == "manifest":  # older ones lack columns

@@ -27,9 +27,9 @@ import pyarrow as pa
 # spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
-# anomaly_type and n_normal_needed; summary/search has present, epochs have gradient_norm; new tables of an audit are
-# sounds, operating_points, decisions, lines, reasons, median_spectra and states; events have
-# normalized and trusted; summary/seconds.
+# anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
+# audit are sounds, operating_points, decisions, lines, reasons, median_spectra and states; events have normalized and
+# trusted; summary/seconds.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -394,6 +394,7 @@ SEARCH_SUMMARY = pa.schema(
         pa.field("trial", pa.string(), nullable=False),
         pa.field("mask_ratio", pa.float64(), nullable=False),
         pa.field("patch", pa.int32(), nullable=False),
+        pa.field("settings", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("objective", pa.string(), nullable=False),
@@ -842,6 +843,7 @@ MEANINGS = {
     "trial": "name of the trial",
     "mask_ratio": "share of the patches that the MAE's training hides",
     "patch": "edge of a patch, in cells",
+    "settings": "values of the settings in `search.space`, and of others that the trial had, as JSON",
     "summary/search.status": "`done`, `stopped` early by the scheduler, or `failed`",
     "objective": "what the search maximises or minimises",
     "value": "its value; null where the trial failed",

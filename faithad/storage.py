@@ -523,12 +523,17 @@ def read_checked(location: str, checksum: Checksum) -> bytes:
     return content
 
 
-def write_table(table: pa.Table, location: str, *, schema: pa.Schema, flush: bool = True) -> Checksum:
-    """Write one Parquet file with exactly the columns of the schema, in its order; `flush` as `open_output`."""
+def encoded(table: pa.Table, *, schema: pa.Schema) -> pa.Buffer:
+    """The content of the file that `write_table` writes."""
     columns = table.select(schema.names).cast(schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(columns, buffer, compression="zstd", write_page_checksum=True)
-    content = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def write_table(table: pa.Table, location: str, *, schema: pa.Schema, flush: bool = True) -> Checksum:
+    """Write one Parquet file with exactly the columns of the schema, in its order; `flush` as `open_output`."""
+    content = encoded(table, schema=schema)
     with open_output(location, flush=flush) as file, _write_errors(location):
         file.write(content)
     return Checksum.of(content)

@@ -71,6 +71,15 @@ def listed(items: Sequence[str], *, most: int = 10, separator: str = ", ") -> st
     return separator.join(items[:most]) + more
 
 
+def size(n_bytes: float) -> str:
+    """Such as `1.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
+
+
 def duration(seconds: float) -> str:
     """20 s, 3.5 min, 48.0 h."""
     if seconds < 120:

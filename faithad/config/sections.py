@@ -152,11 +152,24 @@ class Features(Section):
         return refuse(self, problems)
 
 
+class Network(Section):
+    """The network of `ae` and `mae`; the defaults are the paper's.
+
+    `dropout`: inside its transformer layers. `width`: so many times the channels. `depth`: transformer layers in the
+    encoder, and in the decoder.
+    """
+
+    dropout: float = Field(0.1, ge=0, lt=1)
+    width: int = Field(1, ge=1, le=16)
+    depth: int = Field(1, ge=1, le=16)
+
+
 class Train(Section):
     """The paper's training. `workers` share each batch of `batch_size` clips; they do not enlarge it.
 
     `schedule`: `warm_restarts` is the paper's, of period `restart_period`; `warmup_cosine` rises linearly over
-    `warmup_epochs` and then falls along one cosine to the last of `epochs`. A validation loss that is no number, or
+    `warmup_epochs` and then falls along one cosine to the last of `epochs`, so that such a training cannot go on when
+    `epochs` is raised. A validation loss that is no number, or
     above `divergence_factor` times the best one, sends the training back to its best epoch, once. `trainings_at_once`
     null: as many (model, seed) trainings side by side as the cluster carries. `init_from`: the folder of a trained
     model whose weights trainings start from, in place of random ones; it must have the study's features, and the
@@ -188,6 +201,11 @@ class Train(Section):
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)
     interface: str | None = Field(None, min_length=1)
+
+    @property
+    def ends_anywhere(self) -> bool:
+        """Whether no epoch depends on how many there are, so that a training can go on when `epochs` is raised."""
+        return self.schedule == "warm_restarts"
 
     @model_validator(mode="after")
     def _batch_feeds_workers(self) -> Train:
@@ -387,35 +405,6 @@ class Report(Section):
     """
 
     sound: Literal["events", "none"] = "events"
-
-
-class Search(Section):
-    """The search over mask ratio and patch size, for the MAE.
-
-    `algorithm`: `grid` tries every pair of `mask_ratios` and `patches`; `optuna` draws `trials` pairs, the ratio from
-    the range that `mask_ratios` spans. `scheduler`: `asha` stops trials that fall behind after `grace_epochs`.
-    `objective`: `proxy_auc` (synthetic disturbances in validation normals, no test label), `validation_loss`, or
-    `test_auc` (the paper's choice, which sees test labels); losses of different mask ratios are not the same quantity.
-    A trial of several workers shares `cpus_per_trial` and `gpus_per_trial` among them. `trials_at_once` null: as many
-    as the cluster carries.
-    """
-
-    mask_ratios: tuple[Fraction, ...] = (0.15, 0.30, 0.50, 0.75, 0.90)
-    patches: tuple[Annotated[int, Field(ge=1)], ...] = (4, 8)
-    algorithm: Literal["grid", "optuna"] = "grid"
-    trials: int = Field(20, ge=1)
-    scheduler: Literal["none", "asha"] = "none"
-    grace_epochs: int = Field(10, ge=1)
-    reduction_factor: int = Field(3, ge=2)
-    objective: Literal["proxy_auc", "validation_loss", "test_auc"] = "proxy_auc"
-    cpus_per_trial: float = Field(1, gt=0)
-    gpus_per_trial: float = Field(0, ge=0)
-    trials_at_once: int | None = Field(None, ge=1)
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _choices_differ(self) -> Search:
-        return refuse(self, [*all_different(self, "mask_ratios"), *all_different(self, "patches")])
 
 
 class Evaluation(Section):

@@ -22,14 +22,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from faithad.config.data import Data
 from faithad.config.file import KeyProblem, parse
+from faithad.config.search import Search
 from faithad.config.sections import (
     Alarm,
     Attribution,
     Audit,
     Evaluation,
     Features,
+    Network,
     ScoreChoice,
-    Search,
     Section,
     Seed,
     Train,
@@ -76,6 +77,7 @@ class Study(Section):
     `models`: `ae` and `mae` are the study's question. `dense_ae`, `cae`, `skip_cae`, `one_class_svm` and
     `isolation_forest` are the model paper's baselines, for the detection table. `cae` and `skip_cae` are explained as
     `ae` and `mae` are; the other baselines are scored only, and `attribution` does not concern them.
+    `model`: the size of the network of `ae` and `mae`.
     """
 
     name: Annotated[str, AfterValidator(_name)] = Field(examples=["name"])
@@ -86,6 +88,7 @@ class Study(Section):
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     data: Data = Field(examples=[{"layout": "planer"}])
     features: Features = Features()
+    model: Network = Network()
     train: Train = Train()
     attribution: Attribution = Attribution()
     audit: Audit = Audit()
@@ -115,6 +118,10 @@ class Study(Section):
         """Frames that a model takes of a clip: the most that its row's multiple, and its patches if any, divide."""
         frames, row = self.feature_settings.n_frames, MODELS[model]
         return frames - frames % math.lcm(row.frames_multiple, self.train.patch if row.masked else 1)
+
+    def network_options(self, model: str) -> dict[str, float]:
+        """What a model's network is built with beside its shape: the settings of `model` that are not the paper's."""
+        return self.model.model_dump(exclude_defaults=True) if MODELS[model].sized else {}
 
     def score_of(self, model: str) -> Score | None:
         """The score of a model; None for the paper's, and for a model that gives a score only."""

@@ -40,6 +40,7 @@ class ModelRow:
         explained: its scores are explained by attributions; `faithad.model.fast_network` says what the class may define
             for that, such as the layer that Grad-CAM explains.
         frames_multiple: the network takes as many frames of a clip as this number divides.
+        sized: its class takes the settings of a study's section `model` as options.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelRow:
     seedless: bool = False
     explained: bool = False
     frames_multiple: int = 1
+    sized: bool = False
 
     @property
     def linear(self) -> bool:
@@ -74,8 +76,8 @@ MODELS = ExtensibleTable(
     MODELS_GROUP,
     ModelRow,
     [
-        ModelRow("ae", "AE", _SKIP_CAE_TRANSFORMER, explained=True),
-        ModelRow("mae", "MAE", _SKIP_CAE_TRANSFORMER, masked=True, explained=True),
+        ModelRow("ae", "AE", _SKIP_CAE_TRANSFORMER, explained=True, sized=True),
+        ModelRow("mae", "MAE", _SKIP_CAE_TRANSFORMER, masked=True, explained=True, sized=True),
         ModelRow("dense_ae", "Dense AE", "faithad.model.baselines:DenseAE"),
         ModelRow("cae", "CAE", "faithad.model.baselines:CAE", explained=True),
         ModelRow("skip_cae", "Skip-CAE", "faithad.model.baselines:SkipCAE", explained=True),
@@ -98,7 +100,7 @@ def build_network(model: str, n_mels: int, n_frames: int, **options: float | str
         model: the name of a model that reconstructs.
         n_mels: F, at least 16.
         n_frames: T, at least 16.
-        options: what only some take: `dropout` (ae, mae), `reference` (frame_pca, frame_ridge).
+        options: what only some take: `dropout`, `width`, `depth` (ae, mae), `reference` (frame_pca, frame_ridge).
 
     Raises:
         ConfigError: there is no such model, or it cannot be built for that shape.

@@ -29,6 +29,7 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest, table_digest
 from faithad.runs.formats import replace_damaged
 from faithad.runs.lock import alone_in
+from faithad.runs.prune import FEATURES, pruned
 from faithad.runs.stages import Stage
 from faithad.runs.tables import read_manifest
 
@@ -56,7 +57,8 @@ def index(study: Study, *, redo: bool = False) -> None:
 def train(study: Study, *, redo: bool = False) -> None:
     """Features → `models/`, one model for each (model, seed)."""
     stages, manifest = open_study(study)
-    compute_features(study, manifest, stages.features, redo=redo)
+    if not (_are_features_pruned(study) and _are_used(study, stages, manifest)):
+        compute_features(study, manifest, stages.features, redo=redo)
     train_models(study, stages.train, redo=redo)
 
 
@@ -64,6 +66,11 @@ def audit(study: Study, *, redo: bool = False) -> None:
     """Test clips x models → `audit/`."""
     stages, manifest = open_study(study)
     _need(stages.train.values(), before="train")
+    if _are_features_pruned(study) and not _are_used(study, stages, manifest):
+        raise StudyError(
+            f"`faithad prune` removed the features below {study.root}, and this audit needs them. Run `faithad train` "
+            "with the same configuration first: it makes them again."
+        )
     audit_models(study, manifest, stages.audit, redo=redo, conclusions=(stages.evaluate, stages.report))
 
 
@@ -145,8 +152,19 @@ def _finished(study: Study) -> bool:
     if not index_stage(study).is_done():
         return False
     stages, manifest = open_study(study)
-    chain = [stages.features, *stages.train.values(), *stages.audit.values(), stages.evaluate, stages.report]
-    return all(stage.is_done() for stage in chain) and all(
+    if not (_are_features_pruned(study) or stages.features.is_done()):
+        return False
+    return stages.evaluate.is_done() and stages.report.is_done() and _are_used(study, stages, manifest)
+
+
+def _are_features_pruned(study: Study) -> bool:
+    return FEATURES in pruned(study.root)
+
+
+def _are_used(study: Study, stages: Stages, manifest: pa.Table) -> bool:
+    """Whether all that is made of the features is there, and whole."""
+    made = [*stages.train.values(), *stages.audit.values()]
+    return all(stage.is_done() for stage in made) and all(
         damage(study, *run) is None and is_audit_whole(study, manifest, *run) for run in study.runs
     )
 

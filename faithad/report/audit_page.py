@@ -19,7 +19,8 @@ from faithad.report.states import state_view, strongest_states
 from faithad.report.trust import GRADES, trust_of
 from faithad.report.words import period
 from faithad.runs import layout
-from faithad.vocabulary import CAUGHT_AT, duration
+from faithad.runs.prune import MAPS, SPECTROGRAMS, pruned
+from faithad.vocabulary import CAUGHT_AT, duration, listed
 
 # Rows of the table of events; the strongest, in the order of time.
 MAX_ROWS = 500
@@ -38,7 +39,13 @@ def render_audit_report(out: str) -> str:
     Raises:
         StudyError: there is no finished audit.
     """
-    return page.write(storage.join(out, layout.REPORT), "audit.html.j2", _values(read_audit(out)), scripts=_SCRIPTS)
+    values = _values(read_audit(out))
+    if removed := [kind for kind in pruned(out) if kind in (MAPS, SPECTROGRAMS)]:
+        values["remarks"] = [
+            *values["remarks"],
+            f"`faithad prune` removed the {listed(removed)}: events have no maps.",
+        ]
+    return page.write(storage.join(out, layout.REPORT), "audit.html.j2", values, scripts=_SCRIPTS)
 
 
 def _values(audit: AuditTables) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The search over mask ratio and patch size: as a section of a study's page, and as a page of its own.
+"""The search over mask ratio, patch size and further settings: a section of a study's page, and a page of its own.
 
-A grid becomes a heat map beside the published one, continuous ratios a scatter. The first thing that is said is which
+A grid of ratios and patches becomes a heat map beside the published one; continuous ratios and further settings become
+scatters. The first thing that is said is which
 objective chose, and whether it saw test labels.
 """
 
@@ -15,10 +16,10 @@ from faithad import storage
 from faithad.evaluation.decisions import SEEDS_NEEDED
 from faithad.report import page, search_views
 from faithad.report.reading import look_up
-from faithad.report.search_tables import SUMMARY, Search, cells, read_search, went_back
+from faithad.report.search_tables import SUMMARY, Search, cell_name, cells, further_settings, read_search, went_back
 from faithad.report.words import number, records
 from faithad.runs import layout
-from faithad.vocabulary import count, duration
+from faithad.vocabulary import count, duration, listed
 
 MAX_TRIALS = 200
 OBJECTIVES = {"proxy_auc": "proxy AUC", "validation_loss": "validation loss", "test_auc": "test AUC"}
@@ -60,6 +61,7 @@ def render_search_report(root: str) -> str:
             "Training": f"{duration(float(trials['duration_s'].sum()))} in all",
         },
         "strong": {name: " strong" if name == search.objective else "" for name in OBJECTIVES},
+        "settings": further_settings(trials),
         "trials": records(trials.head(MAX_TRIALS)),
         "more": max(0, len(trials) - MAX_TRIALS),
         "settings_text": search.best_text,
@@ -74,8 +76,10 @@ def search_section(root: str) -> dict[str, Any] | None:
 
 def _section(search: Search) -> dict[str, Any]:
     title = OBJECTIVES.get(search.objective, search.objective)
+    further = further_settings(search.trials)
     return {
         "answers": _answers(search, title),
+        "over": f"{listed(['mask ratio', *further], separator=', ')} and patch size",
         "objective": title,
         "meaning": _MEANING.get(search.objective),
         "maps": search_views.heat_maps(search, title) if search.is_grid else [],
@@ -95,7 +99,7 @@ def _answers(search: Search, title: str) -> list[str]:
         n_diverged = int(cell["diverged"])
         diverged = f". {n_diverged} of its trainings {_went_back(n_diverged)}" if n_diverged else ""
         seen = "Test labels were used for the choice" if search.objective == "test_auc" else "No test label was used"
-        sentences = [f"Chosen: {_cell_name(search.chosen)}, by {title} {_with_spread(cell)}{diverged}. {seen}."]
+        sentences = [f"Chosen: {cell_name(trials, search.chosen)}, by {title} {_with_spread(cell)}{diverged}. {seen}."]
     if _trained_once(search):
         sentences.append(
             "Each cell was trained once: how much its value varies from one training to the next is not known, so "
@@ -129,7 +133,7 @@ def _on_test(search: Search) -> str:
     text = "On the labelled test clips "
     if search.chosen in areas.index:
         text += f"the chosen cell has the AUC {number(areas[search.chosen])}; "
-    text += f"the highest of all cells is {number(areas[best])} ({_cell_name(best)})"
+    text += f"the highest of all cells is {number(areas[best])} ({cell_name(search.trials, best)})"
     agreement = _agreement(search)
     if search.objective != "test_auc" and agreement is not None:
         text += f". Over the cells, objective and test AUC rank alike by {agreement:.2f} (Spearman; 1: the same order)"
@@ -155,10 +159,6 @@ def _agreement(search: Search) -> float | None:
         return None
     rho = float(both["value"].rank().corr(both["auc"].rank()))
     return -rho if search.objective == "validation_loss" else rho
-
-
-def _cell_name(cell: tuple[float, int]) -> str:
-    return f"mask ratio {cell[0]:.3g}, patch {cell[1]}"
 
 
 def _with_spread(cell: pd.Series) -> str:

@@ -8,11 +8,12 @@ from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from faithad.report import published, style
-from faithad.report.search_tables import Search, cells, went_back
+from faithad.report.search_tables import Search, cells, further_settings, went_back
 from faithad.report.words import records
 
 HeatMap = dict[str, Any]
@@ -22,6 +23,8 @@ HeatMap = dict[str, Any]
 _WEAKEST, _STRONGEST = 8, 60
 # A colour and marker per patch, in rising order; more patches than these begin again.
 _PATCH_COLORS, _PATCH_MARKERS = ("blue", "vermilion", "green", "purple", "orange", "ink"), "os^DvX"
+# Of the largest value of a setting to its smallest: from here on its axis is logarithmic.
+_LOG_FROM = 20
 _NOT_USED = "(not used for the choice)"
 
 
@@ -96,18 +99,22 @@ def _shade(maps: list[HeatMap]) -> None:
 
 
 def scatter(search: Search, title: str) -> dict[str, Any]:
-    """A scatter of the objective, one of the test AUC where it is another one, and their legend."""
+    """Scatters of the objective, and of the test AUC where it is another one, over each setting, and their legend."""
     titles = {"value": title, "auc": "test AUC"}
     headings = {"value": f"{title} of each trial", "auc": f"test AUC of each trial {_NOT_USED}"}
+    settings = ["mask_ratio", *further_settings(search.trials)]
+    if search.trials["mask_ratio"].nunique() == 1 and len(settings) > 1:
+        settings = settings[1:]
     panels = [
         {
             "title": headings[column],
             "svg": style.to_svg(
-                scatter_figure(search, column, titles[column]),
-                name=f"search-{column}",
-                label=f"{titles[column]} over mask ratio, by patch",
+                scatter_figure(search, column, titles[column], setting),
+                name=f"search-{column}-{setting.replace('.', '-')}",
+                label=f"{titles[column]} over {'mask ratio' if setting == 'mask_ratio' else setting}, by patch",
             ),
         }
+        for setting in settings
         for column in search.columns
     ]
     return {"panels": panels, "legend": [[_swatch(patch, *look) for patch, look in _patch_looks(search).items()]]}
@@ -124,27 +131,36 @@ def _patch_looks(search: Search) -> dict[int, tuple[str, str]]:
 
 
 @mpl.rc_context(style.RC)
-def scatter_figure(search: Search, column: str, label: str) -> Figure:
-    """Value over mask ratio, a colour and marker per patch; stopped trials hollow, those that diverged crossed, failed
+def scatter_figure(search: Search, column: str, label: str, setting: str = "mask_ratio") -> Figure:
+    """Value over a setting, a colour and marker per patch; stopped trials hollow, those that diverged crossed, failed
     ones as ticks at the bottom, the chosen one ringed.
     """
     figure, axes = style.new_axes(5.6, 3.4)
+    trials = search.trials
     for patch, (color, marker) in _patch_looks(search).items():
-        rows = search.trials[search.trials["patch"] == patch]
+        rows = trials[trials["patch"] == patch]
         for status, face in (("done", color), ("stopped", style.SURFACE)):
             some = rows[(rows["status"] == status) & rows[column].notna()]
-            axes.plot(some["mask_ratio"], some[column], linestyle="none", marker=marker, color=color, markersize=5,
+            axes.plot(some[setting], some[column], linestyle="none", marker=marker, color=color, markersize=5,
                       markerfacecolor=face, label=f"patch {patch}, {status}")  # fmt: skip
         failed = rows[rows["status"] == "failed"]
-        axes.plot(failed["mask_ratio"], [0.02] * len(failed), linestyle="none", marker="|", color=color, markersize=8,
+        axes.plot(failed[setting], [0.02] * len(failed), linestyle="none", marker="|", color=color, markersize=8,
                   transform=axes.get_xaxis_transform(), label=f"patch {patch}, failed")  # fmt: skip
-    crossed = search.trials[went_back(search.trials)]
+    crossed = trials[went_back(trials)]
     if len(crossed):
-        axes.plot(crossed["mask_ratio"], crossed[column], linestyle="none", marker="x", markersize=8,
+        axes.plot(crossed[setting], crossed[column], linestyle="none", marker="x", markersize=8,
                   color=style.INK, label="diverged")  # fmt: skip
     if search.chosen is not None:
-        best = cells(search.trials, column)["mean"].get(search.chosen, math.nan)
-        axes.plot([search.chosen[0]], [best], linestyle="none", marker="o", markersize=11, color=style.INK,
+        best = cells(trials, column)["mean"].get(search.chosen, math.nan)
+        place = dict(zip(["mask_ratio", "patch", *further_settings(trials)], search.chosen, strict=True))[setting]
+        axes.plot([place], [best], linestyle="none", marker="o", markersize=11, color=style.INK,
                   markerfacecolor="none", label="chosen")  # fmt: skip
-    axes.set(xlabel="mask ratio", ylabel=label)
+    if setting != "mask_ratio" and _spans_orders(trials[setting]):
+        axes.set_xscale("log")
+    axes.set(xlabel="mask ratio" if setting == "mask_ratio" else setting, ylabel=label)
     return figure
+
+
+def _spans_orders(values: pd.Series) -> bool:
+    is_positive = pd.api.types.is_numeric_dtype(values) and values.min() > 0
+    return bool(is_positive and values.max() >= _LOG_FROM * values.min())

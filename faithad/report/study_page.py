@@ -21,7 +21,8 @@ from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.verdicts import verdicts, verdicts_against_chance, worth_rows
 from faithad.report.words import period, records
 from faithad.runs import layout
-from faithad.vocabulary import CAUGHT_AT, ERROR_POOLINGS, FITTED
+from faithad.runs.prune import MAPS, SPECTROGRAMS, pruned
+from faithad.vocabulary import CAUGHT_AT, ERROR_POOLINGS, FITTED, listed
 
 _SECTIONS = {
     "run": "What was run",
@@ -55,7 +56,8 @@ def render_report(root: str) -> str:
     Raises:
         StudyError: a stage that the report needs has not run; the message names it.
     """
-    values = _values(read_study(root)) | {"search": search_section(root)}
+    removed = listed([kind for kind in pruned(root) if kind in (MAPS, SPECTROGRAMS)])
+    values = _values(read_study(root)) | {"search": search_section(root), "pruned": removed}
     values["contents"] = [
         (name, title) for name, title in _SECTIONS.items() if values.get(name, True) or name not in _OPTIONAL
     ]

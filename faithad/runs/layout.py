@@ -21,6 +21,8 @@ REPORT = "report.html"
 SUMMARY = "summary"
 # Which FORMAT the tables have.
 FORMAT = "format.json"
+# What `faithad prune` removed, and when.
+PRUNED = "pruned.json"
 
 # Of a study.
 STUDY = "study.yaml"
@@ -29,6 +31,7 @@ FEATURES_LEDGER = "features/ledger"
 SEARCH = "search"
 TRIALS = "search/trials"
 MODELS = "models"
+TRAININGS = "training"
 AUDITS = "audit"
 BEST = "best.yaml"
 BEST_MODEL = "best"
@@ -62,7 +65,9 @@ FEATURE_ATTEMPTS = "features/attempts"
 
 # In the folder of a training or of a trial: the last state, from which it goes on.
 STATE = "state.pt"
-# In a trial's folder: what came of it, its test clips' scores, and the note by which the scheduler stops it.
+# In a trial's folder: which settings it has beside those in its name, what came of it, its test clips' scores, and the
+# note by which the scheduler stops it.
+TRIAL_SETTINGS = "settings.json"
 TRIAL_RECORD = "record.json"
 TRIAL_SCORES = "scores.parquet"
 TRIAL_STOP = "stop"
@@ -107,8 +112,8 @@ def validation_scores(name: str, seed: int) -> str:
 
 
 def training(name: str, seed: int) -> str:
-    """The folder of a training's last state; it goes when the model is there."""
-    return f"training/{name}-{seed}"
+    """The folder of a training's last state."""
+    return f"{TRAININGS}/{name}-{seed}"
 
 
 def trial(name: str) -> str:

@@ -84,6 +84,28 @@ def _look(file: str) -> tuple[int, int] | None:
         return None
 
 
+def change_file(folder: str, path: str, checksum: Checksum | None) -> None:
+    """Have the ledger of a finished shard expect another content of a file, or (None) no such file any more.
+
+    Args:
+        folder: in which the tables lie.
+        path: of the file, from there; its last part is also the name of the ledger.
+        checksum: of the new content.
+    """
+    for ledgers in layout.SHARD_LEDGERS:
+        ledger = storage.join(folder, ledgers, storage.name_of(path))
+        if not storage.exists(ledger):
+            continue
+        rows = storage.read_rows(ledger)
+        files = _files(ledger, rows.schema.metadata or {}) or {}
+        if path in files:
+            left = {name: content for name, content in files.items() if name != path}
+            schema = rows.schema.with_metadata(
+                {_KEY: json.dumps(left if checksum is None else left | {path: checksum})}
+            )
+            storage.write_table(rows, ledger, schema=schema)
+
+
 def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None]]:
     """Location and checksum of each file of a table that is written shard by shard, in their order.
 

@@ -56,6 +56,7 @@ class Stage:
         needs: files among its outputs without which it is not done either, and which must be whole.
         may_differ: which settings may differ from a mark's without the results being in the way: whoever begins the
             stage compares what they stand for, and keeps of the results what still holds.
+        hint: what the refusal adds, a line of its own.
     """
 
     root: str
@@ -65,6 +66,7 @@ class Stage:
     result: str
     needs: tuple[str, ...] = ()
     may_differ: Callable[[str], bool] = lambda key: False
+    hint: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +90,7 @@ class Stage:
         Args:
             afresh: whether a file of the second kind counts as changed after all.
         """
-        before = read_mark(self._begun_location) or read_mark(self._location) or {}
+        before = self.settings_before() or {}
         known = {
             key: before[key]
             for key, value in self.settings.items()
@@ -96,6 +98,16 @@ class Stage:
             if value == UNREADABLE or (before[key] == UNREADABLE and not afresh)
         }
         return replace(self, settings={**self.settings, **known})
+
+    def settings_before(self) -> Settings | None:
+        """The settings of the last run, finished or not; None if there was none, or its results are being removed."""
+        before = read_mark(self._begun_location) or read_mark(self._location)
+        return None if before == _REMOVING else before
+
+    def differing(self, before: Settings) -> set[str]:
+        """The keys whose values are not these, without those that may differ."""
+        settings, now = self._compared(before), self._compared(self._comparable)
+        return {key for key in set(settings) | set(now) if settings.get(key) != now.get(key)}
 
     def is_done(self) -> bool:
         """Whether the stage ended well with exactly these settings, and its results are still there and whole.
@@ -149,7 +161,7 @@ class Stage:
         elsewhere = "another root (--set root=...)" if option is None else f"another folder ({option})"
         return StudyError(
             f"{self.root} holds results of stage {self.name!r} that were made {_differ_in(before, now)}:\n"
-            f"{differences(before, now)}\n"
+            f"{differences(before, now)}\n{self.hint}"
             f"{_put_back(before, now)}Give {elsewhere}, or --redo to remove those results and run the stage again."
         )
 

@@ -5,6 +5,7 @@ Searches that are killed: tests/chaos/search_kills.py.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +108,8 @@ def test_a_finished_search_answers_at_once_and_refuses_other_settings(grid: tupl
     # How trials are spread changes no result.
     spread = study.search.model_copy(update={"trials_at_once": 3, "cpus_per_trial": 2})
     assert search_study(study.model_copy(update={"search": spread})) == line
-    other = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 3})})
-    with pytest.raises(StudyError, match=r"'search'(.|\n)*train\.epochs: 2 then, 3 now(.|\n)*--redo"):
+    other = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 1})})
+    with pytest.raises(StudyError, match=r"'search'(.|\n)*train\.epochs: 2 then, 1 now(.|\n)*--redo"):
         search_study(other)
     assert _times(study) == before
 
@@ -168,6 +169,7 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     grid: tuple[Study, str], small_study: Callable[..., Study]
 ) -> None:
     search = {**GRID, "algorithm": "optuna", "trials": 3, "objective": "validation_loss", "trials_at_once": 1}
+    search["space"] = {"train": {"weight_decay": {"log_uniform": [1e-4, 0.1]}}}
     asha = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 2}
     study = small_study(seeds=[0, 1], train={"epochs": 4}, search=search | asha)
     taken_over(READY, grid[0], study)
@@ -180,6 +182,13 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     cells = table.groupby(["mask_ratio", "patch"])["seed"].apply(sorted)
     assert cells.tolist() == [[0, 1]] * 3
     assert table["mask_ratio"].between(0.3, 0.5).all()
+    decays = table["settings"].map(lambda text: json.loads(text)["train.weight_decay"])
+    assert decays.nunique() == 3
+    chosen = load_study(f"{study.root}/best.yaml").train
+    (decay,) = set(decays[table["mask_ratio"] == chosen.mask_ratio])
+    assert chosen.weight_decay == decay
+    assert load_study(f"{study.root}/best/study.yaml").train == chosen
+    assert f"train.weight_decay {decay:g}: " in line
     stopped = table[table["status"] == "stopped"]
     assert 1 <= len(stopped) <= 5, "each trial after the first has to beat the better half of those before"
     assert (stopped["epochs"] < 4).all()

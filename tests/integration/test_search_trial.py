@@ -18,7 +18,8 @@ from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import fit_normalization, load_features, write_features
-from faithad.pipelines.search.plan import Record, Trial, read_record, trial_location
+from faithad.pipelines.search.plan import Trial, trial_location
+from faithad.pipelines.search.records import Record, read_record
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import Report, reporting, train_trial
 from faithad.pipelines.training.places import Places
@@ -94,6 +95,7 @@ def test_a_trial_is_the_training_of_the_study(finished: Study, searched: Callabl
         "piece_scores.parquet",
         "record.json",
         "scores.parquet",
+        "state.pt",  # with more epochs the trial goes on from it
         "study.yaml",
         "validation_scores.parquet",
     ]

@@ -113,7 +113,8 @@ def test_a_study(faithad: Callable[..., Any], study: str, finished: Study, serve
         compared = [column for column in here if column != "duration_s"]
         pd.testing.assert_frame_equal(there[compared], here[compared], rtol=1e-3)
     assert "</html>" in storage.read_text(f"{HERE}/study/report.html")
-    assert not server.objects(f"{PREFIX}/study/training/")
+    states = server.objects(f"{PREFIX}/study/training/")
+    assert sorted(Path(name).name for name in states) == ["state.pt"] * len(finished.runs), "one state of each training"
 
 
 @pytest.mark.slow

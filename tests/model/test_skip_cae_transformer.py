@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as functional
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from faithad.errors import ConfigError, FaithadError
+from faithad.model.fast_layers import with_fast_layers
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 
 
@@ -198,6 +201,34 @@ def test_a_clip_is_the_same_alone_and_in_a_batch() -> None:
         together = network(x)
         for i in range(5):
             torch.testing.assert_close(network(x[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "depth"), [(2, 1), (1, 3), (3, 2)])
+def test_a_wider_and_a_deeper_network(width: int, depth: int) -> None:
+    torch.manual_seed(0)
+    paper = SkipCAETransformer(16, 41)
+    torch.manual_seed(0)
+    network, x = SkipCAETransformer(16, 41, width=width, depth=depth).train(), clips(4, 16, 41)
+    network(x).square().mean().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    assert network.conv10.out_channels == 32 * width
+    assert len(network.further_encoders) == len(network.further_decoders) == depth - 1
+    assert paper.options == {"dropout": 0.1}
+    assert network.options.items() <= {"dropout": 0.1, "width": width, "depth": depth}.items()
+    same = SkipCAETransformer(16, 41, **network.options)
+    same.load_state_dict(network.state_dict())
+    if width == 1:  # the paper's part begins with the paper's weights
+        torch.manual_seed(0)
+        fresh = SkipCAETransformer(16, 41, depth=depth).state_dict()
+        assert all(torch.equal(value, fresh[name]) for name, value in paper.state_dict().items())
+    network.eval()
+    torch.testing.assert_close(with_fast_layers(network)(x), same.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [{"width": 0}, {"depth": 17}, {"width": "much"}, {"depth": 1.5}])
+def test_an_impossible_size_is_refused(size: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a whole number from 1 to 16"):
+        SkipCAETransformer(16, 40, **size)
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -15,6 +17,7 @@ import yaml
 from faithad import read_table, schemas, storage
 from faithad.config.study import Study, parse_study
 from faithad.demo.mill import synthesize
+from faithad.errors import StudyError
 from faithad.features import Normalization
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.table import build_network
@@ -24,6 +27,7 @@ from faithad.pipelines.audit import models
 from faithad.pipelines.evaluate import evaluate
 from faithad.report.study_page import render_report
 from faithad.runs import layout
+from faithad.runs.prune import prune
 from tests.pipelines.audits_without_ray import without_ray
 
 pytestmark = pytest.mark.long
@@ -123,3 +127,37 @@ def test_the_page_has_it_all(checked: Study) -> None:
     html = Path(checked.root, "report.html").read_text()
     for text in ("Is the network worth it?", "Checks of the explanations on 2 clips", "Mel bands", "Sanity"):
         assert text in html, text
+
+
+def test_a_pruned_study_has_its_results_and_says_what_is_gone(checked: Study, tmp_path: Path) -> None:
+    shutil.copytree(checked.root, tmp_path / "root")
+    root = str(tmp_path / "root")
+    pruned = checked.model_copy(update={"root": root})
+    for name, seed in pruned.runs:
+        storage.write_bytes(storage.join(root, layout.training(name, seed), "0123", layout.STATE), b"state")
+    before = {name: read_table(root, name) for name in ("f_score", "checks", "faithfulness")}
+    told = prune(root, dry_run=False)
+    for kind in ("log-mel features", "whole maps", "spectrograms", "last states of trainings"):
+        assert f"  {kind} " in told
+    assert not (tmp_path / "root" / "features" / "train").exists()
+    assert len(list((tmp_path / "root" / "models").glob("*/model.safetensors"))) == len(pruned.runs)
+    for name, table in before.items():
+        pd.testing.assert_frame_equal(read_table(root, name), table)
+    render_report(root)
+    assert "removed the whole maps, spectrograms of this study" in Path(root, "report.html").read_text()
+    # Nothing is computed again, neither features nor audits; what has to be, asks for the features.
+    stages, _ = study.open_study(pruned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "compute_features", lambda *_, **__: pytest.fail("computes features"))
+        study.train(pruned)
+        study.audit(pruned)
+    (tmp_path / "root" / "stages" / "audit-ae-0.json").unlink()
+    with pytest.raises(StudyError, match=r"`faithad prune` removed the features below .* Run `faithad train`"):
+        study.audit(pruned)
+    assert not stages.features.is_done()
+    with without_ray(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "wait_for_machines", lambda *_, **__: None)
+        patch.setattr(features, "require_study_visible", lambda *_: None)
+        study.train(pruned)
+    assert stages.features.is_done()
+    assert study.pruned(root) == ["whole maps", "spectrograms", "last states of trainings"]

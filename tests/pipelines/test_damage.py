@@ -18,13 +18,14 @@ from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.annotations import Annotation, write_annotations
 from faithad.config.audit import AuditRun, load_audit_run
-from faithad.errors import DamagedError
+from faithad.errors import DamagedError, StudyError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines.audit.run import run_audit
 from faithad.report import render_audit_report
+from faithad.runs.prune import prune
 from faithad.settings import FeatureSettings
 from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
@@ -146,6 +147,72 @@ def test_no_reader_takes_a_damaged_table(copy: AuditRun, tmp_path: Path, table: 
     if table != "ledger":
         with pytest.raises(DamagedError, match=named):
             export_events(copy.out, str(tmp_path / "labels"), format="label-studio")
+
+
+def test_a_pruned_audit_is_whole_but_for_its_maps(copy: AuditRun) -> None:
+    agreement = evaluate_audit(copy.out, str(copy.annotations))
+    before = {path: path.read_bytes() for path in Path(copy.out).rglob("*") if path.is_file()}
+    told = prune(copy.out, dry_run=True)
+    assert told.startswith(f"{copy.out} holds ")
+    assert re.search(r"whole maps +[0-9.]+ kB   made again by an audit into another folder", told)
+    assert "Nothing was removed" in told
+    assert {path: path.read_bytes() for path in Path(copy.out).rglob("*") if path.is_file()} == before
+    maps = faithad.read_table(copy.out, "attributions")
+    assert maps["map"].notna().all()
+    told = prune(copy.out, dry_run=False)
+    assert told.endswith("were removed.")
+    assert sum(path.stat().st_size for path in Path(copy.out).rglob("*") if path.is_file()) < sum(
+        map(len, before.values())
+    )
+    # Readers have all the rest, and say what is gone.
+    pruned_maps = faithad.read_table(copy.out, "attributions")
+    assert pruned_maps["map"].isna().all()
+    for name in ("clip_id", "curve", "degenerate"):
+        assert pruned_maps[name].map(repr).tolist() == maps[name].map(repr).tolist()
+    with pytest.raises(StudyError, match="`faithad prune` removed the table 'spectrograms' from"):
+        faithad.read_table(copy.out, "spectrograms")
+    assert evaluate_audit(copy.out, str(copy.annotations)) == agreement
+    page = storage.read_text(render_audit_report(copy.out))
+    assert "`faithad prune` removed the whole maps, spectrograms: events have no maps." in page
+    # The same command finds a finished audit, and nothing is left to prune.
+    times = {path: path.stat().st_mtime_ns for path in Path(copy.out).rglob("part-*.parquet")}
+    assert run_audit(copy).line.startswith("8 of 8 clips audited. 1 event: ")
+    assert {path: path.stat().st_mtime_ns for path in Path(copy.out).rglob("part-*.parquet")} == times
+    told = prune(copy.out, dry_run=False)
+    assert told.endswith("removed before: whole maps, spectrograms\nThere is nothing that can be made again.")
+
+
+def test_a_prune_that_was_killed_goes_on(copy: AuditRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = storage.write_bytes
+
+    def killed(location: str, content: bytes, **options: bool) -> None:
+        if location.endswith("attributions/part-00003.parquet"):
+            raise KeyboardInterrupt
+        written(location, content, **options)
+
+    monkeypatch.setattr(storage, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune(copy.out, dry_run=False)
+    monkeypatch.undo()
+    prune(copy.out, dry_run=False)
+    assert faithad.read_table(copy.out, "attributions")["map"].isna().all()
+    assert run_audit(copy).line.startswith("8 of 8 clips audited. 1 event: ")
+
+
+def test_nothing_is_pruned_that_cannot_be_made_again(copy: AuditRun, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="There is no run of faithad in"):
+        prune(str(tmp_path / "elsewhere"), dry_run=True)
+    recording = Path(str(copy.recordings[0])) / "a.wav"
+    recording.rename(recording.with_suffix(".away"))
+    try:
+        with pytest.raises(StudyError, match=r"1 recording of 1 of the run in .* nothing is removed: .*a\.wav"):
+            prune(copy.out, dry_run=False)
+    finally:
+        recording.with_suffix(".away").rename(recording)
+    (Path(copy.out) / "stages" / "explain.begun.json").write_text("{}")
+    with pytest.raises(StudyError, match="is not finished: stage 'explain' has begun"):
+        prune(copy.out, dry_run=False)
+    assert faithad.read_table(copy.out, "attributions")["map"].notna().all()
 
 
 @kinds

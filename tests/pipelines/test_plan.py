@@ -20,9 +20,9 @@ from faithad.pipelines.plan import run
 from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Plan, estimate, total_s, written
 from faithad.pipelines.plan.run import make_plan
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
-from faithad.pipelines.plan.text import plan_text, size
+from faithad.pipelines.plan.text import plan_text
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import duration
+from faithad.vocabulary import duration, size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = Path(__file__).parents[2] / "cluster" / "machines.yaml"
@@ -172,11 +172,12 @@ def test_so_many_disturbed_clips_are_judged(n: int) -> None:
 
 def test_the_bytes_of_everything_that_is_written() -> None:
     study = study_of(models=["ae", "mae"], audit={"clips_per_shard": 10, "maps": 4})
-    files = {"report": 1000, "features": 500 * 1100, "models": 2 * 5000}
+    # Beside each model the state of its training, of four times its size.
+    files = {"report": 1000, "features": 500 * 1100, "models": 2 * 5 * 5000}
     tables = 2 * (64 * 420 + 640 * 147)
     assert written(plan_of(study, machines_with(1))) == pytest.approx(files | {"tables": tables, "maps": 2 * 4 * 1600})
     searched = written(plan_of(study, machines_with(1), command="search"))
-    assert searched == {"report": 1000, "features": 1140 * 1100, "models": (10 + 1) * 5000}
+    assert searched == {"report": 1000, "features": 1140 * 1100, "models": (3 * 5 + 1) * 5000}
     scored = 64 * 20 + 640 * 7
     assert written(plan_of(audit_of(explain="none", maps=-1), machines_with(1))) == {
         "report": 1000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,14 @@ import torch
 import yaml
 
 from faithad import storage
-from faithad.config.study import Study, parse_study
+from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.search.clips import clips_stage
-from faithad.pipelines.search.plan import (
-    Record,
-    Trial,
-    is_present,
-    read_records,
-    trial_location,
-    trial_study,
-    write_record,
-)
-from faithad.pipelines.search.run import _keep_models, _trials_stage, _write_table, ranked_cells
+from faithad.pipelines.search.plan import Trial, grid_trials, is_present, trial_location, trial_study
+from faithad.pipelines.search.records import Record, begun_trials, read_records, write_record, write_settings
+from faithad.pipelines.search.run import _keep_models, _trials_stage, _write_best, _write_table, ranked_cells
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import train_trial
 from faithad.pipelines.search.tuning import TreeParzenCells
@@ -33,6 +27,7 @@ from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.worker import train_network
 from faithad.report.search_page import render_search_report
 from faithad.runs import layout
+from faithad.runs.prune import prune
 from faithad.runs.stages import Stage
 from faithad.schemas import MANIFEST
 from tests.pipelines.test_linear_training import write
@@ -83,6 +78,30 @@ def test_the_best_trial_s_model_is_copied_and_the_best_cells_keep_their_weights(
     assert len(trials_with(tmp_path, "epochs.parquet")) == 10, "every trial keeps its curves"
 
 
+def test_a_pruned_search_keeps_the_best_trial_s_checkpoint(tmp_path: Path) -> None:
+    study = study_of(tmp_path, mask_ratios=[0.3, 0.5])
+    for ratio in (0.3, 0.5):
+        for seed in (0, 1):
+            write_trial(tmp_path, Trial(ratio, 4, seed), 0.8 + 0.1 * ratio + 0.01 * seed)
+            storage.write_text(trial_location(str(tmp_path), Trial(ratio, 4, seed), layout.STATE), "state")
+    begun = Trial(0.9, 4, 0)
+    storage.write_text(trial_location(str(tmp_path), begun, layout.STATE), "of a trial that is not over")
+    records = read_records(str(tmp_path))
+    _keep_models(study, records, ranked_cells(study, records))
+    stage = Stage(str(tmp_path), "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    assert stage.begin(redo=False)
+    stage.finish()
+    assert "checkpoints of other trials than the best" in prune(str(tmp_path), dry_run=False)
+    assert trials_with(tmp_path, "model.safetensors") == ["r0.5-p4-s1"]
+    assert sorted(trials_with(tmp_path, "state.pt")) == ["r0.5-p4-s1", begun.name]
+    assert best_files(tmp_path) == {"r0.5-p4-s1"}
+    # It is extended, and its page is made, as before.
+    assert read_records(str(tmp_path)) == records
+    storage.delete(f"{tmp_path}/best")
+    _keep_models(study, records, ranked_cells(study, records))
+    assert best_files(tmp_path) == {"r0.5-p4-s1"}
+
+
 def trials_with(root: Path, name: str) -> list[str]:
     return [file.parent.name for file in root.glob(f"search/trials/*/{name}")]
 
@@ -118,13 +137,16 @@ def test_a_search_may_grow_and_nothing_else_may_change(tmp_path: Path) -> None:
         study_of(tmp_path, mask_ratios=[0.3, 0.5]),
         study_of(tmp_path, mask_ratios=[0.3], seeds=(0, 1, 2)),
         study_of(tmp_path, mask_ratios=[0.2, 0.5], algorithm="optuna", trials=3),
+        study_of(tmp_path, mask_ratios=[0.3], space={"train": {"weight_decay": [0.0, 0.01]}}),
+        study_of(tmp_path, mask_ratios=[0.3], train={"epochs": 10}),
     ):
         assert not stage(grown).is_done()
         assert stage(grown).begin(redo=False)
         stage(grown).finish()
         assert stage(grown).is_done()
     for other in (
-        study_of(tmp_path, train={"epochs": 10}),
+        study_of(tmp_path, train={"epochs": 8}),
+        study_of(tmp_path, train={"epochs": 10, "batch_size": 16}),
         study_of(tmp_path, objective="validation_loss"),
         study_of(tmp_path, scheduler="asha", grace_epochs=2),
     ):
@@ -149,11 +171,44 @@ def test_more_draws_leave_those_before_as_they_were(tmp_path: Path) -> None:
     assert [*first, *drawn(more, known)] == drawn(more, [])
 
 
+def test_a_search_that_begins_to_try_a_setting_keeps_its_trials(tmp_path: Path) -> None:
+    """As a search without a space left them: their names and records know of none."""
+    for seed in (0, 1):
+        write_trial(tmp_path, Trial(0.3, 4, seed), 0.8)
+        record = Path(trial_location(str(tmp_path), Trial(0.3, 4, seed), "record.json"))
+        record.write_text(record.read_text().replace('"settings": {},', ""))
+    space = {"train": {"learning_rate": [1e-3, 2e-3]}, "model": {"dropout": [0.1]}}
+    study = study_of(tmp_path, mask_ratios=[0.3], space=space)
+    new = [Trial(0.3, 4, seed, (("train.learning_rate", 2e-3),)) for seed in (0, 1)]
+    known = read_records(str(tmp_path))
+    assert [trial for trial in grid_trials(study) if trial not in {record.trial for record in known}] == new
+    for trial in new:
+        write_settings(str(tmp_path), trial)
+        write_trial(tmp_path, trial, 0.9)
+    records = read_records(str(tmp_path))
+    assert {record.trial for record in records} == set(grid_trials(study))
+    ranked = ranked_cells(study, records)
+    assert str(ranked[0]) == "mask_ratio 0.3, patch 4, train.learning_rate 0.002: 0.9000 ± 0.0000 over 2 seeds"
+    _write_best(study, ranked[0])
+    best = load_study(f"{tmp_path}/best.yaml")
+    assert (best.train.learning_rate, best.train.mask_ratio) == (2e-3, 0.3)
+    _write_table(study, records, {})
+    table = storage.read_table(f"{tmp_path}/summary/search.parquet").to_pandas()
+    settings = [json.loads(text) for text in table["settings"]]
+    assert [of_trial["train.learning_rate"] for of_trial in settings] == [1e-3, 2e-3, 1e-3, 2e-3]
+    assert {of_trial["model.dropout"] for of_trial in settings} == {0.1}
+    page = storage.read_text(render_search_report(str(tmp_path)))
+    assert "train.learning_rate 0.002" in page
+    # Back to the search without a space: its own trials alone.
+    before = study_of(tmp_path, mask_ratios=[0.3])
+    assert [record.trial.settings for record in records if is_present(before, record.trial)] == [(), ()]
+
+
 @pytest.mark.parametrize("algorithm", ["grid", "optuna"])
 def test_a_search_without_a_value_has_its_table_and_page(tmp_path: Path, algorithm: str) -> None:
     study = study_of(tmp_path, mask_ratios=[0.3, 0.5], algorithm=algorithm)
     for ratio in (0.3, 0.5):
-        write_record(str(tmp_path), Record(ratio, 4, 0, "failed", "it diverged", (None,), diverged_epochs=1))
+        write_record(str(tmp_path), Record(ratio, 4, 0, (), "failed", "it diverged", (None,), diverged_epochs=1))
     records = read_records(str(tmp_path))
     assert ranked_cells(study, records) == []
     _write_table(study, records, {})
@@ -178,13 +233,14 @@ def test_the_best_study_trains_the_trial_s_model_to_the_last_bit(tmp_path: Path)
     )
     for split, n_clips in (("train", 20), ("validation", 7)):
         write(study, split, n_clips, shard=6)
-    normalization, trial, worker = fit_normalization(study), Trial(0.3, 4, 0), Worker(torch.device("cpu"))
+    settings = (("model.width", 2), ("train.batch_size", 4), ("train.learning_rate", 0.002))
+    normalization, trial, worker = fit_normalization(study), Trial(0.3, 4, 0, settings), Worker(torch.device("cpu"))
     places = Places(1, {"CPU": 1}, 1)
     search = SearchTask(study, normalization, None, is_tested=False, labels=None, places=places, ray_is_ours=True)
     threads = torch.get_num_threads()
     try:
         train_trial(search.task_of(trial), worker, lambda report: None)
-        cell = trial_study(study, trial.mask_ratio, trial.patch)
+        cell = trial_study(study, trial.cell)
         n_threads = divide([{"CPU": 4}], cell.train, 1).threads
         state = storage.join(study.root, "training/state.pt")
         train_network(TrainingTask(cell, "mae", 0, normalization, n_threads, state, "fingerprint"), worker)
@@ -192,7 +248,9 @@ def test_the_best_study_trains_the_trial_s_model_to_the_last_bit(tmp_path: Path)
         torch.set_num_threads(threads)
     of_trial = load_model(trial_location(study.root, trial))
     trained = load_model(storage.join(study.root, layout.model("mae", 0)))
+    assert begun_trials(study.root) == [trial]
     assert of_trial.alarm == trained.alarm
+    assert of_trial.network.state_dict()["conv1.weight"].shape[0] == 4
     assert of_trial.best_epoch == trained.best_epoch
     weights = trained.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in of_trial.network.state_dict().items())

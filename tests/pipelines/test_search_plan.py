@@ -16,16 +16,17 @@ from faithad import storage
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.pipelines.search.plan import (
-    Record,
+    Cell,
     Trial,
-    begun_trials,
     cell_study,
     check_search,
     grid_trials,
-    read_record,
+    is_present,
+    largest_study,
     trial_location,
-    write_record,
+    tried_values,
 )
+from faithad.pipelines.search.records import Record, begun_trials, read_record, write_record, write_settings
 from faithad.pipelines.search.run import ranked_cells
 from faithad.pipelines.search.tuning import GentleASHA, ShowProgress, TreeParzenCells
 from faithad.pipelines.search.verdict import write_verdict
@@ -70,21 +71,21 @@ def test_a_trial_is_found_again_by_its_name(trial: Trial) -> None:
     assert Trial.named(trial.name) == trial
 
 
-@pytest.mark.parametrize("name", ["", "r0.3-p4", "mae-0", ".r0.3-p4-s0", "r-p4-s0"])
+@pytest.mark.parametrize("name", ["", "r0.3-p4", "mae-0", ".r0.3-p4-s0", "r-p4-s0", "r0.3-p4-s0-0123abcd"])
 def test_what_is_no_trial_has_no_name_of_one(name: str) -> None:
     assert Trial.named(name) is None
 
 
 def test_a_cell_is_the_study_with_its_ratio_and_patch_and_nothing_else_changed() -> None:
     study = study_of()
-    cell = cell_study(study, 0.75, 8)
+    cell = cell_study(study, Cell(0.75, 8))
     assert (cell.train.mask_ratio, cell.train.patch) == (0.75, 8)
     assert cell.n_frames("mae") == 96
     back = cell.model_copy(update={"train": study.train, "models": study.models})
     assert back == study
     assert parse_study(cell.to_yaml(), name="best.yaml") == cell
     only_ae = study.model_copy(update={"models": ("ae",)})
-    assert cell_study(only_ae, 0.3, 4).models == ("mae", "ae")
+    assert cell_study(only_ae, Cell(0.3, 4)).models == ("mae", "ae")
 
 
 def test_all_impossible_cells_and_settings_are_told_at_once() -> None:
@@ -100,11 +101,95 @@ def test_all_impossible_cells_and_settings_are_told_at_once() -> None:
     assert "mask_ratio 0.3, patch 4" not in told
     with pytest.raises(ConfigError, match=r"search\.mask_ratios: algorithm 'optuna' draws from the range"):
         check_search(study_of(mask_ratios=[0.3], algorithm="optuna"))
-    with pytest.raises(ConfigError, match=r"search\.trials: 20 drawn from 22 pairs.*lower it to 11"):
+    with pytest.raises(ConfigError, match=r"search\.trials: 20 drawn from 22 combinations.*lower it to 11"):
         check_search(study_of(mask_ratios=[0.3, 0.301], patches=[4, 8], algorithm="optuna"))
     check_search(study_of(mask_ratios=[0.3], patches=[2, 4, 8]))
     with pytest.raises(ConfigError, match=r"models: the search is for the MAE, add 'mae' to \['ae'\]"):
         check_search(study_of().model_copy(update={"models": ("ae",)}))
+
+
+SPACE: dict[str, Any] = {
+    "train": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}, "batch_size": [8, 16], "patience": {"uniform": [3, 9]}},
+    "model": {"dropout": {"uniform": [0.0, 0.3]}, "width": [1, 2]},
+}
+
+
+def test_a_grid_has_every_combination_of_the_choices() -> None:
+    space = {"train": {"learning_rate": [1e-3, 3e-3]}, "model": {"width": [2, 1]}}
+    trials = grid_trials(study_of(mask_ratios=[0.3], patches=[4, 8], space=space))
+    rate, width = ("train.learning_rate", 3e-3), ("model.width", 2)
+    settings: list[Any] = [(width,), (width, rate), (), (rate,)]
+    # What is the study's own value is no further setting.
+    assert trials == [Trial(0.3, patch, seed, some) for seed in (0, 1) for patch in (4, 8) for some in settings]
+    assert len({trial.name for trial in trials}) == len(trials)
+    assert trials[2].name == "r0.3-p4-s0"
+    cell = cell_study(study_of(space=space), Cell(0.3, 8, (width, rate)))
+    assert (cell.train.learning_rate, cell.model.width, cell.model.depth) == (3e-3, 2, 1)
+    assert parse_study(cell.to_yaml(), name="best.yaml") == cell
+    assert largest_study(study_of(space=space)).model.width == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "messages"),
+    [
+        ({"train": {"lerning_rate": [1]}}, ["train.lerning_rate: unknown; did you mean 'learning_rate'?"]),
+        ({"audit": {"maps": [1]}}, ["audit: allowed: train, model, each with the settings to try"]),
+        ({"train": {"mask_ratio": [0.1]}}, ["train.mask_ratio: is no setting to try: search.mask_ratios says"]),
+        (
+            {"train": {"epochs": [2], "learning_rate": [0, 0.1]}, "model": {"width": [1.5], "dropout": []}},
+            [
+                "train.epochs: is no setting to try: trials are compared after equally many epochs",
+                "train.learning_rate: must be above 0, found 0",
+                "model.width: must be a whole number, found 1.5",
+                "model.dropout: must be a list of choices, {uniform: [low, high]} or {log_uniform: [low, high]}",
+            ],
+        ),
+        (
+            {"train": {"batch_size": {"uniform": [8, 8]}, "weight_decay": {"log_uniform": [0, 1]}}},
+            ["train.batch_size: uniform needs two bounds that rise", "train.weight_decay: log_uniform needs two"],
+        ),
+        ({"train": {"schedule": {"uniform": ["warm_restarts", "warmup_cosine"]}}}, ["its values are names"]),
+        ({"train": {"patience": [3, 3]}}, ["train.patience: its choices must be different, found [3, 3]"]),
+        ({"train": {"patience": {"uniform": [3, 9]}}}, ["train.patience: is a range, from which algorithm 'optuna'"]),
+    ],
+)
+def test_wrong_settings_of_a_space_are_told_with_their_keys(space: dict[str, Any], messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        study_of(space=space)
+    for message in messages:
+        assert f"search.space.{message}" in str(error.value) or message in str(error.value)
+    assert f"has {len(messages)} problem" in str(error.value)
+
+
+def test_settings_that_do_not_fit_each_other_are_told_before_a_grid_starts_and_never_drawn() -> None:
+    rates = {"learning_rate": [1e-3, 1e-5], "minimum_learning_rate": [1e-4, 0.0]}
+    with pytest.raises(ConfigError, match=r"train\.learning_rate 1e-05, train\.minimum_learning_rate 0\.0001") as error:
+        check_search(study_of(mask_ratios=[0.3], patches=[4], space={"train": rates}))
+    assert str(error.value).count("may not exceed") == 1
+    study = study_of(
+        mask_ratios=[0.3, 0.5], patches=[4], algorithm="optuna", trials=30,
+        space={"train": {"learning_rate": [1e-3, 1e-5], "minimum_learning_rate": {"log_uniform": [1e-6, 1e-4]}}},
+    )  # fmt: skip
+    check_search(study)
+    for trial in cells_of(study, [], [], 60):
+        cell_study(study, trial.cell)
+
+
+@pytest.mark.parametrize("n_done", [0, 3, 12])
+def test_optuna_draws_settings_from_their_ranges_and_goes_on_after_a_kill(n_done: int) -> None:
+    study = study_of(mask_ratios=[0.3], patches=[4], space=SPACE, algorithm="optuna", trials=12)
+    check_search(study)
+    trials = cells_of(study, [], [], 24)
+    assert all(is_present(study, trial) for trial in trials)
+    assert not is_present(study_of(mask_ratios=[0.3], patches=[4]), trials[0])
+    values = [tried_values(study, trial.settings) for trial in trials[::2]]
+    rates = [value["train.learning_rate"] for value in values]
+    assert all(isinstance(rate, float) and 1e-4 <= rate <= 1e-2 for rate in rates)
+    assert all(f"{rate:.4g}" == f"{rate:.12g}" for rate in rates), "texts hold all digits"
+    assert {value["model.width"] for value in values} == {1, 2}
+    assert all(isinstance(value["train.patience"], int) for value in values)
+    known = sorted((record_of(trial, value_of(trial)) for trial in trials[:n_done]), key=lambda record: record.trial)
+    assert cells_of(study, known, [record.trial for record in known], 24 - n_done) == trials[n_done:]
 
 
 def test_the_paper_s_grid_is_the_default_and_fits_its_spectrograms() -> None:
@@ -119,10 +204,16 @@ def test_records_are_read_as_they_were_written(tmp_path: Any) -> None:
     root = str(tmp_path)
     record = record_of(Trial(0.3, 4, 1), None, 0.1 + 0.2)
     write_record(root, record)
+    further = record_of(Trial(0.3, 4, 1, (("model.width", 2), ("train.learning_rate", 1e-5))), 0.5)
+    write_settings(root, further.trial)
+    write_record(root, further)
+    assert read_record(root, further.trial) == further
+    # A trial that was killed before it said what it is, and one whose settings were changed.
+    storage.write_bytes(f"{root}/search/trials/r0.3-p4-s1-0123abcd/state.pt", b"")
     storage.write_bytes(f"{root}/search/trials/r0.5-p8-s0/state.pt", b"")
     assert read_record(root, record.trial) == record
     assert read_record(root, Trial(0.5, 8, 0)) is None
-    assert begun_trials(root) == [Trial(0.3, 4, 1), Trial(0.5, 8, 0)]
+    assert begun_trials(root) == [record.trial, further.trial, Trial(0.5, 8, 0)]
 
 
 def test_the_best_cell_is_best_on_average_and_not_by_one_lucky_seed() -> None:
@@ -133,17 +224,17 @@ def test_the_best_cell_is_best_on_average_and_not_by_one_lucky_seed() -> None:
         record_of(Trial(0.5, 4, 1), 0.40),
     ]
     best = ranked_cells(study_of(), found)[0]
-    assert best[:2] == (0.3, 4)
+    assert best.cell == Cell(0.3, 4)
     assert best.mean == pytest.approx(0.75)
     assert best.std == pytest.approx(0.0707, abs=1e-4)
     assert best.n_seeds == 2
     least = ranked_cells(study_of(objective="validation_loss"), found)[0]
-    assert least[:2] == (0.5, 4)
+    assert least.cell == Cell(0.5, 4)
 
 
 def test_of_equal_cells_the_smaller_ratio_then_the_smaller_patch() -> None:
     cells = [(0.5, 4), (0.3, 8), (0.3, 4), (0.9, 4)]
-    assert ranked_cells(study_of(), [record_of(Trial(*cell, 0), 0.7) for cell in cells])[0][:2] == (0.3, 4)
+    assert ranked_cells(study_of(), [record_of(Trial(*cell, 0), 0.7) for cell in cells])[0].cell == Cell(0.3, 4)
 
 
 def test_a_cell_that_was_given_up_or_lacks_a_seed_wins_only_over_its_like() -> None:
@@ -151,8 +242,8 @@ def test_a_cell_that_was_given_up_or_lacks_a_seed_wins_only_over_its_like() -> N
     lacking = record_of(Trial(0.3, 4, 0), 0.9)
     given_up = [record_of(Trial(0.15, 4, seed), 0.9, status="stopped") for seed in (0, 1)]
     failed = record_of(Trial(0.3, 8, 0), status="failed")
-    assert ranked_cells(study_of(), [lacking, *given_up, *whole, failed])[0][:2] == (0.5, 4)
-    assert ranked_cells(study_of(), [lacking, failed])[0][:2] == (0.3, 4)
+    assert ranked_cells(study_of(), [lacking, *given_up, *whole, failed])[0].cell == Cell(0.5, 4)
+    assert ranked_cells(study_of(), [lacking, failed])[0].cell == Cell(0.3, 4)
 
 
 def test_the_chosen_cell_is_compared_with_the_paper_s_by_the_rule_of_verdicts(tmp_path: Path) -> None:
@@ -172,16 +263,16 @@ def test_the_chosen_cell_is_compared_with_the_paper_s_by_the_rule_of_verdicts(tm
                 location = trial_location(study.root, trial, layout.TRIAL_SCORES)
                 storage.write_table(table, location, schema=table.schema)
 
-    def rows(chosen: tuple[float, int]) -> list[dict[str, Any]]:
+    def rows(chosen: Cell) -> list[dict[str, Any]]:
         write_verdict(study, records, labelled, chosen)
         found: list[dict[str, Any]] = storage.read_table(f"{tmp_path}/summary/search_comparison.parquet").to_pylist()
         return found
 
-    (row,) = rows((0.5, 4))
+    (row,) = rows(Cell(0.5, 4))
     assert (row["model_a"], row["model_b"]) == ("mask_ratio 0.5, patch 4", "mask_ratio 0.3, patch 4")
     assert (row["verdict"], row["n_recordings"], row["n_seeds"]) == ("yes", 30, 3)
     assert row["estimate"] > 0.3
-    assert rows((0.3, 4)) == rows((0.75, 4)) == []
+    assert rows(Cell(0.3, 4)) == rows(Cell(0.75, 4)) == []
 
 
 def test_asha_asks_a_trial_to_end_that_falls_behind_one_of_an_earlier_run(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -35,10 +36,11 @@ def write_search(
     chosen: tuple[float, int] | None = (0.3, 4),
     name: str = "mill",
     diverged: dict[int, int] | None = None,
+    rates: tuple[float, ...] = (0.001,),
 ) -> str:
     """A grid in which patch 8 is worse the more is hidden; one trial of (0.9, 8) was stopped and one failed.
 
-    `diverged`: epochs that diverged, by the number of the trial.
+    `diverged`: epochs that diverged, by the number of the trial. `rates`: learning rates of the trials, in turn.
     """
     rng, rows = np.random.default_rng(3), []
     drawn = [(ratio, PATCHES[number % 2]) for number, ratio in enumerate(np.sort(rng.uniform(0.15, 0.9, 14)))]
@@ -49,6 +51,7 @@ def write_search(
             proxy = 0.9 - abs(ratio - 0.3) * 0.2 - (patch == 8) * ratio * 0.3 + rng.normal(0, 0.005)
             row: dict[str, Any] = {
                 "trial": f"r{ratio}-p{patch}-s{seed}", "mask_ratio": ratio, "patch": patch, "seed": seed,
+                "settings": json.dumps({"train.learning_rate": rates[len(rows) % len(rates)], "model.width": 2}),
                 "status": "done", "objective": objective, "proxy_auc": proxy, "validation_loss": 20 * ratio,
                 "auc": proxy - 0.05 if labelled else None, "pauc": proxy - 0.15 if labelled else None,
                 "epochs": 40, "best_epoch": 31, "diverged_epochs": 0, "duration_s": 90.0, "present": True,
@@ -63,7 +66,7 @@ def write_search(
     storage.write_table(table, storage.join(str(root), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
     if chosen is not None:
         best = {"name": name, "search": {"algorithm": algorithm, "scheduler": scheduler, "objective": objective}}
-        best["train"] = {"mask_ratio": float(chosen[0]), "patch": chosen[1]}
+        best["train"] = {"mask_ratio": float(chosen[0]), "patch": chosen[1], "learning_rate": rates[0]}
         storage.write_text(storage.join(str(root), "best.yaml"), yaml.safe_dump(best))
     return str(root)
 
@@ -181,6 +184,25 @@ def test_continuous_ratios_are_a_scatter(tmp_path: Path, render: Render, chosen:
     assert drawn["patch 8, failed"] == drawn["patch 4, stopped"] == 1
     assert "diverged" not in drawn
     assert "crossed" not in page.text
+
+
+def test_settings_that_differ_have_a_column_and_a_scatter(tmp_path: Path, render: Render) -> None:
+    root = write_search(tmp_path, seeds=(0,), rates=(0.001, 0.05))
+    search = read_search(root)
+    assert search.chosen == (0.3, 4, 0.001)
+    assert len(cells(search.trials, "value")) == 10
+    html, page = render(root, render_search_report)
+    page.check_is_whole(html)
+    assert "Search over mask ratio, train.learning_rate and patch size" in page.text
+    assert "Chosen: mask ratio 0.3, patch 4, train.learning_rate 0.001, by proxy AUC" in page.text
+    assert "mask ratio patch train.learning_rate seed Status" in page.text
+    assert "model.width" not in page.text, "all trials have the same"
+    assert "published" not in page.text
+    axes = scatter_figure(search, "value", "proxy AUC", "train.learning_rate").axes[0]
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("train.learning_rate", "log")
+    (ring,) = [line for line in axes.get_lines() if line.get_label() == "chosen"]
+    assert ring.get_xdata()[0] == 0.001
+    assert heat_maps(read_search(write_search(tmp_path / "one rate")), "proxy AUC")
 
 
 def test_diverged_trials_of_a_scatter_are_crossed(tmp_path: Path, render: Render) -> None:

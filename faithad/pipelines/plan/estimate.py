@@ -14,8 +14,9 @@ from faithad.evaluation.disturbances import n_disturbed
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import spread
 from faithad.pipelines.plan.sections import Cost, Counts, Machines, Rates
-from faithad.pipelines.search.plan import MODEL, all_trials, trial_train
+from faithad.pipelines.search.plan import KEPT_CELLS, MODEL, all_trials, trial_train
 from faithad.pipelines.shards.stream import shard_size
+from faithad.pipelines.training.disk import WEIGHTS_IN_STATE
 from faithad.pipelines.training.places import Places, divide
 from faithad.settings import NOT_CHECKED, Checks, FeatureSettings
 
@@ -185,12 +186,19 @@ def _n_checks(plan: Plan, seed: int) -> Checks:
 
 
 def written(plan: Plan) -> dict[str, float]:
-    """Bytes of the features, the models, the audit's tables, the whole maps that are kept, and the report."""
+    """Bytes of the features, the models with the states of their trainings, the audit's tables, the whole maps that are
+    kept, and the report.
+    """
     rates, kept, sizes = plan.rates.bytes, plan.of.audit.maps, {"report": plan.rates.bytes["report"]}
     if plan.command != "audit":
         sizes["features"] = rates["features"] * plan.n_features
-        # Beside the trials' models a search writes the best one once more.
-        sizes["models"] = rates["models"] * (len(plan.runs) + (plan.command == "search"))
+        n_kept, n_copies = len(plan.runs), 0
+        if plan.command == "search" and isinstance(
+            plan.of, Study
+        ):  # the trials of the best cells keep theirs, and the best one is copied
+            n_kept, n_copies = min(n_kept, KEPT_CELLS * len(plan.of.seeds)), 1
+        of_state = WEIGHTS_IN_STATE * plan.train.ends_anywhere
+        sizes["models"] = rates["models"] * (n_kept * (1 + of_state) + n_copies)
     if plan.command != "search":
         passes = [model_pass for model_passes in audit_passes(plan) for model_pass in model_passes]
         n_maps = [(p.clips if kept < 0 else min(kept, p.clips)) * p.explains for p in passes]

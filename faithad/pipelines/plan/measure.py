@@ -42,7 +42,8 @@ from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.plan.estimate import FORWARD, LAST, Plan, estimate
 from faithad.pipelines.plan.sections import Cost, Counts, Group, Machines, Rates
-from faithad.pipelines.search.plan import MODEL, read_records
+from faithad.pipelines.search.plan import MODEL
+from faithad.pipelines.search.records import read_records
 from faithad.pipelines.search.run import search_study
 from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
 from faithad.pipelines.study import STAGES
@@ -155,7 +156,13 @@ def _run_trial(plan: Plan, folder: str) -> tuple[Plan, dict[str, float]]:
         # Whole batches, and so many trainings that all cores are as busy as they will be.
         n_train, at_once = min(_MOST_TRAIN_CLIPS, of.train.batch_size), plan.places.at_once
         ratios = of.search.mask_ratios[:at_once]
-        cells = {"mask_ratios": ratios, "patches": of.search.patches[:1], "algorithm": "grid", "scheduler": "none"}
+        cells = {
+            "mask_ratios": ratios,
+            "patches": of.search.patches[:1],
+            "space": {},
+            "algorithm": "grid",
+            "scheduler": "none",
+        }
         data = {"train": ("train",), "test": ("test",), "annotations": "annotations.csv", "clip_s": of.data.clip_s}
         changes = {
             "root": f"{folder}/out",

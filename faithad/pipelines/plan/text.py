@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from faithad.config.study import Study
 from faithad.model.table import MODELS
 from faithad.pipelines.plan.estimate import Plan, estimate, total_s, written
-from faithad.vocabulary import count, duration
+from faithad.vocabulary import count, duration, size
 
 
 def plan_text(plan: Plan) -> str:
@@ -54,12 +54,3 @@ def _dollars(plan: Plan, seconds: float, n_bytes: float) -> Iterator[str]:
     missing = {"dollars_per_hour of each group": per_hour, "storage.dollars_per_gb_month": per_gb}
     if names := [name for name, price in missing.items() if price is None]:
         yield f"Prices are missing: give {' and '.join(names)} in the file of --machines."
-
-
-def size(n_bytes: float) -> str:
-    """Such as `1.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 999.5:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"

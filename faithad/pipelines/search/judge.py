@@ -18,12 +18,13 @@ from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.model.precision import arithmetic
-from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.features import load_n_frames
 from faithad.pipelines.search.clips import clips_root, load_clips
-from faithad.pipelines.search.plan import MODEL, Record, trial_location
+from faithad.pipelines.search.plan import MODEL, trial_location
+from faithad.pipelines.search.records import Record
 from faithad.pipelines.search.task import TrialTask
+from faithad.pipelines.training.task import network_of
 from faithad.pipelines.training.trained import never_learned
 from faithad.runs import layout
 
@@ -46,7 +47,7 @@ class Judge:
         )
         self._normal = self._prepared(validation)
         self._disturbed = self._prepared(torch.from_numpy(disturbed.log_mels))
-        self._network = build_network(MODEL, study.features.n_mels, study.n_frames(MODEL)).to(device).eval()
+        self._network = network_of(study, MODEL).to(device).eval()
 
     def objective(self, training: Training) -> float | None:
         """The objective of the best weights so far, None before there are any."""
@@ -66,9 +67,12 @@ class Judge:
         """
         best, history, trial = training.best, training.history, self._task.trial
         diverged, duration_s = sum(epoch.diverged for epoch in history), sum(epoch.duration_s for epoch in history)
+        n = self._study.train.epochs
         if best is None:
             reason = never_learned(self._study)
-            return Record(*trial, "failed", reason, tuple(values), diverged_epochs=diverged, duration_s=duration_s)
+            return Record(
+                *trial, "failed", reason, tuple(values), diverged_epochs=diverged, duration_s=duration_s, epochs=n
+            )
         if self._task.search.is_tested:
             table = pa.table({"clip_id": self._test[0], "score": self._test_scores(training)}, schema=_TEST_SCORES)
             location = trial_location(self._study.root, trial, layout.TRIAL_SCORES)
@@ -82,6 +86,7 @@ class Judge:
             best_epoch=best.epoch,
             diverged_epochs=diverged,
             duration_s=duration_s,
+            epochs=n,
         )
 
     def _proxy_auc(self, training: Training) -> float:

@@ -1,14 +1,17 @@
-"""The search over mask ratio and patch size: the paper's Table 2 as one command, with uncertainty.
+"""The search over mask ratio, patch size and further settings: the paper's Table 2 as one command, with uncertainty.
 
     index → features → trials → summary/search.parquet, best.yaml, best/, search.html
 
-A trial is the training of one cell (a mask ratio with a patch size) with one seed. The objectives `proxy_auc` and
-`validation_loss` never see a test label: trials score the test clips without labels, and the AUC of the table is
-computed from those scores afterwards. `test_auc`, the paper's choice, sees them, and is marked so.
+A trial is the training of one cell (a mask ratio, a patch size, and what `search.space` adds) with one seed. The
+objectives `proxy_auc` and `validation_loss` never see a test label: trials score the test clips without labels, and the
+AUC of the table is computed from those scores afterwards. `test_auc`, the paper's choice, sees them, and is marked
+so.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,22 +29,26 @@ from faithad.pipelines.features import compute_features, fit_normalization
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labelled_clips
 from faithad.pipelines.search.plan import (
+    KEPT_CELLS,
     MODEL,
     MODES,
-    Record,
+    Cell,
     all_trials,
     check_search,
     is_present,
-    read_records,
+    largest_study,
     trial_location,
     trial_study,
+    tried_values,
 )
+from faithad.pipelines.search.records import Record, is_over, note_epochs, present_records, read_records
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.pipelines.study import STAGES, open_study
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.disk import require_disk, weights_bytes
+from faithad.pipelines.training.more_epochs import EPOCHS, epochs_before, why_it_ends
 from faithad.pipelines.training.run import require_initial_weights, train_stage
 from faithad.progress import console
 from faithad.report.search_page import render_search_report
@@ -54,27 +61,23 @@ from faithad.vocabulary import count, listed
 # Settings that say where trials run, not what they compute.
 _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
 # Settings that say which trials there are: a trial of the same name comes to the same under others.
-_WHICH = {"search.mask_ratios", "search.patches", "search.algorithm", "search.trials", "seeds"}
+_WHICH = ("search.mask_ratios", "search.patches", "search.space.", "search.algorithm", "search.trials", "seeds")
 _SHOWN_CELLS = 10
-# The trials of so many cells, the best ones, keep their weights.
-_KEPT_CELLS = 3
 # What a trained model's folder holds; the file that makes it a model is copied last.
 _MODEL_FILES = (layout.STUDY, layout.EPOCHS, layout.VALIDATION_SCORES, layout.PIECE_SCORES, FILE_NAME)
 
 
-class Cell(NamedTuple):
-    """One mask ratio with one patch size, and the objective's mean over its seeds. `std` is None for one seed."""
+class RankedCell(NamedTuple):
+    """A cell, and the objective's mean over its seeds. `std` is None for one seed."""
 
-    mask_ratio: float
-    patch: int
+    cell: Cell
     mean: float
     std: float | None
     n_seeds: int
 
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.4f}"
-        seeds = count(self.n_seeds, "seed")
-        return f"mask_ratio {self.mask_ratio:g}, patch {self.patch}: {self.mean:.4f}{spread} over {seeds}"
+        return f"{self.cell}: {self.mean:.4f}{spread} over {count(self.n_seeds, 'seed')}"
 
 
 def search_study(study: Study, *, redo: bool = False) -> str:
@@ -111,14 +114,16 @@ def _search(study: Study, *, redo: bool) -> str:
         with ray_session():
             places = find_trial_places(study)  # refuses an impossible request before any work is done
             require_study_visible(study)
-            n_left = len(all_trials(study)) - sum(
-                is_present(study, record.trial) for record in read_records(study.root)
+            weights = [weights_bytes(largest_study(study), MODEL)] * (
+                len(all_trials(study)) - len(present_records(study))
             )
-            require_disk(study.root, [weights_bytes(study, MODEL)] * n_left, at_once=places.at_once)
+            require_disk(study.root, weights, at_once=places.at_once, keeps_states=study.train.ends_anywhere)
             require_initial_weights(study, [MODEL])
             compute_features(study, manifest, stages.features, redo=redo)
             compute_test_clips(study, labelled, clips, redo=redo)
-            trials.begin(redo=redo)
+            note_epochs(study, trials)
+            if trials.begin(redo=redo):
+                _say_who_goes_on(study)
             storage.delete(storage.join(study.root, layout.BEST_MODEL))
             normalization = fit_normalization(study)
             search = SearchTask(
@@ -133,22 +138,22 @@ def _search(study: Study, *, redo: bool) -> str:
             failures = run_trials(search)
         if not failures:
             trials.finish()
-    every = read_records(study.root)
-    records = [record for record in every if is_present(study, record.trial)]
+    records = present_records(study)
+    every = [record for record in read_records(study.root) if record in records or not is_present(study, record.trial)]
     ranked = ranked_cells(study, records)
     require_still_alone()
     _write_table(study, [*every, *failures], labels)
     if not ranked:
         for stale in (layout.BEST, layout.summary("search_comparison")):
             storage.delete(storage.join(study.root, stale))
-        reasons = [f"{record.trial.name}: {record.reason}" for record in [*records, *failures]]
+        reasons = [f"{record.trial.title}: {record.reason}" for record in [*records, *failures]]
         raise StudyError(
             f"No trial of the search has a value. Table: {storage.join(study.root, layout.summary('search'))}  "
             f"Report: {render_search_report(study.root)}\n"
             f"Reasons: {listed(reasons, most=5, separator='; ')}"
         )
     _write_best(study, ranked[0])
-    write_verdict(study, records, labelled, (ranked[0].mask_ratio, ranked[0].patch))
+    write_verdict(study, records, labelled, ranked[0].cell)
     _keep_models(study, every, ranked)
     for place, cell in enumerate(ranked[:_SHOWN_CELLS] if len(ranked) > 1 else (), start=1):
         console.print(f"search: {place}. {cell}")
@@ -157,27 +162,27 @@ def _search(study: Study, *, redo: bool) -> str:
     return f"{_closing_line(study, records, failures, ranked[0])}  Report: {render_search_report(study.root)}"
 
 
-def ranked_cells(study: Study, records: Sequence[Record]) -> list[Cell]:
+def ranked_cells(study: Study, records: Sequence[Record]) -> list[RankedCell]:
     """All cells by the mean of the objective over their seeds, the best first; equal ones by ratio and patch.
 
     A trial that was stopped counts with the value that it had. Cells of which every trial was stopped, or of which a
     seed is missing, come after all others; those without a value are left out.
     """
-    values: dict[tuple[float, int], list[float]] = {}
-    all_stopped: dict[tuple[float, int], bool] = {}
+    values: dict[Cell, list[float]] = {}
+    all_stopped: dict[Cell, bool] = {}
     for record in records:
         if record.value is not None:
-            cell = (record.mask_ratio, record.patch)
+            cell = record.trial.cell
             values.setdefault(cell, []).append(record.value)
             all_stopped[cell] = all_stopped.get(cell, True) and record.status == "stopped"
     sign = 1.0 if MODES[study.search.objective] == "min" else -1.0
 
-    def rank(cell: tuple[float, int]) -> tuple[bool, bool, float, tuple[float, int]]:
+    def rank(cell: Cell) -> tuple[bool, bool, float, Cell]:
         return len(values[cell]) < len(study.seeds), all_stopped[cell], sign * statistics.fmean(values[cell]), cell
 
     return [
-        Cell(
-            *cell,
+        RankedCell(
+            cell,
             mean=statistics.fmean(values[cell]),
             std=statistics.stdev(values[cell]) if len(values[cell]) > 1 else None,
             n_seeds=len(values[cell]),
@@ -186,17 +191,19 @@ def ranked_cells(study: Study, records: Sequence[Record]) -> list[Cell]:
     ]
 
 
-def _keep_models(study: Study, records: Sequence[Record], ranked: Sequence[Cell]) -> None:
-    """Copy the model of the best cell's best trial to `best/`, and remove the weights of all but the best cells.
+def _keep_models(study: Study, records: Sequence[Record], ranked: Sequence[RankedCell]) -> None:
+    """Copy the model of the best cell's best trial to `best/`, and remove the weights and states of all but the best
+    cells.
 
     Trials of earlier settings keep theirs: the user may go back to these.
     """
-    kept = [(cell.mask_ratio, cell.patch) for cell in ranked[:_KEPT_CELLS]]
+    kept = [ranked_cell.cell for ranked_cell in ranked[:KEPT_CELLS]]
     for record in records:
-        if is_present(study, record.trial) and (record.mask_ratio, record.patch) not in kept:
-            storage.delete(trial_location(study.root, record.trial, FILE_NAME))
+        if is_present(study, record.trial) and record.trial.cell not in kept:
+            for name in (FILE_NAME, layout.STATE):
+                storage.delete(trial_location(study.root, record.trial, name))
     sign = 1.0 if MODES[study.search.objective] == "min" else -1.0
-    of_best = [record for record in records if is_present(study, record.trial) and record.trial[:2] == kept[0]]
+    of_best = [record for record in records if is_present(study, record.trial) and record.trial.cell == kept[0]]
     _, best = min((sign * record.value, record.trial) for record in of_best if record.value is not None)
     source, target = trial_location(study.root, best), storage.join(study.root, layout.BEST_MODEL)
     # Searches of release 0.1.0 kept no weights.
@@ -218,7 +225,24 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
     summaries = [layout.summary(name) for name in ("search", "search_comparison")]
     outputs = (layout.TRIALS, *summaries, layout.BEST, layout.BEST_MODEL, layout.SEARCH_REPORT)
-    return Stage(study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key in _WHICH)
+    stage = Stage(
+        study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key.startswith(_WHICH)
+    )
+    before = epochs_before(stage)
+    if before is None:
+        return stage
+    if not study.train.ends_anywhere:
+        return dataclasses.replace(stage, hint=why_it_ends(study, before))
+    return dataclasses.replace(stage, may_differ=lambda key: key.startswith(_WHICH) or key == EPOCHS)
+
+
+def _say_who_goes_on(study: Study) -> None:
+    """Tell what becomes of finished trials that are to have more epochs."""
+    for record in read_records(study.root):
+        if is_present(study, record.trial) and not is_over(study, record):
+            n, has_state = len(record.values), storage.exists(trial_location(study.root, record.trial, layout.STATE))
+            what = f"goes on from epoch {n}" if has_state else "begins again, because its last state was not kept"
+            console.print(f"search: {record.trial.title} {what}")
 
 
 def _check_labels(labels: Mapping[str, int]) -> None:
@@ -236,20 +260,23 @@ def _write_table(study: Study, records: Sequence[Record], labels: Mapping[str, i
     storage.write_table(table, storage.join(study.root, layout.summary("search")), schema=schemas.SEARCH_SUMMARY)
 
 
-def _write_best(study: Study, best: Cell) -> None:
+def _write_best(study: Study, best: RankedCell) -> None:
     location = storage.join(study.root, layout.BEST)
     storage.write_text(
         location,
         f"# The best cell of a search by {study.search.objective}: {best}.\n"
         f"#\n#   faithad train --config {shlex.quote(location)}\n\n"
-        f"{trial_study(study, best.mask_ratio, best.patch).to_yaml()}",
+        f"{trial_study(study, best.cell).to_yaml()}",
     )
 
 
 def _summary_row(study: Study, record: Record, labels: Mapping[str, int]) -> dict[str, Any]:
     return {
         "trial": record.trial.name,
-        **record.trial._asdict(),
+        "mask_ratio": record.mask_ratio,
+        "patch": record.patch,
+        "settings": json.dumps(tried_values(study, record.settings)),
+        "seed": record.seed,
         "status": record.status,
         "objective": study.search.objective,
         "value": record.value,
@@ -275,13 +302,13 @@ def _test_areas(study: Study, record: Record, labels: Mapping[str, int]) -> dict
     return {"auc": auc(values, wanted), "pauc": pauc(values, wanted)} if len(set(wanted)) == 2 else {}
 
 
-def _closing_line(study: Study, records: Sequence[Record], failures: Sequence[Record], best: Cell) -> str:
+def _closing_line(study: Study, records: Sequence[Record], failures: Sequence[Record], best: RankedCell) -> str:
     for record in failures:
-        console.print(f"search: {record.trial.name} failed: {record.reason}")
+        console.print(f"search: {record.trial.title} failed: {record.reason}")
     for record in records:
         if record.diverged_epochs:
             epochs = f"{record.diverged_epochs} of {len(record.values)} epochs"
-            console.print(f"search: {record.trial.name} diverged, {epochs}")
+            console.print(f"search: {record.trial.title} diverged, {epochs}")
     statuses = [record.status for record in [*records, *failures]]
     counts = [f"{statuses.count(status)} {status}" for status in ("done", "stopped", "failed") if status in statuses]
     folder = storage.join(study.root, layout.BEST_MODEL)

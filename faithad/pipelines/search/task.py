@@ -38,7 +38,7 @@ class SearchTask:
     ray_is_ours: bool
 
     def task_of(self, trial: Trial) -> TrialTask:
-        study = trial_study(self.study, trial.mask_ratio, trial.patch)
+        study = trial_study(self.study, trial.cell)
         training = TrainingTask(
             study,
             MODEL,

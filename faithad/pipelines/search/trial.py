@@ -25,7 +25,8 @@ from ray.util.queue import Queue
 
 from faithad import storage
 from faithad.pipelines.search.judge import Judge
-from faithad.pipelines.search.plan import Trial, read_record, write_record
+from faithad.pipelines.search.plan import Trial
+from faithad.pipelines.search.records import is_over, read_record, write_record, write_settings
 from faithad.pipelines.search.task import SearchTask, TrialTask
 from faithad.pipelines.training.ray_train import run_on_workers
 from faithad.pipelines.training.task import Worker
@@ -42,7 +43,7 @@ def trial_of(config: Mapping[str, Any]) -> Trial:
 
 def metrics_of(trial: Trial, epoch: int, value: float | None) -> dict[str, Any]:
     """What a trial reports to Ray Tune after an epoch, for the scheduler and for the progress."""
-    return {"name": trial.name, "epoch": epoch, "value": math.nan if value is None else value}
+    return {"name": trial.title, "epoch": epoch, "value": math.nan if value is None else value}
 
 
 def run_trial(config: Mapping[str, Any], *, search: SearchTask) -> None:
@@ -53,7 +54,8 @@ def run_trial(config: Mapping[str, Any], *, search: SearchTask) -> None:
         search: the search.
     """
     task, places = search.task_of(trial_of(config)), search.places
-    if places.workers == 1 or read_record(search.study.root, task.trial) is not None:
+    record = read_record(search.study.root, task.trial)
+    if places.workers == 1 or (record is not None and is_over(search.study, record)):
         train_trial(task, Worker(torch.device("cuda" if places.each.get("GPU") else "cpu")), tune.report)
         return
     with reporting(tune.report) as reports:
@@ -76,11 +78,14 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
         report: called after each epoch with its number, the objective and the trial's name.
     """
     study = task.training.study
-    if (record := read_record(study.root, task.trial)) is not None:  # e.g. a worker was lost after the trial's end
+    record = read_record(study.root, task.trial)
+    if record is not None and is_over(study, record):  # e.g. a worker was lost after the trial's end
         if worker.rank == 0:
             report(metrics_of(task.trial, len(record.values), record.value))
         return
     state = saved_state(task.training.state)
+    if worker.rank == 0:
+        write_settings(study.root, task.trial)
     training = open_training(task.training, worker, state and state["training"])
     values: list[float | None] = [] if state is None else list(state["values"])
     judge = Judge(task, worker.device) if worker.rank == 0 else None
@@ -95,7 +100,7 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
             if judge is not None:
                 # The objective changes only with the best weights.
                 values.append(judge.objective(training) if epoch.best or not values else values[-1])
-                if epoch.epoch % study.train.checkpoint_every == 0:
+                if training.finished or epoch.epoch % study.train.checkpoint_every == 0:
                     write_state({"training": training.state(), "values": values})
                 report(metrics_of(task.trial, epoch.epoch, values[-1]))
             is_stopped = _is_stopped(task, worker)
@@ -104,8 +109,9 @@ def train_trial(task: TrialTask, worker: Worker, report: Report) -> None:
         if training.best is not None:
             save_network(training, task.training, device=worker.device)
         write_record(study.root, judge.record(training, values))
-        for leftover in (task.training.state, task.stop_note):
-            storage.delete(leftover)
+        storage.delete(task.stop_note)
+        if not (study.train.ends_anywhere and len(values) == study.train.epochs):
+            storage.delete(task.training.state)  # with more epochs it would not go on from there
 
 
 @contextlib.contextmanager

@@ -22,23 +22,26 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from faithad import storage
+from faithad.config.search import Range, Value
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.random_bits import key_of
 from faithad.pipelines.search.plan import (
     MODES,
     RATIO_DIGITS,
-    Record,
+    VALUE_DIGITS,
+    Cell,
     Trial,
     all_trials,
-    begun_trials,
+    cell_of,
     grid_trials,
+    is_possible,
     is_present,
-    read_record,
-    read_records,
     trial_location,
     trial_train,
+    tried_values,
 )
+from faithad.pipelines.search.records import Record, begun_trials, present_records, read_record
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import metrics_of, run_trial, trial_of
 from faithad.pipelines.training.places import Places, find_places
@@ -72,7 +75,7 @@ def run_trials(search: SearchTask) -> list[Record]:
         StudyError: the user interrupted the search.
     """
     study, places = search.study, search.places
-    known = [record for record in read_records(study.root) if is_present(study, record.trial)]
+    known = present_records(study)
     options: dict[str, Any] = {"max_concurrent_trials": places.at_once, "reuse_actors": True}
     if study.search.scheduler == "asha":
         options["scheduler"] = GentleASHA(study, known)
@@ -197,15 +200,16 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
         super().__init__(metric="value", mode=MODES[search.objective])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = study
-        self._space = {
-            "mask_ratio": optuna.distributions.FloatDistribution(min(search.mask_ratios), max(search.mask_ratios)),
-            "patch": optuna.distributions.CategoricalDistribution(search.patches),
+        self._space: dict[str, optuna.distributions.BaseDistribution] = {
+            "patch": optuna.distributions.CategoricalDistribution(search.patches)
         }
-        self._values: dict[tuple[float, int], dict[int, float | None]] = {
-            (trial.mask_ratio, trial.patch): {} for trial in begun
-        }
+        if len(search.mask_ratios) > 1:
+            low, high = min(search.mask_ratios), max(search.mask_ratios)
+            self._space = {"mask_ratio": optuna.distributions.FloatDistribution(low, high), **self._space}
+        self._space |= {name: _distribution(tried) for name, tried in search.space.items()}
+        self._values: dict[Cell, dict[int, float | None]] = {trial.cell: {} for trial in begun}
         for record in known:
-            self._values.setdefault((record.mask_ratio, record.patch), {})[record.seed] = record.value
+            self._values.setdefault(record.trial.cell, {})[record.seed] = record.value
         self._waiting = deque(trial for cell in self._values for trial in self._unfinished(cell))
         self._running: dict[str, Trial] = {}
         self.n_trials = len(self._waiting) + max(0, search.trials - len(self._values)) * len(study.seeds)
@@ -222,7 +226,7 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
         value = math.nan if error or result is None else result["value"]
-        self._values[trial.mask_ratio, trial.patch][trial.seed] = None if math.isnan(value) else value
+        self._values[trial.cell][trial.seed] = None if math.isnan(value) else value
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: records and states of the trials hold all that a search needs to go on."""
@@ -230,11 +234,13 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
 
-    def _unfinished(self, cell: tuple[float, int]) -> list[Trial]:
-        return [Trial(*cell, seed) for seed in self._study.seeds if seed not in self._values[cell]]
+    def _unfinished(self, cell: Cell) -> list[Trial]:
+        seeds = (seed for seed in self._study.seeds if seed not in self._values[cell])
+        return [Trial(cell.mask_ratio, cell.patch, seed, cell.settings) for seed in seeds]
 
-    def _draw(self) -> tuple[float, int]:
-        """A cell that was not drawn before."""
+    def _draw(self) -> Cell:
+        """A cell that was not drawn before, and whose settings fit each other."""
+        search = self._study.search
         attempt = 0
         while True:
             sampler = optuna.samplers.TPESampler(
@@ -242,9 +248,11 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
                 n_startup_trials=min(_RANDOM_CELLS, math.ceil(self._study.search.trials / 2)),
             )
             drawn = self._history(sampler).ask(self._space).params
-            # Rounded, so that the trial's name holds all digits.
-            cell = (round(drawn["mask_ratio"], RATIO_DIGITS), drawn["patch"])
-            if cell not in self._values:
+            # Rounded, so that names and texts hold all digits.
+            ratio = round(drawn.get("mask_ratio", search.mask_ratios[0]), RATIO_DIGITS)
+            tried = {name: _rounded(drawn[name], tried) for name, tried in search.space.items()}
+            cell = cell_of(self._study, ratio, drawn["patch"], tried)
+            if cell not in self._values and (not tried or is_possible(self._study, cell)):
                 return cell
             attempt += 1
 
@@ -254,13 +262,32 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
             sampler=sampler, direction="maximize" if MODES[self._study.search.objective] == "max" else "minimize"
         )
         # Optuna gives the first of many less weight: by a hash, these are no particular ratios.
-        for cell in sorted(self._values, key=lambda cell: key_of(*map(str, cell))):
+        for cell in sorted(
+            self._values, key=lambda cell: key_of(*map(str, (cell.mask_ratio, cell.patch, *cell.settings)))
+        ):
             values = [value for value in self._values[cell].values() if value is not None]
             if values and not self._unfinished(cell):
-                params = {"mask_ratio": cell[0], "patch": cell[1]}
+                of_cell: dict[str, Value] = {"mask_ratio": cell.mask_ratio, "patch": cell.patch}
+                of_cell |= tried_values(self._study, cell.settings)
+                params = {name: of_cell[name] for name in self._space}
                 mean = statistics.fmean(values)
                 history.add_trial(optuna.trial.create_trial(params=params, distributions=self._space, value=mean))
         return history
+
+
+def _distribution(tried: Sequence[Value] | Range) -> optuna.distributions.BaseDistribution:
+    if not isinstance(tried, Range):
+        return optuna.distributions.CategoricalDistribution(tried)
+    if isinstance(tried.low, int):
+        return optuna.distributions.IntDistribution(tried.low, int(tried.high), log=tried.log)
+    return optuna.distributions.FloatDistribution(tried.low, tried.high, log=tried.log)
+
+
+def _rounded(value: Value, tried: Sequence[Value] | Range) -> Value:
+    """A drawn value with few digits, within its range."""
+    if not isinstance(value, float) or not isinstance(tried, Range):
+        return value
+    return min(max(float(f"{value:.{VALUE_DIGITS}g}"), tried.low), tried.high)
 
 
 class ShowProgress(tune.Callback):  # type: ignore[misc]
@@ -284,7 +311,7 @@ class ShowProgress(tune.Callback):  # type: ignore[misc]
         self._running: dict[str, Ticker] = {}
         self._best: tuple[float, str] | None = None
         for record in known:
-            self._compare(record.value, record.trial.name)
+            self._compare(record.value, record.trial.title)
         self._ticker.update(self._n_over, self._best_text())
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -302,12 +329,12 @@ class ShowProgress(tune.Callback):  # type: ignore[misc]
             self._ticker.update(self._n_over, f"{name} epoch {result['epoch']}, {value}; {self._best_text()}")
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name, allowed = trial_of(trial.config).name, self._study.train.max_failures
+        name, allowed = trial_of(trial.config).title, self._study.train.max_failures
         times = f"{trial.num_failures} of {allowed} times allowed"
         console.print(f"search: {name} lost its process, or failed, and goes on from its last state; {times}")
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        if ticker := self._running.pop(trial_of(trial.config).name, None):
+        if ticker := self._running.pop(trial_of(trial.config).title, None):
             ticker.close()
         self._n_over += 1
         self._ticker.update(self._n_over, self._best_text())

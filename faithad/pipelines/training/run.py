@@ -4,9 +4,10 @@ Each training is one Ray task. With one worker the task itself trains; with seve
 Train run, whose workers train. Ray Train would start a controller, a barrier and two watchers around a single worker, a
 process each: on two cores that took 20 s a training and 1 GB, where a task takes 5 s, or nothing in a running process.
 
-Each training is a stage of its own: it stays finished, whatever happens to the others. Until the best weights stand in
-`models/<model>-<seed>/model.safetensors`, beside the resolved `study.yaml` and the table `epochs.parquet`, the last
-state is kept in `training/` of the study's root, from which a training goes on that was cut off.
+Each training is a stage of its own: it stays finished, whatever happens to the others. The best weights are in
+`models/<model>-<seed>/model.safetensors`, beside the resolved `study.yaml` and the table `epochs.parquet`. The last
+state is in `training/` of the study's root: a training that was cut off goes on from it, and one that gets more epochs
+(see `more_epochs`).
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from faithad.attribution.methods import choose_methods
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.model.checkpoint import FILE_NAME, read_digest
-from faithad.model.table import MODELS, build_network
+from faithad.model.table import MODELS
 from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.disk import require_disk, weights_bytes
+from faithad.pipelines.training.more_epochs import remove_other_states, state_location, with_more_epochs
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.scores import fit_scores
-from faithad.pipelines.training.task import TrainingTask, Worker
+from faithad.pipelines.training.task import TrainingTask, Worker, network_of
 from faithad.pipelines.training.trained import damage, save_fitted
 from faithad.pipelines.training.worker import load_initial_weights, train_network
 from faithad.progress import Ticker, console, side_by_side
@@ -62,6 +64,7 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
     else:
         left_out = {*_SPREAD, "init_from"} | (set() if MODELS[model].masked else _MASKING)
         settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
+        settings |= flatten("model", study.network_options(model))
         if study.train.init_from is not None:
             settings["train.init_from"] = read_digest(study.train.init_from)
     settings |= {
@@ -89,6 +92,8 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
     damaged = {run: text for run in study.runs if stages[run].is_done() and (text := damage(study, *run)) is not None}
     for (model, seed), text in damaged.items():
         console.print(f"train {model}-{seed}: {text} This model is trained again.")
+    undone = [run for run in study.runs if not stages[run].is_done()]
+    stages = stages | {run: with_more_epochs(study, stages[run], *run) for run in undone}
     if todo := [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]:
         _train_models(study, stages, todo)
     fit_scores(study)
@@ -101,13 +106,14 @@ def _train_models(study: Study, stages: dict[tuple[str, int], Stage], todo: list
     with ray_session():
         places = find_places(study.train, len(study.runs), queue=True)
         require_study_visible(study)  # also by the machines that came in the meantime
-        require_disk(study.root, [weights_bytes(study, model) for model, _ in todo], at_once=places.at_once)
+        weights = [weights_bytes(study, model) for model, _ in todo]
+        require_disk(study.root, weights, at_once=places.at_once, keeps_states=study.train.ends_anywhere)
         # Linear models read the clips shard by shard.
         clips = None if all(MODELS[model].linear for model, _ in todo) else share_clips(study, normalization)
         trainings = []
         for model, seed in todo:
             fingerprint = stages[model, seed].fingerprint
-            state = storage.join(study.root, layout.training(model, seed), fingerprint, layout.STATE)
+            state = state_location(study, model, seed, fingerprint)
             task = TrainingTask(study, model, seed, normalization, places.threads, state, fingerprint, clips)
             trainings.append(_Training(task, stages[model, seed], places))
         failures = _run(trainings, places)
@@ -130,7 +136,7 @@ def require_explainable(study: Study, models: Iterable[str]) -> None:
     methods = choose_methods(study.attribution.methods)
     for model in models if study.audit.explain != "none" else ():
         if MODELS[model].explained:
-            grad_cam_layer(build_network(model, study.features.n_mels, study.n_frames(model)), methods)
+            grad_cam_layer(network_of(study, model), methods)
 
 
 def require_initial_weights(study: Study, models: Iterable[str]) -> None:
@@ -141,8 +147,7 @@ def require_initial_weights(study: Study, models: Iterable[str]) -> None:
     """
     for model in models if study.train.init_from is not None else ():
         if not MODELS[model].fitted:
-            network = build_network(model, study.features.n_mels, study.n_frames(model))
-            load_initial_weights(network, study, model)
+            load_initial_weights(network_of(study, model), study, model)
 
 
 def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:
@@ -208,7 +213,7 @@ class _Training:
                 "be a folder that all of them share, or a URI such as s3://bucket/folder."
             )
         self._stage.finish()
-        storage.delete(storage.join(root, layout.training(self._task.model, self._task.seed)))
+        remove_other_states(self._task.study, self._task.model, self._task.seed, self._task.fingerprint)
         self.close()
         console.print(f"train {self.name}: {self._result()}")
 

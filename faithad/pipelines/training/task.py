@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import ray
 import torch
+from torch import nn
 
 from faithad import storage
 from faithad.config.study import Study
 from faithad.features import Normalization
-from faithad.model.table import MODELS
+from faithad.model.table import MODELS, build_network
 from faithad.runs import layout
 from faithad.settings import TrainingSettings
 
@@ -55,6 +56,11 @@ class TrainingTask:
         if not MODELS[self.model].masked:
             values["mask_ratio"] = None
         return TrainingSettings(**values, seed=self.seed)
+
+
+def network_of(study: Study, model: str) -> nn.Module:
+    """The untrained network, or unfitted linear model, of a study."""
+    return build_network(model, study.features.n_mels, study.n_frames(model), **study.network_options(model))
 
 
 class Worker(NamedTuple):

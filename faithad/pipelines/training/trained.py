@@ -31,7 +31,7 @@ from faithad.model.training import Training
 from faithad.model.training_sound import TrainingSound, first_normals, mean_spectra
 from faithad.pipelines.features import TRAINING_SPLITS, count_features, load_n_frames, read_features
 from faithad.pipelines.training.clips import read_clips, training_clips
-from faithad.pipelines.training.task import TrainingTask
+from faithad.pipelines.training.task import TrainingTask, network_of
 from faithad.runs import layout
 from faithad.runs.piece_scores import read_piece_scores, write_piece_scores
 from faithad.scoring.pieces import cut_pieces, piece_lengths
@@ -112,7 +112,7 @@ def save_network(training: Training, task: TrainingTask, *, device: torch.device
     if training.best is None:
         raise StudyError(never_learned(task.study))
     study = task.study
-    network = build_network(task.model, study.features.n_mels, study.n_frames(task.model))
+    network = network_of(study, task.model)
     network.load_state_dict(training.best_weights())
     network.to(device).eval()
     batches = training_clips(task, "validation").split(study.train.batch_size)

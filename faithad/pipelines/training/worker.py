@@ -17,11 +17,10 @@ from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.model.checkpoint import load_model, read_state
 from faithad.model.shared_batch_norm import share_batch_norm
-from faithad.model.table import build_network
 from faithad.model.training import Training
 from faithad.pipelines.features import TRAINING_SPLITS
 from faithad.pipelines.training.clips import placed, training_clips
-from faithad.pipelines.training.task import TrainingTask, Worker
+from faithad.pipelines.training.task import TrainingTask, Worker, network_of
 from faithad.pipelines.training.trained import save_network
 from faithad.runs import layout
 
@@ -77,7 +76,7 @@ def saved_state(location: str) -> dict[str, Any] | None:
 
 def new_network(study: Study, model: str, device: torch.device, *, workers: int = 1) -> torch.nn.Module:
     """An untrained network as it is to be trained: laid out for the device, compiled where the study says so."""
-    network = build_network(model, study.features.n_mels, study.n_frames(model))
+    network = network_of(study, model)
     if study.train.init_from is not None:
         load_initial_weights(network, study, model)
     # With two to eight channels, oneDNN's and cuDNN's other layout is slow in the backward pass.
