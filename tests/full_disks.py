@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import subprocess
@@ -31,11 +32,18 @@ class Disk:
         return self.folder / ".ballast"
 
     def leave(self, n_bytes: int) -> None:
-        """Leave so much room and no more."""
+        """Leave so much room and no more, while others may write."""
         self.empty()
         with self._ballast.open("wb") as file:
-            free = os.statvfs(self.folder)
-            os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - n_bytes))
+            while True:
+                free = os.statvfs(self.folder)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - n_bytes))
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    return
 
     def empty(self) -> None:
         """Make room again."""

@@ -68,7 +68,7 @@ def test_a_study_goes_on_wherever_its_disk_was_full(disk: Disk, tmp_path: Path) 
     moments: dict[str, Callable[[], bool]] = {
         "index": lambda: True,
         "before training": (root / "stages" / "features.json").exists,
-        "train": lambda: any(root.glob("models/*/*/epochs.parquet")),
+        "train": lambda: any(root.glob("training/*/*")),
         "audit": lambda: any(root.glob("audit/*/ledger/part-*.parquet")),
         "evaluate or report": (root / "stages" / "audit-mae-0.json").exists,
     }
