@@ -100,12 +100,15 @@ def say_state(state: StateAlarm, *, clip_s: float) -> None:
         return f"{words} {count(n, 'normal minute')}{too_few}"
 
     console.print(
-        f"state: a minute whose spectrum is far from all normal ones alarms: {promise(state.against_normals)}"
+        f"state: a minute alarms whose spectrum is far from the normal ones: above {promise(state.against_normals)}"
     )
     if state.against_past is not None:
-        console.print(f"state: once a recorder has a past, far from that: {promise(state.against_past)}")
+        console.print(f"state: once the recorder has a past, from that: above {promise(state.against_past)}")
     else:
-        console.print("state: the normal recordings are too short to compare minutes with a recorder's own past")
+        console.print(
+            "state: the normal recordings are too short to compare minutes with a recorder's own past; sound of other "
+            "days may alarm far more often than this promises"
+        )
 
 
 def say_too_few(alarm: AlarmThreshold, *, clip_s: float) -> None:

@@ -49,11 +49,10 @@ class AuditRun(Section):
 
     `model`: a folder with `model.safetensors`. `remainder`: what happens to the end of a recording that is shorter than
     a clip; the default leaves no second out. `channel`: which channel of a recording is heard, see
-    `clips.channels.heard_channels`. `annotations`: reference intervals, with which tables compare the
-    explanations. `alarm` null: the rule that is stored with the model; otherwise its threshold is fitted again to the
-    scores of the model's validation clips; an alarm for what lasts stays the model's own. `score` null: the one that is
-    stored with the model; `paper`: its mean squared error. Any other must be the stored one, because it was fitted to
-    normal clips.
+    `clips.channels.heard_channels`. `annotations`: reference intervals, with which tables compare the explanations.
+    `alarm` null: the rule that is stored with the model; otherwise its threshold is fitted again to the scores of the
+    model's validation clips; an alarm for what lasts stays the model's own. `score` null: the one that is stored with
+    the model; `paper`: its mean squared error. Any other must be the stored one, because it was fitted to normal clips.
     """
 
     model: Location = Field(examples=["model"])

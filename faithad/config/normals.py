@@ -35,11 +35,12 @@ class NormalFeatures(Features):
 
 class NormalAlarm(FalseAlarms):
     """`state_share`: how much of the promised false alarms the alarm for what lasts may raise, the alarm of clips the
-    rest; 0: there is no such alarm. A rate of 0.05 then is 0.025 of the clips, and changes that begin with 0.025 of the
-    minutes; 2 false alarms per hour are one of each.
+    rest; 0: there is no such alarm; null: half, where the normal recordings are long enough to compare minutes with a
+    recorder's own past. A rate of 0.05 then is 0.025 of the clips, and changes that begin with 0.025 of the minutes; 2
+    false alarms per hour are one of each.
     """
 
-    state_share: StateShare = 0.5
+    state_share: StateShare | None = None
 
 
 class _NormalRecordings(Section):

@@ -29,7 +29,13 @@ from tests.pipelines.audits_without_ray import without_ray
 pytestmark = pytest.mark.long
 
 RATE_HZ = 2_000
-SETTINGS = ["features.sample_rate_hz=2000", "features.n_fft=200", "features.hop_samples=200", "features.n_mels=16"]
+SETTINGS = [
+    "alarm.state_share=0.5",
+    "features.sample_rate_hz=2000",
+    "features.n_fft=200",
+    "features.hop_samples=200",
+    "features.n_mels=16",
+]
 START = datetime(2026, 5, 4, 14, 0)
 
 
@@ -166,11 +172,23 @@ def test_a_calibration_divides_the_false_alarms_anew(
         assert after.alarm.threshold == before.alarm.threshold
 
 
-def test_a_model_without_a_share_has_no_such_alarm(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    to = str(work / "without")
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        ("0", ""),
+        ("null", "state: no alarm for what lasts: 50 of one recorder, by the clock, or more are needed, and the normal "
+                 "recordings make 24 whole minutes"),
+    ],
+)  # fmt: skip
+def test_a_model_without_a_share_or_a_past_has_no_such_alarm(
+    work: Path, tmp_path: Path, share: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to, overrides = str(tmp_path / "without"), [*SETTINGS, f"alarm.state_share={share}"]
     with without_ray():
-        train_on_normals(load_normals_run([str(work / "normal")], to, overrides=[*SETTINGS, "alarm.state_share=0"]))
-    assert "state:" not in capsys.readouterr().out
+        train_on_normals(load_normals_run([str(work / "normal")], to, overrides=overrides))
+    out = capsys.readouterr().out
+    assert said in " ".join(out.split())
+    assert ("state:" in out) == bool(said)
     model = load_any(to)
     assert model.state is None
     assert model.alarm is not None

@@ -289,8 +289,8 @@ def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
     n_quiet, n_all = source.quiet.num_rows, source.quiet.num_rows + source.left_out.num_rows
     if source.left_out.num_rows:
         console.print(
-            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed, lie in a change that lasts "
-            "or are labelled, and are left out; if some were normal, more false alarms are to be expected than the new "
+            f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed, lie in a change that lasts or "
+            "are labelled, and are left out; if some were normal, more false alarms are to be expected than the new "
             "alarm says"
         )
     if not n_quiet:

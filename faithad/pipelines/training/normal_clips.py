@@ -34,7 +34,7 @@ from faithad.runs.tables import read_manifest
 from faithad.scoring.calibration import choose_normals
 from faithad.scoring.pieces import piece_lengths
 from faithad.scoring.score import Clips
-from faithad.scoring.state import FEWEST_MINUTES, fit_state
+from faithad.scoring.state import FEWEST_MINUTES, LEAST_PAST, fit_state
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import FEW_RECORDINGS, count, listed
 
@@ -46,7 +46,7 @@ TABLES = (
 )
 NEEDED_TABLES = (layout.MANIFEST, layout.LEDGER, layout.VALIDATION_SCORES)
 _FEWEST_CLIPS = 20
-_MOST_MINUTES_ALARM = 0.5
+_STATE_SHARE, _MOST_MINUTES_ALARM = 0.5, 0.5
 # A single recording is cut into so many stretches, which stand for recordings.
 _STRETCHES = 10
 
@@ -103,16 +103,19 @@ class Normals:
     def n_clips(self) -> int:
         return count_features(self.root, SPLIT)
 
-    def fit_state(self, *, false_alarm_rate: float, share: float) -> StateAlarm | None:
+    def fit_state(self, *, false_alarm_rate: float, share: float | None) -> StateAlarm | None:
         """The alarm for what lasts with this share of a rate of false alarms, in minutes; None without a share, or
-        where there are too few minutes.
+        where there are too few minutes. By default half, where minutes can be compared with a recorder's own past:
+        normal minutes of other days alone are no measure of what is normal today.
         """
-        if not share:
+        if share == 0:
             return None
+        needs_past, share = share is None, _STATE_SHARE if share is None else share
         recorders, recordings = zip(*self.minutes, strict=True) if self.minutes else ((), ())
         # A rate of clips may be more than there are minutes.
         rate = min(_MOST_MINUTES_ALARM, false_alarm_rate * share)
-        return fit_state(recorders, recordings, false_alarm_rate=rate, share=share)
+        alarm = fit_state(recorders, recordings, false_alarm_rate=rate, share=share)
+        return None if alarm is None or (needs_past and alarm.against_past is None) else alarm
 
 
 def index_normals(
@@ -207,23 +210,26 @@ def write_ledger(root: str) -> None:
     storage.write_table(ledger, storage.join(root, layout.LEDGER), schema=schemas.LEDGER)
 
 
-def say_promise(normals: Normals, alarm: AlarmThreshold, state: StateAlarm | None, *, share: float) -> None:
+def say_promise(normals: Normals, alarm: AlarmThreshold, state: StateAlarm | None, *, share: float | None) -> None:
     """Say which rate of false alarms is promised, and what it rests on.
 
     Args:
         normals: the clips.
         alarm: of clips.
         state: for what lasts; None where there is none.
-        share: of the false alarms that it was to have.
+        share: of the false alarms that it was to have, see `Normals.fit_state`.
     """
     say_alarm(alarm, clip_s=normals.features.clip_s)
     if state is not None:
         say_state(state, clip_s=normals.features.clip_s)
-    elif share:
+    elif share != 0:
         n = sum(len(recordings) for _, recordings in normals.minutes)
+        needed = f"{FEWEST_MINUTES} of 2 recordings"
+        if share is None:
+            needed = f"{LEAST_PAST + FEWEST_MINUTES} of one recorder, by the clock,"
         console.print(
-            f"state: no alarm for what lasts, as the normal recordings make {count(n, 'whole minute')} and it needs "
-            f"{FEWEST_MINUTES}, of 2 recordings or more; the alarm of clips has its share of the false alarms"
+            f"state: no alarm for what lasts: {needed} or more are needed, and the normal recordings make "
+            f"{count(n, 'whole minute')}"
         )
     n_recordings = len({recording for recording, _ in normals.clips.values()})
     if normals.is_one_recording or n_recordings < FEW_RECORDINGS:
