@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from faithad.config.sections import Audit
 from faithad.errors import CheckpointError, StorageError, StudyError
 from faithad.pipelines.audit.passes import Spread, spread, wait_for_room
+from faithad.pipelines.shards import stream
 from faithad.pipelines.shards.stream import Tally, consume, dataset
 from faithad.progress import Ticker
 
@@ -44,6 +46,20 @@ def _fail_in_a_library(row: dict[str, Any]) -> dict[str, Any]:
 def test_our_own_error_says_more_than_the_one_that_it_was_made_of() -> None:
     with pytest.raises(StudyError, match="stopped: StorageError: The store does not answer"):
         consume(dataset([{"n": 1}]).map(_fail_in_a_library), title="audit", tally=tally()[0])
+
+
+def _hang(row: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(15)
+    return row
+
+
+def test_a_stage_in_which_nothing_is_finished_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_PATIENCE_S", 1)
+    with pytest.raises(
+        StudyError, match=r"no clips were finished for 1 s\..*Run the same command again: it goes on"
+    ) as caught:
+        consume(dataset([{"n": 1}]).map(_hang), title="audit", tally=tally()[0])
+    assert "DataContext" not in str(caught.value)
 
 
 def test_each_row_is_a_block_of_its_own_and_is_counted() -> None:

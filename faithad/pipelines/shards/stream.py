@@ -23,6 +23,7 @@ from ray.exceptions import RayError, UserCodeException
 from faithad.errors import StudyError
 from faithad.progress import Ticker
 from faithad.runs.lock import require_still_alone
+from faithad.vocabulary import duration
 
 # A row of a data set that names a shard or holds one.
 ShardRow = dict[str, Any]
@@ -34,6 +35,10 @@ _FEWEST_SHARDS = 64
 
 class WorkersLost(StudyError):
     """Processes or machines went away and Ray could not make up for it. What was written until then is there."""
+
+
+# Ray gives up after so long without progress.
+_PATIENCE_S = 600
 
 
 def shard_size(n_clips: int, *, largest: int, fewest: int = _FEWEST_SHARDS) -> int:
@@ -54,7 +59,7 @@ def dataset(rows: Sequence[ShardRow]) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = 600
+    context.execution_no_progress_timeout_s = _PATIENCE_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # from_arrow would start one task per block only to look at it.
     return ray.data.from_items(list(rows), override_num_blocks=len(rows))
@@ -85,7 +90,13 @@ def consume(results: ray.data.Dataset, *, title: str, tally: Tally) -> None:
         for row in results.iter_rows():
             tally.add(row)
             require_still_alone()
-    except (UserCodeException, ExecutionTimeoutError) as error:
+    except ExecutionTimeoutError as error:
+        raise StudyError(
+            f"The stage {title!r} stopped: no clips were finished for {duration(_PATIENCE_S)}. Either other programs "
+            "take all of this machine's cores, or a drive or a store does not answer. Run the same command again: it "
+            "goes on where this one stopped."
+        ) from error
+    except UserCodeException as error:
         raise StudyError(f"The stage {title!r} stopped: {first_cause(error)}") from error
     except (RayError, SystemException) as error:
         raise WorkersLost(f"The stage {title!r} stopped: {first_cause(error)}") from error
