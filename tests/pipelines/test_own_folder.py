@@ -21,7 +21,7 @@ from ray._private import parameter
 from faithad.errors import ConfigError, StudyError
 from faithad.pipelines.cluster import own_folder as module
 from faithad.pipelines.cluster import session
-from faithad.pipelines.cluster.own_folder import own_folder
+from faithad.pipelines.cluster.own_folder import ends_when_full, own_folder
 from faithad.pipelines.cluster.session import ray_session
 
 LONG = "a-folder-of-a-job-of-slurm-whose-name-is-long"
@@ -91,6 +91,27 @@ def test_a_full_disk_is_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatc
     ):
         own_folder()
     assert list(place.iterdir()) == []
+
+
+def test_a_disk_that_stays_full_ends_what_runs_and_one_that_was_full_for_a_moment_does_not(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.2)
+    folder, looks = own_folder(), iter([0, 0, 0, 10**9] * 10 + [10**9] * 1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, next(looks)))
+    with ends_when_full(folder):
+        time.sleep(1)
+    with pytest.raises(ZeroDivisionError), ends_when_full(folder):
+        1 / 0  # noqa: B018
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 0))
+    started = time.monotonic()
+    with (
+        pytest.raises(StudyError, match=rf"^The disk of {place}, .* is full\. Make room, or name"),
+        ends_when_full(folder),
+    ):
+        time.sleep(60)
+    assert time.monotonic() - started < 30
 
 
 def test_the_folder_of_a_killed_run_goes_and_all_others_stay(place: Path) -> None:

@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 
 from faithad.errors import ConfigError, StudyError
 from faithad.runs.lock import born, machine
@@ -16,6 +19,9 @@ _PREFIX = "ray-"
 # Beside Ray's files: the process that made the folder.
 _OWNER = "owner.json"
 _LEAST_FREE_BYTES = 100_000_000
+# With less, Ray cannot start a process.
+_NO_ROOM_BYTES = 100_000
+_LOOK_EVERY_S, _PATIENCE_S = 5.0, 60.0
 # A socket's path has at most 107 bytes. Ray's own part of it ends with the number of this process.
 _MOST_BYTES = 107
 _BELOW = "/ray-abcdefgh/ray/session_2026-11-29_13-50-38_123456_{pid}/sockets/plasma_store"
@@ -47,6 +53,38 @@ def own_folder() -> str:
             f"{place}, the temporary folder for Ray, cannot be used: {error.strerror}. Name another one in RAY_TMPDIR."
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def ends_when_full(folder: str) -> Iterator[None]:
+    """End the block as Ctrl-C would once the folder's disk has been full for a minute: Ray then waits without an end.
+
+    Raises:
+        StudyError: the disk is full.
+    """
+    is_full, is_over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        full_s = 0.0
+        while full_s < _PATIENCE_S:
+            if is_over.wait(_LOOK_EVERY_S):
+                return
+            full_s = full_s + _LOOK_EVERY_S if shutil.disk_usage(folder).free < _NO_ROOM_BYTES else 0.0
+        is_full.set()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        if is_full.is_set():
+            raise StudyError(
+                f"The disk of {os.path.dirname(folder)}, which has Ray's temporary folder, is full. Make room, or name "
+                "another folder in RAY_TMPDIR, and run the same command again: what was finished stays."
+            ) from error
+        raise
+    finally:
+        is_over.set()
 
 
 def remove_left_over(place: str) -> None:

@@ -23,7 +23,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from faithad.errors import ConfigError, StudyError
-from faithad.pipelines.cluster.own_folder import own_folder
+from faithad.pipelines.cluster.own_folder import ends_when_full, own_folder
 
 OBJECT_STORE_BYTES = 1 << 30
 
@@ -65,7 +65,8 @@ def ray_session() -> Iterator[None]:
             else:
                 _join(os.environ["RAY_ADDRESS"])
         _hear_warning_unseen()
-        yield
+        with contextlib.nullcontext() if folder is None else ends_when_full(folder):
+            yield
     except Exception:  # and not what a signal raises, after which there is nothing to look into
         folder = None
         raise
