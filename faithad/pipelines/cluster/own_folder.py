@@ -59,9 +59,15 @@ def own_folder() -> str:
 def ends_when_full(folder: str) -> Iterator[None]:
     """End the block as Ctrl-C would once the folder's disk has been full for a minute: Ray then waits without an end.
 
+    It works in the main thread, where alone Python handles signals; SIGINT itself is ignored by what runs in the
+    background of a script.
+
     Raises:
         StudyError: the disk is full.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     is_full, is_over = threading.Event(), threading.Event()
 
     def watch() -> None:
@@ -71,9 +77,11 @@ def ends_when_full(folder: str) -> Iterator[None]:
                 return
             full_s = full_s + _LOOK_EVERY_S if shutil.disk_usage(folder).free < _NO_ROOM_BYTES else 0.0
         is_full.set()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
 
-    threading.Thread(target=watch, daemon=True).start()
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     except BaseException as error:
@@ -85,6 +93,8 @@ def ends_when_full(folder: str) -> Iterator[None]:
         raise
     finally:
         is_over.set()
+        watcher.join()
+        signal.signal(signal.SIGUSR2, before)
 
 
 def remove_left_over(place: str) -> None:
