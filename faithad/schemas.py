@@ -13,7 +13,7 @@ Contents
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
     EVENTS, STATES, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
-    SECONDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
+    SECONDS_SUMMARY, PSDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
 """
 
@@ -29,7 +29,7 @@ import pyarrow as pa
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
 # audit are sounds, operating_points, decisions, lines, reasons, median_spectra and states; events have normalized and
-# trusted; summary/seconds.
+# trusted; summary/seconds and summary/psds.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -488,6 +488,18 @@ SECONDS_SUMMARY = pa.schema(
     ]
 )
 
+# How many labels are found at each rate of false detections.
+PSDS_SUMMARY = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        *_ESTIMATE,
+        pa.field("false_per_hour", pa.list_(pa.float64()), nullable=False),
+        pa.field("found", pa.list_(pa.float64()), nullable=False),
+        pa.field("n_reference", pa.int32(), nullable=False),
+        pa.field("n_clips", pa.int32(), nullable=False),
+    ]
+)
+
 # Of the deep clips: what `checks` comes to.
 REPLACEMENTS = pa.schema(
     [
@@ -779,6 +791,12 @@ MEANINGS = {
     "(`pooled`), or those of each clip (`per_clip`), as the mean over clips. A second's value is the highest of its "
     "frames",
     "summary/seconds.scope": "`annotated` clips, or `all`: normal ones as well, by the error itself (`error_map`)",
+    "summary/psds.mean": "the polyphonic sound detection score of one class: the mean of `found` below 100 false detections "
+    "an hour, over the seeds",
+    "false_per_hour": "rates of false detections, an hour of the annotated and the normal clips",
+    "found": "share of the reference intervals that the best threshold with no more false detections finds, mean over "
+    "the seeds",
+    "summary/psds.n_clips": "number of annotated and of normal clips that were explained",
     "chance": "what a random order has in the mean: 0.5, or the share of annotated seconds",
     "summary/replacements.metric": "`faithfulness`, the mean over all percentiles in mode `frame`, or the area below "
     "E(x') / E(x): `deletion` (small is good), `insertion` (large is good)",

@@ -31,6 +31,7 @@ from faithad.evaluation.controls import control_f_scores, oracle_f_score
 from faithad.evaluation.detection_summary import detection_rows
 from faithad.evaluation.estimates import SummaryRow, estimates
 from faithad.evaluation.lines import controls_rows
+from faithad.evaluation.psds import psds_rows
 from faithad.evaluation.seconds import ERROR, second_rows
 from faithad.evaluation.temporal import Intervals
 from faithad.settings import frames_in
@@ -187,6 +188,7 @@ SUMMARIES = {
         comparison_rows,
     ),
     "seconds": Summary({"attributions": CURVES, "lines": schemas.LINES}, schemas.SECONDS_SUMMARY, second_rows),
+    "psds": Summary({"attributions": CURVES}, schemas.PSDS_SUMMARY, psds_rows),
     "replacements": Summary(
         {"checks": schemas.CHECKS, "faithfulness": schemas.FAITHFULNESS}, schemas.REPLACEMENTS, replacement_rows
     ),

@@ -16,6 +16,8 @@ from faithad.report.words import records
 from faithad.vocabulary import FEW_RECORDINGS, FITTED, POOLINGS, count
 
 TableRow = dict[str, Any]
+# False detections an hour at which the page says how many labels are found.
+FALSE_PER_HOUR = (1.0, 10.0, 100.0)
 
 
 class Reasons(NamedTuple):
@@ -231,6 +233,15 @@ def second_rows(study: StudyTables) -> list[TableRow]:
         title = style.LINES.get(name, style.method(name).title)
         rows.append({"model": model, "method": name, "title": title, "is_line": name in style.LINES, "cells": cells})
     return sorted(_in_order(rows), key=lambda row: row["is_line"])
+
+
+def psds_rows(study: StudyTables) -> list[TableRow]:
+    """Of each model, how many labels are found at a few rates of false detections, and over all of them."""
+    rows = []
+    for row in records(study.psds):
+        of_rate = dict(zip(row["false_per_hour"], row["found"], strict=True))
+        rows.append(row | {"found_at": {rate: of_rate.get(rate) for rate in FALSE_PER_HOUR}})
+    return _in_order(rows)
 
 
 def seconds_chance(study: StudyTables) -> float | None:

@@ -105,6 +105,7 @@ def _values(study: StudyTables) -> dict[str, Any]:
         "f_score": None if reasons.f_score else _f_score(study),
         "faithfulness": [panel for mode in ("frame", "segment") if (panel := _faithfulness(study, mode))],
         "seconds": findings.second_rows(study),
+        "psds": findings.psds_rows(study),
         "seconds_chance": findings.seconds_chance(study),
         "faithfulness_rows": findings.faithfulness_rows(study),
         "normalized": _normalized(study),

@@ -39,7 +39,7 @@ class StudyTables:
     the verdicts, in `comparison` and `controls`, are those of `corrected`, and `paper_comparison` has the others.
     `normalized` has the rows of normalised faithfulness; `replacements`, `bands` and `sanity` are of the deep clips.
     They are empty where only the paper's protocol ran. `figure_controls` are of the protocol of the figures.
-    `seconds` says how well curves rank the seconds of clips.
+    `seconds` says how well curves rank the seconds of clips, `psds` how many labels detections find.
     `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`.
     """
 
@@ -59,6 +59,7 @@ class StudyTables:
     paper_comparison: pd.DataFrame
     normalized: pd.DataFrame
     seconds: pd.DataFrame
+    psds: pd.DataFrame
     replacements: pd.DataFrame
     bands: pd.DataFrame
     sanity: pd.DataFrame
@@ -116,6 +117,7 @@ def read_study(root: str) -> StudyTables:
         paper_comparison=compared[protocol] if are_both else compared[judge][:0],
         normalized=_normalized(root, judge),
         seconds=_summary(root, "seconds", schemas.SECONDS_SUMMARY, protocol, needed=False),
+        psds=_summary(root, "psds", schemas.PSDS_SUMMARY, protocol, needed=False),
         replacements=_summary(root, "replacements", schemas.REPLACEMENTS, judge, needed=False),
         bands=_summary(root, "bands", schemas.BANDS, judge, needed=False),
         sanity=_summary(root, "sanity", schemas.SANITY, judge, needed=False),

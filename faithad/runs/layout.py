@@ -192,6 +192,7 @@ TABLES = {
         "comparison", "question, metric, mode, scope, percentile and method", schemas.COMPARISON
     ),
     "summary/seconds": _summary("seconds", "model, method or line, metric, and which seconds", schemas.SECONDS_SUMMARY),
+    "summary/psds": _summary("psds", "model whose error is known, clip by clip", schemas.PSDS_SUMMARY),
     "summary/replacements": _summary("replacements", "model, method, metric and replacement", schemas.REPLACEMENTS),
     "summary/bands": _summary("bands", "model, method or line, and scope", schemas.BANDS),
     "summary/sanity": _summary("sanity", "model, method and check", schemas.SANITY),

@@ -141,13 +141,13 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     # How far its reason can be trusted: random and best frames were replaced, too, for the member that raised it.
     reasons = faithad.read_table(work / "out", "reasons").set_index("method")
     assert set(reasons.index) == {"error_map", "saliency"}
-    assert event["trusted"] == reasons.loc["saliency", "verdict"] == "undecided: 1 recording, 20 are needed"
+    assert event["trusted"] == reasons.loc["saliency", "verdict"] == "undecided: 2 recordings, 20 are needed"
     lines = faithad.read_table(work / "out", "controls")
     assert set(lines["line"]) == {"random", "oracle"}
     assert -1 < event["normalized"] <= 1
     page = (work / "out" / layout.REPORT).read_text()
     assert "raised by Frame" in page
-    assert "Is Saliency more faithful than random moments, over all explained clips? Undecided (1 recording" in page
+    assert "Is Saliency more faithful than random moments, over all explained clips? Undecided (2 recordings" in page
     assert "times the threshold" not in page
 
 

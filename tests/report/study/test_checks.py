@@ -44,6 +44,10 @@ def checked(write_study: Callable[..., str], tmp_path_factory: pytest.TempPathFa
                 ("level", "auroc", "per_clip", "annotated", 0.831),
             )
         ],
+        "psds_summary": [
+            mae
+            | {"mean": 0.456, "false_per_hour": [1.0, 10.0, 100.0], "found": [0.123, 0.234, 0.789], "n_reference": 7}
+        ],
         "bands": [mae | {"scope": "all", "mean": 0.654}, mae | {"scope": "all", "method": "outlier", "mean": 0.432}],
         "sanity": [
             mae | {"check": check, "at": at, "passed": passed, "mean": mean}
@@ -87,6 +91,7 @@ def test_the_page_shows_all_checks(checked: str, render: Callable[..., tuple[str
     assert f"MAE Error map 0.871 0.200 to 0.400 {dash} 0.861 0.671 0.200 to 0.400 {dash} {dash}" in page.text
     assert f"MAE level (beside the methods) {dash} {dash} 0.831 {dash}" in page.text
     assert "the share of annotated seconds, here 0.21." in page.text
+    assert "MAE 0.456 0.100 0.200 to 0.400 0.123 0.234 0.789" in page.text
 
 
 def test_cost_and_worth_are_drawn_beside_each_other(checked: str) -> None:
