@@ -791,8 +791,8 @@ MEANINGS = {
     "(`pooled`), or those of each clip (`per_clip`), as the mean over clips. A second's value is the highest of its "
     "frames",
     "summary/seconds.scope": "`annotated` clips, or `all`: normal ones as well, by the error itself (`error_map`)",
-    "summary/psds.mean": "the polyphonic sound detection score of one class: the mean of `found` below 100 false detections "
-    "an hour, over the seeds",
+    "summary/psds.mean": "the polyphonic sound detection score of one class: the mean of `found` below 100 false "
+    "detections an hour, over the seeds",
     "false_per_hour": "rates of false detections, an hour of the annotated and the normal clips",
     "found": "share of the reference intervals that the best threshold with no more false detections finds, mean over "
     "the seeds",
