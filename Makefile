@@ -40,6 +40,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.attribution
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/audit.py
+	$(BIN)/python -m tests.benchmarks.scores
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.decisions
 	$(BIN)/python -m tests.benchmarks.detection
