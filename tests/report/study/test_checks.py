@@ -82,6 +82,7 @@ def test_the_page_shows_all_checks(checked: str, render: Callable[..., tuple[str
     assert "MAE outliers (no model) 0.432" in section
     assert "MAE Saliency 0.123 (pass) 0.018 (fail) \N{EN DASH} \N{EN DASH} \N{EN DASH} 0.25" in section
     assert "with Kendall's tau 0.87" in section
+    assert "the protocol corrected takes about 180, a clip that is checked here about 280 more" in section
     assert "Seconds a clip and normalised faithfulness of each model and method" in page.text
     assert "Normalised faithfulness against percentile for each model and method" in page.text
     assert "MAE Frame PCA AUC, whole clip 0.100" in page.text
