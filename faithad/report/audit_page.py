@@ -15,6 +15,7 @@ from faithad.report.health import health_view
 from faithad.report.instrument import page_data
 from faithad.report.ledger import ledger_view
 from faithad.report.listening import event_sounds
+from faithad.report.reviewed import review_figures, review_sentences
 from faithad.report.states import state_view, strongest_states
 from faithad.report.trust import GRADES, trust_of
 from faithad.report.words import period
@@ -39,7 +40,12 @@ def render_audit_report(out: str) -> str:
     Raises:
         StudyError: there is no finished audit.
     """
-    values = _values(read_audit(out))
+    return write_page(out, read_audit(out))
+
+
+def write_page(out: str, audit: AuditTables) -> str:
+    """The same of tables that are read already."""
+    values = _values(audit)
     if removed := [kind for kind in pruned(out) if kind in (MAPS, SPECTROGRAMS)]:
         values["remarks"] = [
             *values["remarks"],
@@ -83,7 +89,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
             item._asdict() | {"events": [rows[number] for number in item.events]} for item in audit_findings.todo(audit)
         ],
         "answers": audit_findings.answers(audit, trust),
-        "remarks": audit_findings.remarks(audit),
+        "remarks": [*review_sentences(audit), *audit_findings.remarks(audit)],
         "places": [storage.name_of(str(place)) for place in places] if isinstance(places, list) else [],
         "period": period(audit.scores["recorded_at"]),
         "model": _model(audit),
@@ -93,6 +99,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "lengths": _lengths(alarm),
         "expected": audit_findings.expected_of(alarm, n_clips=len(audit.scores), hours=hours),
         "n_alarms": audit_findings.n_alarms(audit),
+        "review": review_figures(audit),
         "hours": hours,
         "n_clips": len(audit.scores),
         "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],

@@ -199,8 +199,8 @@
   const keyOf = Object.fromEntries(data.events.map((event) => [event.id, event.key]));
   const stored = `faithad ${data.model.join("-")} ${data.events.map((event) => event.key).join("").slice(0, 64)}`;
   const WORDS = { confirm: "confirmed", reject: "rejected", unsure: "unsure" };
-  let decisions = {};
-  try { decisions = JSON.parse(localStorage.getItem(stored)) ?? {}; } catch { /* a browser that keeps nothing for local files */ }
+  let decisions = { ...data.decisions };  // those of `faithad review`, then what was decided here since
+  try { Object.assign(decisions, JSON.parse(localStorage.getItem(stored))); } catch { /* a browser that keeps nothing for local files */ }
 
   function showDecision(article) {
     const decision = decisions[keyOf[article.dataset.event]] ?? {};

@@ -44,6 +44,10 @@ def page_data(audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[
             }
             for number, (onset, offset) in enumerate(places)
         ],
+        "decisions": {
+            event_id: {name: row[name] for name in ("verdict", "kind", "note")}
+            for event_id, row in audit.decisions.items()
+        },
         "model": [str(audit.setting("name")), audit.setting("seed")],
     }
 

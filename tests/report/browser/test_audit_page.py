@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from faithad import storage
+from faithad.pipelines.evaluate import review_audit_and_report
 from faithad.report import render_audit_report
 from tests.report.audit.conftest import build_audit
 from tests.report.browser.conftest import Open
@@ -103,7 +105,7 @@ def test_the_table_sorts_and_filters(open_page: Open) -> None:
     assert page.locator("#filtered").text_content() == f"0 of {len(scores)}"
 
 
-def test_keys_decide_and_decisions_come_back(open_page: Open, tmp_path: Path) -> None:
+def test_keys_decide_and_decisions_come_back(open_page: Open, report: Path, tmp_path: Path) -> None:
     page = open_page()
     order = page.locator("article").evaluate_all("all => all.map(article => article.dataset.event)")
     for key in ("j", "1", "j", "2", "j", "3", "k"):
@@ -136,6 +138,9 @@ def test_keys_decide_and_decisions_come_back(open_page: Open, tmp_path: Path) ->
     wait(fresh, "document.getElementById('progress').textContent.startsWith('3')")
     check(fresh)
     assert [row["verdict"] for row in json.loads(saved.read_text())["decisions"]] == ["confirm", "reject", "unsure"]
+    reviewed = shutil.copytree(report.parent, tmp_path / "reviewed")
+    assert "Review: of 2 events, 1 is confirmed (1 unsure" in review_audit_and_report(str(reviewed), str(saved))
+    check(open_page(reviewed / "report.html"))
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"decisions": [{"event_id": "nobody", "verdict": "confirm"}]}))
     fresh.locator("#load").set_input_files(other)
