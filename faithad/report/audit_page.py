@@ -11,6 +11,7 @@ from faithad import storage
 from faithad.evaluation.alarms import RULES
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import Alarm, AuditTables, read_audit
+from faithad.report.changes import changes
 from faithad.report.health import health_view
 from faithad.report.instrument import page_data
 from faithad.report.ledger import ledger_view
@@ -76,6 +77,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     ]
     health = health_view(audit.health)
     line = time_line(audit) if len(audit.scores) else None
+    changed = [] if line is None else changes(audit.clips.reset_index(), audit.health, line)
     empty = {
         "health": not health.sentences,
         "events": not rows,
@@ -119,11 +121,13 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "in_khz": audit.setting("features.sample_rate_hz") is not None,
         "timed": bool(audit.scores["recorded_at"].notna().all()),
         "charts": None if line is None else _charts(audit, line),
+        "changes": changed,
         "points": audit.points,
         "point": next((n for n, row in enumerate(audit.points) if row["threshold"] == alarm.threshold), 0),
         "grade_order": {grade: number for number, grade in enumerate(GRADES)},
+        "n_expected": sum(1 for sound in sounds.values() if sound.get("expected")),
         "n_sounds": sum(1 for sound in sounds.values() if sound.get("sound")),
-        "data": page_data(audit, line, sounds),
+        "data": page_data(audit, line, sounds, changed),
         "health": health,
         "ledger": ledger_view(audit.ledger),
         "settings_text": audit.settings_text,

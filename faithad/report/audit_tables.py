@@ -47,7 +47,7 @@ MAX_EVENTS = 200
 MAX_CURVES = 50
 MAX_CLIPS_OF_EVENT = 30
 
-_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
+_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s", "recorder"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
 
 EventRow = dict[str, Any]  # of schemas.EVENTS

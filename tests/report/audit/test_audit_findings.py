@@ -17,6 +17,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
+from faithad.report.changes import changes, level_steps
 from faithad.report.reading import with_one_clock
 from faithad.report.reviewed import review_figures, review_sentences
 from faithad.report.trust import grade, trust_of
@@ -301,3 +302,38 @@ def test_a_review_says_whether_the_promise_was_kept(audit: AuditTables) -> None:
     todo = audit_findings.todo(decided(audit, *all_true[:-1]))
     assert [task.events for task in todo if "Listen" in task.words] == [[len(audit.events) - 1]]
     assert audit_findings.todo(decided(audit, *all_true))[0].words == "Every event is decided"
+
+
+@given(st.lists(st.floats(-80, -20), max_size=30))
+def test_a_level_that_stays_is_no_step(levels: list[float]) -> None:
+    assert level_steps(np.array([])) == []
+    assert level_steps(np.full(len(levels), -40.0)) == []
+    for place, step_db in level_steps(np.array(levels)):
+        assert 3 <= place <= len(levels) - 3
+        assert abs(step_db) >= 6
+
+
+def test_steps_of_the_level() -> None:
+    rng = np.random.default_rng(3)
+    levels = np.r_[np.full(40, -50.0), np.full(30, -41.0), np.full(4, -55.0)] + rng.normal(0, 0.5, 74)
+    levels[[10, 11]] += 20  # events, or voices
+    (up, louder), (down, quieter) = level_steps(levels)
+    assert (up, down) == (40, 70)
+    assert louder == pytest.approx(9, abs=1)
+    assert quieter == pytest.approx(-14, abs=1)
+    assert level_steps(rng.normal(-50, 10, 8)) == [], "levels that vary as much say nothing"
+
+
+def test_new_recorders_and_levels_are_marked_where_they_change(audit: AuditTables) -> None:
+    line = time_line(audit)
+    clips, names = audit.clips.reset_index(), list(dict.fromkeys(audit.scores["recording"]))
+    (step,) = changes(clips, audit.health, line)
+    start = clips[clips["recording"] == names[len(names) // 2]]["on_one_clock"].min()
+    assert step.when == f"{start:%Y-%m-%d %H:%M}"
+    assert line.midnight is not None
+    assert step.at_h == (start - line.midnight) / pd.Timedelta(hours=1)
+    assert step.words == "8 dB louder from here on: MPD"
+    later = clips["on_one_clock"] >= start
+    two = clips.assign(recorder=np.where(later, "b", "a"))
+    assert [change.words for change in changes(two, audit.health, line)] == ["first recording of b"]
+    assert changes(two, audit.health, line._replace(midnight=None)) == []

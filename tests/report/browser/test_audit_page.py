@@ -49,6 +49,22 @@ def test_the_sound_plays_and_a_cursor_moves_with_it(open_page: Open) -> None:
     wait(page, "document.querySelectorAll('article audio')[0].paused")
 
 
+def test_heard_and_expected_sound_take_turns(open_page: Open) -> None:
+    page = open_page()
+    article = page.locator("article:has([aria-pressed])").first
+    audio, expected = article.locator("audio"), article.get_by_role("button", name="As expected")
+    at = f"document.querySelector('#{article.get_attribute('id')} audio').currentTime"
+    audio.evaluate("audio => audio.play()")
+    wait(page, f"{at} > 0.5")
+    heard = audio.get_attribute("src")
+    expected.click()
+    assert audio.get_attribute("src") == expected.get_attribute("data-sound") != heard
+    wait(page, f"{at} > 0.6")  # it goes on where it was, and plays
+    page.keyboard.press("e")
+    assert audio.get_attribute("src") == heard
+    assert expected.get_attribute("aria-pressed") == "false"
+
+
 def test_the_time_line_zooms_to_a_second_and_back(open_page: Open) -> None:
     page = open_page()
     whole = page.locator("#span").text_content()
