@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -149,6 +150,20 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     assert "raised by Frame" in page
     assert "Is Saliency more faithful than random moments, over all explained clips? Undecided (1 recording" in page
     assert "times the threshold" not in page
+
+
+def test_the_model_expects_no_click(work: Path) -> None:
+    rows = storage.read_table(storage.join(str(work / "out"), layout.SOUNDS)).to_pylist()
+    (row,) = (row for row in rows if row["recording"].endswith("click.wav") and 0 < 4.5 - row["onset_s"] < 4)
+    levels = {}
+    for name in ("opus", "expected"):
+        sound, rate_hz = soundfile.read(io.BytesIO(row[name]))
+        click, before = (slice(round((at_s - row["onset_s"]) * rate_hz), None) for at_s in (4.5, 4.3))
+        parts = [sound[part][: round(0.1 * rate_hz)] for part in (click, before)]
+        levels[name] = [float(np.sqrt(np.mean(part**2))) for part in parts]
+    assert levels["opus"][0] > 5 * levels["opus"][1]
+    assert levels["expected"][0] < 2 * levels["expected"][1]
+    assert 0.5 < levels["expected"][1] / levels["opus"][1] < 2, "the hum is as loud"
 
 
 def test_labels_give_the_area_of_the_ensembles_score(work: Path) -> None:
