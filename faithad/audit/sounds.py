@@ -117,7 +117,7 @@ def sounds_bytes(n_events: int, features: FeatureSettings) -> int:
 def _rows(sounds: pa.Table) -> list[dict[str, Any]]:
     """The rows of a table of sounds, with its spectrograms as arrays."""
     rows = zip(sounds.drop_columns(["log_mel"]).to_pylist(), list_arrays(sounds["log_mel"]), strict=True)
-    return [row | {"log_mel": levels} for row, levels in rows]
+    return [row | {"log_mel": levels.astype(np.float16)} for row, levels in rows]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
