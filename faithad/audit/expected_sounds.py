@@ -102,18 +102,21 @@ def _expected_power(trained: TrainedModel, clip: Mapping[str, Any]) -> Tensor:
 
 def _griffin_lim(power: Tensor, features: FeatureSettings, n_samples: int) -> Tensor:
     """Samples whose mel power is about `power`, (F, T)."""
+    # Windows must overlap by half: where those of the features do not, longer ones are used, which hold more power.
+    n_fft = max(features.n_fft, 2 * features.hop_samples)
+    power = power * (n_fft / features.n_fft)
     # "gelsd" copes with bands that cover no bin.
     to_bins = torchaudio.transforms.InverseMelScale(
-        features.n_fft // 2 + 1, features.n_mels, features.sample_rate_hz, driver="gelsd"
+        n_fft // 2 + 1, features.n_mels, features.sample_rate_hz, driver="gelsd"
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         samples: Tensor = torchaudio.functional.griffinlim(
             to_bins(power),
-            torch.hann_window(features.n_fft),
-            n_fft=features.n_fft,
+            torch.hann_window(n_fft),
+            n_fft=n_fft,
             hop_length=features.hop_samples,
-            win_length=features.n_fft,
+            win_length=n_fft,
             power=2.0,
             n_iter=_ITERATIONS,
             momentum=_MOMENTUM,

@@ -15,7 +15,7 @@ import torch
 
 from faithad import schemas, storage
 from faithad.audit import sounds
-from faithad.audit.expected_sounds import expected_sound, reconstructing
+from faithad.audit.expected_sounds import _griffin_lim, expected_sound, reconstructing
 from faithad.audit.outcome import read_scores
 from faithad.audit.sounds import event_sounds
 from faithad.config.audit import load_written_audit
@@ -25,6 +25,7 @@ from faithad.model.classical import fit_classical
 from faithad.runs import layout
 from faithad.runs.tables import read_events, read_manifest
 from faithad.scoring.trained_ensemble import AnyModel, load_any
+from faithad.settings import FeatureSettings
 from tests.audit.conftest import FEATURES, FIRST, ODD, RATE_HZ, SECOND
 
 
@@ -166,6 +167,16 @@ def test_the_strongest_have_what_the_model_expects(audit: Any, monkeypatch: pyte
     with soundfile.SoundFile(io.BytesIO(rows[0]["expected"])) as file:
         assert (file.format, file.samplerate) == ("OGG", 24_000)
         assert file.frames == pytest.approx(24_000 * rows[0]["duration_s"], abs=1)
+
+
+def test_windows_that_do_not_overlap_are_rebuilt() -> None:
+    """Griffin-Lim needs windows that overlap, which features need not have."""
+    features = FeatureSettings(sample_rate_hz=4_000, n_fft=200, hop_samples=200, n_mels=16)
+    noise = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32))
+    level = log_mel(noise[None], features)[0]
+    rebuilt = _griffin_lim(10 ** (level / 10), features, len(noise))
+    assert rebuilt.shape == noise.shape
+    assert 0.5 < rebuilt.std() / noise.std() < 2
 
 
 def test_a_model_that_only_scores_expects_nothing() -> None:
