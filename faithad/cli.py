@@ -82,6 +82,12 @@ def train(
         list[str] | None,
         typer.Option(help="In place of a study: folder, file or URI of normal recordings. May be given several times."),
     ] = None,
+    add_normals: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --normals: a reviewed audit, whose rejected events are normal sound. May be given several times."
+        ),
+    ] = None,
     to: Annotated[str | None, typer.Option(help="With --normals: folder or URI for the model.")] = None,
     false_alarms_per_hour: Annotated[
         float | None, typer.Option(help="With --normals: how often normal sound may alarm; by default 5 % of it.")
@@ -99,10 +105,13 @@ def train(
 
         if not normals and to is None:
             raise ConfigError("Give either --config (a study), or --normals and --to (recordings of normal operation).")
-        per_hour = false_alarms_per_hour
-        run = load_normals_run(normals or [], to, false_alarms_per_hour=per_hour, overrides=overrides or [])
+        per_hour, added = false_alarms_per_hour, add_normals or []
+        run = load_normals_run(
+            normals or [], to, add_normals=added, false_alarms_per_hour=per_hour, overrides=overrides or []
+        )
         _say(train_on_normals(run, redo=redo))
         return
+    _refuse("--add-normals", bool(add_normals), beside="a study (--config): see data.add_normals")
     for option, given in (("--normals", normals), ("--to", to), ("--false-alarms-per-hour", false_alarms_per_hour)):
         _refuse(option, given is not None and given != [], beside="a study (--config)")
     study = _load(config, overrides)
@@ -118,7 +127,7 @@ def calibrate(
         list[str],
         typer.Option(
             help="Folder, file or URI of normal recordings (may be given several times), or the results of one "
-            "`faithad audit --out`, whose clips that did not alarm are taken for normal."
+            "`faithad audit --out`, whose clips that did not alarm, or were rejected in a review, are taken for normal."
         ),
     ],
     to: Annotated[str, typer.Option(help="Folder or URI for the new model.")],
@@ -226,7 +235,10 @@ def evaluate(
     audit: Annotated[str | None, typer.Option(help="Results of `faithad audit --out`, in place of a study.")] = None,
     annotations: Annotated[
         str | None,
-        typer.Option(help="With --audit: reference intervals, as the published table or as labels of another tool."),
+        typer.Option(
+            help="With --audit: reference intervals, as the published table, as labels of another tool, or a reviewed "
+            "audit, of which they are the confirmed events."
+        ),
     ] = None,
     detection_tolerance: DetectionTolerance = None,
     ground_truth_tolerance: GroundTruthTolerance = None,
@@ -269,10 +281,14 @@ def review(
     audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
     decisions: Annotated[str, typer.Option(help="The file that `Save decisions` in its report.html wrote.")],
 ) -> None:
-    """Write the decisions of a review beside the audit, as labels of confirmed and of rejected events."""
-    from faithad.audit.review import review_audit
+    """Write the decisions of a review beside the audit, as labels of confirmed and of rejected events.
 
-    _say(review_audit(audit, decisions))
+    The report then says how many alarms were false. `evaluate --annotations`, `calibrate --normals` and `train
+    --add-normals` take the reviewed audit.
+    """
+    from faithad.pipelines.evaluate import review_audit_and_report
+
+    _say(review_audit_and_report(audit, decisions))
 
 
 @app.command("export-clips", cls=Command)

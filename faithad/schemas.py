@@ -28,8 +28,8 @@ import pyarrow as pa
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
-# audit are sounds, operating_points, decisions, lines, reasons, median_spectra and states; events have normalized and
-# trusted; summary/seconds and summary/psds.
+# audit are sounds (with expected), operating_points, decisions, lines, reasons, median_spectra and states; events have
+# normalized and trusted; summary/seconds and summary/psds.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -362,6 +362,7 @@ SOUNDS = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("gain_db", pa.float64()),
         pa.field("opus", pa.binary()),
+        pa.field("expected", pa.binary()),
         pa.field("n_mels", pa.int32()),
         pa.field("log_mel", pa.list_(pa.float16())),
         pa.field("reason", pa.string()),
@@ -737,6 +738,8 @@ MEANINGS = {
     "sounds.duration_s": "its length in seconds: the event and 2 s around it, at most 30 s around its strongest moment",
     "gain_db": "by how many dB it is louder than the recording",
     "opus": "the sound as a file: Ogg Opus, mono, 24 kHz, 16 kbit/s",
+    "sounds.expected": "of the 20 strongest events, the same seconds as the model expects them, made from its "
+    "reconstruction by Griffin-Lim; null for a model that only scores",
     "n_mels": "F, the number of mel bands",
     "sounds.log_mel": "log-mel spectrogram of the recording there, mel band by mel band, in the unit of the features; "
     "frames are averaged to 600 columns at most",

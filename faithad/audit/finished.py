@@ -11,6 +11,11 @@ from faithad.runs.formats import require_readable
 from faithad.runs.marks import read_mark
 
 
+def is_audit(folder: str) -> bool:
+    """Whether a folder holds the results of an audit of recordings, finished or not."""
+    return storage.exists(storage.join(folder, layout.AUDIT))
+
+
 def read_card(audit: str) -> dict[str, Any]:
     """The model's card as an audit of recordings wrote it down, `model.json`; empty where an early audit has none.
 

@@ -21,8 +21,8 @@ from faithad import schemas, storage
 from faithad.audit import agreement
 from faithad.audit.finished import read_card, require_finished
 from faithad.audit.misfits import without_skipped
+from faithad.audit.review import reviewed_reference
 from faithad.clips.annotations import Annotation
-from faithad.clips.labels.reference import read_reference
 from faithad.clips.manifest import ClipRow, attach_annotations, manifest_table
 from faithad.config.audit import AuditRun, load_written_audit
 from faithad.errors import AnnotationError, ConfigError, StudyError
@@ -60,7 +60,7 @@ def evaluate_audit(
 
     Args:
         audit: folder or URI that `faithad audit --out` wrote to.
-        annotations: a file or folder of labels, see `read_reference`.
+        annotations: a file or folder of labels, or an audit that was reviewed, see `reviewed_reference`.
         detection_tolerance: share of an event's time that must be labelled for it to be true.
         ground_truth_tolerance: share of an interval that true events must cover for it to be found.
 
@@ -84,7 +84,7 @@ def evaluate_audit(
 
 def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str:
     run = load_written_audit(storage.join(audit, layout.AUDIT))
-    reference = read_reference(annotations)
+    reference = reviewed_reference(annotations)
     ledger = storage.read_table(storage.join(audit, layout.LEDGER), columns=["clip_id", "status"])
     scores = without_skipped(read_whole(audit, layout.SCORES, schemas.SCORES), ledger)
     manifest = _labelled_manifest(audit, reference, source=annotations)

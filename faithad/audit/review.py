@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from faithad import storage
-from faithad.audit.events import EventRow
-from faithad.audit.finished import require_finished
+from faithad.audit.finished import is_audit, require_finished
 from faithad.clips.labels import csv_labels
 from faithad.clips.labels.label import Label
+from faithad.clips.labels.reference import Reference, read_reference
 from faithad.errors import AnnotationError
 from faithad.runs import layout
 from faithad.runs.formats import mark_format
@@ -55,7 +56,7 @@ def review_audit(audit: str, decisions: str) -> str:
     """
     require_finished(audit)
     with alone_in(audit):
-        events = {event["event_id"]: event for event in cast(list[EventRow], read_events(audit).to_pylist())}
+        events = {event["event_id"]: event for event in read_events(audit).to_pylist()}
         read = _read(decisions)
         own = {row.event_id: row for row in read if row.event_id in events}
         if not own:
@@ -80,8 +81,54 @@ def review_audit(audit: str, decisions: str) -> str:
     if others := len({row.event_id for row in read}) - len(own):
         line += f" {count(others, 'decision is', 'decisions are')} about events that this audit does not have."
     return (
-        f"{line}\nLabels: {storage.join(audit, layout.CONFIRMED)} for `faithad evaluate --audit {audit} "
-        f"--annotations`, and {storage.join(audit, layout.REJECTED)}. `faithad export` leaves out what was rejected."
+        f"{line}\nLabels: {storage.join(audit, layout.CONFIRMED)} and {storage.join(audit, layout.REJECTED)}. `faithad "
+        f"evaluate --annotations {audit}` takes the confirmed ones; `faithad train --add-normals {audit}` and `faithad "
+        f"calibrate --normals {audit}` take the rejected ones for normal sound, and `faithad export` leaves them out."
+    )
+
+
+def clip_verdicts(
+    events: Iterable[Mapping[str, Any]], decisions: Mapping[str, Mapping[str, Any]]
+) -> dict[str, set[str | None]]:
+    """What was decided about the events of each clip that has any; None stands for an event without a decision.
+
+    Args:
+        events: rows of schemas.EVENTS with `event_id` and `clip_ids`.
+        decisions: see `read_decisions`.
+    """
+    verdicts: dict[str, set[str | None]] = {}
+    for event in events:
+        for clip_id in event["clip_ids"]:
+            verdicts.setdefault(clip_id, set()).add(decisions.get(event["event_id"], {}).get("verdict"))
+    return verdicts
+
+
+def reviewed_reference(location: str) -> Reference:
+    """The confirmed events of an audit that was reviewed, as reference intervals.
+
+    Args:
+        location: of labels, see `read_reference`, or of the audit.
+
+    Raises:
+        AnnotationError: nobody has reviewed the audit, or as `read_reference`.
+    """
+    if not is_audit(location):
+        return read_reference(location)
+    confirmed = storage.join(location, layout.CONFIRMED)
+    if not storage.exists(confirmed):
+        raise AnnotationError(
+            f"{location} is an audit that nobody has reviewed: give labels, or run `faithad review {location} "
+            "--decisions FILE` first, whose confirmed events are then the reference."
+        )
+    decisions = read_decisions(location)
+    n_open = sum(
+        decisions.get(event_id, {}).get("verdict") not in (CONFIRM, REJECT)
+        for event_id in read_events(location)["event_id"].to_pylist()
+    )
+    left_open = f", and so do {count(n_open, 'event')} that a reviewer left open" if n_open else ""
+    return Reference(
+        read_reference(confirmed),
+        [f"The reference is what a review of {location} confirmed; all other sound counts as normal{left_open}."],
     )
 
 

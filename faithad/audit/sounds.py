@@ -3,15 +3,18 @@
 A row holds one stretch of one recording: the event and 2 s around it, or where that is longer than 30 s, those around
 its strongest moment. Nothing is read that was not heard: a stretch ends where the scored clips around it end.
 
-Opus at 24 kHz and 16 kbit/s makes 2 kB of a second. The spectrogram is that of the recording, not of the Opus file.
+Opus at 24 kHz and 16 kbit/s makes 2 kB of a second. The spectrogram is that of the recording, not of the Opus file. The
+strongest events also have the sound that the model expects there, see `expected_sounds`.
 
 Shape letters: F mel bands, T columns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,19 +23,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 import torch
+from torchaudio.functional import resample
 
 from faithad.audit.events import EventRow
+from faithad.audit.expected_sounds import expected_sound, reconstructing
 from faithad.audit.ranking import strongest_first
 from faithad.clips.recordings import read_clip
 from faithad.errors import RecordingError
-from faithad.evaluation.intersection import Span, merge_spans
+from faithad.evaluation.arrays import list_arrays
+from faithad.evaluation.intersection import Span, merge_spans, overlap_s
 from faithad.features import log_mel
 from faithad.runs.lookahead import side_by_side
 from faithad.schemas import SOUNDS
+from faithad.scoring.trained_ensemble import AnyModel
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import POOLINGS
 
 MOST_SOUNDS, LONGEST_S, MARGIN_S = 200, 30.0, 2.0
+MOST_EXPECTED = 20
 RATE_HZ = 24_000
 # libsndfile gives Opus 256 kbit/s at level 0 and 6 kbit/s at level 1.
 _LEVEL_OF_16_KBITS = (256 - 16) / (256 - 6)
@@ -40,18 +48,29 @@ _LEVEL_OF_16_KBITS = (256 - 16) / (256 - 6)
 _LOUDEST, _MOST_GAIN = 10 ** (-1 / 20), 10 ** (40 / 20)
 _MOST_COLUMNS = 600
 _AT_ONCE = 4
+_BYTES_PER_S = 2_000  # of Opus
 
 _Clip = Mapping[str, Any]  # of schemas.MANIFEST
 
 
 class _Stretch(NamedTuple):
+    """Seconds of a recording; `clip` is the strongest one of its event."""
+
     event_id: str
+    recording: str
     clip: _Clip
     onset_s: float
-    offset_s: float
+    duration_s: float
+
+    def touches(self, clip: _Clip) -> bool:
+        span = clip["onset_s"], clip["onset_s"] + clip["duration_s"]
+        own = self.onset_s, self.onset_s + self.duration_s
+        return clip["recording"] == self.recording and overlap_s(own, span) > 0
 
 
-def event_sounds(events: pa.Table, manifest: pa.Table, scores: pa.Table, features: FeatureSettings) -> pa.Table:
+def event_sounds(
+    events: pa.Table, manifest: pa.Table, scores: pa.Table, trained: AnyModel, former: pa.Table | None = None
+) -> pa.Table:
     """The sounds of the strongest events, as schemas.SOUNDS in the order of their strength.
 
     A recording that cannot be read any more leaves a row with the reason in place of the sound.
@@ -60,7 +79,8 @@ def event_sounds(events: pa.Table, manifest: pa.Table, scores: pa.Table, feature
         events: schemas.EVENTS.
         manifest: schemas.MANIFEST; says where the recordings are, and which channel is heard.
         scores: schemas.SCORES; clips without a score are not read.
-        features: of the model, for the spectrogram.
+        trained: the model.
+        former: what this function gave when the audit had other recordings besides; what is in it is not made again.
     """
     rows = events.to_pylist()
     strongest = [rows[place] for place in strongest_first(rows)[:MOST_SOUNDS]]
@@ -73,10 +93,64 @@ def event_sounds(events: pa.Table, manifest: pa.Table, scores: pa.Table, feature
         heard.setdefault(clip["recording"], []).append(span)
     heard = {recording: merge_spans(spans) for recording, spans in heard.items()}
     stretches = [_strongest_stretch(event, clips, score_of, heard) for event in strongest]
-    sounds = side_by_side(
-        lambda stretch: _sound(stretch, features), stretches, at_once=_AT_ONCE, named=lambda cut: cut.clip["uri"]
+    known = {_key(row): row for row in ([] if former is None else _rows(former)) if row["opus"] is not None}
+    new = [stretch for stretch in stretches if _key(stretch._asdict()) not in known]
+    cut = side_by_side(
+        lambda stretch: _sound(stretch, trained.features), new, at_once=_AT_ONCE, named=lambda cut: cut.clip["uri"]
     )
-    return pa.Table.from_pylist(list(sounds), schema=SOUNDS)
+    known |= {_key(row): row for row in cut}
+    sounds = [known[_key(stretch._asdict())] for stretch in stretches]
+    expected = _expected(strongest[:MOST_EXPECTED], stretches, sounds, clips, trained)
+    rows = [row | {"expected": opus} for row, opus in zip_longest(sounds, expected)]
+    return pa.Table.from_pylist(rows, schema=SOUNDS)
+
+
+def sounds_bytes(n_events: int, features: FeatureSettings) -> int:
+    """About how many bytes the table holds for so many events, each with a clip of sound around it."""
+    duration_s = min(LONGEST_S, features.clip_s + 2 * MARGIN_S)
+    n_sounds = min(n_events, MOST_SOUNDS)
+    n_columns = min(_MOST_COLUMNS, round(duration_s * features.frames_per_s))
+    n_opus = n_sounds + min(n_events, MOST_EXPECTED)
+    return round(n_opus * duration_s * _BYTES_PER_S) + n_sounds * n_columns * features.n_mels * 2
+
+
+def _rows(sounds: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table of sounds, with its spectrograms as arrays."""
+    rows = zip(sounds.drop_columns(["log_mel"]).to_pylist(), list_arrays(sounds["log_mel"]), strict=True)
+    return [row | {"log_mel": levels.astype(np.float16)} for row, levels in rows]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a sound depends on, of a row of schemas.SOUNDS or a stretch."""
+    return row["event_id"], row["recording"], row["onset_s"], row["duration_s"]
+
+
+def _expected(
+    events: Sequence[EventRow],
+    stretches: Sequence[_Stretch],
+    sounds: Sequence[Mapping[str, Any]],
+    clips: Mapping[str, _Clip],
+    trained: AnyModel,
+) -> list[bytes | None]:
+    """The sound that the model expects at each of some events, which are the first of `stretches` and `sounds`."""
+    models = reconstructing(trained) if events else {}
+    made: list[bytes | None] = []
+    for event, stretch, sound in zip(events, stretches, sounds, strict=False):
+        opus = sound.get("expected")
+        if opus is None and sound["opus"] is not None and event["raised_by"] in models:
+            around = [clip for clip in clips.values() if stretch.touches(clip)]
+            with contextlib.suppress(RecordingError):  # read a moment ago; it is gone since
+                samples = expected_sound(
+                    models[event["raised_by"]],
+                    [*around, stretch.clip],
+                    onset_s=stretch.onset_s,
+                    duration_s=stretch.duration_s,
+                )
+                resampled = resample(torch.from_numpy(samples), trained.features.sample_rate_hz, RATE_HZ).numpy()
+                # As much louder as the recording is played, so that both compare.
+                opus = _opus(np.clip(resampled * np.float32(10 ** (sound["gain_db"] / 20)), -1, 1))
+        made.append(opus)
+    return made
 
 
 def _strongest_stretch(
@@ -93,14 +167,14 @@ def _strongest_stretch(
     if offset_s - onset_s > LONGEST_S:
         onset_s = min(max(onset_s, moment_s - LONGEST_S / 2), offset_s - LONGEST_S)
         offset_s = onset_s + LONGEST_S
-    return _Stretch(event["event_id"], clip, onset_s, offset_s)
+    return _Stretch(event["event_id"], clip["recording"], clip, onset_s, offset_s - onset_s)
 
 
 def _sound(stretch: _Stretch, features: FeatureSettings) -> dict[str, Any]:
     """A row of schemas.SOUNDS."""
-    clip, duration_s = stretch.clip, stretch.offset_s - stretch.onset_s
-    row = {"event_id": stretch.event_id, "recording": clip["recording"], "onset_s": stretch.onset_s}
-    row |= {"duration_s": duration_s}
+    clip, duration_s = stretch.clip, stretch.duration_s
+    row = {"event_id": stretch.event_id, "recording": stretch.recording, "onset_s": stretch.onset_s}
+    row |= {"duration_s": duration_s, "opus": None}
 
     def read(rate_hz: int) -> npt.NDArray[np.float32]:
         return read_clip(

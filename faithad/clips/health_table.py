@@ -62,7 +62,7 @@ def health_table(
         schemas.HEALTH, sorted by recording.
     """
     rows = sorted(rows, key=lambda row: str(row["recording"]))
-    levels = {row["recording"]: level for row in rows if (level := _heard_level(row)) is not None}
+    levels = {row["recording"]: level for row in rows if (level := heard_level(row)) is not None}
     recorders = {name: read_name(name).recorder or posixpath.dirname(name) for name in levels}
     jumps = health.level_jumps(levels, recorders)
     copies = {name: f"duplicate (of {group[0]})" for group in same_bytes for name in group[1:]}
@@ -98,7 +98,7 @@ def _with_comparisons(row: HealthRow, others: Sequence[Mapping[str, str]], model
     return row | {"problems": [*own, *filter(None, texts)]}
 
 
-def _heard_level(row: HealthRow) -> float | None:
+def heard_level(row: HealthRow) -> float | None:
     """The level of the channel that is heard, of the loudest where all are."""
     if row["level_dbfs"] is None:
         return None

@@ -66,7 +66,8 @@ class Data(Section):
     """Where the clips come from. `layout` says how the files lie: `audio`, recordings in the folders that `train`,
     `test` and `recordings` name; `planer`, the published `.pt` spectrograms below `root`, of whose training folders
     only `training_folders` are taken, where given; `dcase`, the development folders of DCASE Task 2 below `root`.
-    `channel` says which channel of a recording is heard, see `clips.channels.heard_channels`.
+    `channel` says which channel of a recording is heard, see `clips.channels.heard_channels`. `add_normals`: reviewed
+    audits, whose rejected events are normal sound and train; their paths start where that of the study's root does.
     """
 
     layout: Annotated[str, AfterValidator(_layout)] = "audio"
@@ -76,6 +77,7 @@ class Data(Section):
     test: tuple[str, ...] = ()
     recordings: tuple[str, ...] = ()
     training_folders: tuple[str, ...] | None = None
+    add_normals: tuple[str, ...] = ()
     annotations: str | None = None
     clip_s: float = Field(10.0, gt=0, le=600)
     remainder: Literal["drop", "pad", "overlap"] = "drop"
@@ -98,7 +100,8 @@ class Data(Section):
     def _keys_fit_the_layout(self) -> Data:
         layout = LAYOUTS[self.layout]
         by_folder = self.split.by == "folder"
-        given = [key for key in ("synthetic", "train", "test", "recordings", "training_folders") if getattr(self, key)]
+        by_layout = ("synthetic", "train", "test", "recordings", "training_folders", "add_normals")
+        given = [key for key in by_layout if getattr(self, key)]
         given += [] if by_folder else ["split.by"]
         given += [] if self.channel == "auto" else ["channel"]
         misplaced = [key for key in given if key not in layout.keys]

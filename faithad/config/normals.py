@@ -84,8 +84,12 @@ class CalibrationRun(_NormalRecordings):
 
 
 class NormalsRun(_NormalRecordings):
-    """A training on normal recordings alone: both linear models, and the threshold of the sum of their scores."""
+    """A training on normal recordings alone: both linear models, and the threshold of the sum of their scores.
 
+    `add_normals`: reviewed audits, whose rejected events are normal sound.
+    """
+
+    add_normals: tuple[Location, ...] = ()
     clip_s: float = Field(10.0, ge=1, le=600)
     features: NormalFeatures = NormalFeatures()
     alarm: NormalAlarm = NormalAlarm()
@@ -124,13 +128,19 @@ class NormalsRun(_NormalRecordings):
 
 
 def load_normals_run(
-    normals: Sequence[str], to: str | None, *, false_alarms_per_hour: float | None = None, overrides: Sequence[str] = ()
+    normals: Sequence[str],
+    to: str | None,
+    *,
+    add_normals: Sequence[str] = (),
+    false_alarms_per_hour: float | None = None,
+    overrides: Sequence[str] = (),
 ) -> NormalsRun:
     """Validate what `faithad train --normals` is given.
 
     Args:
         normals: folders, files or URIs.
         to: the model's folder.
+        add_normals: folders or URIs of reviewed audits.
         false_alarms_per_hour: as the setting of this name.
         overrides: `section.key=value` strings; the value is YAML.
 
@@ -138,16 +148,18 @@ def load_normals_run(
         ConfigError: a value is missing, unknown, of a wrong type or impossible.
     """
     given = {"normals": list(normals), "to": to}
+    changes = {key: value for key, value in {**given, "add_normals": list(add_normals)}.items() if value}
     per_hour = [] if false_alarms_per_hour is None else [f"alarm.false_alarms_per_hour={false_alarms_per_hour}"]
     run = parse(
         NormalsRun,
         "{}",
         name="The training (--normals, --to, --set)",
-        changes={key: value for key, value in given.items() if value},
+        changes=changes,
         overrides=[*overrides, *per_hour],
         ask={key: f"give --{key} FOLDER" for key in given},
     )
-    return run.model_copy(update={"normals": tuple(absolute(place) for place in run.normals), "to": absolute(run.to)})
+    places = {name: tuple(map(absolute, getattr(run, name))) for name in ("normals", "add_normals")}
+    return run.model_copy(update={**places, "to": absolute(run.to)})
 
 
 def load_calibration_run(

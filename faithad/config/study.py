@@ -4,8 +4,8 @@ Every default of the system stands here or in `config.sections`, and nowhere els
 problems of a file are told at once, each under its key. `--set train.epochs=3` on the command line is a change to the
 YAML before validation.
 
-Relative paths inside `data` start at `data.root`. `root`, `data.root` and `train.init_from` start at the current
-folder, or at the folder that FAITHAD_HOME names: the current folder of a submitted job is a copy that Ray deletes.
+Relative paths inside `data` start at `data.root`. `root`, `data.root`, `data.add_normals` and `train.init_from` start
+at the current folder, or at the folder that FAITHAD_HOME names: that of a submitted job is a copy that Ray deletes.
 """
 
 from __future__ import annotations
@@ -260,7 +260,9 @@ def load_study(location: str, *, overrides: Sequence[str] = ()) -> Study:
         ConfigError: the file is missing or no YAML, or one or more keys are unknown, of a wrong type or impossible.
     """
     study = parse_study(read_text(location), name=location, overrides=overrides)
-    data = study.data.model_copy(update={"root": absolute(study.data.root)})
+    data = study.data
+    places = {"root": absolute(data.root), "add_normals": tuple(map(absolute, data.add_normals))}
+    data = data.model_copy(update=places)
     train = study.train
     if train.init_from is not None:
         train = train.model_copy(update={"init_from": absolute(train.init_from)})

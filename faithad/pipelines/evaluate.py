@@ -1,4 +1,5 @@
-"""Audit tables → summary tables, and one ledger of everything that went in; one audit → its figures and its report.
+"""Audit tables → summary tables, and one ledger of everything that went in; one audit, or what a reviewer decided about
+it → its figures and its report.
 
 The study's answers are one table per row of `evaluation.summary.SUMMARIES`. `summary/ledger.parquet` has one row for
 each clip and for each part of a recording that became none: done, skipped or failed, with the stage and the reason.
@@ -16,10 +17,13 @@ from faithad import storage
 from faithad.audit.finished import require_finished
 from faithad.audit.ledger import merge_ledgers
 from faithad.audit.reference import evaluate_audit
+from faithad.audit.review import review_audit
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import SUMMARIES, Experiment, read_sources, summarize
-from faithad.report.audit_page import render_audit_report
+from faithad.report.audit_page import render_audit_report, write_page
+from faithad.report.audit_tables import read_audit
+from faithad.report.reviewed import review_sentences
 from faithad.runs import layout
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
@@ -88,6 +92,19 @@ def evaluate_audit_and_report(audit: str, annotations: str, **tolerances: float)
         lines = evaluate_audit(audit, annotations, **tolerances)
         require_still_alone()
         return f"{lines}\nReport: {render_audit_report(audit)}"
+
+
+def review_audit_and_report(audit: str, decisions: str) -> str:
+    """Write the decisions about one audit's events beside it, and make its report anew with what follows from them.
+
+    Args, Returns, Raises: as `audit.review.review_audit`.
+    """
+    require_finished(audit)
+    with alone_in(audit):
+        lines = review_audit(audit, decisions)
+        tables = read_audit(audit)
+        require_still_alone()
+        return "\n".join([lines, *review_sentences(tables), f"Report: {write_page(audit, tables)}"])
 
 
 def _read_audits(study: Study, table: str, schema: pa.Schema, *, condition: pc.Expression | None) -> pa.Table:

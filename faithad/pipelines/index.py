@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from faithad import schemas, storage
 from faithad.audit.inputs import Inputs, inputs_table, is_indexed, located, of_files, read_inputs, write_index
+from faithad.audit.rejected_clips import Named, read_rejected_clips
 from faithad.clips.channels import split_name
 from faithad.clips.health_table import HealthRow, channel_line, health_row, health_table, problem_line
 from faithad.clips.inputs import find_left_out
@@ -58,6 +59,9 @@ def index_stage(study: Study) -> Stage:
     for table in (data.annotations, data.split.csv):
         if table is not None:
             files |= contents(data.locate(table))
+    for audit in data.add_normals:
+        for table in (layout.EVENTS, layout.DECISIONS):
+            files |= {storage.join(audit, table): digest for digest in contents(storage.join(audit, table)).values()}
     settings = _settings(study) | {f"{FILE_KEY}{name}": digest for name, digest in files.items()}
     tables = (layout.MANIFEST, layout.INDEX_LEDGER)
     outputs = (*tables, layout.HEALTH, layout.HEADER_ATTEMPTS)
@@ -85,23 +89,24 @@ def _settings(study: Study) -> dict[str, Any]:
     """What the index depends on apart from files, as it comes back from a mark."""
     settings: dict[str, Any] = json.loads(json.dumps(flatten("data", study.data.model_dump(mode="json"))))
     # The manifest that a release without these settings has made is as good.
-    newer = {"data.channel": "auto", "data.synthetic.disturbed_fraction": 0.4}
+    newer = {"data.channel": "auto", "data.synthetic.disturbed_fraction": 0.4, "data.add_normals": []}
     return {key: value for key, value in settings.items() if key not in newer or value != newer[key]}
 
 
 def require_study_visible(study: Study) -> None:
-    """Refuse a study whose recordings, root or `train.init_from` some machine of the cluster cannot see.
+    """Refuse a study of which some machine of the cluster cannot see the recordings, root or what else it learns from.
 
     Ray must have been joined.
 
     Raises:
         StudyError: as `shared_paths.require_visible`.
     """
-    data, models = study.data, [study.train.init_from] if study.train.init_from is not None else []
+    data, read = study.data, [*study.data.add_normals]
+    read += [study.train.init_from] if study.train.init_from is not None else []
     if data.synthetic is not None:  # the index makes its recordings
-        require_visible(models, [data.root, study.root])
+        require_visible(read, [data.root, study.root])
     else:
-        require_visible([*data.folders.locations, *models], [study.root])
+        require_visible([*data.folders.locations, *read], [study.root])
 
 
 def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
@@ -123,6 +128,8 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
         require_study_visible(study)
         rows, ledger, health = find_clips(study.data, marks=storage.join(study.root, layout.HEADER_ATTEMPTS))
     digests = {key.removeprefix(FILE_KEY): digest for key, digest in stage.settings.items() if key.startswith(FILE_KEY)}
+    for audit in study.data.add_normals:
+        digests |= {name: file.digest for name, file in read_inputs(audit).files.items()}
     copies = same_bytes({split_name(row.recording)[0]: row.uri for row in rows}, digests)
     _refuse_shared_recordings(rows, copies)
     checked = health_table(health, model_rate_hz=study.features.sample_rate_hz, same_bytes=copies)
@@ -161,7 +168,7 @@ def find_clips(data: Data, *, marks: str) -> Indexed:
     Raises:
         RecordingError: as `build_index`.
         AnnotationError: as `build_index`.
-        StudyError: as `build_index`.
+        StudyError: as `build_index`, and as `read_rejected_clips`.
     """
     recordings, rows, ledger = LAYOUTS[data.layout].find(data.folders)
     unlisted: list[LedgerRow] = []
@@ -181,6 +188,11 @@ def find_clips(data: Data, *, marks: str) -> Indexed:
     if data.annotations is not None:
         rows = _annotated(rows, data.locate(data.annotations), ledger)
     _require_both_splits(rows, ledger)
+    if data.add_normals:
+        besides = [Named(recording.path, recording.uri, recording.split) for recording in recordings]
+        rejected = read_rejected_clips(data.add_normals, clip_s=data.clip_s, besides=besides)
+        console.print(f"index: {count(len(rejected), 'clip')} of rejected events added to the training")
+        rows += rejected
     split = data.split
     rows = hold_out_validation(rows, fraction=split.validation_fraction, unit=split.validation_unit, seed=split.seed)
     return Indexed(rows, ledger, health)

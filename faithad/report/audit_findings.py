@@ -71,17 +71,20 @@ class Task(NamedTuple):
 
 def todo(audit: AuditTables) -> list[Task]:
     """What to do with the results, the most urgent first."""
-    first = audit.ranked[:_LISTEN_FIRST]
+    undecided = audit.undecided
+    first, of = undecided[:_LISTEN_FIRST], "events that are not decided" if audit.decisions else "events"
     tasks = [Task(sentence.removesuffix("."), []) for sentence in audit.misfits]
     lasting = strongest_states(audit.states)
     tasks += [Task(f"Check a change of the sound: {state_words(state)}", []) for state in lasting[:_STATES_FIRST]]
     if len(lasting) > _STATES_FIRST:
         tasks.append(Task(f"See {count(len(lasting) - _STATES_FIRST, 'more change')} below, under “What lasts”", []))
-    if first and len(first) == len(audit.ranked):
-        words = "Listen to this event:" if len(first) == 1 else f"Listen to these {len(first)} events, strongest first:"
+    if first and len(first) == len(undecided):
+        words = "Listen to this event:" if len(first) == 1 else f"Listen to these {len(first)} {of}, strongest first:"
         tasks.append(Task(words, first))
     elif first:
-        tasks.append(Task(f"Listen to the {len(first)} strongest of {len(audit.ranked):,} events:", first))
+        tasks.append(Task(f"Listen to the {len(first)} strongest of {len(undecided):,} {of}:", first))
+    elif audit.events:
+        tasks.append(Task("Every event is decided", []))
     elif audit.alarm.threshold is not None:
         tasks.append(Task("There is no event to listen to", []))
     failed = ledger_view(audit.ledger).clips["failed"]

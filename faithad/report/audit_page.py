@@ -11,10 +11,12 @@ from faithad import storage
 from faithad.evaluation.alarms import RULES
 from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import Alarm, AuditTables, read_audit
+from faithad.report.changes import changes
 from faithad.report.health import health_view
 from faithad.report.instrument import page_data
 from faithad.report.ledger import ledger_view
 from faithad.report.listening import event_sounds
+from faithad.report.reviewed import review_figures, review_sentences
 from faithad.report.states import state_view, strongest_states
 from faithad.report.trust import GRADES, trust_of
 from faithad.report.words import period
@@ -39,7 +41,12 @@ def render_audit_report(out: str) -> str:
     Raises:
         StudyError: there is no finished audit.
     """
-    values = _values(read_audit(out))
+    return write_page(out, read_audit(out))
+
+
+def write_page(out: str, audit: AuditTables) -> str:
+    """The same of tables that are read already."""
+    values = _values(audit)
     if removed := [kind for kind in pruned(out) if kind in (MAPS, SPECTROGRAMS)]:
         values["remarks"] = [
             *values["remarks"],
@@ -70,6 +77,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     ]
     health = health_view(audit.health)
     line = time_line(audit) if len(audit.scores) else None
+    changed = [] if line is None else changes(audit.clips.reset_index(), audit.health, line)
     empty = {
         "health": not health.sentences,
         "events": not rows,
@@ -83,7 +91,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
             item._asdict() | {"events": [rows[number] for number in item.events]} for item in audit_findings.todo(audit)
         ],
         "answers": audit_findings.answers(audit, trust),
-        "remarks": audit_findings.remarks(audit),
+        "remarks": [*review_sentences(audit), *audit_findings.remarks(audit)],
         "places": [storage.name_of(str(place)) for place in places] if isinstance(places, list) else [],
         "period": period(audit.scores["recorded_at"]),
         "model": _model(audit),
@@ -93,6 +101,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "lengths": _lengths(alarm),
         "expected": audit_findings.expected_of(alarm, n_clips=len(audit.scores), hours=hours),
         "n_alarms": audit_findings.n_alarms(audit),
+        "review": review_figures(audit),
         "hours": hours,
         "n_clips": len(audit.scores),
         "rows": [rows[number] for number in sorted(audit.ranked[:MAX_ROWS])],
@@ -112,11 +121,13 @@ def _values(audit: AuditTables) -> dict[str, Any]:
         "in_khz": audit.setting("features.sample_rate_hz") is not None,
         "timed": bool(audit.scores["recorded_at"].notna().all()),
         "charts": None if line is None else _charts(audit, line),
+        "changes": changed,
         "points": audit.points,
         "point": next((n for n, row in enumerate(audit.points) if row["threshold"] == alarm.threshold), 0),
         "grade_order": {grade: number for number, grade in enumerate(GRADES)},
+        "n_expected": sum(1 for sound in sounds.values() if sound.get("expected")),
         "n_sounds": sum(1 for sound in sounds.values() if sound.get("sound")),
-        "data": page_data(audit, line, sounds),
+        "data": page_data(audit, line, sounds, changed),
         "health": health,
         "ledger": ledger_view(audit.ledger),
         "settings_text": audit.settings_text,

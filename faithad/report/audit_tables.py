@@ -23,6 +23,7 @@ from faithad import schemas, storage
 from faithad.audit.finished import read_card
 from faithad.audit.misfits import misfit_words, without_skipped
 from faithad.audit.ranking import strongest_first
+from faithad.audit.review import read_decisions
 from faithad.errors import StudyError
 from faithad.evaluation.arrays import list_arrays
 from faithad.model.alarm import AlarmThreshold
@@ -46,7 +47,7 @@ MAX_EVENTS = 200
 MAX_CURVES = 50
 MAX_CLIPS_OF_EVENT = 30
 
-_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s"]
+_MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s", "recorder"]
 _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
 
 EventRow = dict[str, Any]  # of schemas.EVENTS
@@ -121,6 +122,7 @@ class AuditTables:
         pictures: spectrograms and maps, by the position of the event in `events`.
         sounds: rows of schemas.SOUNDS, by the position of the event.
         points: rows of schemas.OPERATING_POINTS, by rising threshold.
+        decisions: rows of schemas.DECISIONS, by event_id.
         agreement: rows of schemas.EVENT_SUMMARY where the audit was evaluated against labels.
         detection: rows of schemas.DETECTION_SUMMARY, of the score that alarms, likewise.
     """
@@ -143,8 +145,14 @@ class AuditTables:
     pictures: dict[int, Example]
     sounds: dict[int, dict[str, Any]]
     points: list[dict[str, Any]]
+    decisions: dict[str, dict[str, Any]]
     agreement: list[dict[str, Any]]
     detection: list[dict[str, Any]]
+
+    @property
+    def undecided(self) -> list[int]:
+        """Positions of the events that nobody has decided about, strongest first."""
+        return [number for number in self.ranked if self.events[number]["event_id"] not in self.decisions]
 
     @property
     def shown(self) -> list[int]:
@@ -215,6 +223,7 @@ def read_audit(out: str) -> AuditTables:
         pictures=_read_pictures(out, events, with_curve, score_of),
         sounds=_read_sounds(out, events),
         points=_read_rows(out, layout.OPERATING_POINTS),
+        decisions=read_decisions(out),
         agreement=_read_summary(out, "events"),
         detection=[
             row

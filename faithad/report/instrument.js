@@ -38,6 +38,11 @@
     for (const event of data.events) bar(event.from, event.to, bbox.top, bbox.height, css("--event"), event.score > threshold ? 0.35 : 0.1);
     for (const [from, to] of data.states) bar(from, to, bbox.top, 6 * width, css("--violet"), 1);
     for (const [from, to] of data.unheard) bar(from, to, bbox.top + bbox.height - 6 * width, 6 * width, css("--orange"), 1);
+    Object.assign(ctx, { font: `${11 * width}px sans-serif`, textAlign: "left" });
+    for (const [place, at] of data.changes.entries()) {
+      bar(at, at, bbox.top, bbox.height, css("--blue"), 1);
+      ctx.fillText(place + 1, px(at) + 4 * width, bbox.top + 11 * width);
+    }
     if (threshold !== null) {
       const y = u.valToPos(threshold, "y", true);
       ctx.strokeStyle = css("--ink");
@@ -174,6 +179,14 @@
       place();
     });
     audio.addEventListener("seeked", place);
+    const buttons = all("button[aria-pressed]", article), heard = audio.src;
+    for (const button of buttons) button.addEventListener("click", () => {
+      const { currentTime, paused } = audio;
+      audio.src = button.dataset.sound ?? heard;
+      audio.currentTime = currentTime;
+      if (!paused) audio.play().catch(() => {});
+      for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+    });
     for (const strip of all(".strip.timed, .steps.timed", article)) strip.addEventListener("click", (click) => {
       audio.currentTime = (click.offsetX / strip.clientWidth) * (strip.dataset.to - strip.dataset.from);
     });
@@ -199,8 +212,8 @@
   const keyOf = Object.fromEntries(data.events.map((event) => [event.id, event.key]));
   const stored = `faithad ${data.model.join("-")} ${data.events.map((event) => event.key).join("").slice(0, 64)}`;
   const WORDS = { confirm: "confirmed", reject: "rejected", unsure: "unsure" };
-  let decisions = {};
-  try { decisions = JSON.parse(localStorage.getItem(stored)) ?? {}; } catch { /* a browser that keeps nothing for local files */ }
+  let decisions = { ...data.decisions };  // those of `faithad review`, then what was decided here since
+  try { Object.assign(decisions, JSON.parse(localStorage.getItem(stored))); } catch { /* a browser that keeps nothing for local files */ }
 
   function showDecision(article) {
     const decision = decisions[keyOf[article.dataset.event]] ?? {};
@@ -285,7 +298,8 @@
       const audio = current.querySelector("audio");
       if (audio?.paused) audio.play().catch(() => {});  // a pause before it begins is no error
       else audio?.pause();
-    } else return;
+    } else if (key === "e" && current) current.querySelector("button[aria-pressed=false]")?.click();
+    else return;
     press.preventDefault();
   });
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,23 @@ import pandas as pd
 
 from faithad.report import audit_findings
 from faithad.report.audit_tables import AuditTables
+from faithad.report.changes import Change
 from faithad.report.timeline import TimeLine
 
 _DIGITS = 5  # of a score
 _PAUSE_S = 1.0
 
 
-def page_data(audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def page_data(
+    audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[str, Any]], changed: Sequence[Change]
+) -> dict[str, Any]:
     """Everything as plain numbers and text, ready for JSON. Times are seconds of the axis.
 
     Args:
         audit: the audit.
         line: its clips and events on the axis of time; None without a clip.
         sounds: see `listening.event_sounds`.
+        changed: see `changes`.
     """
     places = [] if line is None else _event_places(audit, line)
     return {
@@ -29,6 +34,7 @@ def page_data(audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[
         "clips": None if line is None else _clips(audit, line),
         "unheard": [] if line is None else np.round(line.unheard * 3_600, 3).tolist(),
         "states": [] if line is None else np.round(line.states * 3_600, 3).tolist(),
+        "changes": [round(change.at_h * 3_600, 3) for change in changed],
         "threshold": audit.alarm.threshold,
         "points": audit.points,
         "events": [
@@ -44,6 +50,10 @@ def page_data(audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[
             }
             for number, (onset, offset) in enumerate(places)
         ],
+        "decisions": {
+            event_id: {name: row[name] for name in ("verdict", "kind", "note")}
+            for event_id, row in audit.decisions.items()
+        },
         "model": [str(audit.setting("name")), audit.setting("seed")],
     }
 

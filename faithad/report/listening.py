@@ -27,7 +27,7 @@ def event_sounds(audit: AuditTables) -> dict[int, dict[str, Any]]:
         sound = audit.sounds.get(number)
         if sound is None:
             continue
-        n_bytes += len(sound["opus"] or b"")
+        n_bytes += len(sound["opus"] or b"") + len(sound.get("expected") or b"")
         if n_bytes > MOST_SOUND_BYTES:
             break
         views[number] = {"reason": sound["reason"]} if sound["opus"] is None else _view(audit, number, sound)
@@ -46,7 +46,8 @@ def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, A
     ]
     return {
         "reason": None,
-        "sound": f"data:audio/ogg;base64,{base64.b64encode(sound['opus']).decode('ascii')}",
+        "sound": _audio(sound["opus"]),
+        "expected": _audio(sound["expected"]) if sound.get("expected") else None,
         "picture": f"data:image/webp;base64,{base64.b64encode(_webp(levels)).decode('ascii')}",
         "from_s": onset_s,
         "to_s": onset_s + duration_s,
@@ -60,6 +61,10 @@ def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, A
         "ticks": [((place + 0.5) / len(levels), f"{name} kHz") for place, name in places],
         "score": _score_steps(audit, sound),
     }
+
+
+def _audio(opus: bytes) -> str:
+    return f"data:audio/ogg;base64,{base64.b64encode(opus).decode('ascii')}"
 
 
 def _webp(levels: np.ndarray) -> bytes:

@@ -15,8 +15,8 @@ from faithad import schemas, storage
 from faithad.audit import reference
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
+from faithad.audit.review import reviewed_reference
 from faithad.clips.annotations import Annotation, write_annotations
-from faithad.clips.labels.reference import read_reference
 from faithad.clips.ledger import ledger_row, ledger_table
 from faithad.config.audit import load_audit_run
 from faithad.errors import AnnotationError, ConfigError, StudyError
@@ -242,9 +242,9 @@ def test_nobody_may_change_an_audit_that_is_evaluated(
 
     def read(location: str) -> list[Annotation]:
         assert json.loads(mark.read_text())["pid"] == os.getpid()
-        return read_reference(location)
+        return reviewed_reference(location)
 
-    monkeypatch.setattr(reference, "read_reference", read)
+    monkeypatch.setattr(reference, "reviewed_reference", read)
     assert evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 x\n")).startswith("Clips: 1 anomalous")
     assert not mark.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,38 @@ import pytest
 import soundfile
 import torch
 
-from faithad import schemas
+from faithad import schemas, storage
 from faithad.audit import sounds
+from faithad.audit.expected_sounds import _griffin_lim, expected_sound, reconstructing
 from faithad.audit.outcome import read_scores
 from faithad.audit.sounds import event_sounds
-from faithad.features import log_mel
+from faithad.config.audit import load_written_audit
+from faithad.features import Normalization, log_mel
+from faithad.model.checkpoint import TrainedModel
+from faithad.model.classical import fit_classical
+from faithad.runs import layout
 from faithad.runs.tables import read_events, read_manifest
+from faithad.scoring.trained_ensemble import AnyModel, load_any
+from faithad.settings import FeatureSettings
 from tests.audit.conftest import FEATURES, FIRST, ODD, RATE_HZ, SECOND
 
 
-def sounds_of(audit: Any, events: pa.Table | None = None) -> list[dict[str, Any]]:
+@pytest.fixture(autouse=True)
+def none_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sounds that are expected take longest: tests of them ask for them."""
+    monkeypatch.setattr(sounds, "MOST_EXPECTED", 0)
+
+
+def model_of(audit: Any) -> AnyModel:
+    return load_any(load_written_audit(storage.join(audit.out, layout.AUDIT)).model)
+
+
+def sounds_of(
+    audit: Any, events: pa.Table | None = None, former: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     events = read_events(audit.out) if events is None else events
-    table = event_sounds(events, read_manifest(audit.out), read_scores(audit.out), FEATURES)
+    before = None if former is None else pa.Table.from_pylist(former, schema=schemas.SOUNDS)
+    table = event_sounds(events, read_manifest(audit.out), read_scores(audit.out), model_of(audit), before)
     assert table.schema.equals(schemas.SOUNDS)
     return table.to_pylist()
 
@@ -99,3 +120,66 @@ def test_the_strongest_have_their_sound(audit: Any, monkeypatch: pytest.MonkeyPa
 def test_silence_is_not_made_louder(audit: Any) -> None:
     soundfile.write(audit.places[ODD], np.zeros((30 * RATE_HZ, 2), np.int16), RATE_HZ, subtype="PCM_16")
     assert sounds_of(audit)[2]["gain_db"] == 0.0
+
+
+def test_what_was_cut_before_is_not_cut_again(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sounds, "MOST_EXPECTED", 2)
+    rows = sounds_of(audit)
+    for path in audit.places.values():
+        path.unlink()
+    assert sounds_of(audit, former=rows) == rows
+    # An event that is longer now is another sound; what could not be read is tried again.
+    other = [rows[0] | {"duration_s": 13.0}, rows[1] | {"opus": None}, rows[2]]
+    assert [row["opus"] is None for row in sounds_of(audit, former=other)] == [True, True, False]
+    monkeypatch.setattr(sounds, "MOST_EXPECTED", 1)
+    assert [row["expected"] is None for row in sounds_of(audit, former=rows)] == [False, True, True]
+
+
+def test_the_expected_sound_has_the_levels_of_the_reconstruction(audit: Any) -> None:
+    """A network that gives back what it hears: its expected sound is the sound, but for the phases."""
+    at_s = np.arange(30 * RATE_HZ) / RATE_HZ
+    tones = 0.1 * np.sin(2 * np.pi * 500 * at_s) * (at_s % 2 < 1) + 0.05 * np.sin(2 * np.pi * 1_500 * at_s)
+    soundfile.write(audit.places[ODD], np.stack([tones, tones], axis=1), RATE_HZ, subtype="PCM_16")
+    trained = model_of(audit)
+    assert isinstance(trained, TrainedModel)
+    clips = [clip for clip in read_manifest(audit.out).to_pylist() if clip["recording"] == ODD]
+    identity = torch.nn.Identity()
+    identity.n_mels, identity.n_frames = 16, 400  # type: ignore[assignment]
+    same = replace(trained, network=identity)
+    samples = expected_sound(same, clips, onset_s=8.0, duration_s=14.0)
+    assert samples.shape == (14 * RATE_HZ,)
+    heard, expected = (
+        log_mel(torch.from_numpy(sound.astype(np.float32))[None], FEATURES)[0]
+        for sound in (tones[8 * RATE_HZ : 22 * RATE_HZ], samples)
+    )
+    loud = heard > heard.max() - 40
+    assert (heard - expected)[loud].abs().median() < 1
+    # The tone goes on and off at the same times.
+    band = heard[:, :30].mean(dim=1).argmax()
+    assert np.corrcoef(heard[band], expected[band])[0, 1] > 0.9
+    np.testing.assert_array_equal(samples, expected_sound(same, clips, onset_s=8.0, duration_s=14.0))
+
+
+def test_the_strongest_have_what_the_model_expects(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sounds, "MOST_EXPECTED", 1)
+    rows = sounds_of(audit)
+    assert [row["expected"] is None for row in rows] == [False, True, True]
+    with soundfile.SoundFile(io.BytesIO(rows[0]["expected"])) as file:
+        assert (file.format, file.samplerate) == ("OGG", 24_000)
+        assert file.frames == pytest.approx(24_000 * rows[0]["duration_s"], abs=1)
+
+
+def test_windows_that_do_not_overlap_are_rebuilt() -> None:
+    """Griffin-Lim needs windows that overlap, which features need not have."""
+    features = FeatureSettings(sample_rate_hz=4_000, n_fft=200, hop_samples=200, n_mels=16)
+    noise = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32))
+    level = log_mel(noise[None], features)[0]
+    rebuilt = _griffin_lim(10 ** (level / 10), features, len(noise))
+    assert rebuilt.shape == noise.shape
+    assert 0.5 < rebuilt.std() / noise.std() < 2
+
+
+def test_a_model_that_only_scores_expects_nothing() -> None:
+    network = fit_classical("one_class_svm", torch.randn(30, 16, 401), seed=0)
+    trained = TrainedModel(network, Normalization.identity(16), FEATURES, "one_class_svm", 0, None, 0, "0" * 12)
+    assert reconstructing(trained) == {}

@@ -16,6 +16,7 @@ import torch
 
 import faithad
 from faithad import schemas, storage
+from faithad.audit.review import review_audit
 from faithad.config.audit import load_audit_run
 from faithad.config.normals import load_calibration_run, load_normals_run
 from faithad.errors import ConfigError, StudyError
@@ -34,7 +35,7 @@ from faithad.scoring.calibration import Normals
 from faithad.scoring.choices import Score, robust
 from faithad.scoring.trained_ensemble import TrainedEnsemble, load_any
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import FITTED
+from faithad.vocabulary import FITTED, count
 from tests.pipelines.audits_without_ray import without_ray
 from tests.pipelines.test_normals import RATE_HZ, SETTINGS, hum
 
@@ -163,6 +164,47 @@ def test_the_clips_of_an_audit_that_did_not_alarm_are_normal(
     assert model.alarm.false_alarm_rate == pytest.approx(1 / (quiet + 1))
     assert model.parent is not None
     assert model.parent.folder == str(work / "calibrated")
+
+
+def test_clips_whose_events_were_rejected_are_normal(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An audit that alarms often: all of its events are rejected but that of the click."""
+    reviewed = str(tmp_path / "reviewed")
+    places = {"model": str(work / "calibrated"), "recordings": [str(work / "new")], "out": reviewed}
+    with without_ray():
+        run_audit(load_audit_run(None, **places, overrides=["audit.explain=none", "alarm.false_alarm_rate=0.3"]))
+    events = faithad.events(reviewed)
+    is_click = [
+        any(
+            part["recording"].endswith("click.wav") and part["onset_s"] < 4.6 and part["offset_s"] > 4.5 for part in own
+        )
+        for own in events["parts"]
+    ]
+    assert sum(is_click) == 1
+    verdicts = zip(events["event_id"], is_click, strict=True)
+    decisions = [{"event_id": id_, "verdict": "confirm" if click else "reject"} for id_, click in verdicts]
+    (tmp_path / "decisions.json").write_text(json.dumps({"format": 1, "decisions": decisions}))
+    review_audit(reviewed, str(tmp_path / "decisions.json"))
+    clips = {clip_id for own in events["clip_ids"] for clip_id in own}
+    confirmed = {clip_id for own in events.loc[is_click, "clip_ids"] for clip_id in own}
+    n_rejected, n_normal = len(clips - confirmed), 24 - len(confirmed)
+    assert n_rejected > 1
+    with without_ray():
+        run = load_calibration_run(str(work / "calibrated"), [reviewed], str(tmp_path / "model"))
+        assert f"{n_normal} clips fitted, {count(len(confirmed), 'clip')} left out" in calibrate_model(run)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{n_rejected} clips that alarmed are among the normal ones, as a reviewer rejected them" in said
+        # A training learns from them beside its own recordings.
+        to = [str(work / "after")], str(tmp_path / "trained")
+        run = load_normals_run(*to, add_normals=[reviewed], overrides=SETTINGS)
+        for _ in range(2):
+            assert f"{30 + n_rejected} clips fitted" in train_on_normals(run)
+        with pytest.raises(StudyError, match=r"rejected clips: .* then"):
+            train_on_normals(load_normals_run(*to, overrides=SETTINGS))
+    trained = read_manifest(str(tmp_path / "trained")).to_pylist()
+    assert {row["clip_id"] for row in trained if row["recording"].startswith("new/")} == clips - confirmed
+    assert {row["split"] for row in trained} == {"train"}
 
 
 def single(folder: Path, name: str, alarm: AlarmThreshold, score: Score | None = None) -> None:

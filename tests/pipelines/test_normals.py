@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,17 +18,19 @@ import torch
 
 import faithad
 from faithad import storage
+from faithad.audit import sounds
 from faithad.audit.outcome import read_scores
 from faithad.config.audit import load_audit_run
 from faithad.config.normals import NormalsRun, load_normals_run
 from faithad.errors import CheckpointError, ConfigError, StudyError
 from faithad.evaluation.alarms import fit_promised_alarm
-from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.audit.run import AuditRunner, run_audit
 from faithad.pipelines.evaluate import evaluate_audit_and_report
 from faithad.pipelines.training.normals import train_on_normals
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import load_any
+from faithad.settings import FeatureSettings
 from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
 from tests.pipelines.test_damage import KINDS
@@ -149,6 +153,45 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
     assert "raised by Frame" in page
     assert "Is Saliency more faithful than random moments, over all explained clips? Undecided (2 recordings" in page
     assert "times the threshold" not in page
+
+
+def test_the_model_expects_no_click(work: Path) -> None:
+    rows = storage.read_table(storage.join(str(work / "out"), layout.SOUNDS)).to_pylist()
+    (row,) = (row for row in rows if row["recording"].endswith("click.wav") and 0 < 4.5 - row["onset_s"] < 4)
+    levels = {}
+    for name in ("opus", "expected"):
+        sound, rate_hz = soundfile.read(io.BytesIO(row[name]))
+        click, before = (slice(round((at_s - row["onset_s"]) * rate_hz), None) for at_s in (4.5, 4.3))
+        parts = [sound[part][: round(0.1 * rate_hz)] for part in (click, before)]
+        levels[name] = [float(np.sqrt(np.mean(part**2))) for part in parts]
+    assert levels["opus"][0] > 5 * levels["opus"][1]
+    assert levels["expected"][0] < 2 * levels["expected"][1]
+    assert 0.5 < levels["expected"][1] / levels["opus"][1] < 2, "the hum is as loud"
+
+
+def test_a_second_look_cuts_new_sounds_only(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an audit does that follows a folder."""
+    (tmp_path / "new").mkdir()
+    shutil.copy(work / "new" / "click.wav", tmp_path / "new")
+    place = {"model": str(work / "model"), "recordings": [str(tmp_path / "new")], "out": str(tmp_path / "out")}
+    cut, cut_sound = [], sounds._sound
+
+    def counted(stretch: Any, features: FeatureSettings) -> dict[str, Any]:
+        cut.append(stretch.recording)
+        return cut_sound(stretch, features)
+
+    monkeypatch.setattr(sounds, "_sound", counted)
+    with without_ray():
+        runner = AuditRunner(load_audit_run(None, **place, overrides=["audit.explain=none"]))
+        runner.look()
+        before = storage.read_table(storage.join(str(tmp_path / "out"), layout.SOUNDS)).to_pylist()
+        assert set(cut) == {"new/click.wav"}
+        cut.clear()
+        shutil.copy(work / "new" / "click.wav", tmp_path / "new" / "other.wav")
+        runner.look()
+    assert set(cut) == {"new/other.wav"}
+    rows = storage.read_table(storage.join(str(tmp_path / "out"), layout.SOUNDS)).to_pylist()
+    assert [row for row in rows if row["recording"] == "new/click.wav"] == before
 
 
 def test_labels_give_the_area_of_the_ensembles_score(work: Path) -> None:

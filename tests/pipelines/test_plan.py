@@ -12,6 +12,7 @@ import yaml
 
 from faithad.clips.manifest import manifest_table
 from faithad.config.audit import AuditRun
+from faithad.config.sections import Report
 from faithad.config.study import Study, parse_study
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation.disturbances import disturbed_clips, n_disturbed
@@ -179,11 +180,16 @@ def test_the_bytes_of_everything_that_is_written() -> None:
     searched = written(plan_of(study, machines_with(1), command="search"))
     assert searched == {"report": 1000, "features": 1140 * 1100, "models": (3 * 5 + 1) * 5000}
     scored = 64 * 20 + 640 * 7
+    # 32 events of 14 s by the alarm's rate, 20 of which are also heard as the model expects them.
+    sounds = (32 + 20) * 14 * 2_000 + 32 * 560 * 80 * 2
     assert written(plan_of(audit_of(explain="none", maps=-1), machines_with(1))) == {
         "report": 1000,
         "tables": scored,
         "maps": 0,
+        "sounds": sounds,
     }
+    silent = audit_of(explain="none").model_copy(update={"report": Report(sound="none")})
+    assert "sounds" not in written(plan_of(silent, machines_with(1)))
     some = written(plan_of(audit_of(explain="top:100"), machines_with(1)))
     assert some["tables"] == scored + 50 * 420 + 100 * 147
     assert some["maps"] == 20 * 1600

@@ -14,7 +14,7 @@ import torch
 
 import faithad
 from faithad import storage
-from faithad.audit.quiet_clips import read_quiet_clips
+from faithad.audit.normal_clips import read_normal_clips
 from faithad.config.audit import load_audit_run
 from faithad.config.normals import load_calibration_run, load_normals_run
 from faithad.evaluation.alarms import fit_promised_alarm
@@ -136,9 +136,9 @@ def test_neither_shards_nor_other_recorders_change_it(work: Path, tmp_path: Path
 
 
 def test_minutes_that_changed_are_not_taken_for_normal(work: Path) -> None:
-    clips = read_quiet_clips(str(work / "out"), load_any(str(work / "model")).features)
+    clips = read_normal_clips(str(work / "out"), load_any(str(work / "model")).features)
     assert clips.left_out.num_rows >= 48
-    left = clips.quiet.select(["recording", "onset_s"]).to_pylist()
+    left = clips.normal.select(["recording", "onset_s"]).to_pylist()
     assert not any(row["recording"].endswith("140000.wav") and row["onset_s"] >= 420 for row in left)
 
 

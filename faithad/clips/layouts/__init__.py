@@ -81,7 +81,7 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "audio": Layout(
         "faithad.clips.layouts.audio:find_audio",
-        keys=frozenset({"synthetic", "train", "test", "recordings", "split.by", "channel"}),
+        keys=frozenset({"synthetic", "train", "test", "recordings", "split.by", "channel", "add_normals"}),
     ),
     "planer": Layout(
         "faithad.clips.layouts.planer:find_planer",
@@ -92,7 +92,7 @@ LAYOUTS = {
     ),
     "dcase": Layout(
         "faithad.clips.layouts.dcase:find_dcase",
-        keys=frozenset({"channel"}),
+        keys=frozenset({"channel", "add_normals"}),
         contents="<machine>/train/ and <machine>/test/",
     ),
 }

@@ -89,6 +89,7 @@ class _OpenAudit:
         looks: what each file was when it was looked at, by its name.
         known: the recordings that belong to the audit already, and stay.
         left_out: rows of the ledger about what else lies there.
+        sounds: of the events of an earlier look at the same folder, whose recordings are what they were.
         score: the first step.
     """
 
@@ -99,6 +100,7 @@ class _OpenAudit:
     looks: Mapping[str, Look]
     known: Inputs
     left_out: Sequence[LedgerRow]
+    sounds: pa.Table | None
     score: Stage
 
 
@@ -139,6 +141,7 @@ class AuditRunner:
         self._trained.alarm = raised_alarm(run, self._trained)
         self._model_digest = digest_of_files(run.model)[:16]
         self._looks: dict[str, Look] = {}
+        self._sounds: pa.Table | None = None
 
     def look(
         self,
@@ -165,7 +168,7 @@ class AuditRunner:
         self._looks = dict(zip((recording.path for recording in recordings), now, strict=True))
         with alone_in(run.out), contextlib.ExitStack() as session:  # Ray is joined only if something is left for it
             audit = self._open(recordings, redo=redo, accept_missing=accept_missing, settled=settled)
-            _work(audit, session, redo=redo, retry_failed=retry_failed, check=check)
+            self._sounds = _work(audit, session, redo=redo, retry_failed=retry_failed, check=check)
         return audit_outcome(run.out)
 
     def _open(self, recordings: Sequence[Recording], *, redo: bool, accept_missing: bool, settled: bool) -> _OpenAudit:
@@ -195,7 +198,9 @@ class AuditRunner:
         came = {recording.path: looks[recording.path] for recording in recordings if recording.path not in known.files}
         files = known.having(came).files
         score = _score_stage(run, self._trained.alarm, self._model_digest, files, afresh=redo)
-        return _OpenAudit(run, self._trained, self._model_digest, recordings, looks, known, left_out, score)
+        return _OpenAudit(
+            run, self._trained, self._model_digest, recordings, looks, known, left_out, self._sounds, score
+        )
 
 
 def _refuse_results_among_recordings(run: AuditRun) -> None:
@@ -223,7 +228,10 @@ def _other_recordings(out: str, known: Inputs, looks: Mapping[str, Look], names:
     )
 
 
-def _work(audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool, check: bool) -> None:
+def _work(
+    audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool, check: bool
+) -> pa.Table | None:
+    """Do what is left of an audit, and return the sounds of its events if they are known."""
     run = audit.run
     again = retry_failed or (check and audit.score.is_done() and not _is_whole(audit, SCORE, _clips(run)))
     is_new = audit.score.begin(redo=redo, again=again)
@@ -425,14 +433,19 @@ def _run_pass(audit: _OpenAudit, step: Step, clips: pa.Table, *, title: str) -> 
     )
 
 
-def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
-    """Replace the whole ledger, the events and the report: they cost little, and nothing is built upon them."""
+def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> pa.Table | None:
+    """Replace the whole ledger, the events and the report: they cost little, and nothing is built upon them.
+
+    Returns:
+        The sounds of the events, if they are known.
+    """
     run = audit.run
     index, inputs = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
     outputs = (layout.LEDGER, *_CONCLUSIONS, layout.MODEL, layout.REPORT)
     stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
+    sounds = audit.sounds
     if stage.begin(redo=True, again=again):
         _describe(audit)
         misfits = _misfits(audit)
@@ -450,18 +463,23 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> None:
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
         storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
         storage.write_table(states, storage.join(run.out, layout.STATES), schema=schemas.STATES)
-        _write_for_report(audit, events, misfits)
+        sounds = _write_for_report(audit, events, misfits)
         render_audit_report(run.out)
         stage.finish()
+    return sounds
 
 
-def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Misfit]) -> None:
-    """What the report needs recordings or the model for: the events' sound, and what other thresholds would bring."""
+def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Misfit]) -> pa.Table:
+    """What the report needs recordings or the model for: the events' sound, and what other thresholds would bring.
+
+    Returns:
+        The sounds.
+    """
     run, trained = audit.run, audit.trained
     assert trained.alarm is not None
     manifest, scores = read_manifest(run.out), read_scores(run.out)
     wanted = events if run.report.sound == "events" else events.slice(0, 0)
-    sounds = event_sounds(wanted, manifest, scores, trained.features)
+    sounds = event_sounds(wanted, manifest, scores, trained, audit.sounds)
     points = operating_points(
         without_misfits(scores, manifest, misfits, but_searched=True),
         manifest,
@@ -474,3 +492,4 @@ def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Mis
     require_still_alone()
     storage.write_table(sounds, storage.join(run.out, layout.SOUNDS), schema=schemas.SOUNDS)
     storage.write_table(points, storage.join(run.out, layout.OPERATING_POINTS), schema=schemas.OPERATING_POINTS)
+    return sounds

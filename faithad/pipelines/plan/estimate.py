@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+from faithad.audit.sounds import sounds_bytes
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Train
 from faithad.config.study import Study
@@ -187,7 +188,7 @@ def _n_checks(plan: Plan, seed: int) -> Checks:
 
 def written(plan: Plan) -> dict[str, float]:
     """Bytes of the features, the models with the states of their trainings, the audit's tables, the whole maps that are
-    kept, and the report.
+    kept, its sounds, and the report. As many events are expected as alarms of normal sound.
     """
     rates, kept, sizes = plan.rates.bytes, plan.of.audit.maps, {"report": plan.rates.bytes["report"]}
     if plan.command != "audit":
@@ -204,4 +205,6 @@ def written(plan: Plan) -> dict[str, float]:
         n_maps = [(p.clips if kept < 0 else min(kept, p.clips)) * p.explains for p in passes]
         sizes["tables"] = sum(p.clips * p.cost.clip_bytes + p.shards * p.cost.shard_bytes for p in passes)
         sizes["maps"] = sum(n * p.cost.maps_bytes for n, p in zip(n_maps, passes, strict=True))
+    if isinstance(plan.of, AuditRun) and plan.of.report.sound == "events":
+        sizes["sounds"] = sounds_bytes(math.ceil(plan.alarm_rate * plan.clips.test), plan.features)
     return sizes

@@ -6,7 +6,7 @@ Nothing is trained: networks and normalisation stay as they are. What is fitted 
 threshold with those of short clips and of windows and the tail of the scores, the weights and neighbours of a
 calibrated score, and what the normal clips sound like. The new model names the old one as its parent.
 
-The normal clips are those of recordings, or those of a finished audit that did not alarm.
+The normal clips are those of recordings, or those of a finished audit that did not alarm or were rejected in a review.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from faithad import schemas, storage
-from faithad.audit.quiet_clips import AuditedClips, is_audit, read_quiet_clips
+from faithad.audit.finished import is_audit
+from faithad.audit.normal_clips import AuditedClips, read_normal_clips
 from faithad.clips.inputs import find_recordings
 from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.clips.manifest import Recording
@@ -113,7 +114,7 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
     if isinstance(source, _Recordings):
         settings |= {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in source.looks.items()}
     else:
-        settings["clips"] = table_digest(source.quiet)
+        settings["clips"] = table_digest(source.normal)
     stage = Stage(run.to, _STAGE, settings, (*TABLES, *members, own_file), result=own_file, needs=NEEDED_TABLES)
     with alone_in(run.to):
         stage = stage.with_known_files(afresh=redo)
@@ -278,7 +279,7 @@ def _source(run: CalibrationRun, features: FeatureSettings) -> _Recordings | Aud
             "of recordings."
         )
     if audits:
-        return read_quiet_clips(audits[0], features)
+        return read_normal_clips(audits[0], features)
     recordings = find_recordings([(SPLIT, location) for location in run.normals])
     seen = looks([(recording.path, recording.uri) for recording in recordings])
     return _Recordings(recordings, {r.path: look for r, look in zip(recordings, seen, strict=True)})
@@ -286,14 +287,17 @@ def _source(run: CalibrationRun, features: FeatureSettings) -> _Recordings | Aud
 
 def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
     """Write the manifest of the clips that did not alarm, and a ledger of the others."""
-    n_quiet, n_all = source.quiet.num_rows, source.quiet.num_rows + source.left_out.num_rows
+    n_normal, n_all = source.normal.num_rows, source.normal.num_rows + source.left_out.num_rows
+    if source.n_rejected:
+        alarmed = count(source.n_rejected, "clip that alarmed is", "clips that alarmed are")
+        console.print(f"calibrate: {alarmed} among the normal ones, as a reviewer rejected them")
     if source.left_out.num_rows:
         console.print(
             f"calibrate: {count(source.left_out.num_rows, 'clip')} of {n_all} alarmed, lie in a change that lasts or "
             "are labelled, and are left out; if some were normal, more false alarms are to be expected than the new "
             "alarm says"
         )
-    if not n_quiet:
+    if not n_normal:
         raise StudyError(
             f"Every clip of the audit in {run.normals[0]} alarmed, lies in a change that lasts or is labelled. Give "
             "recordings of normal operation (--normals FOLDER)."
@@ -301,9 +305,9 @@ def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
     reason = f"alarmed, lies in a change that lasts or is labelled in {run.normals[0]}"
     rows = [clip_ledger_row(clip, "skipped", stage=_STAGE, reason=reason) for clip in source.left_out.to_pylist()]
     storage.write_table(ledger_table(rows), storage.join(run.to, layout.INDEX_LEDGER), schema=schemas.LEDGER)
-    column = source.quiet.column_names.index("split")
-    manifest = source.quiet.set_column(
-        column, schemas.MANIFEST.field("split"), pa.array([SPLIT] * n_quiet, pa.string())
+    column = source.normal.column_names.index("split")
+    manifest = source.normal.set_column(
+        column, schemas.MANIFEST.field("split"), pa.array([SPLIT] * n_normal, pa.string())
     ).cast(schemas.MANIFEST)
     storage.write_table(manifest, storage.join(run.to, layout.MANIFEST), schema=schemas.MANIFEST)
     return manifest

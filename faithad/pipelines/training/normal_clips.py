@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from faithad import schemas, storage
+from faithad.audit.inputs import write_index
 from faithad.audit.ledger import count_ledger, merge_ledgers
 from faithad.audit.minutes import recorder_minutes
 from faithad.audit.raised_alarm import say_alarm, say_state
@@ -24,6 +25,7 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.state_alarm import StateAlarm
 from faithad.model.training_sound import TrainingSound, mean_spectra, median_spectrum
+from faithad.pipelines.audit.takes import next_shard, number_shards
 from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features
 from faithad.pipelines.index import IndexedRun, index_recordings
 from faithad.pipelines.training.scores import chosen_clips
@@ -138,6 +140,24 @@ def index_normals(
         reasons = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
         lines = [f"  {shown(row['recording'])}: {row['reason']}" for row in reasons]
         raise RecordingError(f"Not one recording gave a clip.\n{listed(lines, separator=chr(10))}")
+    return manifest
+
+
+def add_clips(root: str, manifest: pa.Table, clips: pa.Table) -> pa.Table:
+    """Write the manifest with further clips, of recordings that are none of `inputs.parquet`, and return it.
+
+    Args:
+        root: below which the manifest is.
+        manifest: of the normal recordings.
+        clips: as schemas.MANIFEST.
+    """
+    if not clips.num_rows:
+        return manifest
+    first = next_shard(manifest)
+    take = number_shards(clips, largest=CLIPS_PER_SHARD, take=1 + pc.max(manifest["take"]).as_py(), first=first)
+    order = [("recording", "ascending"), ("onset_s", "ascending")]
+    manifest = pa.concat_tables([manifest, take]).sort_by(order).combine_chunks()
+    write_index(root, layout.MANIFEST, manifest)
     return manifest
 
 

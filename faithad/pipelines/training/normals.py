@@ -23,7 +23,9 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor, nn
 
 from faithad import schemas, storage
+from faithad.audit.rejected_clips import Named, read_rejected_clips
 from faithad.clips.inputs import find_recordings
+from faithad.clips.manifest import Recording, manifest_table
 from faithad.config.normals import NormalsRun
 from faithad.errors import FaithadError, StudyError
 from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
@@ -41,6 +43,7 @@ from faithad.pipelines.training.normal_clips import (
     SPLIT,
     TABLES,
     Normals,
+    add_clips,
     clips_fitted,
     index_normals,
     read_normals,
@@ -50,7 +53,7 @@ from faithad.pipelines.training.normal_clips import (
 from faithad.pipelines.training.trained import damage_of_model
 from faithad.progress import console
 from faithad.runs import layout
-from faithad.runs.fingerprints import looks
+from faithad.runs.fingerprints import looks, table_digest
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.piece_scores import write_piece_scores
 from faithad.runs.stages import FILE_KEY, Stage, flatten
@@ -59,6 +62,7 @@ from faithad.scoring.ensemble import Ensemble, add_up, fit_ensemble
 from faithad.scoring.pieces import piece_scores
 from faithad.scoring.score import Detector, fit_detector
 from faithad.scoring.trained_ensemble import FILE_NAME, AnyModel, TrainedEnsemble, describe, save_any
+from faithad.vocabulary import count
 
 MEMBERS = ("frame_pca", "frame_ridge")
 
@@ -77,8 +81,11 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
     recordings = find_recordings([(SPLIT, location) for location in run.normals])
     seen = looks([(recording.path, recording.uri) for recording in recordings])
     inputs = dict(zip((recording.path for recording in recordings), seen, strict=True))
-    settings: dict[str, Any] = flatten("", run.model_dump(mode="json", exclude={"normals", "to"}))
+    settings: dict[str, Any] = flatten("", run.model_dump(mode="json", exclude={"normals", "to", "add_normals"}))
     settings |= {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in inputs.items()}
+    rejected = _rejected(run, recordings)
+    if run.add_normals:
+        settings["rejected clips"] = table_digest(rejected)
     outputs = (*TABLES, *MEMBERS, FILE_NAME)
     stage = Stage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=NEEDED_TABLES)
     with alone_in(run.to):
@@ -91,8 +98,8 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
             return _conclusion(run)
         with ray_session():
             wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
-            require_visible(run.normals, [run.to])
-            manifest = index_normals(run, recordings, inputs, run.feature_settings)
+            require_visible([*run.normals, *run.add_normals], [run.to])
+            manifest = add_clips(run.to, index_normals(run, recordings, inputs, run.feature_settings), rejected)
             write_features(run.to, manifest, run.feature_settings, splits=(SPLIT,))
             normals = read_normals(run.to, manifest, run.feature_settings, seed=run.seed)
             fitted = _fit_side_by_side(run, normals)
@@ -102,6 +109,24 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
         if trained.alarm is not None:
             say_promise(normals, trained.alarm, trained.state, share=run.alarm.state_share)
     return _conclusion(run)
+
+
+def _rejected(run: NormalsRun, recordings: Sequence[Recording]) -> pa.Table:
+    """The clips of the rejected events of `add_normals`, as schemas.MANIFEST. Says how many there are.
+
+    Raises:
+        ConfigError, RecordingError, StudyError: as `read_rejected_clips`.
+    """
+    besides = [Named(recording.path, recording.uri, SPLIT) for recording in recordings]
+    clips = manifest_table(read_rejected_clips(run.add_normals, clip_s=run.clip_s, besides=besides))
+    if run.add_normals:
+        says = f"normals: {count(clips.num_rows, 'clip')} of rejected events"
+        console.print(
+            f"{says} added; they had high scores, so that fewer false alarms are to be expected than the alarm promises"
+            if clips.num_rows
+            else f"{says} added: none was rejected, or their recordings are among the normal ones"
+        )
+    return clips
 
 
 class FittedMember(NamedTuple):

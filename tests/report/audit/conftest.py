@@ -91,6 +91,7 @@ def build_audit(
     pictured = sorted(explained, key=lambda clip_id: -stuck.get(clip_id, 0.0))[:n_pictures]
     _write_folder(out, features, alarm if with_alarm else None, own_alarm, with_model=with_model, note=recording)
     _write(out, "manifest.parquet", clips, schemas.MANIFEST)
+    _write(out, "health.parquet", list(_health([clip["recording"] for clip in clips])), schemas.HEALTH)
     _write_shards(out, "scores", scores, schemas.SCORES, clips_per_shard * 18)
     attributions = schemas.attributions(*shape)
     tables: list[pa.Table] = []
@@ -126,15 +127,27 @@ def build_audit(
     return out
 
 
+def _health(recordings: list[str]) -> Iterator[Row]:
+    """The second half of the recordings is louder than the first."""
+    names = list(dict.fromkeys(recordings))
+    for number, name in enumerate(names):
+        level = -50.0 + number % 2 + (9 if number >= len(names) // 2 else 0)
+        yield {"recording": name, "sample_rate_hz": 20_000, "channels": 1, "heard": "1", "sampled_s": 10.0,
+               "level_dbfs": [level], "problems": []}  # fmt: skip
+
+
 def _sounds(events: list[Row], duration_s: float, n_mels: int) -> Iterator[Row]:
     """The same noise for each event, which Opus makes larger than most sounds."""
-    rng, file = np.random.default_rng(5), io.BytesIO()
+    rng = np.random.default_rng(5)
     noise = 0.1 * rng.standard_normal(round(duration_s * 24_000))
-    soundfile.write(file, noise, 24_000, format="OGG", subtype="OPUS", compression_level=0.96)
+    heard, expected = io.BytesIO(), io.BytesIO()
+    for file, sound in ((heard, noise), (expected, noise[::-1])):
+        soundfile.write(file, sound, 24_000, format="OGG", subtype="OPUS", compression_level=0.96)
     levels = rng.normal(-40, 8, (n_mels, min(600, round(40 * duration_s)))).astype(np.float16)
-    for event in events:
+    for number, event in enumerate(events):
         yield {"event_id": event["event_id"], "recording": event["recording"], "onset_s": event["onset_s"],
-               "duration_s": duration_s, "gain_db": 12.0, "opus": file.getvalue(), "n_mels": n_mels,
+               "duration_s": duration_s, "gain_db": 12.0, "opus": heard.getvalue(),
+               "expected": expected.getvalue() if number < 3 else None, "n_mels": n_mels,
                "log_mel": levels.ravel()}  # fmt: skip
 
 

@@ -11,12 +11,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from faithad.model.alarm import AlarmThreshold
 from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
+from faithad.report.changes import changes, level_steps
 from faithad.report.reading import with_one_clock
+from faithad.report.reviewed import review_figures, review_sentences
 from faithad.report.trust import grade, trust_of
 from faithad.report.words import hertz
 from faithad.vocabulary import POOLINGS
@@ -255,3 +258,82 @@ def test_how_short_clips_are_judged_is_said(audit: AuditTables) -> None:
         answer = sentence(with_alarm(short, by_length=[[1.0, 9.0]]), "shorter than 10 s")
         assert "judged by thresholds of clips as short" in answer
         assert answer.endswith(": 1 alarm." if n == 1 else ": 2 alarms.")
+
+
+def decided(audit: AuditTables, *verdicts: str | None) -> AuditTables:
+    """The audit with decisions about its first events."""
+    ids = [event["event_id"] for event in audit.events]
+    decisions = {key: {"verdict": verdict} for key, verdict in zip(ids, verdicts, strict=False) if verdict}
+    return replace(audit, decisions=decisions)
+
+
+def test_a_review_gives_precision_and_false_alarms(audit: AuditTables) -> None:
+    assert review_figures(audit) is None
+    n_events, hours = len(audit.events), audit_findings.audited_hours(audit.scores)
+    assert n_events > 4
+    figures = review_figures(decided(audit, "confirm", "reject", "reject", "unsure"))
+    assert figures is not None
+    assert figures[:4] == (1, 2, 1, n_events - 4)
+    assert figures.precision == pytest.approx(1 / 3)
+    # The limits of Clopper and Pearson are quantiles of two beta distributions.
+    np.testing.assert_allclose(figures.precision_range, (stats.beta.ppf(0.025, 1, 3), stats.beta.ppf(0.975, 2, 2)))
+    n_clips = [len(event["clip_ids"]) for event in audit.events]
+    assert figures.n_false == n_clips[1] + n_clips[2]
+    assert figures.n_perhaps == sum(n_clips[3:])
+    assert figures.hours == pytest.approx(hours * (1 - n_clips[0] / len(audit.scores)))
+    assert figures.promised == audit_findings.expected_of(
+        audit.alarm, n_clips=len(audit.scores) - n_clips[0], hours=figures.hours
+    )
+
+
+def test_a_review_says_whether_the_promise_was_kept(audit: AuditTables) -> None:
+    def promise(expected_rate: float, *verdicts: str | None) -> str:
+        alarm = replace(audit.alarm, rule="quantile", false_alarm_rate=expected_rate, n_validation=10_000)
+        return review_sentences(replace(decided(audit, *verdicts), alarm=alarm))[-1]
+
+    all_false, all_true = ["reject"] * len(audit.events), ["confirm"] * len(audit.events)
+    assert "That is more than promised: fit the alarm to this sound" in promise(1e-4, *all_false)
+    assert "That is fewer than promised." in promise(0.2, *all_true)
+    assert "That keeps the promise." in promise(len(audit.events) / len(audit.scores), *all_false)
+    assert "depends on the events that are not decided" in promise(len(audit.events) / len(audit.scores), "confirm")
+    assert review_sentences(audit) == []
+    words = review_sentences(decided(audit, "unsure"))
+    assert len(words) == 1, "no precision without a confirmed or rejected event"
+    todo = audit_findings.todo(decided(audit, *all_true[:-1]))
+    assert [task.events for task in todo if "Listen" in task.words] == [[len(audit.events) - 1]]
+    assert audit_findings.todo(decided(audit, *all_true))[0].words == "Every event is decided"
+
+
+@given(st.lists(st.floats(-80, -20), max_size=30))
+def test_a_level_that_stays_is_no_step(levels: list[float]) -> None:
+    assert level_steps(np.array([])) == []
+    assert level_steps(np.full(len(levels), -40.0)) == []
+    for place, step_db in level_steps(np.array(levels)):
+        assert 3 <= place <= len(levels) - 3
+        assert abs(step_db) >= 6
+
+
+def test_steps_of_the_level() -> None:
+    rng = np.random.default_rng(3)
+    levels = np.r_[np.full(40, -50.0), np.full(30, -41.0), np.full(4, -55.0)] + rng.normal(0, 0.5, 74)
+    levels[[10, 11]] += 20  # events, or voices
+    (up, louder), (down, quieter) = level_steps(levels)
+    assert (up, down) == (40, 70)
+    assert louder == pytest.approx(9, abs=1)
+    assert quieter == pytest.approx(-14, abs=1)
+    assert level_steps(rng.normal(-50, 10, 8)) == [], "levels that vary as much say nothing"
+
+
+def test_new_recorders_and_levels_are_marked_where_they_change(audit: AuditTables) -> None:
+    line = time_line(audit)
+    clips, names = audit.clips.reset_index(), list(dict.fromkeys(audit.scores["recording"]))
+    (step,) = changes(clips, audit.health, line)
+    start = clips[clips["recording"] == names[len(names) // 2]]["on_one_clock"].min()
+    assert step.when == f"{start:%Y-%m-%d %H:%M}"
+    assert line.midnight is not None
+    assert step.at_h == (start - line.midnight) / pd.Timedelta(hours=1)
+    assert step.words == "8 dB louder from here on: MPD"
+    later = clips["on_one_clock"] >= start
+    two = clips.assign(recorder=np.where(later, "b", "a"))
+    assert [change.words for change in changes(two, audit.health, line)] == ["first recording of b"]
+    assert changes(two, audit.health, line._replace(midnight=None)) == []

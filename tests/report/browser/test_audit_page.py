@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from faithad import storage
+from faithad.pipelines.evaluate import review_audit_and_report
 from faithad.report import render_audit_report
 from tests.report.audit.conftest import build_audit
 from tests.report.browser.conftest import Open
@@ -45,6 +47,22 @@ def test_the_sound_plays_and_a_cursor_moves_with_it(open_page: Open) -> None:
     assert article.locator(".cursor").count() == 3 + article.locator(".maps figure").count() > 3
     page.locator("article audio").nth(1).evaluate("audio => audio.play()")
     wait(page, "document.querySelectorAll('article audio')[0].paused")
+
+
+def test_heard_and_expected_sound_take_turns(open_page: Open) -> None:
+    page = open_page()
+    article = page.locator("article:has([aria-pressed])").first
+    audio, expected = article.locator("audio"), article.get_by_role("button", name="As expected")
+    at = f"document.querySelector('#{article.get_attribute('id')} audio').currentTime"
+    audio.evaluate("audio => audio.play()")
+    wait(page, f"{at} > 0.5")
+    heard = audio.get_attribute("src")
+    expected.click()
+    assert audio.get_attribute("src") == expected.get_attribute("data-sound") != heard
+    wait(page, f"{at} > 0.6")  # it goes on where it was, and plays
+    page.keyboard.press("e")
+    assert audio.get_attribute("src") == heard
+    assert expected.get_attribute("aria-pressed") == "false"
 
 
 def test_the_time_line_zooms_to_a_second_and_back(open_page: Open) -> None:
@@ -103,7 +121,7 @@ def test_the_table_sorts_and_filters(open_page: Open) -> None:
     assert page.locator("#filtered").text_content() == f"0 of {len(scores)}"
 
 
-def test_keys_decide_and_decisions_come_back(open_page: Open, tmp_path: Path) -> None:
+def test_keys_decide_and_decisions_come_back(open_page: Open, report: Path, tmp_path: Path) -> None:
     page = open_page()
     order = page.locator("article").evaluate_all("all => all.map(article => article.dataset.event)")
     for key in ("j", "1", "j", "2", "j", "3", "k"):
@@ -136,6 +154,9 @@ def test_keys_decide_and_decisions_come_back(open_page: Open, tmp_path: Path) ->
     wait(fresh, "document.getElementById('progress').textContent.startsWith('3')")
     check(fresh)
     assert [row["verdict"] for row in json.loads(saved.read_text())["decisions"]] == ["confirm", "reject", "unsure"]
+    reviewed = shutil.copytree(report.parent, tmp_path / "reviewed")
+    assert "Review: of 2 events, 1 is confirmed (1 unsure" in review_audit_and_report(str(reviewed), str(saved))
+    check(open_page(reviewed / "report.html"))
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"decisions": [{"event_id": "nobody", "verdict": "confirm"}]}))
     fresh.locator("#load").set_input_files(other)

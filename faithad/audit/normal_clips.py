@@ -1,4 +1,4 @@
-"""The clips of a finished audit that did not alarm, nor lie in a change that lasts: they may be taken for normal."""
+"""The clips of a finished audit that may be taken for normal: quiet ones, and those that a reviewer rejected."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from faithad import storage
 from faithad.audit.outcome import read_scores
+from faithad.audit.rejected_clips import rejected_clips
 from faithad.errors import StudyError
 from faithad.evaluation.intersection import NOISE_S, Span, overlap_s
 from faithad.runs import layout
@@ -22,18 +23,21 @@ from faithad.settings import FeatureSettings
 
 
 class AuditedClips(NamedTuple):
-    """Clips of an audit, as schemas.MANIFEST: those that did not alarm, and those that did or have a label."""
+    """Clips of an audit, as schemas.MANIFEST.
 
-    quiet: pa.Table
+    Attributes:
+        normal: those that did not alarm, nor lie in a change that lasts, and those whose events a reviewer has
+            rejected; without those that have a label.
+        left_out: the others.
+        n_rejected: how many of the normal ones are clips of rejected events.
+    """
+
+    normal: pa.Table
     left_out: pa.Table
+    n_rejected: int
 
 
-def is_audit(folder: str) -> bool:
-    """Whether a folder holds the results of an audit of recordings."""
-    return storage.exists(storage.join(folder, layout.AUDIT))
-
-
-def read_quiet_clips(folder: str, features: FeatureSettings) -> AuditedClips:
+def read_normal_clips(folder: str, features: FeatureSettings) -> AuditedClips:
     """The clips that an audit has scored.
 
     Args:
@@ -49,9 +53,12 @@ def read_quiet_clips(folder: str, features: FeatureSettings) -> AuditedClips:
     manifest, scores = read_manifest(folder), read_scores(folder)
     quiet = scores.filter(pc.invert(pc.fill_null(scores["alarm"], True)))["clip_id"].combine_chunks()
     scored = manifest.filter(pc.is_in(manifest["clip_id"], value_set=scores["clip_id"].combine_chunks()))
-    is_quiet = pc.and_(pc.is_in(scored["clip_id"], value_set=quiet), pc.not_equal(pc.fill_null(scored["label"], 0), 1))
-    is_quiet = pc.and_not(is_quiet, _in_states(folder, scored))
-    return AuditedClips(scored.filter(is_quiet), scored.filter(pc.invert(is_quiet)))
+    quiet = pc.and_not(pc.is_in(scored["clip_id"], value_set=quiet), _in_states(folder, scored))
+    rejected = pc.is_in(scored["clip_id"], value_set=pa.array(rejected_clips(folder), pa.string()))
+    unlabelled = pc.not_equal(pc.fill_null(scored["label"], 0), 1)
+    is_normal = pc.and_(pc.or_(quiet, rejected), unlabelled)
+    n_rejected = pc.sum(pc.and_(rejected, unlabelled)).as_py() or 0
+    return AuditedClips(scored.filter(is_normal), scored.filter(pc.invert(is_normal)), n_rejected)
 
 
 def _in_states(folder: str, clips: pa.Table) -> pa.Array:
