@@ -73,7 +73,7 @@ def recorder_minutes(manifest: pa.Table, spectra: pa.Table, *, clip_s: float) ->
     clips["spectrum"] = place
     clips = clips[place.notna()].sort_values(["sequence", "axis_begins", "axis", "at_s", "clip_id"])
     values = np.stack(list(list_arrays(spectra["median_db"]))).astype(np.float64)
-    found = []
+    recorders = []
     for _, own in clips.groupby("sequence", sort=True):
         keys = own[["axis", "minute"]].to_numpy()
         first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
@@ -82,5 +82,5 @@ def recorder_minutes(manifest: pa.Table, spectra: pa.Table, *, clip_s: float) ->
         if len(spans):
             rows = own["spectrum"].to_numpy().astype(int)
             medians = np.stack([np.median(values[rows[start:end]], axis=0) for start, end in spans])
-            found.append(Minutes(centred(medians), own, spans))
-    return found
+            recorders.append(Minutes(centred(medians), own, spans))
+    return recorders

@@ -135,6 +135,8 @@ CALIBRATIONS = {
 
 def mean_spectrum(x: Tensor) -> Tensor:
     """What a clip sounds like: the mean over time of the model's input, (B, F, T) to (B, F)."""
+    # With its level. By shape alone, less the mean over bands, as many normal field recordings alarm at gains of -12 to
+    # +12 dB, but the area at no gain falls from 0.88 to 0.83.
     return x.mean(dim=-1)
 
 

@@ -10,7 +10,7 @@ from the two nearest ones.
    comparison.
 2. Alarms with at most `MOST_QUIET` other minutes between two of them are one change.
 3. The minutes of a change are no part of the past as long as it lasts: a whine of hours stays an alarm.
-   Once it is over they are, so that a machine that goes back and forth between two states is told once.
+   Once it is over they are, so that a machine that goes back and forth between two states is reported once.
 4. A change that has lasted for `MOST_PAST` minutes is the usual sound from then on: they are the past, and going back
    is a change, too.
 

@@ -39,8 +39,9 @@ from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.evaluation.intersection import Stretch, by_recording, match, overlap_s
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
+from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.score import Clips, fit_detector, robust
+from faithad.scoring.score import Clips, fit_detector
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from tests.benchmarks.detection import LINEAR, RATE, Data, linear_model, read
 from tests.field_sounds import FOLDER, SETTINGS, Split

@@ -77,13 +77,13 @@ def mill_day() -> Floats:
 def mill_figures(clips: Floats, rate: float) -> dict[str, float]:
     half = len(clips) // 2
     folds = [(clips[:half], clips[half:]), (clips[half:], clips[:half])]
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     for normal, new in folds:
         alarm = fit(np.median(normal, axis=1), [str(k) for k in range(len(normal))], rate)
         minutes = centred(np.median(new, axis=1))
         compared, changes = follow(minutes, alarm)
-        found.setdefault("begin", []).append(len(changes) / len(minutes))
-        found.setdefault("alarmed", []).append(float(np.mean([minute.alarms for minute in compared])))
+        figures.setdefault("begin", []).append(len(changes) / len(minutes))
+        figures.setdefault("alarmed", []).append(float(np.mean([minute.alarms for minute in compared])))
         for change_db in CHANGES_DB:
             for name, n, n_clips in (("clip", 1, 1), ("minute", 1, 6), ("ten", LONG, 6)):
                 shares = []
@@ -92,8 +92,8 @@ def mill_figures(clips: Floats, rate: float) -> dict[str, float]:
                     changed[first:, :n_clips, low : low + BANDS] += change_db
                     last = follow(centred(np.median(changed, axis=1)), alarm)[0][-n:]
                     shares.append(float(np.mean([minute.alarms for minute in last])))
-                found.setdefault(f"{name}_{change_db:g}", []).append(float(np.mean(shares)))
-    return {key: float(np.mean(values)) for key, values in found.items()}
+                figures.setdefault(f"{name}_{change_db:g}", []).append(float(np.mean(shares)))
+    return {key: float(np.mean(values)) for key, values in figures.items()}
 
 
 def field_figures(rate: float) -> dict[str, float]:
