@@ -189,8 +189,9 @@ def test_scores_are_of_the_mae_alone() -> None:
     of_score = with_score(study, robust("mae"))
     assert (of_score.models, of_score.score_of("mae")) == (("mae",), robust("mae"))
     assert parse_study(of_score.to_yaml(), name="best.yaml") == of_score
-    with pytest.raises(ConfigError, match=r"search\.scores .* alarm\.rule: 'gamma' is for scores above 0"):
+    with pytest.raises(ConfigError, match=r"search\.scores (.|\n)* alarm\.rule: 'gamma' is for scores") as error:
         check_search(study.model_copy(update={"alarm": study.alarm.model_copy(update={"rule": "gamma"})}))
+    assert str(error.value).count("gamma") == 1, "of 16 scores, told once"
 
 
 def test_settings_that_do_not_fit_each_other_are_told_before_a_grid_starts_and_never_drawn() -> None:

@@ -245,7 +245,8 @@ def check_search(study: Study) -> None:
         try:
             with_score(study, score)
         except ConfigError as error:
-            problems += str(error).splitlines()
+            head, *reasons = str(error).splitlines()
+            problems += [head, *reasons] if any(reason not in problems for reason in reasons) else []
     if MODEL not in study.models:
         problems.append(f"models: the search is for the MAE, add {MODEL!r} to {list(study.models)}")
     if search.algorithm == "optuna" and len(search.mask_ratios) < 2 and not search.space:
