@@ -46,7 +46,8 @@ def rate_scores(
 ) -> list[RatedScore]:
     """Rate scores of a model, the best first.
 
-    They are ordered by the share that they caught, then by the AUC, then as they were given.
+    They are ordered by the share that they caught, then by the AUC, then as they were given. Over all scores of the
+    linear models the share agrees more with labelled sounds than the AUC does (tests/benchmarks/score_selection.py).
 
     Args:
         network: a trained or fitted model.
