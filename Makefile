@@ -44,6 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.decisions
 	$(BIN)/python -m tests.benchmarks.detection
+	$(BIN)/python -m tests.benchmarks.score_selection
 	$(BIN)/python -m tests.benchmarks.events
 	$(BIN)/python -m tests.benchmarks.states
 

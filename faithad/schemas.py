@@ -11,7 +11,7 @@ Contents
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LINES, CHECKS, LEDGER    one folder of shards per (model, seed)
     MEDIAN_SPECTRA                                           a folder of shards of an audit of recordings
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
-    EVENTS, STATES, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY
+    EVENTS, STATES, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY, SEARCH_SCORES
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
     SECONDS_SUMMARY, PSDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
     MEANINGS                                                 what each column says
@@ -29,7 +29,7 @@ import pyarrow as pa
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
 # audit are sounds (with expected), operating_points, decisions, lines, reasons, median_spectra and states; events have
-# normalized and trusted; summary/seconds and summary/psds.
+# normalized and trusted; summary/seconds, summary/psds and summary/search_scores.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -409,6 +409,19 @@ SEARCH_SUMMARY = pa.schema(
         pa.field("diverged_epochs", pa.int32(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("present", pa.bool_(), nullable=False),
+    ]
+)
+
+SEARCH_SCORES = pa.schema(
+    [
+        pa.field("trial", pa.string(), nullable=False),
+        pa.field("residual", pa.string(), nullable=False),
+        pa.field("weighting", pa.string(), nullable=False),
+        pa.field("pooling", pa.string(), nullable=False),
+        pa.field("calibration", pa.string(), nullable=False),
+        pa.field("caught", pa.float64(), nullable=False),
+        pa.field("proxy_auc", pa.float64(), nullable=False),
+        pa.field("chosen", pa.bool_(), nullable=False),
     ]
 )
 
@@ -875,6 +888,12 @@ MEANINGS = {
     "epochs": "number of epochs that were trained",
     "best_epoch": "the epoch that was kept",
     "diverged_epochs": "how many epochs diverged",
+    "residual": "the error of each cell, a row of `scoring.residuals.RESIDUALS`",
+    "weighting": "what the errors of the bands are divided by, a row of `scoring.pooling.WEIGHTINGS`",
+    "summary/search_scores.pooling": "how the frames become one number, a row of `scoring.pooling.POOLINGS`",
+    "calibration": "what the number is compared with, a row of `scoring.calibration.CALIBRATIONS`",
+    "summary/search_scores.caught": "share of the disturbed validation clips above the alarm's threshold",
+    "chosen": "whether it is the score of `best/`",
     "present": "whether the trial belongs to the search as it is configured now, whose best cell is chosen",
     "summary/search.duration_s": "how long the trial took, in seconds",
 }

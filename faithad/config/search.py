@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError, model_validator
 
 from faithad.config.file import KeyProblem, SectionError, in_words
-from faithad.config.sections import Fraction, Network, Section, Seed, Train, all_different, refuse
+from faithad.config.sections import (
+    Fraction,
+    Network,
+    ScoreChoice,
+    Section,
+    Seed,
+    Train,
+    all_different,
+    read_score,
+    refuse,
+)
 
 Value = int | float | str
 
@@ -112,6 +122,25 @@ def _plain_space(space: Space) -> dict[str, dict[str, Any]]:
     return plain
 
 
+_Scores = Literal["all"] | tuple[ScoreChoice, ...]
+
+
+def _read_scores(scores: Any) -> _Scores:
+    if scores == "all":
+        return "all"
+    if not isinstance(scores, list | tuple):
+        raise ValueError("must be all, or a list of scores such as [paper, robust]")
+    read = tuple(read_score(score) for score in scores)
+    if len(set(read)) < len(read):
+        raise ValueError("must be different scores")
+    return read
+
+
+def _plain_scores(scores: _Scores) -> str | list[str | dict[str, str]]:
+    """As the YAML has it."""
+    return scores if isinstance(scores, str) else [each if isinstance(each, str) else asdict(each) for each in scores]
+
+
 class Search(Section):
     """The search over mask ratio, patch size and further settings, for the MAE.
 
@@ -121,6 +150,9 @@ class Search(Section):
     `scheduler`: `asha` stops trials that fall behind after `grace_epochs`.
     `objective`: `proxy_auc` (synthetic disturbances in validation normals, no test label), `validation_loss`, or
     `test_auc` (the paper's choice, which sees test labels); losses of different mask ratios are not the same quantity.
+    `scores`: scores that are compared with the best trial's model, `all` for every combination of the four choices, or
+    a list of them as `score` takes them; the best one is that of `best/` and `best.yaml`. By default none are, and
+    `best/` has the paper's.
     A trial of several workers shares `cpus_per_trial` and `gpus_per_trial` among them. `trials_at_once` null: as many
     as the cluster carries.
     """
@@ -134,6 +166,9 @@ class Search(Section):
     grace_epochs: int = Field(10, ge=1)
     reduction_factor: int = Field(3, ge=2)
     objective: Literal["proxy_auc", "validation_loss", "test_auc"] = "proxy_auc"
+    scores: Annotated[
+        Literal["all"] | tuple[ScoreChoice, ...], PlainValidator(_read_scores), PlainSerializer(_plain_scores)
+    ] = ()
     cpus_per_trial: float = Field(1, gt=0)
     gpus_per_trial: float = Field(0, ge=0)
     trials_at_once: int | None = Field(None, ge=1)

@@ -51,7 +51,7 @@ def _channel(choice: Any) -> Any:
     raise ValueError(f"must be the number of a channel, from 1, or one of {', '.join(CHANNEL_NAMES)}")
 
 
-def _score(choice: Any) -> Any:
+def read_score(choice: Any) -> Any:
     if choice in NAMED_SCORES or isinstance(choice, Score):
         return choice
     names = [field.name for field in fields(Score)]
@@ -73,7 +73,7 @@ Percentile = Annotated[float, Field(ge=0, le=100)]
 # The method of an audit's events that is chosen by how faithful it is.
 TRUSTED = "trusted"
 NAMED_SCORES = ("paper", "robust")
-ScoreChoice = Annotated[Literal["paper", "robust"] | Score, BeforeValidator(_score)]
+ScoreChoice = Annotated[Literal["paper", "robust"] | Score, BeforeValidator(read_score)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AnySection = TypeVar("AnySection", bound="Section")
 

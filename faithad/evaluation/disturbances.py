@@ -7,13 +7,19 @@ them by test AUC).
 Sounds add as powers: a disturbance is a pattern of levels in decibels, and 10^(x/10) + 10^(pattern/10) is what a
 microphone would hear of both. Its level counts from the clip's own: the mean level of each mel band, plus a number of
 times the clip's level spread, drawn anew for each clip, from hardly there to plain. So no recording level, sensor or
-normalisation makes the task easy or impossible. Five kinds:
+normalisation makes the task easy or impossible. The kinds:
 
     impact      one blow over all bands, with a decay
     rattle      blows in a row, five to twelve a second, in the upper bands
     tone        a steady line of one band, and weakly of its neighbours
     band_noise  noise in some neighbouring bands
-    level_drop  all bands fall: a machine that stops. The one kind that takes power away.
+    level_drop  all bands fall: a machine that stops
+    level_step  all bands rise at a moment and stay there to the clip's end
+    drop_out    the sound is gone for a moment: a loose contact
+    rubbing     broad noise that swells and fades once or a few times a second
+
+The first five, `PROXY_KINDS`, are those of the proxy AUC, by which searches choose mask ratio, patch and settings;
+searches of release 0.1.0 had them. Scores are chosen by all of them.
 
 All that is drawn for a disturbance is keyed by (seed, clip_id, kind): every model is judged on the very same task.
 
@@ -58,13 +64,18 @@ class DisturbedClips(NamedTuple):
     kinds: list[str]
 
 
-def n_disturbed(n_clips: int) -> int:
-    """How many disturbed clips the task makes of so many normal ones."""
-    return n_clips * min(len(_KINDS), math.ceil(_DISTURBED_CLIPS / max(1, n_clips)))
+def n_disturbed(n_clips: int, *, n_kinds: int | None = None) -> int:
+    """How many disturbed clips the task makes of so many normal ones; of the kinds of the proxy AUC by default."""
+    return n_clips * min(n_kinds or len(PROXY_KINDS), math.ceil(_DISTURBED_CLIPS / max(1, n_clips)))
 
 
 def disturbed_clips(
-    log_mels: npt.ArrayLike, clip_ids: Sequence[str], *, settings: FeatureSettings, seed: int
+    log_mels: npt.ArrayLike,
+    clip_ids: Sequence[str],
+    *,
+    settings: FeatureSettings,
+    seed: int,
+    kinds: Sequence[str] | None = None,
 ) -> DisturbedClips:
     """Copies of normal clips with a disturbance in each.
 
@@ -76,6 +87,7 @@ def disturbed_clips(
         clip_ids: (n,).
         settings: what a spectrogram is: its scale and its frames per second.
         seed: of the task.
+        kinds: of `KINDS`; `PROXY_KINDS` by default.
 
     Raises:
         StudyError: there is no clip.
@@ -83,8 +95,8 @@ def disturbed_clips(
     clips = np.asarray(log_mels, dtype=np.float32)
     if not len(clips):
         raise StudyError("There are no validation clips to put disturbances into.")
-    names = tuple(_KINDS)
-    per_clip = n_disturbed(len(clips)) // len(clips)
+    names = tuple(kinds or PROXY_KINDS)
+    per_clip = n_disturbed(len(clips), n_kinds=len(names)) // len(clips)
     chosen = [(n, names[(n + turn) % len(names)]) for n in range(len(clips)) for turn in range(per_clip)]
     made = np.empty((len(chosen), *clips.shape[1:]), dtype=np.float32)
     for position, (n, kind) in enumerate(chosen):
@@ -114,8 +126,8 @@ def disturb(log_mel: npt.ArrayLike, kind: str, *, settings: FeatureSettings, see
     excess = spread * float(rng.uniform(weakest, strongest))
     n_mels, n_frames = level.shape
     pattern = draw_pattern(rng, n_mels, n_frames, settings.frames_per_s)
-    if kind == "level_drop":
-        changed = level - excess * pattern
+    if kind in _CHANGES:
+        changed = level + _CHANGES[kind] * excess * pattern
     else:
         changed = np.logaddexp2(
             level * _BITS_PER_DB, (level.mean(axis=1, keepdims=True) + excess + pattern) * _BITS_PER_DB
@@ -183,6 +195,32 @@ def _level_drop(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per
     return pattern
 
 
+def _level_step(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
+    """Where the level rises: 1, elsewhere 0; to the clip's end."""
+    pattern = np.zeros((n_mels, n_frames))
+    pattern[:, int(rng.integers(n_frames // 4, 3 * n_frames // 4 + 1)) :] = 1.0
+    return pattern
+
+
+def _drop_out(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
+    """Where the sound is gone: 1, elsewhere 0."""
+    first, last = _span(rng, n_frames, frames_per_s, 0.05, 0.5)
+    pattern = np.zeros((n_mels, n_frames))
+    pattern[:, first:last] = 1.0
+    return pattern
+
+
+def _rubbing(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s: float) -> Reals:
+    """Noise of some octaves that swells by 12 dB, 0.8 to 4 times a second."""
+    first, last = _span(rng, n_frames, frames_per_s, 2.0, 6.0)
+    lowest = int(rng.integers(n_mels // 2 + 1))
+    swing = np.sin(2 * math.pi * rng.uniform(0.8, 4.0) * np.arange(last - first) / frames_per_s) - 1.0
+    power = rng.exponential(size=(n_mels - lowest, last - first))
+    pattern = np.full((n_mels, n_frames), -np.inf)
+    pattern[lowest:, first:last] = 6.0 * swing + 10.0 * np.log10(np.maximum(power, 1e-6))
+    return pattern
+
+
 _BITS_PER_DB = math.log2(10.0) / 10.0
 
 # For each kind its pattern (F, T), in dB relative to the disturbance's level, and the range of that level above the
@@ -193,8 +231,14 @@ _KINDS: dict[str, tuple[Callable[[np.random.Generator, int, int, float], Reals],
     "tone": (_tone, 1.0, 8.0),
     "band_noise": (_band_noise, 0.5, 5.0),
     "level_drop": (_level_drop, 0.5, 3.0),
+    "level_step": (_level_step, 0.3, 2.0),
+    "drop_out": (_drop_out, 2.0, 10.0),
+    "rubbing": (_rubbing, 0.5, 5.0),
 }
+# Kinds that raise or lower what is there, and add no sound of their own.
+_CHANGES = {"level_drop": -1.0, "level_step": 1.0, "drop_out": -1.0}
 KINDS = tuple(_KINDS)
+PROXY_KINDS = KINDS[:5]
 
 
 def _span(

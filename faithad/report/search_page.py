@@ -8,6 +8,7 @@ objective chose, and whether it saw test labels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -107,6 +108,7 @@ def _answers(search: Search, title: str) -> list[str]:
         )
     sentences += [_on_test(search)] if trials["auc"].notna().any() else []
     sentences += [_against_the_paper(search.verdict)] if search.verdict else []
+    sentences += [_on_scores(search.scores)] if search.scores else []
     statuses, n_diverged = trials["status"].value_counts(), int(went_back(trials).sum())
     diverged = f"; {n_diverged} {_went_back(n_diverged)}" if n_diverged else ""
     if look_up(search.best, "search.scheduler") == "asha":
@@ -138,6 +140,21 @@ def _on_test(search: Search) -> str:
     if search.objective != "test_auc" and agreement is not None:
         text += f". Over the cells, objective and test AUC rank alike by {agreement:.2f} (Spearman; 1: the same order)"
     return text + "."
+
+
+def _on_scores(scores: Sequence[dict[str, Any]]) -> str:
+    """Which score `best/` has, and what it caught beside the paper's."""
+
+    def caught(row: dict[str, Any]) -> str:
+        return f"{row['caught']:.0%} of the disturbed validation clips (AUC {number(row['proxy_auc'])})"
+
+    best, names = scores[0], ("residual", "weighting", "pooling", "calibration")
+    text = f"The score of best/ is {', '.join(best[name] for name in names)}: of {count(len(scores), 'score')}, it "
+    text += f"catches most at the alarm's rate, {caught(best)}"
+    paper = [row for row in scores if tuple(row[name] for name in names) == ("reconstruction", "none", "mean", "none")]
+    if paper and not paper[0]["chosen"]:
+        text += f"; the paper's score catches {caught(paper[0])}"
+    return f"{text}. No label was used, and real disturbances may rank scores otherwise."
 
 
 def _against_the_paper(verdict: dict[str, Any]) -> str:

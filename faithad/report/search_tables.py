@@ -35,12 +35,15 @@ class Search:
         best_text: as it was written.
         verdict: whether the chosen cell is better than the paper's, a row of `summary/search_comparison`; None where
             that was not asked.
+        scores: the scores that were compared with the best trial's model, the best first; rows of
+            `summary/search_scores`.
     """
 
     trials: pd.DataFrame
     best: dict[str, Any]
     best_text: str
     verdict: dict[str, Any] | None = None
+    scores: tuple[dict[str, Any], ...] = ()
 
     @property
     def chosen(self) -> Cell | None:
@@ -87,7 +90,9 @@ def read_search(root: str) -> Search:
     text, best = read_settings(location) if storage.exists(location) else ("", {})
     location = storage.join(root, layout.summary("search_comparison"))
     answers = storage.read_table(location).to_pylist() if storage.exists(location) else []
-    return Search(trials=trials, best=best, best_text=text, verdict=answers[0] if answers else None)
+    location = storage.join(root, layout.summary("search_scores"))
+    scores = tuple(storage.read_table(location).to_pylist()) if storage.exists(location) else ()
+    return Search(trials, best, text, verdict=answers[0] if answers else None, scores=scores)
 
 
 def further_settings(trials: pd.DataFrame) -> list[str]:

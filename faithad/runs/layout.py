@@ -200,6 +200,9 @@ TABLES = {
         None, summary("events"), "kind of detection that is matched with reference intervals", schemas.EVENT_SUMMARY
     ),
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
+    "summary/search_scores": TablePlace(
+        summary("search_scores"), None, "score that was compared with the best trial's model", schemas.SEARCH_SCORES
+    ),
     "summary/search_comparison": TablePlace(
         summary("search_comparison"), None, "question, `best_cell`, if it was asked", schemas.COMPARISON
     ),

@@ -140,12 +140,12 @@ def _audit_folders(root: str) -> list[str]:
 
 def _best_trial(root: str, sizes: Mapping[str, int]) -> str | None:
     """The trial whose model is in `best/`; None if there is none."""
-    best = f"{layout.BEST_MODEL}/{_MODEL_FILE}"
+    best = f"{layout.BEST_MODEL}/{layout.EPOCHS}"  # the model itself may have another score in `best/`
     if best not in sizes:
         return None
     content = storage.read_bytes(storage.join(root, best))
     for path, n_bytes in sizes.items():
-        is_trial_s = path.startswith(f"{layout.TRIALS}/") and path.endswith(f"/{_MODEL_FILE}")
+        is_trial_s = path.startswith(f"{layout.TRIALS}/") and path.endswith(f"/{layout.EPOCHS}")
         if is_trial_s and n_bytes == len(content) and storage.read_bytes(storage.join(root, path)) == content:
             return path.split("/")[2]
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from itertools import product
 
 from faithad.errors import ConfigError
 from faithad.model.table import MODELS
@@ -59,6 +60,11 @@ _ROBUST = {
     "frame_pca": Score("context", "none", "worst_window", "local"),
     "mae": Score("inpainting", "band", "worst_window", "local"),
 }
+
+
+def all_scores(model: str) -> list[Score]:
+    """Every combination of the four choices that a model has, the paper's first."""
+    return [Score(*names) for names in product(*TABLES.values()) if RESIDUALS[names[0]].fits(MODELS[model])]
 
 
 def robust(model: str) -> Score:

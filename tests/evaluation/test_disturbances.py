@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from faithad.clips.recordings import read_clip
 from faithad.demo.mill import synthesize
 from faithad.errors import StudyError
-from faithad.evaluation.disturbances import KINDS, disturb, disturbed_clips, proxy_auc
+from faithad.evaluation.disturbances import KINDS, PROXY_KINDS, disturb, disturbed_clips, proxy_auc
 from faithad.features import log_mel
 from faithad.settings import FeatureSettings
 
@@ -43,14 +43,14 @@ def one(
 @any_kind
 @repeatable
 @given(clip=st.integers(0, 2**31), seed=st.integers(0, 2**31))
-def test_power_is_added_and_never_taken_but_by_the_drop(kind: str, clip: int, seed: int) -> None:
+def test_power_is_added_and_never_taken_but_by_drops(kind: str, clip: int, seed: int) -> None:
     before = noise(clip)[0]
     after = one(before, kind, seed=seed)
     assert after.shape == before.shape
     assert after.dtype == np.float32
     assert np.isfinite(after).all()
     change = after - before
-    sign = -1 if kind == "level_drop" else 1
+    sign = -1 if kind in ("level_drop", "drop_out") else 1
     assert (sign * change > -1e-4).all()
     assert (sign * change).max() > 0.1
 
@@ -98,6 +98,12 @@ def test_kinds_differ_in_where_they_are() -> None:
     # Blows with pauses between them.
     runs = np.flatnonzero(np.diff(frames["rattle"].astype(int)) == 1)
     assert len(runs) >= 3
+    # A step lasts to the end, a gap is short, and rubbing swells again and again.
+    onset = int(np.flatnonzero(frames["level_step"])[0])
+    assert frames["level_step"][onset:].all()
+    assert FEATURES.n_frames // 4 <= onset <= 3 * FEATURES.n_frames // 4
+    assert 1 <= frames["drop_out"].sum() <= 0.5 * FEATURES.frames_per_s + 1
+    assert frames["rubbing"].sum() > FEATURES.frames_per_s
 
 
 @repeatable
@@ -122,13 +128,18 @@ def test_what_is_drawn_depends_on_seed_clip_and_kind_alone(seed: int) -> None:
 
 def test_many_clips_get_one_kind_each_and_few_get_all() -> None:
     few = disturbed_clips(noise(0, 3), list("abc"), settings=FEATURES, seed=0)
-    assert Counter(few.kinds) == dict.fromkeys(KINDS, 3)
+    assert Counter(few.kinds) == dict.fromkeys(PROXY_KINDS, 3)
     assert Counter(few.sources.tolist()) == dict.fromkeys(range(3), 5)
     short = FeatureSettings(clip_s=1.0, n_fft=2000, hop_samples=1000, n_mels=16)
     clips = np.zeros((250, 16, short.n_frames), dtype=np.float32)
     many = disturbed_clips(clips, [f"{n}" for n in range(250)], settings=short, seed=0)
     assert len(many.log_mels) == 250
-    assert Counter(many.kinds) == dict.fromkeys(KINDS, 50)
+    assert Counter(many.kinds) == dict.fromkeys(PROXY_KINDS, 50)
+    every = disturbed_clips(noise(0, 3), list("abc"), settings=FEATURES, seed=0, kinds=KINDS)
+    assert Counter(every.kinds) == dict.fromkeys(KINDS, 3)
+    # The clips of the kinds that both tasks have are the same.
+    of_few = {few.log_mels[k].tobytes() for k in range(15)}
+    assert of_few < {clip.tobytes() for clip in every.log_mels}
 
 
 def test_silence_and_single_frames_are_disturbed_as_well() -> None:

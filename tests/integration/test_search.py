@@ -170,6 +170,7 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
 ) -> None:
     search = {**GRID, "algorithm": "optuna", "trials": 3, "objective": "validation_loss", "trials_at_once": 1}
     search["space"] = {"train": {"weight_decay": {"log_uniform": [1e-4, 0.1]}}}
+    search["scores"] = ["paper", "robust"]
     asha = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 2}
     study = small_study(seeds=[0, 1], train={"epochs": 4}, search=search | asha)
     taken_over(READY, grid[0], study)
@@ -189,6 +190,15 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     assert chosen.weight_decay == decay
     assert load_study(f"{study.root}/best/study.yaml").train == chosen
     assert f"train.weight_decay {decay:g}: " in line
+    # Of the two scores, `best/` has the one that caught more, and so has the study to train.
+    scores = storage.read_table(f"{study.root}/summary/search_scores.parquet").to_pandas()
+    assert scores["chosen"].tolist() == [True, False]
+    assert scores["caught"].is_monotonic_decreasing
+    model, wanted = load_model(f"{study.root}/best"), load_study(f"{study.root}/best.yaml").score_of("mae")
+    assert (model.score is None) == (wanted is None)
+    assert model.score is None or model.score.choices == scores.loc[0, list(model.score.choices)].to_dict()
+    assert model.alarm is not None
+    assert search_study(study) == line, "nothing is compared again"
     stopped = table[table["status"] == "stopped"]
     assert 1 <= len(stopped) <= 5, "each trial after the first has to beat the better half of those before"
     assert (stopped["epochs"] < 4).all()

@@ -18,7 +18,16 @@ from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.search.clips import clips_stage
 from faithad.pipelines.search.plan import Trial, grid_trials, is_present, trial_location, trial_study
 from faithad.pipelines.search.records import Record, begun_trials, read_records, write_record, write_settings
-from faithad.pipelines.search.run import _keep_models, _trials_stage, _write_best, _write_table, ranked_cells
+from faithad.pipelines.search.run import (
+    RankedCell,
+    _best_trial,
+    _keep_best,
+    _keep_models,
+    _trials_stage,
+    _write_best,
+    _write_table,
+    ranked_cells,
+)
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.trial import train_trial
 from faithad.pipelines.search.tuning import TreeParzenCells
@@ -30,6 +39,7 @@ from faithad.runs import layout
 from faithad.runs.prune import prune
 from faithad.runs.stages import Stage
 from faithad.schemas import MANIFEST
+from faithad.scoring.choices import PAPER
 from tests.pipelines.test_linear_training import write
 
 FILES = ("study.yaml", "epochs.parquet", "validation_scores.parquet", "piece_scores.parquet", "model.safetensors")
@@ -57,6 +67,13 @@ def write_trial(root: Path, trial: Trial, value: float) -> None:
     write_record(str(root), Record(*trial, status="done", values=(value,), best_epoch=1))
 
 
+def keep(study: Study, records: list[Record], ranked: list[RankedCell]) -> None:
+    """What the search does with the models of its trials, where no scores are to be compared."""
+    stage = Stage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    _keep_best(study, MANIFEST.empty_table(), stage, stage, _best_trial(study, records, ranked[0].cell))
+    _keep_models(study, records, ranked)
+
+
 def best_files(root: Path) -> set[str]:
     return {storage.read_text(f"{root}/best/{name}") for name in FILES}
 
@@ -69,7 +86,7 @@ def test_the_best_trial_s_model_is_copied_and_the_best_cells_keep_their_weights(
         for seed in (0, 1):
             write_trial(tmp_path, Trial(ratio, 4, seed), 1 - abs(ratio - 0.5) + 0.01 * seed)
     records = read_records(str(tmp_path))
-    _keep_models(study, records, ranked_cells(study, records))
+    keep(study, records, ranked_cells(study, records))
     # The higher AUC, or the lower loss: of cell and seed alike.
     best, kept = ("r0.5-p4-s1", {0.5, 0.3, 0.75}) if objective == "proxy_auc" else ("r0.9-p4-s0", {0.9, 0.15, 0.75})
     assert best_files(tmp_path) == {best}
@@ -87,7 +104,7 @@ def test_a_pruned_search_keeps_the_best_trial_s_checkpoint(tmp_path: Path) -> No
     begun = Trial(0.9, 4, 0)
     storage.write_text(trial_location(str(tmp_path), begun, layout.STATE), "of a trial that is not over")
     records = read_records(str(tmp_path))
-    _keep_models(study, records, ranked_cells(study, records))
+    keep(study, records, ranked_cells(study, records))
     stage = Stage(str(tmp_path), "search", {}, (layout.TRIALS,), result=layout.TRIALS)
     assert stage.begin(redo=False)
     stage.finish()
@@ -98,7 +115,7 @@ def test_a_pruned_search_keeps_the_best_trial_s_checkpoint(tmp_path: Path) -> No
     # It is extended, and its page is made, as before.
     assert read_records(str(tmp_path)) == records
     storage.delete(f"{tmp_path}/best")
-    _keep_models(study, records, ranked_cells(study, records))
+    keep(study, records, ranked_cells(study, records))
     assert best_files(tmp_path) == {"r0.5-p4-s1"}
 
 
@@ -113,7 +130,7 @@ def test_a_trial_of_earlier_settings_is_in_the_table_and_never_the_best(tmp_path
     study, records = study_of(tmp_path, mask_ratios=[0.15, 0.3]), read_records(str(tmp_path))
     assert [record.trial for record in records if is_present(study, record.trial)] == [Trial(0.3, 4, 0)]
     ranked = ranked_cells(study, [record for record in records if is_present(study, record.trial)])
-    _keep_models(study, records, ranked)
+    keep(study, records, ranked)
     assert best_files(tmp_path) == {"r0.3-p4-s0"}
     _write_table(study, records, {})
     table = storage.read_table(f"{tmp_path}/summary/search.parquet").to_pandas().set_index("trial")
@@ -189,7 +206,7 @@ def test_a_search_that_begins_to_try_a_setting_keeps_its_trials(tmp_path: Path) 
     assert {record.trial for record in records} == set(grid_trials(study))
     ranked = ranked_cells(study, records)
     assert str(ranked[0]) == "mask_ratio 0.3, patch 4, train.learning_rate 0.002: 0.9000 ± 0.0000 over 2 seeds"
-    _write_best(study, ranked[0])
+    _write_best(study, ranked[0], PAPER)
     best = load_study(f"{tmp_path}/best.yaml")
     assert (best.train.learning_rate, best.train.mask_ratio) == (2e-3, 0.3)
     _write_table(study, records, {})

@@ -23,14 +23,17 @@ from faithad.pipelines.search.plan import (
     grid_trials,
     is_present,
     largest_study,
+    scores_to_compare,
     trial_location,
     tried_values,
+    with_score,
 )
 from faithad.pipelines.search.records import Record, begun_trials, read_record, write_record, write_settings
 from faithad.pipelines.search.run import ranked_cells
 from faithad.pipelines.search.tuning import GentleASHA, ShowProgress, TreeParzenCells
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.runs import layout
+from faithad.scoring.choices import PAPER, robust
 
 
 def study_of(root: str = "/nowhere", **search: Any) -> Study:
@@ -159,6 +162,36 @@ def test_wrong_settings_of_a_space_are_told_with_their_keys(space: dict[str, Any
     for message in messages:
         assert f"search.space.{message}" in str(error.value) or message in str(error.value)
     assert f"has {len(messages)} problem" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ("best", "search.scores: must be all, or a list of scores such as [paper, robust], found 'best'"),
+        (["nice"], "search.scores: allowed: paper, robust, or a choice of residual"),
+        (["paper", {"pooling": "mean"}, "paper"], "search.scores: must be different scores"),
+        ([{"residual": "context"}], "search.scores context, none, mean, none"),
+    ],
+)
+def test_wrong_scores_are_told(scores: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_search(study_of(scores=scores))
+    assert message in str(error.value)
+
+
+def test_scores_are_of_the_mae_alone() -> None:
+    study = study_of(scores="all")
+    assert parse_study(study.to_yaml(), name="again") == study
+    scores = scores_to_compare(study)
+    assert len(scores) == 2 * 2 * 4 * 2
+    assert {score.residual for score in scores} == {"reconstruction", "inpainting"}
+    assert scores_to_compare(study_of(scores=["robust", "paper"])) == [robust("mae"), PAPER]
+    of_score = with_score(study, robust("mae"))
+    assert (of_score.models, of_score.score_of("mae")) == (("mae",), robust("mae"))
+    assert parse_study(of_score.to_yaml(), name="best.yaml") == of_score
+    with pytest.raises(ConfigError, match=r"search\.scores (.|\n)* alarm\.rule: 'gamma' is for scores") as error:
+        check_search(study.model_copy(update={"alarm": study.alarm.model_copy(update={"rule": "gamma"})}))
+    assert str(error.value).count("gamma") == 1, "of 16 scores, told once"
 
 
 def test_settings_that_do_not_fit_each_other_are_told_before_a_grid_starts_and_never_drawn() -> None:

@@ -205,6 +205,24 @@ def test_settings_that_differ_have_a_column_and_a_scatter(tmp_path: Path, render
     assert heat_maps(read_search(write_search(tmp_path / "one rate")), "proxy AUC")
 
 
+def test_the_chosen_score_is_told_beside_the_paper_s(tmp_path: Path, render: Render) -> None:
+    root = write_search(tmp_path)
+    names = [("inpainting", "band", "worst_window", "local", 0.62), ("reconstruction", "none", "mean", "none", 0.405)]
+    rows = [
+        {"trial": "r0.3-p4-s0", "residual": residual, "weighting": weighting, "pooling": pooling,
+         "calibration": calibration, "caught": caught, "proxy_auc": caught + 0.3, "chosen": caught > 0.5}
+        for residual, weighting, pooling, calibration, caught in names
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SCORES)
+    storage.write_table(table, f"{root}/summary/search_scores.parquet", schema=schemas.SEARCH_SCORES)
+    _, page = render(root, render_search_report)
+    assert (
+        "The score of best/ is inpainting, band, worst_window, local: of 2 scores, it catches most at the alarm's "
+        "rate, 62% of the disturbed validation clips (AUC 0.920); the paper's score catches 40% of the disturbed "
+        "validation clips (AUC 0.705). No label was used, and real disturbances may rank scores otherwise."
+    ) in page.text
+
+
 def test_diverged_trials_of_a_scatter_are_crossed(tmp_path: Path, render: Render) -> None:
     root = write_search(tmp_path, algorithm="optuna", diverged={3: 1, 5: 2, -1: 1})
     lines = scatter_figure(read_search(root), "value", "proxy AUC").axes[0].get_lines()

@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
 from itertools import product
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from faithad.config.sections import Train
 from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.runs import layout
+from faithad.scoring.choices import Score, all_scores, chosen_score
 
 MODEL = "mae"
 
@@ -210,6 +212,23 @@ def largest_study(study: Study) -> Study:
     return cell_study(study, cell_of(study, study.search.mask_ratios[0], study.search.patches[0], sizes))
 
 
+def scores_to_compare(study: Study) -> list[Score]:
+    """What `search.scores` names, for the MAE."""
+    scores = study.search.scores
+    return all_scores(MODEL) if scores == "all" else [chosen_score(score, MODEL) for score in scores]
+
+
+def with_score(study: Study, score: Score) -> Study:
+    """The study of a cell with another score, of the MAE alone: other models may not have it.
+
+    Raises:
+        ConfigError: the score does not fit the model, or the alarm.
+    """
+    values = json.loads(study.model_dump_json()) | {"models": [MODEL], "score": asdict(score)}
+    values["features"]["reference"] = "none"
+    return validated(Study, values, name=f"search.scores {', '.join(astuple(score))}")
+
+
 def check_search(study: Study) -> None:
     """Refuse an impossible search as a whole, before any part of it starts.
 
@@ -222,6 +241,12 @@ def check_search(study: Study) -> None:
             cell_study(study, cell)
         except ConfigError as error:
             problems += str(error).splitlines()
+    for score in scores_to_compare(study):
+        try:
+            with_score(study, score)
+        except ConfigError as error:
+            head, *reasons = str(error).splitlines()
+            problems += [head, *reasons] if any(reason not in problems for reason in reasons) else []
     if MODEL not in study.models:
         problems.append(f"models: the search is for the MAE, add {MODEL!r} to {list(study.models)}")
     if search.algorithm == "optuna" and len(search.mask_ratios) < 2 and not search.space:

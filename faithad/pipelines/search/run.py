@@ -15,6 +15,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -33,15 +34,19 @@ from faithad.pipelines.search.plan import (
     MODEL,
     MODES,
     Cell,
+    Trial,
     all_trials,
     check_search,
     is_present,
     largest_study,
+    scores_to_compare,
     trial_location,
     trial_study,
     tried_values,
+    with_score,
 )
 from faithad.pipelines.search.records import Record, is_over, note_epochs, present_records, read_records
+from faithad.pipelines.search.scores import choose_score, is_left_from_before, read_chosen, scores_stage
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
@@ -56,6 +61,7 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage, flatten
+from faithad.scoring.choices import PAPER, Score
 from faithad.vocabulary import count, listed
 
 # Settings that say where trials run, not what they compute.
@@ -152,9 +158,11 @@ def _search(study: Study, *, redo: bool) -> str:
             f"Report: {render_search_report(study.root)}\n"
             f"Reasons: {listed(reasons, most=5, separator='; ')}"
         )
-    _write_best(study, ranked[0])
-    write_verdict(study, records, labelled, ranked[0].cell)
+    best = _best_trial(study, records, ranked[0].cell)
+    score = _keep_best(study, manifest, stages.features, trials, best)
     _keep_models(study, every, ranked)
+    _write_best(study, ranked[0], score)
+    write_verdict(study, records, labelled, ranked[0].cell)
     for place, cell in enumerate(ranked[:_SHOWN_CELLS] if len(ranked) > 1 else (), start=1):
         console.print(f"search: {place}. {cell}")
     if n_others := len(every) - len(records):
@@ -192,24 +200,54 @@ def ranked_cells(study: Study, records: Sequence[Record]) -> list[RankedCell]:
 
 
 def _keep_models(study: Study, records: Sequence[Record], ranked: Sequence[RankedCell]) -> None:
-    """Copy the model of the best cell's best trial to `best/`, and remove the weights and states of all but the best
-    cells.
-
-    Trials of earlier settings keep theirs: the user may go back to these.
+    """Remove the weights and states of all but the best cells. Trials of earlier settings keep theirs: the user may go
+    back to these.
     """
     kept = [ranked_cell.cell for ranked_cell in ranked[:KEPT_CELLS]]
     for record in records:
         if is_present(study, record.trial) and record.trial.cell not in kept:
             for name in (FILE_NAME, layout.STATE):
                 storage.delete(trial_location(study.root, record.trial, name))
+
+
+def _best_trial(study: Study, records: Sequence[Record], cell: Cell) -> Trial:
     sign = 1.0 if MODES[study.search.objective] == "min" else -1.0
-    of_best = [record for record in records if is_present(study, record.trial) and record.trial.cell == kept[0]]
-    _, best = min((sign * record.value, record.trial) for record in of_best if record.value is not None)
+    of_cell = [record for record in records if is_present(study, record.trial) and record.trial.cell == cell]
+    _, best = min((sign * record.value, record.trial) for record in of_cell if record.value is not None)
+    return best
+
+
+def _keep_best(study: Study, manifest: pa.Table, features: Stage, trials: Stage, best: Trial) -> Score:
+    """Copy the model of the best trial to `best/`, with the best of the scores to compare.
+
+    Returns:
+        Its score.
+    """
     source, target = trial_location(study.root, best), storage.join(study.root, layout.BEST_MODEL)
+    stage = scores_stage(study, best, trials)
+    if is_left_from_before(study):
+        stage.reset()
+    compares = bool(study.search.scores) and storage.exists(storage.join(source, FILE_NAME))
+    if compares and stage.is_done():
+        return read_chosen(study)
+    if compares:
+        stage.begin(redo=True)
+        storage.delete(target)
     # Searches of release 0.1.0 kept no weights.
     if storage.exists(storage.join(source, FILE_NAME)) and not storage.exists(storage.join(target, FILE_NAME)):
         for name in _MODEL_FILES:
             storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+    if not compares:
+        return PAPER
+    with ray_session():
+        compute_features(study, manifest, features, redo=False)
+        score = choose_score(study, best)
+    if score != PAPER:
+        of_best = with_score(trial_study(study, best.cell), score)
+        storage.write_text(storage.join(target, layout.STUDY), of_best.to_yaml())
+    stage.finish()
+    console.print(f"search: of {count(len(scores_to_compare(study)), 'score')}, best/ has {', '.join(astuple(score))}")
+    return score
 
 
 def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[str, int]) -> Stage:
@@ -219,11 +257,11 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     """
     training = train_stage(study, MODEL, study.seeds[0], features).settings
     settings = {key: value for key, value in training.items() if key not in ("train.mask_ratio", "train.patch", "seed")}
-    settings |= flatten("search", study.search.model_dump(mode="json", exclude=_SPREAD))
+    settings |= flatten("search", study.search.model_dump(mode="json", exclude=_SPREAD | {"scores"}))
     settings |= {"seeds": list(study.seeds), "test clips": clips.fingerprint}
     if study.search.objective == "test_auc":
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
-    summaries = [layout.summary(name) for name in ("search", "search_comparison")]
+    summaries = [layout.summary(name) for name in ("search", "search_comparison", "search_scores")]
     outputs = (layout.TRIALS, *summaries, layout.BEST, layout.BEST_MODEL, layout.SEARCH_REPORT)
     stage = Stage(
         study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key.startswith(_WHICH)
@@ -260,13 +298,15 @@ def _write_table(study: Study, records: Sequence[Record], labels: Mapping[str, i
     storage.write_table(table, storage.join(study.root, layout.summary("search")), schema=schemas.SEARCH_SUMMARY)
 
 
-def _write_best(study: Study, best: RankedCell) -> None:
-    location = storage.join(study.root, layout.BEST)
+def _write_best(study: Study, best: RankedCell, score: Score) -> None:
+    of_best, location = trial_study(study, best.cell), storage.join(study.root, layout.BEST)
+    if score != PAPER:
+        of_best = with_score(of_best, score)
     storage.write_text(
         location,
         f"# The best cell of a search by {study.search.objective}: {best}.\n"
         f"#\n#   faithad train --config {shlex.quote(location)}\n\n"
-        f"{trial_study(study, best.cell).to_yaml()}",
+        f"{of_best.to_yaml()}",
     )
 
 

@@ -80,14 +80,21 @@ def has_score(study: Study, model: str, seed: int) -> bool:
     return bool(of_model == names == json.loads(of_table))
 
 
-def fit_score(study: Study, model: str, seed: int) -> str:
+def fit_score(study: Study, model: str, seed: int, folder: str | None = None) -> str:
     """Fit the study's score to the training clips, and write the model and the scores of its validation clips.
+
+    Args:
+        study: whose score and clips they are.
+        model: by its name.
+        seed: of the model.
+        folder: of the model; that in `models/` by default.
 
     Returns:
         What was done, for the user.
     """
     torch.set_num_threads(1)  # the last digits do not depend on the machine's cores
-    folder, place = (storage.join(study.root, of(model, seed)) for of in (layout.model, layout.validation_scores))
+    folder = folder or storage.join(study.root, layout.model(model, seed))
+    place = storage.join(folder, layout.VALIDATION_SCORES)
     trained, score = load_model(folder, expect={"name": model, "seed": seed}), study.score_of(model)
     known = storage.read_table(place)
     # The scores by which the paper's alarm is fitted stay, for a study that returns to it.
@@ -100,7 +107,7 @@ def fit_score(study: Study, model: str, seed: int) -> str:
         chosen = choose_normals(len(clips), seed=seed)
 
         def normals() -> Iterator[Clips]:
-            return chosen_clips(_inputs(study, trained, "train"), clips, chosen)
+            return chosen_clips(inputs_of(study, trained, "train"), clips, chosen)
 
         with arithmetic("float32"):
             detector, _ = fit_detector(network, score, normals, frames_per_s=trained.features.frames_per_s)
@@ -149,7 +156,7 @@ def chosen_clips(parts: Iterable[Tensor], clips: Mapping[str, tuple[str, int]], 
         start += len(part)
 
 
-def _inputs(study: Study, trained: TrainedModel, split: str) -> Iterator[Tensor]:
+def inputs_of(study: Study, trained: TrainedModel, split: str) -> Iterator[Tensor]:
     return map(trained.prepare, read_features(study.root, split, study.feature_settings))
 
 
@@ -199,7 +206,7 @@ def _validation(study: Study, trained: TrainedModel, detector: Detector, names: 
     codes = {name: code for code, name in enumerate(names)}
 
     def parts() -> Iterator[Clips]:
-        return chosen_clips(_inputs(study, trained, "validation"), clips, np.arange(len(clips)))
+        return chosen_clips(inputs_of(study, trained, "validation"), clips, np.arange(len(clips)))
 
     return ComparedClips(
         detector,

@@ -1,0 +1,132 @@
+"""The score of the best trial's model, chosen without a label: `search.scores`.
+
+Each score is fitted to training clips and judged by validation clips and by copies of these with all kinds of
+disturbances in them (`evaluation.disturbances.KINDS`). `best/` gets the score that catches the most of them at the
+alarm's rate; it is fitted as `faithad train` fits the score of a study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from faithad import schemas, storage
+from faithad.config.study import Study
+from faithad.evaluation.alarms import fit_alarm
+from faithad.evaluation.disturbances import KINDS, disturbed_clips
+from faithad.evaluation.score_selection import RatedScore, rate_scores
+from faithad.model.checkpoint import load_model
+from faithad.model.fast_network import fast_network
+from faithad.model.precision import arithmetic
+from faithad.pipelines.search.clips import load_clips
+from faithad.pipelines.search.plan import MODEL, Trial, scores_to_compare, trial_study, with_score
+from faithad.pipelines.training.normals import results_of
+from faithad.pipelines.training.scores import chosen_clips, fit_score, inputs_of, split_clips
+from faithad.runs import layout
+from faithad.runs.stages import Stage, flatten, is_finished
+from faithad.scoring.choices import PAPER, Score
+from faithad.scoring.score import Clips
+
+# Training clips that scores are fitted to when they are compared: the first ones, in the order of a hash.
+_MOST_CLIPS = 400
+_CHOICES = ("residual", "weighting", "pooling", "calibration")
+
+
+def scores_stage(study: Study, trial: Trial, trials: Stage) -> Stage:
+    """It depends on the trial, on what the trials depend on, and on the alarm."""
+    scores = [asdict(score) for score in scores_to_compare(study)]
+    settings = {"trial": trial.name, "trials": trials.fingerprint, "scores": scores}
+    settings |= flatten("alarm", study.alarm.as_in_marks())
+    table = layout.summary("search_scores")
+    return Stage(study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=table, needs=(table,))
+
+
+def is_left_from_before(study: Study) -> bool:
+    """Whether `best/` may have a score that was chosen, and none is to be chosen now."""
+    return not study.search.scores and is_finished(study.root, "search-scores")
+
+
+def choose_score(study: Study, trial: Trial) -> Score:
+    """Compare the scores, write the table, and give the model in `best/` the best score; Ray must be there.
+
+    Raises:
+        StudyError: a score cannot be fitted to these clips, or a process was lost.
+    """
+    (rated,) = results_of([ray.remote(_rate).options(name="search scores").remote(study, trial)])
+    rows = [
+        {
+            "trial": trial.name,
+            **asdict(each.score),
+            "caught": each.caught,
+            "proxy_auc": each.proxy_auc,
+            "chosen": k == 0,
+        }
+        for k, each in enumerate(rated)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SCORES)
+    chosen: Score = rated[0].score
+    if chosen != PAPER:
+        folder, of_trial = storage.join(study.root, layout.BEST_MODEL), trial_study(study, trial.cell)
+        fit = ray.remote(fit_score).options(name="search score")
+        results_of([fit.remote(with_score(of_trial, chosen), MODEL, trial.seed, folder)])
+    storage.write_table(table, storage.join(study.root, layout.summary("search_scores")), schema=table.schema)
+    return chosen
+
+
+def read_chosen(study: Study) -> Score:
+    """The score that was chosen, of a finished stage."""
+    rows = storage.read_table(storage.join(study.root, layout.summary("search_scores"))).to_pylist()
+    (chosen,) = (row for row in rows if row["chosen"])
+    return Score(**{name: chosen[name] for name in _CHOICES})
+
+
+def _rate(study: Study, trial: Trial) -> list[RatedScore]:
+    """The Ray task that rates the scores of the model in `best/`."""
+    torch.set_num_threads(1)  # the last digits do not depend on the machine's cores
+    of_trial = trial_study(study, trial.cell)
+    trained = load_model(storage.join(study.root, layout.BEST_MODEL), expect={"name": MODEL, "seed": trial.seed})
+    clips = split_clips(of_trial, MODEL, "train")
+    chosen = np.arange(min(len(clips), _MOST_CLIPS))
+    normals = _joined(list(chosen_clips(inputs_of(of_trial, trained, "train"), clips, chosen)))
+    clip_ids, log_mels = load_clips(of_trial, "validation")
+    recordings = [recording for recording, _ in split_clips(of_trial, MODEL, "validation").values()]
+    made = disturbed_clips(
+        log_mels.numpy(), clip_ids, settings=study.feature_settings, seed=study.search.seed, kinds=KINDS
+    )
+    # Short clips count as filled up: a disturbance may lie anywhere in them.
+    held_back = Clips(trained.prepare(log_mels), clip_ids, recordings)
+    disturbed = Clips(
+        trained.prepare(torch.from_numpy(made.log_mels)),
+        [f"{clip_ids[n]} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
+        [recordings[n] for n in made.sources],
+    )
+
+    def fit_threshold(scores: np.ndarray) -> float:
+        settings = study.alarm.model_dump() | {"pooling": "mean"}
+        return fit_alarm(scores, **settings, clip_s=study.data.clip_s).threshold
+
+    with arithmetic("float32"):
+        return rate_scores(
+            fast_network(trained.network),
+            scores_to_compare(study),
+            normals=normals,
+            held_back=held_back,
+            disturbed=disturbed,
+            frames_per_s=trained.features.frames_per_s,
+            fit_threshold=fit_threshold,
+        )
+
+
+def _joined(parts: Sequence[Clips]) -> Clips:
+    lengths = [n for part in parts for n in part.n_frames or ()]
+    return Clips(
+        torch.cat([part.x for part in parts]),
+        [clip_id for part in parts for clip_id in part.clip_ids],
+        [recording for part in parts for recording in part.recordings],
+        lengths or None,
+    )
