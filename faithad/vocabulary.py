@@ -71,6 +71,11 @@ def listed(items: Sequence[str], *, most: int = 10, separator: str = ", ") -> st
     return separator.join(items[:most]) + more
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """So many significant digits, never as a power of ten: `0.56`, `260`, `3,600`."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"
+
+
 def size(n_bytes: float) -> str:
     """Such as `1.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -19,7 +19,7 @@ from faithad.runs import layout
 from faithad.runs.piece_scores import paper_scores, read_piece_scores
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
 from faithad.settings import minute_s
-from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, count
+from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, count, rounded
 
 
 def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
@@ -75,13 +75,13 @@ def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:
     per_hour, rate = 3600.0 / clip_s, alarm.expected_rate
     if alarm.counts_ranks:
         low, high = expected_share(rate, alarm.n_validation, 0)
-        sure = f"from {low * per_hour:.2g} to {high * per_hour:.2g} at 95 %"
+        sure = f"from {rounded(low * per_hour, 2)} to {rounded(high * per_hour, 2)} at 95 %"
     else:
         sure = "if the fit holds; the rule promises nothing"
     console.print(
         f"alarm: above {alarm.threshold:.4g} ({POOLINGS[alarm.pooling].phrase}), by rule {alarm.rule!r} on "
-        f"{count(alarm.n_validation, 'normal clip')}; {rate * per_hour:.3g} false alarms per hour are to be expected "
-        f"({rate * 100:.3g} % of normal clips), {sure}"
+        f"{count(alarm.n_validation, 'normal clip')}; {rounded(rate * per_hour)} false alarms per hour are to be "
+        f"expected ({rate * 100:.3g} % of normal clips), {sure}"
     )
     say_too_few(alarm, clip_s=clip_s)
 

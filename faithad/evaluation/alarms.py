@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from faithad.errors import ConfigError, StudyError
 from faithad.model.alarm import AlarmThreshold
-from faithad.vocabulary import POOLINGS, count
+from faithad.vocabulary import POOLINGS, count, rounded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -171,8 +171,8 @@ def too_few_clips(asked: float, promised: float, n_clips: int, clip_s: float) ->
     """
     needed = math.ceil(round(3600.0 / clip_s / asked, 9)) - 1
     return (
-        f"{asked:.3g} an hour were asked for, which needs {count(needed, 'normal clip')}; {count(n_clips, 'clip')} can "
-        f"promise no fewer than {promised:.3g}"
+        f"{rounded(asked)} an hour were asked for, which needs {count(needed, 'normal clip')}; "
+        f"{count(n_clips, 'clip')} can promise no fewer than {rounded(promised)}"
     )
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from faithad import storage
 from faithad.report import maps, style, words
 from faithad.runs.lock import require_still_alone
-from faithad.vocabulary import count
+from faithad.vocabulary import count, rounded
 
 
 def write(location: str, template: str, values: dict[str, Any], *, scripts: Sequence[str] = ()) -> str:
@@ -40,6 +40,7 @@ def write(location: str, template: str, values: dict[str, Any], *, scripts: Sequ
         "number": words.number,
         "interval": words.interval,
         "count": count,
+        "rounded": rounded,
         "seconds": words.seconds,
         "method": lambda name: style.method(name).title,
         "model": lambda name: style.model(name).title,

@@ -18,7 +18,7 @@ from faithad.errors import ConfigError, StudyError
 from faithad.evaluation import alarms
 from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
-from faithad.vocabulary import POOLINGS, Pooling
+from faithad.vocabulary import POOLINGS, Pooling, rounded
 
 repeatable = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -205,3 +205,10 @@ def test_only_a_rule_that_counts_ranks_states_an_interval(capsys: pytest.Capture
     ):
         say_alarm(fit_alarm(scores, rule=rule, pooling="mean", false_alarm_rate=0.02, clip_s=10.0), clip_s=10.0)
         assert said in " ".join(capsys.readouterr().out.split()), rule
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(0.5613, 3, "0.561"), (262.4, 2, "260"), (3599.9, 3, "3,600"), (0.0, 2, "0")]
+)
+def test_rates_are_written_without_powers_of_ten(value: float, digits: int, text: str) -> None:
+    assert rounded(value, digits) == text
