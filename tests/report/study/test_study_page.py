@@ -130,7 +130,7 @@ def test_a_page_with_sound_runs_one_script(write_study: WriteStudy, tmp_path: Pa
     html, page = render(root)
     page.check_is_whole(html)
     assert not page.scripts
-    assert "sound of" not in page.text
+    assert "This page holds the sound" not in page.text
 
 
 def test_without_annotations(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
