@@ -52,9 +52,11 @@ def practical(study: StudyTables) -> list[str]:
     """How many anomalous clips are caught at how many false alarms, the model that catches most first."""
     rows = [row for row in detection_rows(study) if row.get("caught") or row.get(_AT)]
     # One score of each model: the one that alarms, else the first.
-    rows.sort(key=lambda row: row.get("caught") is None)
-    by_model = {row["model"]: row for row in reversed(rows)}.values()
-    ranked = sorted(by_model, key=lambda row: -((row.get(_AT) or row["caught"])["mean"]))
+    by_model: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["model"] not in by_model or (row.get("caught") and not by_model[row["model"]].get("caught")):
+            by_model[row["model"]] = row
+    ranked = sorted(by_model.values(), key=lambda row: -((row.get(_AT) or row["caught"])["mean"]))
     hourly = {row["model"]: row["per_hour"] for row in alarm_rows(study)}
     return [_caught(row, hourly.get(row["model"])) for row in ranked[:_MOST_MODELS]]
 

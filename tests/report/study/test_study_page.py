@@ -328,7 +328,7 @@ def test_a_study_shows_its_search(write_study: WriteStudy, tmp_path: Path, rende
     trials = [
         {"trial": f"r{ratio}-p4-s0", "mask_ratio": ratio, "patch": 4, "seed": 0, "status": "done", "value": ratio,
          "objective": "proxy_auc", "proxy_auc": ratio, "epochs": 3, "best_epoch": 2,
-         "diverged_epochs": 0, "duration_s": 1.0, "present": True}
+         "diverged_epochs": 0, "duration_s": 1.0, "present": True, "settings": "{}"}
         for ratio in (0.3, 0.5)
     ]  # fmt: skip
     table = pa.Table.from_pylist(trials, schema=schemas.SEARCH_SUMMARY)
