@@ -31,6 +31,7 @@ def page() -> str:
     for name, place in layout.TABLES.items():
         where = [f"in a study `{place.in_study}`"] if place.in_study else []
         where += [f"in an audit `{place.in_audit}`"] if place.in_audit else []
+        where += [f"in a comparison `{place.in_comparison}`"] if place.in_comparison else []
         rows = [_row(column, _meaning(name, column.name)) for column in place.schema]
         head = "| column | type | may be null | meaning |\n|---|---|---|---|"
         sections.append(

@@ -1,6 +1,7 @@
 """The command line.
 
-    faithad synth index train calibrate search audit evaluate report study export export-clips review plan prune submit
+    faithad synth index train calibrate search audit evaluate report study plan prune submit
+            export export-clips review compare figures tables
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
@@ -305,6 +306,45 @@ def export_clips(
     from faithad.audit.exports import export_clips
 
     _say(export_clips(audit, to, margin_s=margin, longest_s=longest))
+
+
+@app.command(cls=Command)
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Roots of studies, or results of `faithad audit --out`: first the reference.")
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="Folder or URI to write to; without it, compare-A-B beside the first run.")
+    ] = None,
+) -> None:
+    """Compare runs with the first one: settings, numbers, the same clips, events, and drift of recorders."""
+    from faithad.report.compare import compare_runs
+
+    _say(compare_runs(runs, to))
+
+
+@app.command(cls=Command)
+def figures(
+    run: Annotated[str, typer.Argument(help="A study's root, or results of `faithad audit --out`.")],
+    to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
+    format: Annotated[str, typer.Option(help="pdf, svg and png, separated by commas.")] = "pdf",
+) -> None:
+    """Write every figure of a report for a paper: one column wide and two, with its legend and its fonts."""
+    from faithad.report.figures import write_figures
+
+    _say(write_figures(run, to, formats=format.split(",")))
+
+
+@app.command(cls=Command)
+def tables(
+    run: Annotated[str, typer.Argument(help="A study's root, or results of `faithad audit --out`.")],
+    to: Annotated[str | None, typer.Option(help="Folder or URI to write to; without it, they are printed.")] = None,
+    format: Annotated[str, typer.Option(help="latex, csv and markdown, separated by commas.")] = "markdown",
+) -> None:
+    """Print or write a study's numbers as the tables of a paper, or the events of an audit as one."""
+    from faithad.report.paper_tables import write_tables
+
+    _say(write_tables(run, formats=format.split(","), to=to))
 
 
 @app.command(cls=Command)

@@ -11,9 +11,11 @@ Contents
     SCORES, LOCALIZATION, FAITHFULNESS, CONTROLS, LINES, CHECKS, LEDGER    one folder of shards per (model, seed)
     MEDIAN_SPECTRA                                           a folder of shards of an audit of recordings
     attributions(n_mels, n_frames), spectrograms(...)        the same, for a model of this shape
-    EVENTS, STATES, SOUNDS, OPERATING_POINTS, DECISIONS, SEARCH_SUMMARY, SEARCH_SCORES
+    EVENTS, STATES, SOUNDS, CLIP_SOUNDS, OPERATING_POINTS, DECISIONS,
+    SEARCH_SUMMARY, SEARCH_SCORES
     DETECTION_SUMMARY, F_SCORE_SUMMARY, FAITHFULNESS_SUMMARY, CONTROLS_SUMMARY, COMPARISON,
     SECONDS_SUMMARY, PSDS_SUMMARY, REPLACEMENTS, BANDS, SANITY
+    COMPARED_SETTINGS, COMPARED_NUMBERS, COMPARED_CLIPS, COMPARED_EVENTS, DRIFT    of several runs
     MEANINGS                                                 what each column says
 """
 
@@ -29,7 +31,8 @@ import pyarrow as pa
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
 # audit are sounds (with expected), operating_points, decisions, lines, reasons, median_spectra and states; events have
-# normalized and trusted; summary/seconds, summary/psds and summary/search_scores.
+# normalized and trusted; summary/seconds, summary/psds and summary/search_scores; clip_sounds of
+# a study; compared/* of a comparison.
 FORMAT = 3
 
 SPLITS = ("train", "validation", "test")
@@ -369,6 +372,16 @@ SOUNDS = pa.schema(
     ]
 )
 
+# What the report of a study plays of its example clips.
+CLIP_SOUNDS = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("gain_db", pa.float64()),
+        pa.field("opus", pa.binary()),
+        pa.field("reason", pa.string()),
+    ]
+)
+
 # What other thresholds of the same rule would bring, see `audit.operating_points`.
 OPERATING_POINTS = pa.schema(
     [
@@ -595,6 +608,77 @@ EVENT_SUMMARY = pa.schema(
         pa.field("labelled_s", pa.float64(), nullable=False),
         pa.field("shared_s", pa.float64(), nullable=False),
         pa.field("not_heard", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+# What `faithad compare` writes into a folder of its own; each run is compared with the first one, the reference.
+_PAIR = [pa.field("run", pa.string(), nullable=False), pa.field("reference", pa.string(), nullable=False)]
+
+COMPARED_SETTINGS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("setting", pa.string(), nullable=False),
+        pa.field("value", pa.string()),
+    ]
+)
+
+COMPARED_NUMBERS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("ci_low", pa.float64()),
+        pa.field("ci_high", pa.float64()),
+    ]
+)
+
+# Of the clips that both runs have: their columns of numbers are those of COMPARISON.
+COMPARED_CLIPS = pa.schema(
+    [
+        *_PAIR,
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("mode", pa.string()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        *[
+            pa.field(name, pa.float64())
+            for name in ("estimate", "ci_low", "ci_high", "se", "p_t", "p_boot", "p_flip", "p_holm")
+        ],
+        pa.field("n_clips", pa.int32(), nullable=False),
+        pa.field("n_recordings", pa.int32(), nullable=False),
+        pa.field("n_seeds", pa.int32()),
+        pa.field("n_left_out", pa.int32(), nullable=False),
+        pa.field("smallest_effect", pa.float64()),
+        pa.field("verdict", pa.string(), nullable=False),
+    ]
+)
+
+COMPARED_EVENTS = pa.schema(
+    [
+        *_PAIR,
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("onset_s", pa.float64(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("started_at", pa.timestamp("us")),
+        pa.field("event_id", pa.string()),
+        pa.field("reference_event_id", pa.string()),
+        pa.field("whole_recording", pa.bool_(), nullable=False),
+    ]
+)
+
+DRIFT = pa.schema(
+    [
+        *_PAIR,
+        pa.field("recorder", pa.string(), nullable=False),
+        pa.field("quantity", pa.string(), nullable=False),
+        pa.field("since", pa.timestamp("us")),
+        pa.field("before", pa.float64(), nullable=False),
+        pa.field("after", pa.float64(), nullable=False),
+        pa.field("p", pa.float64(), nullable=False),
+        pa.field("n_before", pa.int32(), nullable=False),
+        pa.field("n_after", pa.int32(), nullable=False),
+        pa.field("matters", pa.bool_(), nullable=False),
     ]
 )
 
@@ -896,4 +980,43 @@ MEANINGS = {
     "chosen": "whether it is the score of `best/`",
     "present": "whether the trial belongs to the search as it is configured now, whose best cell is chosen",
     "summary/search.duration_s": "how long the trial took, in seconds",
+    "run": "name of the run: its folder, with as many folders above it as tell it from the others",
+    "compared/clips.reference": "the run that it is compared with: the first one that was given",
+    "compared/events.reference": "the run that it is compared with: the first one that was given",
+    "compared/drift.reference": "the run that it is compared with: the first one that was given",
+    "setting": "dotted name of a setting that is not the same in all runs, or of what is known of the model",
+    "compared/settings.value": "its value as YAML; null where the run does not have it",
+    "name": "what the number is",
+    "compared/numbers.value": "the number; null where it is not known",
+    "compared/numbers.ci_low": "lower end of its 95 % interval over recordings; null where it has none",
+    "compared/numbers.ci_high": "upper end of that interval",
+    "compared/clips.metric": "`alarm` (1 or 0) and `score` of an audit; of a study `auc`, `f_score` or `faithfulness`",
+    "compared/clips.mode": "of the faithfulness, `frame` or `segment`; null for others",
+    "compared/clips.method": "attribution method; of `auc` how the score is pooled; of an audit the score that alarms",
+    "compared/clips.estimate": "mean over the clips of both runs of the difference run - reference, seeds averaged",
+    "compared/clips.ci_low": "lower end of its 95 % interval by bootstrap-t over recordings; null where it is open",
+    "compared/clips.ci_high": "upper end of that interval; null where it is open",
+    "compared/clips.n_clips": "number of clips whose difference is defined",
+    "compared/clips.n_seeds": "seeds of each model; null in audits, and where the runs have different numbers of them",
+    "compared/clips.verdict": "`yes`: the run is larger, `no`: the reference is larger, `no (equivalent)`, or "
+    "`undecided`, with the reason",
+    "compared/events.status": "`both` runs have the event, it is `new` in the run or `gone` from it, or its sound is "
+    "`unheard` by the other run",
+    "compared/events.recording": "recording in which the event begins",
+    "compared/events.onset_s": "its start, in seconds from the start of the recording",
+    "compared/events.duration_s": "how long it lasts",
+    "compared/events.started_at": "the recorder's own clock at its start; null where that is not known",
+    "compared/events.event_id": "name of the event in the run; null where it has none",
+    "reference_event_id": "name of the event in the reference, the first of several; null where it has none",
+    "whole_recording": "whether the recording is different as a whole, and the event a part of that",
+    "compared/drift.recorder": "which recorder, or the folder of its recordings",
+    "quantity": "`level_dbfs` of each recording, or the median `score` of its clips",
+    "since": "the recorder's own clock at the first recording after the change; null: compared are reference and run",
+    "before": "median of the recordings before the change",
+    "after": "median of those after it",
+    "p": "of no change, by ranks of recordings",
+    "n_before": "number of recordings before the change",
+    "n_after": "number of those after it",
+    "matters": "whether p is at most 0.01, 5 recordings stand on each side, and the change is as large as 3 dB, or, of "
+    "scores, as the spread of the recordings before",
 }

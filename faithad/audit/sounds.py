@@ -1,4 +1,4 @@
-"""The sound of each event, for the report: its strongest seconds as Ogg Opus, and their spectrogram.
+"""The sound of each event, for the report: its strongest seconds as Ogg Opus, and their spectrogram; and that of clips.
 
 A row holds one stretch of one recording: the event and 2 s around it, or where that is longer than 30 s, those around
 its strongest moment. Nothing is read that was not heard: a stretch ends where the scored clips around it end.
@@ -34,10 +34,10 @@ from faithad.evaluation.arrays import list_arrays
 from faithad.evaluation.intersection import Span, merge_spans, overlap_s
 from faithad.features import log_mel
 from faithad.runs.lookahead import side_by_side
-from faithad.schemas import SOUNDS
+from faithad.schemas import CLIP_SOUNDS, SOUNDS
 from faithad.scoring.trained_ensemble import AnyModel
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import POOLINGS
+from faithad.vocabulary import AUDIO_SUFFIXES, POOLINGS
 
 MOST_SOUNDS, LONGEST_S, MARGIN_S = 200, 30.0, 2.0
 MOST_EXPECTED = 20
@@ -153,6 +153,25 @@ def _expected(
     return made
 
 
+def clip_sounds(clips: Sequence[_Clip]) -> pa.Table:
+    """The sound of whole clips, as schemas.CLIP_SOUNDS in their order; none of clips that were spectrograms.
+
+    Args:
+        clips: rows of schemas.MANIFEST.
+    """
+    audible = [clip for clip in clips if clip["uri"].lower().endswith(AUDIO_SUFFIXES)]
+    sounds = side_by_side(_clip_sound, audible, at_once=_AT_ONCE, named=lambda clip: str(clip["uri"]))
+    return pa.Table.from_pylist(list(sounds), schema=CLIP_SOUNDS)
+
+
+def _clip_sound(clip: _Clip) -> dict[str, Any]:
+    try:
+        samples = _read(clip, clip["onset_s"], clip["duration_s"], RATE_HZ)
+    except RecordingError as error:
+        return {"clip_id": clip["clip_id"], "reason": str(error)}
+    return {"clip_id": clip["clip_id"], **_loud(samples)}
+
+
 def _strongest_stretch(
     event: EventRow, clips: Mapping[str, _Clip], score_of: Mapping[str, _Clip], heard: Mapping[str, Sequence[Span]]
 ) -> _Stretch:
@@ -175,26 +194,30 @@ def _sound(stretch: _Stretch, features: FeatureSettings) -> dict[str, Any]:
     clip, duration_s = stretch.clip, stretch.duration_s
     row = {"event_id": stretch.event_id, "recording": stretch.recording, "onset_s": stretch.onset_s}
     row |= {"duration_s": duration_s, "opus": None}
-
-    def read(rate_hz: int) -> npt.NDArray[np.float32]:
-        return read_clip(
-            clip["uri"],
-            onset_s=stretch.onset_s,
-            duration_s=duration_s,
-            clip_s=LONGEST_S,
-            sample_rate_hz=rate_hz,
-            channel=clip["channel"],
-        )
-
     try:
-        samples = read(RATE_HZ)
-        picture = _picture(read(features.sample_rate_hz), features)
+        samples = _read(clip, stretch.onset_s, duration_s, RATE_HZ)
+        picture = _picture(_read(clip, stretch.onset_s, duration_s, features.sample_rate_hz), features)
     except RecordingError as error:
         return row | {"reason": str(error)}
+    return row | _loud(samples) | {"n_mels": len(picture), "log_mel": picture.ravel()}
+
+
+def _read(clip: _Clip, onset_s: float, duration_s: float, rate_hz: int) -> npt.NDArray[np.float32]:
+    return read_clip(
+        clip["uri"],
+        onset_s=onset_s,
+        duration_s=duration_s,
+        clip_s=max(LONGEST_S, duration_s),
+        sample_rate_hz=rate_hz,
+        channel=clip["channel"],
+    )
+
+
+def _loud(samples: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The columns `gain_db` and `opus`."""
     loudest = float(np.abs(samples).max(initial=0.0))
     gain = min(_LOUDEST / loudest, _MOST_GAIN) if loudest else 1.0
-    row |= {"gain_db": 20 * float(np.log10(gain)), "opus": _opus(samples * np.float32(gain))}
-    return row | {"n_mels": len(picture), "log_mel": picture.ravel()}
+    return {"gain_db": 20 * float(np.log10(gain)), "opus": _opus(samples * np.float32(gain))}
 
 
 def _opus(samples: npt.NDArray[np.float32]) -> bytes:

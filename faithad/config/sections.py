@@ -400,8 +400,8 @@ class Follow(Section):
 
 
 class Report(Section):
-    """`sound`: whether the audit's page can play the strongest events (`events`) or holds no sound (`none`). The sound
-    may contain voices.
+    """`sound`: whether the page of an audit can play the strongest events, and that of a study its example clips
+    (`events`), or holds no sound (`none`). The sound may contain voices.
     """
 
     sound: Literal["events", "none"] = "events"

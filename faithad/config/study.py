@@ -30,6 +30,7 @@ from faithad.config.sections import (
     Evaluation,
     Features,
     Network,
+    Report,
     ScoreChoice,
     Section,
     Seed,
@@ -95,6 +96,7 @@ class Study(Section):
     alarm: Alarm = Alarm()
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
+    report: Report = Report()
 
     @model_validator(mode="before")
     @classmethod

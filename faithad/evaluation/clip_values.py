@@ -8,7 +8,7 @@ Shape letters: S seeds, N clips, C columns (one curve point each: model, method,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,24 @@ def read_cube(table: pa.Table, value: str, keys: Sequence[str], clips: Clips) ->
     cube = np.full(shape, np.nan)
     cube.reshape(-1)[cells] = values
     return Cube(values=cube, columns=columns)
+
+
+def mean_over_percentiles(cube: Cube, percentiles: Collection[float] = ()) -> Cube:
+    """The mean over all percentiles, in columns whose percentile is None; NaN where a clip lacks one of them.
+
+    Args:
+        cube: columns (model, name, percentile).
+        percentiles: of the experiment. A line that is not known at all of them has no mean.
+    """
+    columns: dict[tuple[str, str], list[int]] = {}
+    for column, (model, name, _) in enumerate(cube.columns):
+        columns.setdefault((model, name), []).append(column)
+    columns = {
+        key: of_name for key, of_name in columns.items() if {cube.columns[k][2] for k in of_name} >= set(percentiles)
+    }
+    means = [cube.values[:, :, of_name].mean(axis=2) for of_name in columns.values()]
+    values = np.stack(means, axis=2) if means else cube.values[:, :, :0]
+    return Cube(values, [(*key, None) for key in columns])
 
 
 def _codes(column: pa.ChunkedArray[Any]) -> tuple[Integers, list[Any]]:

@@ -29,11 +29,11 @@ import pyarrow.compute as pc
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.checks import INPAINTING, RECONSTRUCTION, TRAINING_MEAN, band_rhos, replaced_faithfulness
-from faithad.evaluation.clip_values import Clips, Cube, read_cube, read_test_clips
+from faithad.evaluation.clip_values import Clips, Cube, mean_over_percentiles, read_cube, read_test_clips
 from faithad.evaluation.controls import NO_MODEL, RANDOM
-from faithad.evaluation.decisions import Comparison, compare
+from faithad.evaluation.decisions import Comparison, compare, placements
 from faithad.evaluation.estimates import SummaryRow, known_mean
-from faithad.evaluation.lines import f_score_lines, mean_over_percentiles
+from faithad.evaluation.lines import f_score_lines
 from faithad.scoring.choices import OWN, PAPER_NAME
 from faithad.vocabulary import ERROR_POOLINGS, FITTED
 
@@ -167,30 +167,6 @@ def _detection_against_linear(scores: pa.Table, experiment: Experiment) -> Itera
                 method = FITTED if is_fitted and pooling == "mean" else pooling
                 names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": method}
                 yield {**keys, **names, **dataclasses.asdict(answer)}
-
-
-def placements(scores: Reals, labels: Reals) -> Reals:
-    """One value for each clip whose mean is the AUC, and whose spread over clips is that of the AUC (DeLong et al.
-    1988): how much of the other class the clip is ranked on the right side of, weighted by the size of its class.
-
-    Args:
-        scores: (N,), NaN where a clip has none.
-        labels: 0 or 1, (N,).
-
-    Returns:
-        (N,), NaN where a clip has no score, and everywhere if a class has none.
-    """
-    values = np.full(len(scores), np.nan)
-    known = np.isfinite(scores)
-    normal, anomalous = (known & (labels == label) for label in (0, 1))
-    if not normal.any() or not anomalous.any():
-        return values
-    above = scores[anomalous][:, None] - scores[normal][None, :]
-    wins = (above > 0) + 0.5 * (above == 0)
-    auc, n = wins.mean(), known.sum()
-    values[anomalous] = auc + n / anomalous.sum() * (wins.mean(axis=1) - auc)
-    values[normal] = auc + n / normal.sum() * (wins.mean(axis=0) - auc)
-    return values
 
 
 def _rows(

@@ -149,6 +149,30 @@ def compare(
     return comparisons
 
 
+def placements(scores: Reals, labels: Reals) -> Reals:
+    """One value for each clip whose mean is the AUC, and whose spread over clips is that of the AUC (DeLong et al.
+    1988): how much of the other class the clip is ranked on the right side of, weighted by the size of its class.
+
+    Args:
+        scores: (N,), NaN where a clip has none.
+        labels: 0 or 1, (N,).
+
+    Returns:
+        (N,), NaN where a clip has no score, and everywhere if a class has none.
+    """
+    values = np.full(len(scores), np.nan)
+    known = np.isfinite(scores)
+    normal, anomalous = (known & (labels == label) for label in (0, 1))
+    if not normal.any() or not anomalous.any():
+        return values
+    above = scores[anomalous][:, None] - scores[normal][None, :]
+    wins = (above > 0) + 0.5 * (above == 0)
+    auc, n = wins.mean(), known.sum()
+    values[anomalous] = auc + n / anomalous.sum() * (wins.mean(axis=1) - auc)
+    values[normal] = auc + n / normal.sum() * (wins.mean(axis=0) - auc)
+    return values
+
+
 def holm(p: npt.ArrayLike) -> Reals:
     """Adjust p values (..., M) for M tests (Holm 1979): the k-th smallest times M + 1 - k, never falling, at most 1."""
     values = np.asarray(p, dtype=np.float64)

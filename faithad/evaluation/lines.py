@@ -5,14 +5,14 @@ Shape letters: N clips, C columns (model, line, percentile), A annotated clips.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad.evaluation.clip_values import Cube, read_cube
+from faithad.evaluation.clip_values import Cube, mean_over_percentiles, read_cube
 from faithad.evaluation.controls import ALWAYS, ORACLE, RANDOM
 from faithad.evaluation.estimates import SummaryRow, estimates, known_mean
 
@@ -42,24 +42,6 @@ def f_score_lines(f_scores: Cube, controls: pa.Table, experiment: Experiment) ->
         columns += [(model, line, percentile) for line in (RANDOM, ALWAYS, ORACLE) for percentile in percentiles]
         parts.append(everywhere)
     return Cube(np.hstack(parts)[None], columns)
-
-
-def mean_over_percentiles(cube: Cube, percentiles: Collection[float] = ()) -> Cube:
-    """The mean over all percentiles, in columns whose percentile is None; NaN where a clip lacks one of them.
-
-    Args:
-        cube: columns (model, name, percentile).
-        percentiles: of the experiment. A line that is not known at all of them has no mean.
-    """
-    columns: dict[tuple[str, str], list[int]] = {}
-    for column, (model, name, _) in enumerate(cube.columns):
-        columns.setdefault((model, name), []).append(column)
-    columns = {
-        key: of_name for key, of_name in columns.items() if {cube.columns[k][2] for k in of_name} >= set(percentiles)
-    }
-    means = [cube.values[:, :, of_name].mean(axis=2) for of_name in columns.values()]
-    values = np.stack(means, axis=2) if means else cube.values[:, :, :0]
-    return Cube(values, [(*key, None) for key in columns])
 
 
 def controls_rows(localization: pa.Table, controls: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:

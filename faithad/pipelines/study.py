@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from faithad import schemas, storage
 from faithad.audit.ledger import count_ledger
+from faithad.audit.sounds import clip_sounds
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.audit.models import audit_models, audit_stage, is_audit_whole
@@ -25,6 +26,7 @@ from faithad.pipelines.training.run import train_models, train_stage
 from faithad.pipelines.training.trained import damage
 from faithad.progress import console
 from faithad.report.study_page import render_report
+from faithad.report.study_tables import example_clips
 from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest, table_digest
 from faithad.runs.formats import replace_damaged
@@ -83,9 +85,13 @@ def evaluate_study(study: Study, *, redo: bool = False) -> None:
 
 def report(study: Study, *, redo: bool = False) -> None:
     """All tables → `report.html`. Replaced without `--redo` when its settings or tables changed."""
-    stages, _ = open_study(study)
+    stages, manifest = open_study(study)
     _need([stages.evaluate], before="evaluate")
     if stages.report.begin(redo=True):
+        wanted = example_clips(study.root) if study.report.sound == "events" else []
+        clips = {clip["clip_id"]: clip for clip in manifest.to_pylist() if clip["clip_id"] in set(wanted)}
+        sounds = clip_sounds([clips[clip_id] for clip_id in wanted])
+        storage.write_table(sounds, storage.join(study.root, layout.CLIP_SOUNDS), schema=schemas.CLIP_SOUNDS)
         render_report(study.root)
         stages.report.finish()
 
@@ -183,7 +189,9 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
     audits = {run: audit_stage(study, *run, trainings, judged) for run in study.runs}
     evaluation = evaluate_stage(study, list(audits.values()), features, table_digest(ledger))
     settings = {"evaluate": evaluation.fingerprint, "search": _search_digest(study.root)}
-    page = Stage(study.root, "report", settings, (layout.REPORT,), result=layout.REPORT, needs=(layout.REPORT,))
+    settings |= {"report.sound": study.report.sound}
+    outputs = (layout.REPORT, layout.CLIP_SOUNDS)
+    page = Stage(study.root, "report", settings, outputs, result=layout.REPORT, needs=outputs)
     return Stages(features, trainings, audits, evaluation, page), manifest
 
 

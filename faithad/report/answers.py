@@ -6,22 +6,35 @@ import math
 from typing import Any
 
 from faithad.report import style
-from faithad.report.findings import best, in_scope, missing_runs, missing_truth, overall
+from faithad.report.findings import (
+    alarm_rows,
+    best,
+    detection_rows,
+    in_scope,
+    missing_runs,
+    missing_truth,
+    overall,
+)
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
 from faithad.report.verdicts import disagreement, telling, verdicts, worth
 from faithad.report.words import UNKNOWN, interval, number, records
-from faithad.vocabulary import FITTED, count
+from faithad.vocabulary import CAUGHT_AT, FITTED, count
+
+# Of the shares of normal clips at which a detector is read, the one that few normal clips can tell.
+_AT = "caught_5"
+_MOST_MODELS = 3
 
 
 def answers(study: StudyTables) -> list[str]:
-    """The verdicts, then detection, localization, faithfulness, and what is not in the report."""
+    """What is caught at how many false alarms; the verdicts; detection, localization, faithfulness; what is missing."""
     reasons, ledger = missing_truth(study), ledger_view(study.ledger)
     done, skipped, failed = (f"{ledger.clips[status]:,}" for status in ("done", "skipped", "failed"))
     through = f"Of {count(ledger.total, 'clip')}, {done} went through, {skipped} were skipped and {failed} failed"
     absent = missing_runs(study)
     return [
+        *practical(study),
         *(verdict.sentence for verdict in verdicts(study)),
         *telling(study),
         *worth(study),
@@ -33,6 +46,43 @@ def answers(study: StudyTables) -> list[str]:
         f"{through}; {ledger.rejected}." if ledger.rejected else f"{through}.",
         *([f"Not in this report, because no scores were found: {', '.join(absent)}."] if absent else []),
     ]
+
+
+def practical(study: StudyTables) -> list[str]:
+    """How many anomalous clips are caught at how many false alarms, the model that catches most first."""
+    rows = [row for row in detection_rows(study) if row.get("caught") or row.get(_AT)]
+    # One score of each model: the one that alarms, else the first.
+    by_model: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["model"] not in by_model or (row.get("caught") and not by_model[row["model"]].get("caught")):
+            by_model[row["model"]] = row
+    ranked = sorted(by_model.values(), key=lambda row: -((row.get(_AT) or row["caught"])["mean"]))
+    hourly = {row["model"]: row["per_hour"] for row in alarm_rows(study)}
+    return [_caught(row, hourly.get(row["model"])) for row in ranked[:_MOST_MODELS]]
+
+
+def _caught(row: dict[str, Any], an_hour: float | None) -> str:
+    """What one model catches with its alarm, and at a usual rate of false alarms."""
+    name, sentences = f"the {style.model(row['model']).title}", []
+    alarm, false_alarms, usual = row.get("caught"), row.get("false_alarms"), row.get(_AT)
+    if alarm and false_alarms:
+        hourly = "" if an_hour is None else f", {an_hour:.3g} times an hour"
+        sentences.append(
+            f"With its alarm, {name} catches {_share(alarm, 'of the anomalous clips')}; "
+            f"{_share(false_alarms, 'of the normal ones alarm, too')}{hourly}"
+        )
+    if usual:
+        threshold = f"At a threshold that {CAUGHT_AT[_AT] * 100:g} % of the normal clips exceed"
+        named = "it" if sentences else name
+        sentences.append(f"{threshold}, {named} catches {_share(usual, '' if sentences else 'of the anomalous clips')}")
+    return f"{'. '.join(sentences)}."
+
+
+def _share(row: dict[str, Any], what: str) -> str:
+    """A share of something with its interval, in percent."""
+    text = f"{row['mean'] * 100:.0f} % {what}".rstrip()
+    known = row["ci_low"] is not None and row["ci_high"] is not None
+    return f"{text} ({row['ci_low'] * 100:.0f} to {row['ci_high'] * 100:.0f} %)" if known else text
 
 
 def _detection_answer(study: StudyTables) -> str:

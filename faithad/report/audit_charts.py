@@ -14,17 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from faithad.report.maps import ClipScale
-from faithad.report.style import EVENT, MUTED, RC, SHADE, Method, new_axes
+from faithad.report.style import EVENT, MUTED, RC, SHADE, Method, new_axes, size
 from faithad.report.timeline import PIXEL_COLUMNS, THRESHOLD, by_column, spans_decades
 
 
 @mpl.rc_context(RC)
-def distribution_figure(score: np.ndarray, threshold: float | None, *, has_ratio: bool = True) -> Figure:
+def distribution_figure(
+    score: np.ndarray, threshold: float | None, *, has_ratio: bool = True, column_in: float | None = None
+) -> Figure:
     """How many clips have which score, on a logarithmic scale; those above the threshold in red.
 
-    `has_ratio`: see `timeline.spans_decades`.
+    `has_ratio`: see `timeline.spans_decades`; `column_in`: see `style.size`.
     """
-    figure, axes = new_axes(5.6, 2.4)
+    figure, axes = new_axes(5.6, 2.4, column_in)
     low, high = float(score.min()), max(float(score.max()), threshold if threshold is not None else -np.inf)
     high = high if high > low else low + 1.0
     wide = has_ratio and spans_decades(score, threshold)
@@ -56,6 +58,7 @@ def event_figure(
     bands: tuple[int, int],
     look: Method,
     scale: ClipScale,
+    column_in: float | None = None,
 ) -> Figure:
     """One event's explanation over time, with the seconds it points at, and on the right over the mel bands.
 
@@ -67,9 +70,14 @@ def event_figure(
         bands: first and last of the bands that carry the event.
         look: of the method.
         scale: of the mel bands.
+        column_in: see `style.size`.
     """
-    figure = Figure(figsize=(11.6, 1.6))
-    curve = figure.add_axes((0.012, 0.3, 0.81, 0.66))
+    width_in, height_in = size(11.6, 1.6, column_in)
+    figure = Figure(figsize=(width_in, height_in))
+    bottom, height = 0.48 / height_in, 1 - 0.544 / height_in
+    left_in, bands_in = 0.14, min(1.47, width_in / 4)
+    right_in = width_in - bands_in - 0.058
+    curve = figure.add_axes((left_in / width_in, bottom, (right_in - 0.53 - left_in) / width_in, height))
     for onset, offset in seconds:
         curve.axvspan(onset, offset, color=EVENT, alpha=0.14, linewidth=0)
         curve.plot([onset, offset], [0, 0], transform=curve.get_xaxis_transform(), color=EVENT, linewidth=2.5,
@@ -89,9 +97,11 @@ def event_figure(
     curve.set_yticks([])
     curve.spines["left"].set_visible(False)
     curve.set_xlabel(axis)
-    curve.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    curve.xaxis.set_major_locator(MaxNLocator(nbins=12 if column_in is None else 6, integer=True))
     curve.xaxis.set_major_formatter("{x:,.0f}")
-    _draw_bands(figure.add_axes((0.868, 0.3, 0.127, 0.66)), profile, bands, look.color, scale)
+    _draw_bands(
+        figure.add_axes((right_in / width_in, bottom, bands_in / width_in, height)), profile, bands, look.color, scale
+    )
     return figure
 
 

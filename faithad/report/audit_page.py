@@ -9,7 +9,7 @@ import pandas as pd
 
 from faithad import storage
 from faithad.evaluation.alarms import RULES
-from faithad.report import audit_charts, audit_findings, event_views, page, style, timeline
+from faithad.report import audit_figures, audit_findings, event_views, page, style, timeline
 from faithad.report.audit_tables import Alarm, AuditTables, read_audit
 from faithad.report.changes import changes
 from faithad.report.health import health_view
@@ -148,14 +148,7 @@ def _model(audit: AuditTables) -> str:
 
 
 def _charts(audit: AuditTables, line: timeline.TimeLine) -> dict[str, Any]:
-    threshold, has_ratio = audit.alarm.threshold, audit.alarm.pooling.has_ratio
-    scores = timeline.score_figure(line, threshold, has_ratio=has_ratio)
-    distribution = audit_charts.distribution_figure(line.score, threshold, has_ratio=has_ratio)
-    figures = {
-        "score": (scores, "Anomaly score over the time"),
-        "distribution": (distribution, "How many clips have which score"),
-    }
-    svgs = {name: style.to_svg(figure, name=name, label=label) for name, (figure, label) in figures.items()}
+    svgs = {name: drawing.svg() for name, drawing in audit_figures.score_drawings(audit, line).items()}
     return {**svgs, "unheard": bool(len(line.unheard)), "states": bool(len(line.states))}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from faithad.report import style
+from faithad.report.drawing import Drawing
 from faithad.report.study_tables import StudyTables
 from faithad.report.words import number, records
 from faithad.vocabulary import listed
@@ -19,12 +20,12 @@ _REPLACEMENTS = {"training_mean": "training mean", "inpainting": "the MAE's pred
 
 def checks_section(study: StudyTables) -> dict[str, Any] | None:
     """What the section shows; None where no clip was checked."""
-    costs = cost_rows(study)
+    cost = cost_drawing(study)
     tables = {
         "replacements": _replacements(study.replacements),
         "bands": _in_order(study.bands[study.bands["scope"] == "all"]),
         "sanity": _sanity(study.sanity),
-        "cost": _cost_svg(costs) if costs else None,
+        "cost": cost and cost.svg(),
         "sentences": replacement_sentences(study),
     }
     counts = [frame["n_clips"].max() for frame in (study.replacements, study.bands, study.sanity) if len(frame)]
@@ -39,10 +40,17 @@ def cost_rows(study: StudyTables) -> list[dict[str, Any]]:
     return _in_order(means.merge(seconds.rename(columns={"mean": "seconds"}), on=["model", "method"]))
 
 
+def cost_drawing(study: StudyTables) -> Drawing | None:
+    """None where no method has both a cost and a value."""
+    rows = cost_rows(study)
+    label = "Seconds a clip and normalised faithfulness of each model and method"
+    return Drawing("cost", label, partial(cost_figure, rows)) if rows else None
+
+
 @mpl.rc_context(style.RC)
-def cost_figure(rows: list[dict[str, Any]]) -> Figure:
+def cost_figure(rows: list[dict[str, Any]], column_in: float | None = None) -> Figure:
     """Normalised faithfulness against seconds a clip: a marker for each method, hollow or filled by model."""
-    figure, axes = style.new_axes(5.6, 4.2)
+    figure, axes = style.new_axes(5.6, 4.2, column_in)
     for row in rows:
         look, line = style.method(row["method"]), style.model(row["model"])
         axes.plot(row["seconds"], row["faithfulness"], color=look.color, marker=look.marker, linestyle="none",
@@ -50,6 +58,7 @@ def cost_figure(rows: list[dict[str, Any]]) -> Figure:
                   label=f"{line.title} {look.title}")  # fmt: skip
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="seconds a clip, for the map alone", ylabel="normalised faithfulness")
     return figure
 
@@ -106,8 +115,3 @@ def _sanity(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _in_order(frame: pd.DataFrame) -> list[dict[str, Any]]:
     models, methods = style.in_model_order(frame["model"]), style.in_method_order(frame["method"])
     return sorted(records(frame), key=lambda row: (models.index(row["model"]), methods.index(row["method"])))
-
-
-def _cost_svg(rows: list[dict[str, Any]]) -> Markup:
-    label = "Seconds a clip and normalised faithfulness of each model and method"
-    return style.to_svg(cost_figure(rows), name="cost", label=label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 
 from faithad.report import audit_charts, audit_findings, maps, style
 from faithad.report.audit_tables import AuditTables, Curve, EventRow, clips_around_the_strongest
+from faithad.report.drawing import Drawing
 from faithad.report.trust import Trust
 from faithad.report.words import UNKNOWN, hertz, percent, seconds
 
@@ -93,31 +95,41 @@ def pictures(audit: AuditTables, number: int) -> dict[str, Any]:
     `curve_span` and `panel_span` are where curve and pictures begin and end, in seconds of the recording; None where
     the curve runs over several.
     """
-    event = audit.events[number]
-    near = clips_around_the_strongest(event["clip_ids"], audit.score_of)
-    curves = {id_: audit.curves[id_] for id_ in near if id_ in audit.curves and not audit.curves[id_].degenerate}
+    event, curves, drawing = audit.events[number], _curves(audit, number), curve_drawing(audit, number)
+    panels = maps.panel_views(event_panels(audit, number), name=f"event-{number}", subject=f"event {number + 1}")
     view: dict[str, Any] = {"curve": None, "shown_from": None, "curve_span": None}
-    view |= {"panels": _panels(audit, number), "panel_span": _panel_span(audit, number)}
-    if not curves or not event["method"]:
+    view |= {"panels": panels, "panel_span": _panel_span(audit, number)}
+    if drawing is None:
         return view
-    view["curve"] = _curve(audit, number, curves)
+    view["curve"] = drawing.svg()
     clips = audit.clips.loc[list(curves)]
     if clips["recording"].nunique() == 1:
         view["curve_span"] = (clips["onset_s"].min(), (clips["onset_s"] + clips["duration_s"]).max())
-    if len(near) < len(event["clip_ids"]):
+    n_near = len(clips_around_the_strongest(event["clip_ids"], audit.score_of))
+    if n_near < len(event["clip_ids"]):
         first = audit.clips.loc[next(iter(curves))]
         clock = None if pd.isna(first["recorded_at"]) else f"{first['recorded_at']:%Y-%m-%d %H:%M:%S}"
         view["shown_from"] = clock or f"{first['recording']}, {seconds(first['onset_s'])}"
-        view |= {"n_shown": len(near), "n_clips": len(event["clip_ids"])}
+        view |= {"n_shown": n_near, "n_clips": len(event["clip_ids"])}
     return view
 
 
-def _curve(audit: AuditTables, number: int, curves: dict[str, Curve]) -> Any:
-    """The clips side by side, in the order of their time."""
-    event, clips = audit.events[number], audit.clips.loc[list(curves)]
+def _curves(audit: AuditTables, number: int) -> dict[str, Curve]:
+    """Those that are not flat, of the clips around the strongest one."""
+    near = clips_around_the_strongest(audit.events[number]["clip_ids"], audit.score_of)
+    return {id_: audit.curves[id_] for id_ in near if id_ in audit.curves and not audit.curves[id_].degenerate}
+
+
+def curve_drawing(audit: AuditTables, number: int) -> Drawing | None:
+    """The explanation of the event, its clips side by side in the order of their time; None where there is none."""
+    event, curves = audit.events[number], _curves(audit, number)
+    if not curves or not event["method"]:
+        return None
+    clips = audit.clips.loc[list(curves)]
     lengths_s = clips["duration_s"].tolist()
     starts, axis = clip_starts(clips)
-    figure = audit_charts.event_figure(
+    draw = partial(
+        audit_charts.event_figure,
         [
             (start, length_s, curve.values)
             for start, length_s, curve in zip(starts, lengths_s, curves.values(), strict=True)
@@ -129,7 +141,7 @@ def _curve(audit: AuditTables, number: int, curves: dict[str, Curve]) -> Any:
         look=style.method(event["method"]),
         scale=maps.clip_scale(audit.setting, len(next(iter(curves.values())).values), lengths_s[0]),
     )
-    return style.to_svg(figure, name=f"event-{number}", label=f"Explanation of event {number + 1} over time")
+    return Drawing(f"event-{number + 1}-explanation", f"Explanation of event {number + 1} over time", draw)
 
 
 def clip_starts(clips: pd.DataFrame) -> tuple[list[float], str]:
@@ -164,7 +176,7 @@ def _panel_span(audit: AuditTables, number: int) -> tuple[float, float] | None:
     return float(onset_s), float(onset_s + duration_s)
 
 
-def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:
+def event_panels(audit: AuditTables, number: int) -> list[maps.Panel]:
     """What the model heard, what it expected, where both differ, and the explanation."""
     example = audit.pictures.get(number)
     if example is None:
@@ -173,16 +185,12 @@ def _panels(audit: AuditTables, number: int) -> list[dict[str, Any]]:
     panels = maps.clip_panels(
         example,
         maps.clip_scale(audit.setting, example.log_mel.shape[1], float(clip["duration_s"].iloc[0])),
-        name=f"event-{number}",
-        subject=f"event {number + 1}",
         methods=[method for method in dict.fromkeys(["error_map", event["method"]]) if method in example.maps],
         intervals=seconds_on_axis(event["seconds"], clip, [0.0]),
         percentiles={},
         words=("Heard", "Expected"),
     )
-    for panel in panels:
-        panel["note"] = ""
-        if panel["title"] == style.method("error_map").title:
-            panel["title"] = f"Difference ({panel['title'].lower()})"
-    panels[0]["note"] = f"clip at {seconds(clip['onset_s'].iloc[0])}"
-    return panels
+    difference = style.method("error_map").title
+    titles = {difference: f"Difference ({difference.lower()})"}
+    panels = [panel._replace(title=titles.get(panel.title, panel.title), note="") for panel in panels]
+    return [panels[0]._replace(note=f"clip at {seconds(clip['onset_s'].iloc[0])}"), *panels[1:]]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from faithad.evaluation.mel_bands import mel
@@ -71,8 +71,20 @@ def color_limits(grid: np.ndarray, kind: Kind) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-@mpl.rc_context(RC | {"font.size": 7.5, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "axes.grid": False})
-def clip_figure(
+# Of a clip's panel.
+_PANEL_RC = RC | {"font.size": 7.5, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "axes.grid": False}
+
+
+def clip_figure(grid: np.ndarray | None, curve: np.ndarray, **look: Any) -> Figure:
+    """One panel as a figure of its own; the arguments are those of `draw_clip`."""
+    figure = Figure(figsize=(3.05, 2.12))
+    draw_clip(figure, grid, curve, **look)
+    return figure
+
+
+@mpl.rc_context(_PANEL_RC)
+def draw_clip(
+    figure: FigureBase,
     grid: np.ndarray | None,
     curve: np.ndarray,
     *,
@@ -82,10 +94,12 @@ def clip_figure(
     intervals: Sequence[tuple[float, float]] = (),
     peaks: np.ndarray | None = None,
     color: str = INK,
-) -> Figure:
+    corner: tuple[float, float] = (0.1, 0.94),
+) -> None:
     """One panel: the picture above, its curve below, annotated intervals as brackets above and bands behind.
 
     Args:
+        figure: is filled by it.
         grid: (F, T), or None where no map was kept.
         curve: (T,).
         scale: the clip's axes.
@@ -94,10 +108,11 @@ def clip_figure(
         intervals: annotated (onset, offset) in seconds of the clip.
         peaks: (T,) bool, frames to mark.
         color: of the curve.
+        corner: upper left one of the picture, in shares of the figure's width and height.
     """
-    figure = Figure(figsize=(3.05, 2.12))
-    picture = figure.add_axes((0.1, 0.4, 0.88, 0.54))
-    below = figure.add_axes((0.1, 0.13, 0.88, 0.24), sharex=picture)
+    left, top = corner
+    picture = figure.add_axes((left, 0.4, 0.98 - left, top - 0.4))
+    below = figure.add_axes((left, 0.13, 0.98 - left, 0.24), sharex=picture)
     end = len(curve) / scale.frames_per_s
     if grid is not None:
         low, high = limits or color_limits(grid, kind)
@@ -114,7 +129,6 @@ def clip_figure(
     for onset, offset in intervals:
         _mark(picture, below, onset, offset)
     below.set_xlim(0, end)
-    return figure
 
 
 def _label_bands(picture: Axes, scale: ClipScale, n_mels: int) -> None:
@@ -160,47 +174,85 @@ def css_gradient(kind: Kind) -> str:
     return f"linear-gradient(to right, {', '.join(to_hex(colors(step)) for step in np.linspace(0, 1, 9))})"
 
 
+class Panel(NamedTuple):
+    """What is drawn of a clip: the arguments of `draw_clip`, with a title and what else is to be said."""
+
+    title: str
+    note: str
+    grid: np.ndarray | None
+    curve: np.ndarray
+    look: dict[str, Any]
+
+
 def clip_panels(
     example: Example,
     scale: ClipScale,
     *,
-    name: str,
-    subject: str,
     methods: Sequence[str],
     intervals: Sequence[tuple[float, float]],
     percentiles: Mapping[str, float],
     words: tuple[str, str],
-) -> list[dict[str, Any]]:
-    """Pictures of one clip, each with title, note and SVG: what the model heard, what it made of it, and the maps.
+) -> list[Panel]:
+    """What the model heard of one clip, what it made of it, and the maps.
 
     Args:
         example: the clip as one model sees it.
         scale: the clip's axes.
-        name: unique on the page.
-        subject: what the pictures are of, for a screen reader.
         methods: whose maps are shown.
         intervals: annotated (onset, offset) in seconds of the clip.
         percentiles: of the peaks to mark, by method.
         words: titles of input and reconstruction.
     """
-    limits = color_limits(example.log_mel, "level")
-    panels: list[tuple[str, str, Figure]] = []
-    for title, grid in zip(words, (example.log_mel, example.reconstruction), strict=True):
-        figure = clip_figure(grid, grid.mean(axis=0), scale=scale, kind="level", limits=limits, intervals=intervals)
-        panels.append((title, "mean level below", figure))
+    of_all = {"scale": scale, "intervals": intervals}
+    look: dict[str, Any] = of_all | {"kind": "level", "limits": color_limits(example.log_mel, "level")}
+    panels = [
+        Panel(title, "mean level below", grid, grid.mean(axis=0), look)
+        for title, grid in zip(words, (example.log_mel, example.reconstruction), strict=True)
+    ]
     for method in methods:
-        look, curve, percentile = style.method(method), example.curves[method], percentiles.get(method)
+        drawn, curve, percentile = style.method(method), example.curves[method], percentiles.get(method)
         is_flat = method in example.degenerate
         peaks = None if is_flat or percentile is None else curve >= np.percentile(curve, percentile)
-        figure = clip_figure(example.maps.get(method), curve, scale=scale, intervals=intervals, peaks=peaks,
-                             kind="diverging" if look.signed else "sequential", color=look.color)  # fmt: skip
         note = "flat curve" if is_flat else "" if percentile is None else f"top {100 - percentile:g} %"
-        panels.append((look.title, note, figure))
+        look = of_all | {"kind": "diverging" if drawn.signed else "sequential", "peaks": peaks, "color": drawn.color}
+        panels.append(Panel(drawn.title, note, example.maps.get(method), curve, look))
+    return panels
+
+
+def panel_views(panels: Sequence[Panel], *, name: str, subject: str) -> list[dict[str, Any]]:
+    """The panels as a page shows them: title, note and SVG of each.
+
+    Args:
+        panels: of one clip.
+        name: unique on the page.
+        subject: what the pictures are of, for a screen reader.
+    """
     return [
         {
-            "title": title,
-            "note": note,
-            "svg": style.to_svg(figure, name=f"{name}-{index}", label=f"{title}, {subject}"),
+            "title": panel.title,
+            "note": panel.note,
+            "svg": style.to_svg(
+                clip_figure(panel.grid, panel.curve, **panel.look),
+                name=f"{name}-{index}",
+                label=f"{panel.title}, {subject}",
+            ),
         }
-        for index, (title, note, figure) in enumerate(panels)
+        for index, panel in enumerate(panels)
     ]
+
+
+@mpl.rc_context(_PANEL_RC)
+def panel_sheet(panels: Sequence[Panel], column_in: float) -> Figure:
+    """All panels of a clip in one figure, for a paper: two of them side by side in a column, four in both."""
+    n_columns = max(2, round(column_in / 1.75))
+    n_rows = -(-len(panels) // n_columns)
+    figure = Figure(figsize=(column_in, n_rows * 0.85 * column_in / n_columns))
+    cells = figure.subfigures(n_rows, n_columns, squeeze=False).flat
+    for panel, cell in zip(panels, cells, strict=False):
+        cell.text(0.15, 0.98, panel.title, va="top", fontsize=6.8)
+        if panel.look["kind"] != "level":
+            cell.text(0.98, 0.98, panel.note, va="top", ha="right", fontsize=6, color=MUTED)
+        draw_clip(cell, panel.grid, panel.curve, **panel.look, corner=(0.15, 0.85))
+        for axes in cell.axes:
+            axes.tick_params(labelsize=6.5)
+    return figure

@@ -6,7 +6,11 @@ Sources: `the paper`, arXiv 2601.12660 (ICASSP 2026), and the `model paper` that
 
 from __future__ import annotations
 
+import io
+from importlib import resources
 from typing import NamedTuple
+
+import pandas as pd
 
 
 class Figure(NamedTuple):
@@ -44,3 +48,18 @@ SEARCH: dict[tuple[float, str], float] = {
     (0.90, SMALL_PATCH): 0.842,
     (0.90, LARGER_PATCH): 0.808,
 }
+
+
+def curves(metric: str, mode: str) -> pd.DataFrame:
+    """The curves of the paper's figures 4 and 5, by the percentile of the peaks: model, method, percentile, value.
+
+    Read off the vector plots of arXiv 2601.12660, to about 0.001. The paper draws no intervals.
+
+    Args:
+        metric: `f_score` or `faithfulness`.
+        mode: `frame`; of the faithfulness also `segment`.
+    """
+    text = resources.files("faithad.report").joinpath("paper_curves.csv").read_text(encoding="utf-8")
+    table = pd.read_csv(io.StringIO(text), comment="#")
+    chosen = table[(table["metric"] == metric) & (table["mode"] == mode)]
+    return chosen[["model", "method", "percentile", "value"]]

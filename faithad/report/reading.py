@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from faithad import schemas, storage
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, StudyError
+from faithad.runs import layout
 from faithad.runs.shards import table_shards
 from faithad.runs.tables import read_shards
 
@@ -42,6 +43,19 @@ class Example:
     curves: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
     degenerate: frozenset[str]
+
+
+def is_study(root: str) -> bool:
+    """Whether a folder is the root of a study, and not that of an audit of recordings.
+
+    Raises:
+        StudyError: it is neither.
+    """
+    if storage.exists(storage.join(root, layout.STUDY)):
+        return True
+    problem = f"There is neither a study nor an audit at {root}: no {layout.STUDY} and no {layout.AUDIT}."
+    required(root, layout.AUDIT, StudyError(f"{problem} Check the folder."))
+    return False
 
 
 def required(root: str, path: str, problem: StudyError) -> str:

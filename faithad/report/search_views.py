@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from faithad.report import published, style
+from faithad.report.drawing import Drawing
 from faithad.report.search_tables import Search, cells, further_settings, went_back
 from faithad.report.words import records
 
@@ -100,29 +102,42 @@ def _shade(maps: list[HeatMap]) -> None:
 
 def scatter(search: Search, title: str) -> dict[str, Any]:
     """Scatters of the objective, and of the test AUC where it is another one, over each setting, and their legend."""
-    titles = {"value": title, "auc": "test AUC"}
     headings = {"value": f"{title} of each trial", "auc": f"test AUC of each trial {_NOT_USED}"}
+    panels = [{"title": headings[column], "svg": drawing.svg()} for column, drawing in scatter_drawings(search, title)]
+    return {"panels": panels, "legend": [[_swatch(entry) for entry in _legend(search)]]}
+
+
+def scatter_drawings(search: Search, title: str) -> list[tuple[str, Drawing]]:
+    """Each with the column that it shows, over each setting; none of a grid, whose values are heat maps."""
+    if search.is_grid:
+        return []
+    titles = {"value": title, "auc": "test AUC"}
     settings = ["mask_ratio", *further_settings(search.trials)]
     if search.trials["mask_ratio"].nunique() == 1 and len(settings) > 1:
         settings = settings[1:]
-    panels = [
-        {
-            "title": headings[column],
-            "svg": style.to_svg(
-                scatter_figure(search, column, titles[column], setting),
-                name=f"search-{column}-{setting.replace('.', '-')}",
-                label=f"{titles[column]} over {'mask ratio' if setting == 'mask_ratio' else setting}, by patch",
+    return [
+        (
+            column,
+            Drawing(
+                f"search-{column}-{setting.replace('.', '-')}",
+                f"{titles[column]} over {'mask ratio' if setting == 'mask_ratio' else setting}, by patch",
+                partial(scatter_figure, search, column, titles[column], setting),
+                _legend(search),
             ),
-        }
+        )
         for setting in settings
         for column in search.columns
     ]
-    return {"panels": panels, "legend": [[_swatch(patch, *look) for patch, look in _patch_looks(search).items()]]}
 
 
-def _swatch(patch: int, color: str, marker: str) -> tuple[str, Markup]:
-    figure = style.swatch(color, marker=marker, dashes="")
-    return f"patch {patch}", style.to_svg(figure, name=f"patch-{patch}", label=f"patch {patch}")
+def _legend(search: Search) -> list[style.Entry]:
+    looks = _patch_looks(search).items()
+    return [style.Entry(f"patch {patch}", color, marker=marker, dashes="") for patch, (color, marker) in looks]
+
+
+def _swatch(entry: style.Entry) -> tuple[str, Markup]:
+    name = entry.title.replace(" ", "-")
+    return entry.title, style.to_svg(style.swatch(entry), name=name, label=entry.title)
 
 
 def _patch_looks(search: Search) -> dict[int, tuple[str, str]]:
@@ -131,11 +146,13 @@ def _patch_looks(search: Search) -> dict[int, tuple[str, str]]:
 
 
 @mpl.rc_context(style.RC)
-def scatter_figure(search: Search, column: str, label: str, setting: str = "mask_ratio") -> Figure:
+def scatter_figure(
+    search: Search, column: str, label: str, setting: str = "mask_ratio", column_in: float | None = None
+) -> Figure:
     """Value over a setting, a colour and marker per patch; stopped trials hollow, those that diverged crossed, failed
     ones as ticks at the bottom, the chosen one ringed.
     """
-    figure, axes = style.new_axes(5.6, 3.4)
+    figure, axes = style.new_axes(5.6, 3.4, column_in)
     trials = search.trials
     for patch, (color, marker) in _patch_looks(search).items():
         rows = trials[trials["patch"] == patch]

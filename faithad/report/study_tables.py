@@ -40,7 +40,8 @@ class StudyTables:
     `normalized` has the rows of normalised faithfulness; `replacements`, `bands` and `sanity` are of the deep clips.
     They are empty where only the paper's protocol ran. `figure_controls` are of the protocol of the figures.
     `seconds` says how well curves rank the seconds of clips, `psds` how many labels detections find.
-    `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`.
+    `flat_curves` has one row per (model, method): how many of its `n_curves` were flagged `degenerate`. `sounds` has
+    the rows of schemas.CLIP_SOUNDS by clip.
     """
 
     settings: dict[str, Any]
@@ -65,6 +66,7 @@ class StudyTables:
     sanity: pd.DataFrame
     flat_curves: pd.DataFrame
     examples: list[Example]
+    sounds: dict[str, dict[str, Any]]
 
     def setting(self, key: str) -> Any:
         """The value at a dotted key of the resolved configuration, or None."""
@@ -123,7 +125,19 @@ def read_study(root: str) -> StudyTables:
         sanity=_summary(root, "sanity", schemas.SANITY, judge, needed=False),
         flat_curves=_flat_curves(audits),
         examples=_examples(audits, manifest),
+        sounds=_sounds(root),
     )
+
+
+def example_clips(root: str) -> list[str]:
+    """The clips that the page shows with their maps, at most MAX_EXAMPLES."""
+    return _choose(read_manifest(root).to_pandas(), _pictured(_audits(root))[1])
+
+
+def _sounds(root: str) -> dict[str, dict[str, Any]]:
+    location = storage.join(root, layout.CLIP_SOUNDS)
+    rows = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    return {row["clip_id"]: row for row in rows}
 
 
 def _not_run_yet(root: str, stage: str) -> StudyError:
@@ -177,15 +191,21 @@ def _flat_curves(audits: dict[tuple[str, int], str]) -> pd.DataFrame:
 
 def _examples(audits: dict[tuple[str, int], str], manifest: pd.DataFrame) -> list[Example]:
     """The example clips under the first seed of each model that kept their spectrograms, clip by clip."""
+    pictured, kept = _pictured(audits)
+    chosen = _choose(manifest, kept)
+    found = [example for folder in pictured.values() for example in examples(folder, chosen)]
+    return sorted(found, key=lambda example: (chosen.index(example.clip_id), example.model))
+
+
+def _pictured(audits: dict[tuple[str, int], str]) -> tuple[dict[str, str], set[str]]:
+    """The folder of the first seed of each model that kept spectrograms, and all clips that are in one of these."""
     pictured: dict[str, str] = {}
     kept: set[str] = set()
     for (model, _), folder in audits.items():
         if model not in pictured and (clips := pictured_clips(folder)):
             pictured[model] = folder
             kept |= clips
-    chosen = _choose(manifest, kept)
-    found = [example for folder in pictured.values() for example in examples(folder, chosen)]
-    return sorted(found, key=lambda example: (chosen.index(example.clip_id), example.model))
+    return pictured, kept
 
 
 def _choose(manifest: pd.DataFrame, available: set[str]) -> list[str]:

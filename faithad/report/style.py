@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -73,6 +74,9 @@ RC: Any = {
     "svg.hashsalt": "faithad",
     "image.composite_image": False,
 }
+
+# A chart with an axis of time and one of scores can be read from this height.
+_LOWEST_IN = 1.7
 
 _METADATA = ("Creator", "Date", "Format", "Type")
 
@@ -157,6 +161,17 @@ def _in_order(names: Iterable[str], known: list[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
+def series_id(*names: str) -> str:
+    """The id (`Artist.set_gid`) of what a page can hide: `to_svg` makes classes of these names, in plain letters."""
+    return "class:" + " ".join(class_name(name) for name in names)
+
+
+def class_name(name: str) -> str:
+    """A name as a class of CSS, with a hash where letters were lost."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    return plain if plain.replace("-", "_") == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
+
+
 def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
     """The figure as one `<svg>` element that scales with the page.
 
@@ -173,6 +188,7 @@ def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
     head, _, body = svg.partition(">")
     view_box = re.search(r'viewBox="[^"]+"', head)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
+    body = re.sub(r' id="class:([^"]+)"', r' class="\1"', body)
     body = re.sub(r' id="([^"]+)"', lambda found: found.group() if found[1] in used else "", body)
     body = re.sub(r'(?<= d=")[^"]+', lambda found: _FINE_DIGITS.sub(r"\1", found.group()), body)
     body = re.sub(r"(?<=data:image/png;base64,)[^\"]+", lambda found: _small_png(found.group()), body)
@@ -203,21 +219,53 @@ def _small_png(encoded: str) -> str:
     return base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def new_axes(width_in: float, height_in: float, *, left: float = 0.52, bottom: float = 0.42) -> tuple[Figure, Axes]:
-    """A figure with one set of axes whose left and bottom margins are in inches, alike in all charts."""
+def size(width_in: float, height_in: float, column_in: float | None) -> tuple[float, float]:
+    """Width and height in inches of a figure that has these on a page and goes into a paper's column.
+
+    Text keeps its size, so a narrow figure is flatter, but not flatter than its labels need. None: as on the page.
+    """
+    if column_in is None:
+        return width_in, height_in
+    return column_in, min(height_in, max(_LOWEST_IN, height_in * column_in / width_in))
+
+
+def new_axes(
+    width_in: float,
+    height_in: float,
+    column_in: float | None,
+    *,
+    left: float = 0.52,
+    bottom: float = 0.42,
+) -> tuple[Figure, Axes]:
+    """A figure with one set of axes whose left and bottom margins are in inches, alike in all charts; see `size`."""
+    width_in, height_in = size(width_in, height_in, column_in)
     figure = Figure(figsize=(width_in, height_in))
     box = (left / width_in, bottom / height_in, 1 - (left + 0.1) / width_in, 1 - (bottom + 0.12) / height_in)
     return figure, figure.add_axes(box)
 
 
+class Entry(NamedTuple):
+    """A line of a legend; `shows`: the name (see `series_id`) of what the reader can hide by it."""
+
+    title: str
+    color: str
+    marker: str = ""
+    dashes: Any = "-"
+    filled: bool = True
+    shows: str = ""
+
+    @property
+    def face(self) -> str:
+        return self.color if self.filled else SURFACE
+
+
 @mpl.rc_context(RC)
-def swatch(color: str, *, marker: str = "", dashes: Any = "-", filled: bool = True) -> Figure:
+def swatch(entry: Entry) -> Figure:
     """A short piece of a line, for legends in the page's text."""
     figure = Figure(figsize=(0.46, 0.17))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.plot([0.04, 0.96], [0.5, 0.5], color=color, linestyle=dashes)
-    face = color if filled else SURFACE
-    axes.plot([0.5], [0.5], marker=marker or None, color=color, markersize=5, markerfacecolor=face)
+    axes.plot([0.04, 0.96], [0.5, 0.5], color=entry.color, linestyle=entry.dashes)
+    axes.plot([0.5], [0.5], marker=entry.marker or None, color=entry.color, markersize=5, markerfacecolor=entry.face)
     return figure

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from faithad.report.style import COLORS, EVENT, INK, MUTED, RC, SURFACE
+from faithad.report.style import COLORS, EVENT, INK, MUTED, RC, SURFACE, size
 from faithad.report.words import offset_words
 
 PIXEL_COLUMNS = 1_000
@@ -24,6 +24,7 @@ PIXEL_COLUMNS = 1_000
 FEW = 1_500
 _FEW_LABELLED = 3_000  # more labelled clips than these are dots, too, but in pixels
 _NAMED_EVENTS = 5
+_WIDTH_IN = 11.6  # on a page
 _NOT_HEARD, _LASTS = COLORS["orange"][0], COLORS["violet"][0]
 _STRIP = 0.03  # height of a strip
 _TICK_STEPS_H = (1 / 60, 1 / 12, 1 / 4, 1 / 2, 1, 2, 3, 6, 12, 24, 48, 168, 730, 2_190, 8_766)
@@ -104,16 +105,18 @@ def _offset_s(clips: pd.DataFrame) -> float | None:
 
 
 @mpl.rc_context(RC)
-def score_figure(line: TimeLine, threshold: float | None, *, has_ratio: bool = True) -> Figure:
+def score_figure(
+    line: TimeLine, threshold: float | None, *, has_ratio: bool = True, column_in: float | None = None
+) -> Figure:
     """Scores along the time, the threshold, each event as a triangle, what lasts as a strip above, what was not heard
     as one below.
 
     The strongest events carry their numbers, counted from 1 in the order of `line.events`. `has_ratio`: see
-    `spans_decades`.
+    `spans_decades`; `column_in`: see `style.size`.
     """
     x = line.clips
     stretches = sessions(x) if line.midnight is not None else [(float(x[0]), float(x[-1]))]
-    figure, panels = session_axes(stretches)
+    figure, panels = session_axes(stretches, column_in)
     whole = sum(last - first for first, last in stretches) or 1.0
     for axes, (first, last) in zip(panels, stretches, strict=True):
         here = (x >= first) & (x <= last)
@@ -209,18 +212,22 @@ def sessions(x: np.ndarray) -> list[tuple[float, float]]:
     return [(float(x[first]), float(x[last])) for first, last in zip(firsts, [*cuts, len(x) - 1], strict=True)]
 
 
-def session_axes(stretches: list[tuple[float, float]]) -> tuple[Figure, list[Axes]]:
+def session_axes(stretches: list[tuple[float, float]], column_in: float | None = None) -> tuple[Figure, list[Axes]]:
     """One set of axes per session on a shared scale, as wide as the session is long."""
-    figure = Figure(figsize=(11.6, 2.7))
+    width_in, height_in = size(_WIDTH_IN, 2.7, column_in)
+    figure = Figure(figsize=(width_in, height_in))
     spans = np.array([last - first for first, last in stretches])
     whole = spans.sum() or 1.0
-    widths = np.maximum(spans, whole * 0.08)
-    grid = figure.add_gridspec(1, len(stretches), left=0.05, right=0.995, bottom=0.2, top=0.96, wspace=0.03,
+    right_in = 0.058 if column_in is None else 0.2  # half a label of a tick
+    least = min(0.08 * _WIDTH_IN / width_in, 1 / len(stretches))  # of the width: a date fits below it
+    widths = np.maximum(spans, whole * least)
+    grid = figure.add_gridspec(1, len(stretches), left=0.58 / width_in, right=1 - right_in / width_in,
+                               bottom=0.54 / height_in, top=1 - 0.108 / height_in, wspace=0.03,
                                width_ratios=list(widths))  # fmt: skip
     panels: list[Axes] = []
     for index, (first, last) in enumerate(stretches):
         axes = figure.add_subplot(grid[index], sharey=panels[0] if panels else None)
-        margin = max(0.012 * whole, (whole * 0.08 - (last - first)) / 2)
+        margin = max(0.012 * whole, (whole * least - (last - first)) / 2)
         axes.set_xlim(first - margin, last + margin)
         if panels:
             axes.spines["left"].set(linestyle=(0, (1, 2)))

@@ -37,6 +37,9 @@ BEST = "best.yaml"
 BEST_MODEL = "best"
 SEARCH_REPORT = "search.html"
 
+# Of a comparison of several runs.
+COMPARISON = "compare.html"
+
 # Of an audit of recordings: the files that it read, every second of them, its events, its settings, its model's.
 INPUTS = "inputs.parquet"
 LEDGER = "ledger.parquet"
@@ -47,6 +50,8 @@ REASONS = "reasons.parquet"
 STATES = "states.parquet"
 # For the report: the sound of each event, and what other thresholds would bring.
 SOUNDS = "sounds.parquet"
+# The same of a study: the sound of its example clips.
+CLIP_SOUNDS = "clip_sounds.parquet"
 OPERATING_POINTS = "operating_points.parquet"
 # What a reviewer decided about the events, and the labels that follow from it.
 DECISIONS = "review/decisions.parquet"
@@ -138,12 +143,14 @@ class TablePlace(NamedTuple):
         in_audit: the same, below the folder that an audit of recordings writes to.
         row: what one row is.
         schema: its columns. Where a list's length follows from the model's shape, it is 1 here.
+        in_comparison: as the first two, below the folder that `faithad compare` writes to.
     """
 
     in_study: str | None
     in_audit: str | None
     row: str
     schema: pa.Schema
+    in_comparison: str | None = None
 
 
 def _summary(table: str, row: str, schema: pa.Schema) -> TablePlace:
@@ -178,6 +185,9 @@ TABLES = {
     "reasons": TablePlace(None, REASONS, "method that explains clips of the audit", schemas.COMPARISON),
     "states": TablePlace(None, STATES, "change of a recorder's sound that lasts", schemas.STATES),
     "sounds": TablePlace(None, SOUNDS, "event that can be listened to in the report", schemas.SOUNDS),
+    "clip_sounds": TablePlace(
+        CLIP_SOUNDS, None, "example clip that can be listened to in the report", schemas.CLIP_SOUNDS
+    ),
     "operating_points": TablePlace(
         None, OPERATING_POINTS, "threshold that the alarm's rule gives", schemas.OPERATING_POINTS
     ),
@@ -206,4 +216,14 @@ TABLES = {
     "summary/search_comparison": TablePlace(
         summary("search_comparison"), None, "question, `best_cell`, if it was asked", schemas.COMPARISON
     ),
+    **{
+        f"compared/{name}": TablePlace(None, None, row, schema, in_comparison=f"{name}.parquet")
+        for name, row, schema in [
+            ("settings", "run and setting that differs", schemas.COMPARED_SETTINGS),
+            ("numbers", "run and number", schemas.COMPARED_NUMBERS),
+            ("clips", "run, metric, model and method that is compared clip by clip", schemas.COMPARED_CLIPS),
+            ("events", "event of a run or of its reference", schemas.COMPARED_EVENTS),
+            ("drift", "run, recorder and quantity", schemas.DRIFT),
+        ]
+    },
 }

@@ -105,7 +105,7 @@ def _places(root: str, table: str) -> list[tuple[str, str]]:
     """Each folder that may hold a table, and the name of the table's file or folder of shards in it."""
     place = layout.TABLES.get(table)
     summary = layout.summary(table.removeprefix(f"{layout.SUMMARY}/"))
-    patterns = [summary] if place is None else filter(None, (place.in_study, place.in_audit))
+    patterns = [summary] if place is None else filter(None, (place.in_study, place.in_audit, place.in_comparison))
     places: list[tuple[str, str]] = []
     for pattern in dict.fromkeys(patterns):
         head, star, tail = pattern.partition("*/")

@@ -17,7 +17,7 @@ from faithad import schemas, storage
 from faithad.audit import sounds
 from faithad.audit.expected_sounds import _griffin_lim, expected_sound, reconstructing
 from faithad.audit.outcome import read_scores
-from faithad.audit.sounds import event_sounds
+from faithad.audit.sounds import clip_sounds, event_sounds
 from faithad.config.audit import load_written_audit
 from faithad.features import Normalization, log_mel
 from faithad.model.checkpoint import TrainedModel
@@ -183,3 +183,18 @@ def test_a_model_that_only_scores_expects_nothing() -> None:
     network = fit_classical("one_class_svm", torch.randn(30, 16, 401), seed=0)
     trained = TrainedModel(network, Normalization.identity(16), FEATURES, "one_class_svm", 0, None, 0, "0" * 12)
     assert reconstructing(trained) == {}
+
+
+def test_the_sound_of_whole_clips(audit: Any) -> None:
+    """Of a study's example clips; published spectrograms have none, and a file that is gone costs its own."""
+    clips = {clip["recording"]: clip for clip in read_manifest(audit.out).to_pylist() if clip["onset_s"] == 10.0}
+    audit.places[ODD].unlink()
+    spectrogram = clips[FIRST] | {"clip_id": "p", "uri": "planer/MPD_1.pt"}
+    table = clip_sounds([clips[ODD], spectrogram, clips[FIRST]])
+    assert table.schema.equals(schemas.CLIP_SOUNDS)
+    gone, heard = table.to_pylist()
+    assert (gone["clip_id"], gone["opus"]) == (clips[ODD]["clip_id"], None)
+    assert "does not exist" in gone["reason"]
+    assert heard["clip_id"] == clips[FIRST]["clip_id"]
+    with soundfile.SoundFile(io.BytesIO(heard["opus"])) as file:
+        assert (file.subtype, file.samplerate, file.frames) == ("OPUS", 24_000, pytest.approx(240_000, abs=1))

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from faithad import schemas
 from faithad.evaluation.checks import CURVES, spearman
-from faithad.evaluation.comparison import placements
+from faithad.evaluation.decisions import placements
 from faithad.evaluation.summary import Experiment, summarize
 
 CLIPS = [

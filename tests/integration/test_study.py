@@ -60,6 +60,7 @@ def test_every_table_has_its_schema_and_opens_without_us(finished: Study) -> Non
         "summary/controls.parquet": schemas.CONTROLS_SUMMARY,
         "summary/comparison.parquet": schemas.COMPARISON,
         "summary/ledger.parquet": schemas.LEDGER,
+        "clip_sounds.parquet": schemas.CLIP_SOUNDS,
     }.items():
         assert pq.read_schema(Path(finished.root, name)).equals(schema), name
     n = duckdb.sql(f"select count(*) from '{finished.root}/audit/*/attributions/*.parquet' where len(curve) >= 100")

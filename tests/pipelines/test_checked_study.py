@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -68,7 +69,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Study:
             _write_model(made, *run, stages.train[run])
         study.audit(made)
         evaluate(made, manifest, stages.evaluate, redo=False)
-    render_report(made.root)
+        study.report(made)
     return made
 
 
@@ -121,6 +122,19 @@ def test_every_summary_says_its_protocol_and_only_corrected_has_checks(checked: 
     assert {"band_rho", "auc"} <= set(corrected["metric"])
     assert {"training_mean", "inpainting"} <= set(corrected["replacement"])
     assert "training_mean" not in set(comparison[comparison["protocol"] == "paper"]["replacement"])
+
+
+def test_the_page_plays_its_clips_unless_it_must_not(checked: Study) -> None:
+    page, sounds = Path(checked.root, "report.html"), Path(checked.root, "clip_sounds.parquet")
+    n_clips = page.read_text().count("<article>")
+    assert pq.read_metadata(sounds).num_rows == n_clips > 0
+    assert page.read_text().count("data:audio/ogg;base64,") == n_clips
+    quiet = checked.model_copy(update={"report": checked.report.model_copy(update={"sound": "none"})})
+    study.report(quiet)
+    assert pq.read_metadata(sounds).num_rows == 0
+    assert "<audio" not in page.read_text()
+    study.report(checked)
+    assert page.read_text().count("data:audio/ogg;base64,") == n_clips
 
 
 def test_the_page_has_it_all(checked: Study) -> None:

@@ -13,7 +13,8 @@ from faithad import schemas, storage
 from faithad.config.sections import Train
 from faithad.config.study import Study
 from faithad.evaluation.arrays import Reals
-from faithad.evaluation.comparison import compare_paired, placements
+from faithad.evaluation.comparison import compare_paired
+from faithad.evaluation.decisions import placements
 from faithad.pipelines.search.plan import Cell, trial_location
 from faithad.pipelines.search.records import Record
 from faithad.runs import layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 import yaml
 
 from faithad import schemas, storage
-from faithad.report.study_tables import StudyTables, read_study
+from faithad.report.study_tables import StudyTables, example_clips, read_study
 
 METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")
 SIGNED = ("integrated_gradients", "gradient_shap", "grad_cam")
@@ -121,6 +123,18 @@ def write(root: str, path: str, rows: Iterable[Row], schema: pa.Schema) -> None:
     """Rows whose absent columns are null."""
     columns = {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names}
     storage.write_table(pa.table(columns, schema=schema), storage.join(root, path), schema=schema)
+
+
+def write_sounds(root: str) -> None:
+    """The sound of the first example clip, and why the second one cannot be heard."""
+    file, noise = io.BytesIO(), 0.1 * np.random.default_rng(5).standard_normal(240_000)
+    soundfile.write(file, noise, 24_000, format="OGG", subtype="OPUS", compression_level=0.96)
+    heard, gone = example_clips(root)
+    rows = [
+        {"clip_id": heard, "gain_db": 12.0, "opus": file.getvalue()},
+        {"clip_id": gone, "reason": "gone <b>"},
+    ]
+    write(root, "clip_sounds.parquet", rows, schemas.CLIP_SOUNDS)
 
 
 def _manifest(n_recordings: int, *, labelled: bool, annotated: bool, timed: bool, name: str) -> list[Row]:

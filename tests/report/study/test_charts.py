@@ -176,7 +176,41 @@ def test_unknown_names_are_drawn_and_escaped(root: str, study: StudyTables) -> N
     assert "<script" not in style.to_svg(figure, name="unknown", label=NASTY)
 
 
+def test_bands_and_published_curves_are_on_the_page_alone(study: StudyTables) -> None:
+    curves = findings.overall(study.f_score)
+    paper = published.curves("f_score", "frame")
+    figure = charts.percentile_figure(curves, y_label="F-score", published=paper)
+    bands = {band.get_gid(): band for band in figure.axes[0].collections}
+    assert len(bands) == 12
+    rows = curves[(curves["model"] == "mae") & (curves["method"] == "grad_cam")].sort_values("percentile")
+    (path,) = bands["class:band grad-cam mae"].get_paths()
+    assert {tuple(point) for point in path.vertices.round(6)} >= {
+        (percentile, end)
+        for name in ("ci_low", "ci_high")
+        for percentile, end in zip(rows["percentile"], rows[name].round(6), strict=True)
+    }
+    lines = {line.get_gid(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    of_paper = paper[(paper["model"] == "mae") & (paper["method"] == "saliency")].set_index("percentile")["value"]
+    assert list(lines["class:published saliency mae"]) == of_paper.tolist()
+    assert of_paper[98] == pytest.approx(0.63, abs=0.005)
+    svg = style.to_svg(figure, name="f", label="f")
+    assert 'class="band grad-cam mae"' in svg
+    for_paper = charts.percentile_figure(curves, y_label="F-score", published=paper, column_in=3.39)
+    assert not for_paper.axes[0].collections
+    assert len(for_paper.axes[0].get_lines()) == 12
+
+
+def test_classes_of_names_are_told_apart() -> None:
+    names = ["grad_cam", "Grad CAM", "grad-cam", 'x"><script>', "é", "è"]
+    classes = [style.class_name(name) for name in names]
+    assert len(set(classes)) == len(names)
+    assert all(re.fullmatch("[a-z0-9-]+", name) for name in classes)
+
+
 def test_published_figures_are_of_models_that_there_are() -> None:
+    paper = published.curves("faithfulness", "segment")
+    assert set(paper["method"]) == set(attribution.PAPER_METHODS)
+    assert set(paper["model"]) <= set(MODELS)
     assert set(published.DETECTION) <= set(MODELS)
     for areas in published.DETECTION.values():
         for figure in (*areas.auc, *areas.pauc):

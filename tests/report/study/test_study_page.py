@@ -24,6 +24,7 @@ from faithad.errors import StudyError
 from faithad.report import render_report, style
 from faithad.report.findings import alarm_rows, few_normals, few_recordings, missing_runs
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
+from tests.report.study.conftest import write_sounds
 
 WriteStudy = Callable[..., str]
 Render = Callable[..., tuple[str, Any]]
@@ -113,6 +114,23 @@ def test_everything_from_files_is_escaped(write_study: WriteStudy, tmp_path: Pat
     assert f"shorter than one clip: {NASTY}" in page.text
     pre = html[html.index("<pre>") : html.index("</pre>")]
     assert "&lt;script&gt;alert" in pre
+
+
+def test_a_page_with_sound_runs_one_script(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
+    root = write_study(tmp_path, seeds=(0,), models=("mae",))
+    write_sounds(root)
+    html, page = render(root)
+    page.check_is_whole(html)
+    assert len(page.scripts) == 1
+    assert html.count("data:audio/ogg;base64,") == 1
+    assert "No sound: gone <b>" in page.text
+    assert "This page holds the sound of 1 clip, which may include voices" in page.text
+    # Without them neither a script nor a word of it.
+    (tmp_path / "clip_sounds.parquet").unlink()
+    html, page = render(root)
+    page.check_is_whole(html)
+    assert not page.scripts
+    assert "This page holds the sound" not in page.text
 
 
 def test_without_annotations(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
@@ -310,7 +328,7 @@ def test_a_study_shows_its_search(write_study: WriteStudy, tmp_path: Path, rende
     trials = [
         {"trial": f"r{ratio}-p4-s0", "mask_ratio": ratio, "patch": 4, "seed": 0, "status": "done", "value": ratio,
          "objective": "proxy_auc", "proxy_auc": ratio, "epochs": 3, "best_epoch": 2,
-         "diverged_epochs": 0, "duration_s": 1.0, "present": True}
+         "diverged_epochs": 0, "duration_s": 1.0, "present": True, "settings": "{}"}
         for ratio in (0.3, 0.5)
     ]  # fmt: skip
     table = pa.Table.from_pylist(trials, schema=schemas.SEARCH_SUMMARY)
