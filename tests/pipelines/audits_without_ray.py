@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from faithad.audit import sounds
 from faithad.clips.manifest import Recording
 from faithad.pipelines import features, index
 from faithad.pipelines.audit import passes, run, worker
@@ -18,7 +19,7 @@ from faithad.pipelines.training import calibrate, normals
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
-    """Everything of `run_audit` but Ray is as always, the files included."""
+    """Everything of `run_audit` but Ray is as always, the files included; sounds are short, which take most time."""
     with pytest.MonkeyPatch.context() as patch:
         plain = SimpleNamespace(get=lambda value: value, put=lambda value: value)
         for module in (passes, worker):
@@ -36,6 +37,7 @@ def without_ray() -> Iterator[None]:
         patch.setattr(passes, "consume", _consume)
         patch.setattr(run, "_join_ray", lambda *_: None)
         patch.setattr(index, "read_headers", _read_headers)
+        patch.setattr(sounds, "LONGEST_S", 2.0)
         yield
 
 

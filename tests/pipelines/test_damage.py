@@ -14,7 +14,6 @@ import torch
 
 import faithad
 from faithad import storage
-from faithad.audit import sounds
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.annotations import Annotation, write_annotations
@@ -80,8 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditRun]:
     reference = [Annotation("a.wav", k + 1, "x", 10.0 * k, 10.0 * k + 10.0, ((2.0, 4.0),)) for k in range(8)]
     write_annotations(reference, str(folder / "annotations.csv"))
     changes = [*SETTINGS, f"annotations={folder / 'annotations.csv'}"]
-    with without_ray(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sounds, "LONGEST_S", 2.0)  # most of the time goes into them
+    with without_ray():
         audit = load_audit_run(
             None, model=str(folder / "model"), recordings=[str(folder / "mill")], out=str(folder / "out"),
             overrides=changes,
