@@ -127,7 +127,8 @@ def test_results_do_not_go_among_the_recordings(finished: Path, week: Path, belo
 
 # What depends on which clips are explained.
 _OF_EXPLANATIONS = (
-    *("attr", "expl", "faith", "spec", "events", "sounds", "operating", "report", "model", "ledger.parquet"),
+    *("attr", "expl", "faith", "spec", "controls", "lines", "localization", "events", "states", "reasons", "sounds"),
+    *("operating", "report", "model", "ledger.parquet"),
     *("audit.yaml", "stages/explain", "stages/events"),
 )
 
@@ -168,8 +169,8 @@ def test_other_events_cost_no_audit(audited: tuple[Path, Outcome], finished: Stu
     assert set(table(out, "events.parquet")["method"]) == {"error_map"}
     changed = {name for name, time in times(out).items() if before.get(name) != time}
     assert changed == {
-        "audit.yaml", "events.parquet", "ledger.parquet", "model.json", "operating_points.parquet", "report.html",
-        "sounds.parquet", "stages/events.json",
+        "audit.yaml", "events.parquet", "ledger.parquet", "model.json", "operating_points.parquet", "reasons.parquet",
+        "report.html", "sounds.parquet", "stages/events.json", "states.parquet",
     }  # fmt: skip
 
 

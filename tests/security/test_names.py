@@ -93,6 +93,8 @@ def _rewrite(file: Path, hostile: str) -> int:
         if table.schema.field(name).type == pa.string() and name not in _PLACES and table.num_rows:
             # Of all types of anomaly together, a summary says `all`.
             values = [value if value in (None, "all") else f"{hostile}{value}" for value in table[name].to_pylist()]
+            if name == "settings":  # of a trial, as JSON
+                values = [json.dumps(json.loads(text) | {hostile: hostile}) for text in table[name].to_pylist()]
             table = table.set_column(place, table.schema.field(name), pa.array(values, pa.string()))
             n_changed += 1
     pq.write_table(table, file)
