@@ -47,7 +47,7 @@ def test_everything_is_as_large_as_planned(planned: Planned, finished: Study) ->
         return sum(file.stat().st_size for file in files)
 
     expected = written(planned.plan)
-    sizes = {"features": size("features/*/*"), "models": size("models/*/*", "training/*/*")}
+    sizes = {"features": size("features/*/*"), "models": size("models/*/*", "training/*/*/*")}
     for name, n_bytes in sizes.items():
         assert n_bytes == pytest.approx(expected[name], rel=0.1), name
     assert size("audit/*/*/*.parquet") == pytest.approx(expected["tables"] + expected["maps"], rel=0.1)
