@@ -61,11 +61,11 @@ def _read_shard(row: ShardRow, *, deadly: Sequence[Place], **options: Any) -> Sh
         _die_at(clip, deadly)
         return original(clip, *settings)
 
-    original, log_mels.read_log_mel = log_mels.read_log_mel, read
+    original, log_mels._read_sound = log_mels._read_sound, read
     try:
         return read_shard(row, **options)
     finally:
-        log_mels.read_log_mel = original
+        log_mels._read_sound = original
 
 
 class AuditingKills(Auditor):
