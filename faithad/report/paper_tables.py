@@ -3,6 +3,9 @@
     detection       Table 1: AUC and pAUC of each model
     mask_ratio      Table 2: test AUC of the MAE by mask ratio and patch; needs a search
     explanations    Table 3: F-score and faithfulness of each model and method
+    verdicts        is one model's method better than another's, than random frames, than a curve without a model?
+    worth           is a network better than a linear model?
+    means           F-score and faithfulness of the explanations, and of lines beside them, over all percentiles
 
 An audit of recordings has its events as a table, and how they agree with labels where it was evaluated.
 """
@@ -19,7 +22,7 @@ import pandas as pd
 
 from faithad import storage
 from faithad.errors import ConfigError
-from faithad.report import event_views, findings, style
+from faithad.report import event_views, findings, style, verdicts
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.report.reading import is_study
 from faithad.report.search_tables import SUMMARY, Search, cells, read_search
@@ -88,7 +91,8 @@ def paper_tables(run: str) -> list[PaperTable]:
     if storage.exists(storage.join(run, SUMMARY)):
         search = read_search(run)
         tables += [_mask_ratio(search)] if search.is_grid else []
-    return [*tables, *([_explanations(study)] if len(study.faithfulness) else [])]
+    tables += [_explanations(study)] if len(study.faithfulness) else []
+    return [*tables, *(table for table in (_verdicts(study), _worth(study), _means(study)) if table.rows)]
 
 
 def _detection(study: StudyTables) -> PaperTable:
@@ -158,6 +162,68 @@ def _explanations(study: StudyTables) -> PaperTable:
         rows,
         frozenset((row, 2 + column) for row, column in _highest(values)),
     )
+
+
+def _verdicts(study: StudyTables) -> PaperTable:
+    """Questions one below the other, methods side by side."""
+    answers = [*verdicts.verdicts(study), *verdicts.verdicts_against_chance(study)]
+    methods = style.in_method_order({row["method"] for answer in answers for row in answer.rows})
+    rows = []
+    for answer in answers:
+        texts = {row["method"]: f"{_verdict(row)} ({row['estimate']:+.3f})" for row in answer.rows}
+        rows.append([answer.title, *(texts.get(method, UNKNOWN) for method in methods)])
+    caption = "Verdicts, with the mean difference over all percentiles. A verdict of yes or no needs 20 recordings."
+    return PaperTable("verdicts", caption, ["Question", *(style.method(method).title for method in methods)], rows)
+
+
+def _worth(study: StudyTables) -> PaperTable:
+    rows = [
+        [
+            *(style.model(row[model]).title for model in ("model_a", "model_b")),
+            row["by"],
+            f"{row['estimate']:+.3f}",
+            f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}",
+            _verdict(row),
+        ]
+        for row in verdicts.worth_rows(study)
+    ]
+    header = ["Network", "Linear model", "Measure", "Difference", "95 % interval", "Better?"]
+    return PaperTable("worth", "Networks against linear models.", header, rows)
+
+
+def _means(study: StudyTables) -> PaperTable:
+    """Measures, methods and lines one below the other, models side by side."""
+    models = style.in_model_order(study.controls["model"])
+    frames = {
+        "f_score": ("F-score", findings.overall(study.f_score)),
+        "faithfulness": ("Faithfulness, frames", findings.in_scope(study.faithfulness, "frame")),
+    }
+    rows = []
+    for metric, (title, frame) in frames.items():
+        of_methods = frame.groupby(["method", "model"])["mean"].mean()
+        methods = style.in_method_order(set(frame["method"]))
+        rows += [
+            [title, style.method(method).title, *(_known(of_methods.get((method, model))) for model in models)]
+            for method in methods
+        ]
+        scope = "annotated" if metric == "f_score" else next(iter(frame["scope"]), "all")
+        of_lines = {model: verdicts.line_means(study.controls, model, metric, scope) for model in models}
+        rows += [
+            [title, line.capitalize(), *(_known(of_lines[model].get(name)) for model in models)]
+            for name, line in style.LINES.items()
+            if any(name in means for means in of_lines.values())
+        ]
+    caption = "Explanations and the lines beside them: means over all percentiles."
+    header = ["Measure", "Explanation or line", *(style.model(model).title for model in models)]
+    return PaperTable("means", caption, header, rows if models else [])
+
+
+def _known(value: float | None) -> str:
+    return UNKNOWN if value is None or pd.isna(value) else number(value)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return str(row["verdict"]).partition(":")[0]
 
 
 def _events(audit: AuditTables) -> PaperTable:

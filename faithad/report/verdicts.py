@@ -222,19 +222,19 @@ def _joined(names: list[str]) -> str:
 
 def _marks(controls: pd.DataFrame, model: str, metric: str, row: dict[str, Any]) -> dict[str, float]:
     """How far the other lines are from the one in a row of `summary/comparison`, as means over all percentiles."""
-    line, means = row["model_b"], _line_means(controls, model, metric, row["scope"])
+    line, means = row["model_b"], line_means(controls, model, metric, row["scope"])
     others = {name: mean for name, mean in means.items() if name != line}
     return {style.LINES[name]: mean - means[line] for name, mean in others.items()} if line in means else {}
 
 
 def _moved(controls: pd.DataFrame, metric: str, row: dict[str, Any]) -> dict[str, float]:
     """How far each line moves from model B of a row of `summary/comparison` to model A, where it does."""
-    a, b = (_line_means(controls, row[model], metric, row["scope"]) for model in ("model_a", "model_b"))
+    a, b = (line_means(controls, row[model], metric, row["scope"]) for model in ("model_a", "model_b"))
     moved = {style.LINES[name]: a[name] - b[name] for name in a if name in b}
     return {title: difference for title, difference in moved.items() if abs(difference) >= _SEEN}
 
 
-def _line_means(controls: pd.DataFrame, model: str, metric: str, scope: str) -> dict[str, float]:
+def line_means(controls: pd.DataFrame, model: str, metric: str, scope: str) -> dict[str, float]:
     """The means of a model's lines over all percentiles."""
     rows = controls[(controls["model"] == model) & controls["percentile"].isna()]
     rows = rows[(rows["metric"] == metric) & (rows["scope"] == scope)]

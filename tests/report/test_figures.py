@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from markupsafe import Markup
 from PIL import Image
 from typer.testing import CliRunner
 
-from faithad import cli
+from faithad import cli, schemas, storage
 from faithad.errors import ConfigError, StudyError
 from faithad.report import drawing, render_audit_report, render_report, style
 from faithad.report.audit_figures import audit_drawings
@@ -27,8 +28,10 @@ from faithad.report.figures import write_figures
 from faithad.report.paper_tables import paper_tables, write_tables
 from faithad.report.study_figures import study_drawings
 from faithad.report.study_tables import StudyTables, read_study
+from faithad.report.words import UNKNOWN
 from tests.report.audit.conftest import build_audit
 from tests.report.study.conftest import F_SCORES, build_study
+from tests.report.study.test_verdicts import line, row
 from tests.report.test_search_page import write_search
 
 DPI = 100
@@ -190,6 +193,38 @@ def test_the_papers_tables(root: str, tmp_path: Path) -> None:
     assert explained["Faithfulness, frames", "AE"][0] == f"{0.141 * 0.15:.3f}"
     places = [place for place in tables["explanations"].best if place[0] == 1]
     assert [tables["explanations"].header[column] for _, column in places] == ["Saliency"]
+
+
+def test_verdicts_and_lines_without_a_model_are_tables(tmp_path: Path) -> None:
+    root = build_study(tmp_path, n_examples=1)
+    changes = {"question": "against_linear", "metric": "auc", "mode": None, "replacement": None}
+    verdicts = [
+        row("saliency", "yes"),
+        row("grad_cam", "undecided: 4 recordings, 20 are needed"),
+        row("mean", "yes", model_b="frame_pca", **changes),
+    ]
+    lines = [line("level", 0.5), line("random", 0.25, model="ae")]
+    for name, rows, schema in (
+        ("comparison", verdicts, schemas.COMPARISON),
+        ("controls", lines, schemas.CONTROLS_SUMMARY),
+    ):
+        storage.write_table(pa.Table.from_pylist(rows, schema=schema), f"{root}/summary/{name}.parquet", schema=schema)
+    tables = {table.name: table for table in paper_tables(root)}
+    assert list(tables) == ["detection", "explanations", "verdicts", "worth", "means"]
+    assert tables["verdicts"].header == ["Question", "Saliency", "Grad-CAM"]
+    assert tables["verdicts"].rows == [
+        ["MAE explanations are more faithful than the AE's?", "yes (+0.100)", "undecided (+0.100)"]
+    ]
+    assert tables["worth"].rows == [["MAE", "Frame PCA", "AUC, whole clip", "+0.100", "+0.050 to +0.150", "yes"]]
+    means = {(row[0], row[1]): row[2:] for row in tables["means"].rows}
+    assert tables["means"].header[2:] == ["AE", "MAE"]
+    assert means["F-score", "Level"] == [UNKNOWN, "0.500"]
+    assert means["F-score", "Random frames"] == ["0.250", UNKNOWN]
+    written = read_study(root).f_score
+    saliency = written[(written["anomaly_type"] == "all") & (written["method"] == "saliency")]
+    assert float(means["F-score", "Saliency"][0]) == pytest.approx(
+        saliency[saliency["model"] == "ae"]["mean"].mean(), abs=5e-4
+    )
 
 
 def test_names_stay_text(tmp_path: Path) -> None:
