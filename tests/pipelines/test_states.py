@@ -176,7 +176,7 @@ def test_a_calibration_divides_the_false_alarms_anew(
     ("share", "said"),
     [
         ("0", ""),
-        ("null", "state: no alarm for what lasts: 50 of one recorder, by the clock, or more are needed, and the normal "
+        ("null", "state: no alarm for what lasts: it needs 50 minutes or more of one recorder, by the clock; the normal "
                  "recordings make 24 whole minutes"),
     ],
 )  # fmt: skip

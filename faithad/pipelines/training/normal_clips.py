@@ -244,12 +244,11 @@ def say_promise(normals: Normals, alarm: AlarmThreshold, state: StateAlarm | Non
         say_state(state, clip_s=normals.features.clip_s)
     elif share != 0:
         n = sum(len(recordings) for _, recordings in normals.minutes)
-        needed = f"{FEWEST_MINUTES} of 2 recordings"
+        needed = f"{FEWEST_MINUTES} minutes or more of 2 recordings"
         if share is None:
-            needed = f"{LEAST_PAST + FEWEST_MINUTES} of one recorder, by the clock,"
+            needed = f"{LEAST_PAST + FEWEST_MINUTES} minutes or more of one recorder, by the clock"
         console.print(
-            f"state: no alarm for what lasts: {needed} or more are needed, and the normal recordings make "
-            f"{count(n, 'whole minute')}"
+            f"state: no alarm for what lasts: it needs {needed}; the normal recordings make {count(n, 'whole minute')}"
         )
     n_recordings = len({recording for recording, _ in normals.clips.values()})
     if normals.is_one_recording or n_recordings < FEW_RECORDINGS:
