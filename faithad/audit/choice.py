@@ -24,11 +24,13 @@ def choose_clips(clips: pa.Table, scores: pa.Table, *, explain: str, alarm: Alar
     Args:
         clips: rows of the manifest.
         scores: schemas.SCORES of one model; clips without a score cannot be explained.
-        explain: `all`, `alarms`, `top:N` or `none`.
+        explain: `all`, `annotated`, `alarms`, `top:N` or `none`.
         alarm: its pooling says which score `top:N` ranks by; without an alarm, the mean over the clip.
     """
     if explain == "none":
         chosen = scores.slice(0, 0)
+    elif explain == "annotated":
+        clips, chosen = clips.filter(clips["annotated"]), scores
     elif explain == "alarms":
         chosen = scores.filter(pc.fill_null(scores["alarm"], False))
     elif explain.startswith(_TOP):

@@ -26,10 +26,15 @@ from faithad.vocabulary import CHANNEL_NAMES, ERROR_POOLINGS, ChannelChoice
 _MOST_CHANNELS = 65_535
 
 
-def _explain(choice: str) -> str:
-    if re.fullmatch(r"all|alarms|none|top:[1-9][0-9]{0,8}", choice) is None:
-        raise ValueError("allowed: all, alarms, none, or top:N with N at least 1")
-    return choice
+def _explain(*names: str) -> AfterValidator:
+    """Which clips are explained: a string must be one of these names, or `top:N`."""
+
+    def check(choice: str) -> str:
+        if choice not in names and re.fullmatch(r"top:[1-9][0-9]{0,8}", choice) is None:
+            raise ValueError(f"allowed: {', '.join(names)}, or top:N with N at least 1")
+        return choice
+
+    return AfterValidator(check)
 
 
 def _one_of(names: Collection[str]) -> AfterValidator:
@@ -66,7 +71,7 @@ def read_score(choice: Any) -> Any:
 
 
 MethodName = Annotated[str, _one_of(METHODS)]
-Explain = Annotated[str, AfterValidator(_explain)]
+Explain = Annotated[str, _explain("all", "alarms", "none")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Channel = Annotated[ChannelChoice, BeforeValidator(_channel)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
@@ -278,7 +283,8 @@ class Audit(Section):
     """What the audit explains, and how it is spread. Only `percentiles`, `explain`, `maps` and `clips_per_shard` change
     what is written.
 
-    `explain`: which clips are explained once all are scored: `all`, `alarms`, `top:N` (the N highest scores) or `none`.
+    `explain`: which clips are explained once all are scored: `all`, `annotated` (in a study), `alarms`, `top:N` (the N
+    highest scores) or `none`.
     `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. In an audit of a
     folder that grows, `top:N` and `maps` hold for each take, the recordings that one run found. `actors` null: as
     many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
@@ -288,7 +294,7 @@ class Audit(Section):
     """
 
     percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
-    explain: Explain = "all"
+    explain: Annotated[str, _explain("all", "annotated", "alarms", "none")] = "all"
     maps: int = Field(4, ge=-1)
     clips_per_shard: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1)

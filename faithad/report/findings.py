@@ -33,7 +33,7 @@ def explained_clips(study: StudyTables) -> str | None:
     if explain in (None, "all", "none"):
         return None
     highest = f"The {str(explain).removeprefix('top:')} clips with the highest scores"
-    which = "Clips with an alarm" if explain == "alarms" else highest
+    which = {"annotated": "Annotated clips", "alarms": "Clips with an alarm"}.get(str(explain), highest)
     return f"{which} alone were explained (audit.explain: {explain}). The figures say nothing of all others."
 
 

@@ -50,6 +50,14 @@ def test_choices(explain: str, alarm: AlarmThreshold, expected: list[str]) -> No
     assert ids(choose_clips(clips_of(scores), table_of(scores), explain=explain, alarm=alarm)) == expected
 
 
+def test_annotated_clips() -> None:
+    scores = [1.0, 4.0, 2.0, 5.0]
+    annotated = pa.array([True, False, True, True])
+    clips = clips_of(scores)
+    clips = clips.set_column(clips.schema.get_field_index("annotated"), "annotated", annotated)
+    assert ids(choose_clips(clips, table_of(scores).slice(1), explain="annotated", alarm=MEAN)) == ["002", "003"]
+
+
 def test_clips_without_a_score_are_not_explained() -> None:
     scores = [1.0, 4.0, 2.0]
     chosen = choose_clips(clips_of(scores), table_of(scores).slice(1), explain="all", alarm=MEAN)

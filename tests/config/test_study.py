@@ -130,7 +130,10 @@ def test_impossible_combinations_are_refused(change: str, message: str) -> None:
             "alarm.false_alarms_per_hour: false_alarm_rate says the same of all clips: leave one of the two out",
         ),
         ("alarm.false_alarms_per_hour=360", "alarm.false_alarms_per_hour: 360 is as many as an hour has clips of 10 s"),
-        ("audit.explain=some", "audit.explain: allowed: all, alarms, none, or top:N with N at least 1, found 'some'"),
+        (
+            "audit.explain=some",
+            "audit.explain: allowed: all, annotated, alarms, none, or top:N with N at least 1, found 'some'",
+        ),
         (
             "score=best",
             "score: allowed: paper, robust, or a choice of residual, weighting, pooling, calibration, found",

@@ -176,8 +176,8 @@ def test_a_calibration_divides_the_false_alarms_anew(
     ("share", "said"),
     [
         ("0", ""),
-        ("null", "state: no alarm for what lasts: it needs 50 minutes or more of one recorder, by the clock; the normal "
-                 "recordings make 24 whole minutes"),
+        ("null", "state: no alarm for what lasts: it needs 50 minutes or more of one recorder, by the clock; the "
+                 "normal recordings make 24 whole minutes"),
     ],
 )  # fmt: skip
 def test_a_model_without_a_share_or_a_past_has_no_such_alarm(

@@ -104,6 +104,8 @@ def audit_models(
     clips = _test_clips(manifest)
     if not clips.num_rows:
         raise StudyError("There are no test clips to audit: check data.test, or the split, and the index's ledger.")
+    if study.audit.explain == "annotated" and not pc.any(clips["annotated"]).as_py():
+        raise StudyError("audit.explain: annotated, but no test clip is annotated: check data.annotations.")
     explained = study.audit.explain != "none" and any(MODELS[model].explained for model, _ in todo)
     if explained and study.attribution.baseline == "normals":
         for model, seed in todo:

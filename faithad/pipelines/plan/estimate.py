@@ -74,7 +74,8 @@ class Plan:
         explain, n = self.of.audit.explain, self.clips.test
         if explain.startswith("top:"):
             return min(n, int(explain.removeprefix("top:")))
-        return {"all": n, "none": 0, "alarms": math.ceil(self.alarm_rate * n)}[explain]
+        alarms = math.ceil(self.alarm_rate * n)
+        return {"all": n, "annotated": self.clips.annotated, "alarms": alarms, "none": 0}[explain]
 
 
 class Stage(NamedTuple):

@@ -119,7 +119,8 @@ def _measure(plan: Plan, manifest: pa.Table, folder: str, fixed: dict[str, float
     trial = replace(trial, clips=count_clips(mill))
     some = manifest.take(list(range(0, manifest.num_rows, math.ceil(manifest.num_rows / _N_READ))))
     clips = ray.put(pa.concat_tables([some, mill.filter(pc.equal(mill["split"], "test"))]))
-    n_annotated = math.ceil(_N_EXPLAINED * plan.clips.annotated / plan.clips.test)
+    share = 1.0 if plan.of.audit.explain == "annotated" else plan.clips.annotated / plan.clips.test
+    n_annotated = math.ceil(_N_EXPLAINED * share)
     # A clip may end the process that reads it: then the task is tried again, until it leaves that clip out.
     task = ray.remote(_time_clips).options(num_cpus=1, num_gpus=gpus or None, max_retries=-1)
     n_tasks = max(1, int(machines.total("GPU") / gpus if gpus else machines.total("CPU")))
