@@ -325,7 +325,7 @@ def test_an_audit_goes_on_after_a_full_disk(run: AuditRun, tmp_path: Path) -> No
     """The disk is full at its first write, and then a little later at each try."""
     with small_disk(tmp_path / "disk", 1 << 23) as disk:
         audit = run.model_copy(update={"out": str(disk.folder / "out")})
-        full = {Path(place).parts[1] for place in places_where_full(disk, lambda: run_audit(audit), step_bytes=12_000)}
+        full = {Path(place).parts[1] for place in places_where_full(disk, lambda: run_audit(audit), step_bytes=36_000)}
         assert {"stages", "report.html"} <= full
         assert full & {*(f"{table}.parquet" for table in WHOLE), "audit.yaml", "model.json"}
         assert full & set(SHARDED)

@@ -187,7 +187,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("stride", [19, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_a_kill_at_any_write_of_a_take_costs_nothing(
     stride: int, run: AuditRun, at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
