@@ -42,24 +42,31 @@ class Drawing(NamedTuple):
         """The figure for a page."""
         return to_svg(self.draw(), name=self.name, label=self.label)
 
-    def file(self, format: str, width_in: float) -> bytes:
-        """The figure for a paper, with all that its text needs: a PDF embeds its fonts, an SVG has their outlines."""
-        out = io.BytesIO()
-        dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+    def files(self, formats: Sequence[str], width_in: float) -> list[bytes]:
+        """The figure for a paper in each format, with all that its text needs: a PDF embeds its fonts, an SVG has their
+        outlines.
+        """
         with mpl.rc_context(RC | {"pdf.fonttype": 42, "svg.fonttype": "path"}):
             figure = self.draw(column_in=width_in)
             _keep_labels_inside(figure)
             _add_legend(figure, self.legend)
-            figure.savefig(out, format=format, dpi=_DPI, metadata={"Title": self.label, **dates[format]})
+            return [self._saved(figure, format) for format in formats]
+
+    def _saved(self, figure: Figure, format: str) -> bytes:
+        out = io.BytesIO()
+        dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+        figure.savefig(out, format=format, dpi=_DPI, metadata={"Title": self.label, **dates[format]})
         return out.getvalue()
 
 
 def _keep_labels_inside(figure: Figure) -> None:
     """Move what is written below narrow axes, and make it smaller, so far that it is not cut off."""
-    figure.draw_without_rendering()
     room = figure.bbox.padded(-3)
     for axes in figure.axes:
         label = axes.xaxis.label
+        if not label.get_text():
+            continue
+        axes.xaxis.get_tightbbox()  # places the label; a draw of the whole figure would take longer than its files
         size_pt = float(label.get_fontsize())
         label.set_fontsize(size_pt * min(1.0, room.width / max(label.get_window_extent().width, 1)))
         extent = label.get_window_extent()

@@ -39,11 +39,11 @@ def write_figures(run: str, to: str, *, formats: Sequence[str] = ("pdf",)) -> st
     if unknown or not formats:
         raise ConfigError(f"--format {','.join(unknown)}: the formats of figures are {', '.join(FORMATS)}.")
     drawings = _drawings(run)
-    files = [(drawing, column, format) for drawing in drawings for column in COLUMNS_IN for format in formats]
-    with progress("figures", len(files)) as ticker:
-        for number, (drawing, column, format) in enumerate(files):
-            location = storage.join(to, f"{drawing.name}-{column}.{format}")
-            storage.write_bytes(location, drawing.file(format, COLUMNS_IN[column]), flush=False)
+    with progress("figures", len(drawings)) as ticker:
+        for number, drawing in enumerate(drawings):
+            for column, width_in in COLUMNS_IN.items():
+                for format, content in zip(formats, drawing.files(formats, width_in), strict=True):
+                    storage.write_bytes(storage.join(to, f"{drawing.name}-{column}.{format}"), content, flush=False)
             ticker.update(number + 1)
     widths = " and ".join(f"{width_in:.2f} in ({column} column)" for column, width_in in COLUMNS_IN.items())
     return f"{count(len(drawings), 'figure')}, {widths} wide, as {', '.join(formats)}: {to}"

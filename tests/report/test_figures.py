@@ -106,27 +106,28 @@ def drawn_on(render: Callable[[str], str], root: str, monkeypatch: pytest.Monkey
 def test_files_have_a_columns_width_and_their_fonts(study: StudyTables) -> None:
     one = named(study, "f-score")
     for width_in in COLUMNS_IN.values():
-        pdf = one.file("pdf", width_in)
+        pdf, svg, png = one.files(("pdf", "svg", "png"), width_in)
         (box,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ", pdf)
         assert float(box) == pytest.approx(72 * width_in, abs=0.01)
         content = streams(pdf)
         assert "/FontFile2" in content
         assert "/Type3" not in content
         assert "/Subtype /Image" not in content
-        svg = one.file("svg", width_in).decode()
+        assert [svg] == one.files(["svg"], width_in)
+        svg = svg.decode()
         assert f'width="{72 * width_in:g}pt"' in svg
         assert "<text" not in svg
         assert one.label in svg
-        picture = Image.open(io.BytesIO(one.file("png", width_in)))
+        picture = Image.open(io.BytesIO(png))
         assert picture.width == pytest.approx(DPI * width_in, abs=1)
-        assert one.file("svg", width_in).decode() == svg
 
 
 @pytest.mark.parametrize("column", COLUMNS_IN)
 def test_nothing_is_cut_off(study: StudyTables, column: str) -> None:
     """The outermost pixels of each figure are white."""
     for name in ("roc-mean", "f-score", "score-0", "steps-1"):
-        pixels = np.asarray(Image.open(io.BytesIO(named(study, name).file("png", COLUMNS_IN[column]))).convert("L"))
+        (png,) = named(study, name).files(["png"], COLUMNS_IN[column])
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
         edges = [pixels[:, 0], pixels[:, -1], pixels[-1], pixels[0]]
         assert all((edge == 255).all() for edge in edges), name
 
