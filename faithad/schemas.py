@@ -30,8 +30,8 @@ import pyarrow as pa
 # window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
 # `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
 # anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
-# audit are sounds (with expected), operating_points, decisions, lines, reasons, median_spectra and states; events have
-# normalized and trusted; summary/seconds, summary/psds and summary/search_scores; clip_sounds of
+# audit are sounds (with expected and expected_log_mel), operating_points, decisions, lines, reasons, median_spectra and
+# states; events have normalized and trusted; summary/seconds, summary/psds and summary/search_scores; clip_sounds of
 # a study; compared/* of a comparison.
 FORMAT = 3
 
@@ -368,6 +368,7 @@ SOUNDS = pa.schema(
         pa.field("expected", pa.binary()),
         pa.field("n_mels", pa.int32()),
         pa.field("log_mel", pa.list_(pa.float16())),
+        pa.field("expected_log_mel", pa.list_(pa.float16())),
         pa.field("reason", pa.string()),
     ]
 )
@@ -840,6 +841,7 @@ MEANINGS = {
     "n_mels": "F, the number of mel bands",
     "sounds.log_mel": "log-mel spectrogram of the recording there, mel band by mel band, in the unit of the features; "
     "frames are averaged to 600 columns at most",
+    "expected_log_mel": "the same of `expected`, as the model gives it",
     "sounds.reason": "why there is no sound: the recording could not be read any more",
     "false_alarm_rate": "share of normal clips that may alarm",
     "false_alarms_per_hour": "what that is an hour",

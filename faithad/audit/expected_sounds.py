@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,13 @@ _ITERATIONS, _MOMENTUM = 32, 0.99
 _SEED = 0  # of the phases at the start
 
 
+class Expected(NamedTuple):
+    """What a model expects to hear: `samples` at the rate of its features, and their log-mel spectrogram (F, T)."""
+
+    samples: npt.NDArray[np.float32]
+    log_mel: npt.NDArray[np.float32]
+
+
 def reconstructing(trained: AnyModel) -> dict[str | None, TrainedModel]:
     """The models that say what they expect, ready to be asked, by what `raised_by` of an event names; none of a model
     that only scores.
@@ -50,7 +57,7 @@ def reconstructing(trained: AnyModel) -> dict[str | None, TrainedModel]:
 
 def expected_sound(
     trained: TrainedModel, clips: Sequence[Mapping[str, Any]], *, onset_s: float, duration_s: float
-) -> npt.NDArray[np.float32]:
+) -> Expected:
     """Some seconds of a recording as a model expects them.
 
     Args:
@@ -59,9 +66,6 @@ def expected_sound(
             later one in this order counts.
         onset_s: where the seconds begin, from the start of the recording.
         duration_s: how many there are.
-
-    Returns:
-        (samples,) at the sample rate of the model's features.
 
     Raises:
         RecordingError: the recording cannot be read.
@@ -77,7 +81,8 @@ def expected_sound(
         inside = slice(max(0, first), max(0, first + expected.shape[1]))
         part = power[:, inside]
         power[:, inside] = expected[:, inside.start - first :][:, : part.shape[1]]
-    return _griffin_lim(power, features, n_samples).numpy()
+    level = torch.log10(power + POWER_FLOOR) * (10 if features.scale == "db" else 1)
+    return Expected(_griffin_lim(power, features, n_samples).numpy(), level.numpy())
 
 
 def _expected_power(trained: TrainedModel, clip: Mapping[str, Any]) -> Tensor:

@@ -48,6 +48,8 @@ _LEVEL_OF_16_KBITS = (256 - 16) / (256 - 6)
 _LOUDEST, _MOST_GAIN = 10 ** (-1 / 20), 10 ** (40 / 20)
 _MOST_COLUMNS = 600
 _AT_ONCE = 4
+_PICTURES = ["log_mel", "expected_log_mel"]
+_NOT_EXPECTED: dict[str, Any] = {"expected": None, "expected_log_mel": None}
 _BYTES_PER_S = 2_000  # of Opus
 
 _Clip = Mapping[str, Any]  # of schemas.MANIFEST
@@ -101,7 +103,7 @@ def event_sounds(
     known |= {_key(row): row for row in cut}
     sounds = [known[_key(stretch._asdict())] for stretch in stretches]
     expected = _expected(strongest[:MOST_EXPECTED], stretches, sounds, clips, trained)
-    rows = [row | {"expected": opus} for row, opus in zip_longest(sounds, expected)]
+    rows = [row | columns for row, columns in zip_longest(sounds, expected, fillvalue=_NOT_EXPECTED)]
     return pa.Table.from_pylist(rows, schema=SOUNDS)
 
 
@@ -111,13 +113,17 @@ def sounds_bytes(n_events: int, features: FeatureSettings) -> int:
     n_sounds = min(n_events, MOST_SOUNDS)
     n_columns = min(_MOST_COLUMNS, round(duration_s * features.frames_per_s))
     n_opus = n_sounds + min(n_events, MOST_EXPECTED)
-    return round(n_opus * duration_s * _BYTES_PER_S) + n_sounds * n_columns * features.n_mels * 2
+    return n_opus * (round(duration_s * _BYTES_PER_S) + n_columns * features.n_mels * 2)
 
 
 def _rows(sounds: pa.Table) -> list[dict[str, Any]]:
     """The rows of a table of sounds, with its spectrograms as arrays."""
-    rows = zip(sounds.drop_columns(["log_mel"]).to_pylist(), list_arrays(sounds["log_mel"]), strict=True)
-    return [row | {"log_mel": levels.astype(np.float16)} for row, levels in rows]
+    pictures = {name: list_arrays(sounds[name]) for name in _PICTURES}
+    return [
+        row
+        | {name: levels[place].astype(np.float16) if levels[place].ndim else None for name, levels in pictures.items()}
+        for place, row in enumerate(sounds.drop_columns(_PICTURES).to_pylist())
+    ]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -131,16 +137,16 @@ def _expected(
     sounds: Sequence[Mapping[str, Any]],
     clips: Mapping[str, _Clip],
     trained: AnyModel,
-) -> list[bytes | None]:
-    """The sound that the model expects at each of some events, which are the first of `stretches` and `sounds`."""
+) -> list[dict[str, Any]]:
+    """The columns of what the model expects at each of some events, which are the first of `stretches` and `sounds`."""
     models = reconstructing(trained) if events else {}
-    made: list[bytes | None] = []
+    made: list[dict[str, Any]] = []
     for event, stretch, sound in zip(events, stretches, sounds, strict=False):
-        opus = sound.get("expected")
-        if opus is None and sound["opus"] is not None and event["raised_by"] in models:
+        columns = {name: sound.get(name) for name in _NOT_EXPECTED}
+        if columns["expected"] is None and sound["opus"] is not None and event["raised_by"] in models:
             around = [clip for clip in clips.values() if stretch.touches(clip)]
             with contextlib.suppress(RecordingError):  # read a moment ago; it is gone since
-                samples = expected_sound(
+                samples, levels = expected_sound(
                     models[event["raised_by"]],
                     [*around, stretch.clip],
                     onset_s=stretch.onset_s,
@@ -148,8 +154,9 @@ def _expected(
                 )
                 resampled = resample(torch.from_numpy(samples), trained.features.sample_rate_hz, RATE_HZ).numpy()
                 # As much louder as the recording is played, so that both compare.
-                opus = _opus(np.clip(resampled * np.float32(10 ** (sound["gain_db"] / 20)), -1, 1))
-        made.append(opus)
+                louder = np.clip(resampled * np.float32(10 ** (sound["gain_db"] / 20)), -1, 1)
+                columns = {"expected": _opus(louder), "expected_log_mel": _picture(levels).ravel()}
+        made.append(columns)
     return made
 
 
@@ -196,9 +203,10 @@ def _sound(stretch: _Stretch, features: FeatureSettings) -> dict[str, Any]:
     row |= {"duration_s": duration_s, "opus": None}
     try:
         samples = _read(clip, stretch.onset_s, duration_s, RATE_HZ)
-        picture = _picture(_read(clip, stretch.onset_s, duration_s, features.sample_rate_hz), features)
+        waveform = _read(clip, stretch.onset_s, duration_s, features.sample_rate_hz)
     except RecordingError as error:
         return row | {"reason": str(error)}
+    picture = _picture(log_mel(torch.from_numpy(waveform)[None], features)[0].numpy())
     return row | _loud(samples) | {"n_mels": len(picture), "log_mel": picture.ravel()}
 
 
@@ -255,8 +263,7 @@ def _crc_of_byte(byte: int) -> int:
 _CRC = [_crc_of_byte(byte) for byte in range(256)]
 
 
-def _picture(waveform: npt.NDArray[np.float32], features: FeatureSettings) -> npt.NDArray[np.float16]:
-    """The log-mel spectrogram (F, T); of a long stretch, neighbouring frames are averaged."""
-    frames = log_mel(torch.from_numpy(waveform)[None], features)[0].numpy()
+def _picture(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """A log-mel spectrogram (F, T); of a long stretch, neighbouring frames are averaged."""
     parts = np.array_split(frames, min(_MOST_COLUMNS, frames.shape[1]), axis=1)
     return np.stack([part.mean(axis=1) for part in parts], axis=1).astype(np.float16)

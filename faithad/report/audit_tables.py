@@ -251,8 +251,15 @@ def _read_sounds(out: str, events: list[EventRow]) -> dict[int, dict[str, Any]]:
         return {}
     numbers = {event["event_id"]: number for number, event in enumerate(events)}
     table = storage.read_table(location)
-    rows = zip(table.drop_columns(["log_mel"]).to_pylist(), list_arrays(table["log_mel"]), strict=True)
-    return {numbers[row["event_id"]]: row | {"log_mel": levels} for row, levels in rows if row["event_id"] in numbers}
+    pictures = {
+        name: list_arrays(table[name]) for name in ("log_mel", "expected_log_mel") if name in table.column_names
+    }
+    rows = enumerate(table.drop_columns(list(pictures)).to_pylist())
+    return {
+        numbers[row["event_id"]]: row | {name: levels[place] for name, levels in pictures.items()}
+        for place, row in rows
+        if row["event_id"] in numbers
+    }
 
 
 def _read_rows(out: str, table: str) -> list[dict[str, Any]]:

@@ -179,10 +179,12 @@
       place();
     });
     audio.addEventListener("seeked", place);
-    const buttons = all("button[aria-pressed]", article), heard = audio.src;
+    const buttons = all("button[aria-pressed]", article), picture = article.querySelector(".strip img");
+    const heard = { sound: audio.src, picture: picture.src };
     for (const button of buttons) button.addEventListener("click", () => {
       const { currentTime, paused } = audio;
-      audio.src = button.dataset.sound ?? heard;
+      audio.src = button.dataset.sound ?? heard.sound;
+      picture.src = button.dataset.picture ?? heard.picture;
       audio.currentTime = currentTime;
       if (!paused) audio.play().catch(() => {});
       for (const other of buttons) other.setAttribute("aria-pressed", other === button);

@@ -36,7 +36,8 @@ def event_sounds(audit: AuditTables) -> dict[int, dict[str, Any]]:
 
 def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, Any]:
     event, onset_s, duration_s = audit.events[number], sound["onset_s"], sound["duration_s"]
-    levels = np.asarray(sound["log_mel"], dtype=np.float32).reshape(sound["n_mels"], -1)
+    levels = sound["log_mel"].reshape(sound["n_mels"], -1)
+    limits = maps.color_limits(levels, "level")
     ticks = maps.clip_scale(audit.setting, levels.shape[1], duration_s).frequency_ticks(len(levels))
     places = zip(*ticks, strict=True) if ticks else ()
     spans = [
@@ -48,7 +49,10 @@ def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, A
         "reason": None,
         "sound": _audio(sound["opus"]),
         "expected": _audio(sound["expected"]) if sound.get("expected") else None,
-        "picture": f"data:image/webp;base64,{base64.b64encode(_webp(levels)).decode('ascii')}",
+        "picture": _picture(levels, limits),
+        "expected_picture": _picture(sound["expected_log_mel"].reshape(len(levels), -1), limits)
+        if sound.get("expected")
+        else None,
         "from_s": onset_s,
         "to_s": onset_s + duration_s,
         "words": f"{sound['recording']}, {seconds(onset_s).removesuffix(' s')} to {seconds(onset_s + duration_s)}",
@@ -67,12 +71,12 @@ def _audio(opus: bytes) -> str:
     return f"data:audio/ogg;base64,{base64.b64encode(opus).decode('ascii')}"
 
 
-def _webp(levels: np.ndarray) -> bytes:
-    low, high = maps.color_limits(levels, "level")
+def _picture(levels: np.ndarray, limits: tuple[float, float]) -> str:
+    low, high = limits
     colors = mpl.colormaps[maps.COLOR_MAPS["level"]]((levels[::-1] - low) / (high - low), bytes=True)
     out = io.BytesIO()
     Image.fromarray(colors[..., :3]).save(out, format="webp", quality=_WEBP_QUALITY)
-    return out.getvalue()
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
 
 
 def _score_steps(audit: AuditTables, sound: dict[str, Any]) -> dict[str, Any] | None:

@@ -146,18 +146,21 @@ def test_the_expected_sound_has_the_levels_of_the_reconstruction(audit: Any) -> 
     identity = torch.nn.Identity()
     identity.n_mels, identity.n_frames = 16, 400  # type: ignore[assignment]
     same = replace(trained, network=identity)
-    samples = expected_sound(same, clips, onset_s=8.0, duration_s=14.0)
+    samples, level = expected_sound(same, clips, onset_s=8.0, duration_s=14.0)
     assert samples.shape == (14 * RATE_HZ,)
     heard, expected = (
         log_mel(torch.from_numpy(sound.astype(np.float32))[None], FEATURES)[0]
         for sound in (tones[8 * RATE_HZ : 22 * RATE_HZ], samples)
     )
     loud = heard > heard.max() - 40
+    # The picture has what the network gives, but where the seconds begin and end.
+    off_db = np.abs(level[:, 1:-1] - heard.numpy()[:, 1 : level.shape[1] - 1])
+    assert (off_db[loud.numpy()[:, 1 : level.shape[1] - 1]] < 0.5).mean() > 0.95
     assert (heard - expected)[loud].abs().median() < 1
     # The tone goes on and off at the same times.
     band = heard[:, :30].mean(dim=1).argmax()
     assert np.corrcoef(heard[band], expected[band])[0, 1] > 0.9
-    np.testing.assert_array_equal(samples, expected_sound(same, clips, onset_s=8.0, duration_s=14.0))
+    np.testing.assert_array_equal(samples, expected_sound(same, clips, onset_s=8.0, duration_s=14.0).samples)
 
 
 def test_the_strongest_have_what_the_model_expects(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +170,8 @@ def test_the_strongest_have_what_the_model_expects(audit: Any, monkeypatch: pyte
     with soundfile.SoundFile(io.BytesIO(rows[0]["expected"])) as file:
         assert (file.format, file.samplerate) == ("OGG", 24_000)
         assert file.frames == pytest.approx(24_000 * rows[0]["duration_s"], abs=1)
+    assert [row["expected_log_mel"] is None for row in rows] == [False, True, True]
+    assert len(rows[0]["expected_log_mel"]) % rows[0]["n_mels"] == 0
 
 
 def test_windows_that_do_not_overlap_are_rebuilt() -> None:

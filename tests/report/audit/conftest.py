@@ -146,9 +146,9 @@ def _sounds(events: list[Row], duration_s: float, n_mels: int) -> Iterator[Row]:
     levels = rng.normal(-40, 8, (n_mels, min(600, round(40 * duration_s)))).astype(np.float16)
     for number, event in enumerate(events):
         yield {"event_id": event["event_id"], "recording": event["recording"], "onset_s": event["onset_s"],
-               "duration_s": duration_s, "gain_db": 12.0, "opus": heard.getvalue(),
-               "expected": expected.getvalue() if number < 3 else None, "n_mels": n_mels,
-               "log_mel": levels.ravel()}  # fmt: skip
+               "duration_s": duration_s, "gain_db": 12.0, "opus": heard.getvalue(), "n_mels": n_mels,
+               "log_mel": levels.ravel(), "expected": expected.getvalue() if number < 3 else None,
+               "expected_log_mel": levels[:, ::-1].ravel() if number < 3 else None}  # fmt: skip
 
 
 def _write(out: str, path: str, rows: list[Row], schema: pa.Schema) -> pa.Table:

@@ -56,12 +56,15 @@ def test_heard_and_expected_sound_take_turns(open_page: Open) -> None:
     at = f"document.querySelector('#{article.get_attribute('id')} audio').currentTime"
     audio.evaluate("audio => audio.play()")
     wait(page, f"{at} > 0.5")
-    heard = audio.get_attribute("src")
+    picture = article.locator(".strip img")
+    heard, spectrogram = audio.get_attribute("src"), picture.get_attribute("src")
     expected.click()
     assert audio.get_attribute("src") == expected.get_attribute("data-sound") != heard
+    assert picture.get_attribute("src") == expected.get_attribute("data-picture") != spectrogram
     wait(page, f"{at} > 0.6")  # it goes on where it was, and plays
     page.keyboard.press("e")
     assert audio.get_attribute("src") == heard
+    assert picture.get_attribute("src") == spectrogram
     assert expected.get_attribute("aria-pressed") == "false"
 
 
