@@ -2,10 +2,15 @@
 
     detection       Table 1: AUC and pAUC of each model
     mask_ratio      Table 2: test AUC of the MAE by mask ratio and patch; needs a search
-    explanations    Table 3: F-score and faithfulness of each model and method
+    explanations    in place of table 3: F-score and faithfulness of each model and method
     verdicts        is one model's method better than another's, than random frames, than a curve without a model?
     worth           is a network better than a linear model?
     means           F-score and faithfulness of the explanations, and of lines beside them, over all percentiles
+
+How table 3 of the paper is laid out is not known here. What it would hold, the paper draws as curves over the
+percentile (figures 4 and 5). `explanations` is laid out as the authors tabulate faithfulness for a second data set
+(README of their repository): models one below the other, methods side by side, the mean of the two highest percentiles,
+the best method of each model in bold. F-scores are given at the best percentile, as in the paper's text.
 
 An audit of recordings has its events as a table, and how they agree with labels where it was evaluated.
 """
