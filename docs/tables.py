@@ -12,7 +12,7 @@ from faithad.runs import layout
 PAGE = Path(__file__).with_name("tables.md")
 INTRODUCTION = f"""# Tables
 
-Made by `docs/tables.py` from `faithad/schemas.py`: `make docs` writes it anew.
+Made by `docs/tables.py` from `faithad/schemas/`: `make docs` writes it anew.
 
 Everything that a study or an audit finds is in Parquet files of plain Arrow types, which pandas, DuckDB and Polars read
 without faithad. Where a table is a folder, its files are shards: read them all. `*` stands for each `<model>-<seed>`.
