@@ -66,7 +66,7 @@
     const starts = [...data.unheard.map((span) => span[0]), times[0]];
     whole = [drawnEnds(starts)[0], Math.max(drawnEnds(ends)[1], drawnEnds(starts)[0] + LOWEST_SPAN_S)];
     chart = new uPlot({
-      width: byId("chart").clientWidth, height: 260, legend: { show: false },
+      width: byId("chart").clientWidth, height: 260, legend: { show: false }, padding: [8, 32, 0, 0],  // half of a time
       cursor: { y: false, drag: { x: true, y: false, setScale: false } },
       scales: { x: { time: false, range: (u, from, to) => (from === null ? whole : [from, to]) }, y: { range: [low - room, high + room] } },
       axes: [
