@@ -76,7 +76,7 @@ def audit(study: Study, *, redo: bool = False) -> None:
             f"`faithad prune` removed the features below {study.root}, and this audit needs them. Run `faithad train` "
             "with the same configuration first: it makes them again."
         )
-    audit_models(study, manifest, stages.audit, redo=redo, conclusions=(stages.evaluate, stages.report))
+    audit_models(study, manifest, stages.audit, stages.train, redo=redo, conclusions=(stages.evaluate, stages.report))
 
 
 def evaluate_study(study: Study, *, redo: bool = False) -> None:

@@ -221,7 +221,7 @@ def to_wandb(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
                     id=place.key(run),
                     config=dict(run.settings),
                     dir=temporary,
-                    mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+                    mode=os.environ.get("WANDB_MODE", "offline"),
                     resume="allow",
                     settings=wandb.Settings(**_WANDB_SETTINGS),
                 ) as opened:
