@@ -33,48 +33,50 @@ def require_trackers(study: Study) -> None:
 
 def track_study(study: Study) -> None:
     """Export the trainings that are done, and the report if there is one, as far as the trackers do not have them."""
-    if not study.track:
-        return
-    is_over = is_finished(study.root, "report")
-    parent = TrackedRun(
-        name="study",
-        kind="study",
-        title=study.name,
-        settings={},
-        points={},
-        files=_present(study.root, (layout.STUDY, layout.REPORT)) if is_over else (),
-        status="finished" if is_over else "running",
-    )
-    runs = [parent]
-    for model, seed in study.runs:
-        location = storage.join(study.root, layout.epochs(model, seed))
-        if not is_finished(study.root, f"train-{model}-{seed}") or not storage.exists(location):
-            continue
-        epochs = storage.read_table(location).to_pylist()
-        runs.append(
-            TrackedRun(
-                name=f"training/{model}-{seed}",
-                kind="training",
-                title=f"{model}-{seed}",
-                settings=_settings(study, model, seed),
-                points=_points(epochs),
-                parent=parent.name,
-            )
-        )
-    tracking.export(study.track, study.root, study.name, runs)
+    tracking.export(study.track, study.root, study.name, lambda: _study_runs(study))
 
 
 def track_search(study: Study, records: Iterable[Record]) -> None:
     """Export the trials of a search that are over, and its report."""
-    if not study.track:
-        return
+    tracking.export(study.track, study.root, study.name, lambda: _search_runs(study, records))
+
+
+def _study_runs(study: Study) -> list[TrackedRun]:
+    is_over = is_finished(study.root, "report")
+    runs = [
+        TrackedRun(
+            name="study",
+            kind="study",
+            title=study.name,
+            settings={},
+            points={},
+            files=_present(study.root, (layout.STUDY, layout.REPORT)) if is_over else (),
+            status="finished" if is_over else "running",
+        )
+    ]
+    for model, seed in study.runs:
+        location = storage.join(study.root, layout.epochs(model, seed))
+        if is_finished(study.root, f"train-{model}-{seed}") and storage.exists(location):
+            runs.append(
+                TrackedRun(
+                    name=f"training/{model}-{seed}",
+                    kind="training",
+                    title=f"{model}-{seed}",
+                    settings=_settings(study, model, seed),
+                    points=_points(storage.read_table(location).to_pylist()),
+                    parent="study",
+                )
+            )
+    return runs
+
+
+def _search_runs(study: Study, records: Iterable[Record]) -> list[TrackedRun]:
     files = _present(study.root, (layout.BEST, layout.SEARCH_REPORT))
-    parent = TrackedRun("search", "search", f"{study.name} search", {}, {}, files)
-    runs = [parent, *(_trial_run(study, record, parent.name) for record in records)]
-    tracking.export(study.track, study.root, study.name, runs)
+    search = TrackedRun("search", "search", f"{study.name} search", settings={}, points={}, files=files)
+    return [search, *(_trial_run(study, record) for record in records)]
 
 
-def _trial_run(study: Study, record: Record, parent: str) -> TrackedRun:
+def _trial_run(study: Study, record: Record) -> TrackedRun:
     location = storage.join(study.root, layout.trial(record.trial.name), layout.EPOCHS)
     # Searches of release 0.1.0 kept no curves.
     points = _points(storage.read_table(location).to_pylist()) if storage.exists(location) else {}
@@ -89,7 +91,7 @@ def _trial_run(study: Study, record: Record, parent: str) -> TrackedRun:
         title=record.trial.title,
         settings=_settings(trial_study(study, record.trial.cell), MODEL, record.seed),
         points=points,
-        parent=parent,
+        parent="search",
         status="failed" if record.status == "failed" else "finished",
     )
 

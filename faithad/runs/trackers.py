@@ -102,7 +102,12 @@ def mlflow_store(root: str) -> str | None:
     """Where MLflow keeps runs: at MLFLOW_TRACKING_URI, else in a database below the root; None if that is a URI."""
     if address := os.environ.get("MLFLOW_TRACKING_URI"):
         return address
-    return None if storage.is_remote(root) else f"sqlite:///{storage.join(root, layout.MLFLOW, 'mlflow.db')}"
+    return None if storage.is_remote(root) else f"sqlite:///{_mlflow_folder(root)}/mlflow.db"
+
+
+def _mlflow_folder(root: str) -> str:
+    """The path of MLflow's own folder below a local root."""
+    return storage.locate(storage.join(root, layout.MLFLOW))[1]
 
 
 def to_mlflow(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
@@ -116,14 +121,14 @@ def to_mlflow(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    store, own = mlflow_store(place.root), storage.join(place.root, layout.MLFLOW)
-    is_own = store is not None and store.startswith("sqlite:") and own in store
-    if is_own:
-        os.makedirs(own, exist_ok=True)
-    client = MlflowClient(tracking_uri=store)
+    files = None
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        os.makedirs(_mlflow_folder(place.root), exist_ok=True)
+        files = f"{_mlflow_folder(place.root)}/files"
+    client = MlflowClient(tracking_uri=mlflow_store(place.root))
     experiment = client.get_experiment_by_name(place.title)
     experiment_id = (
-        client.create_experiment(place.title, artifact_location=storage.join(own, "files") if is_own else None)
+        client.create_experiment(place.title, artifact_location=files)
         if experiment is None
         else experiment.experiment_id
     )

@@ -76,14 +76,14 @@ def require_trackers(names: Collection[TrackerName], root: str) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def export(names: Collection[TrackerName], root: str, title: str, runs: Sequence[TrackedRun]) -> None:
+def export(names: Collection[TrackerName], root: str, title: str, runs: Callable[[], Sequence[TrackedRun]]) -> None:
     """Export runs to some trackers, as far as they do not have them.
 
     Args:
         names: of the trackers.
         root: below which the runs' tables are.
         title: of all runs of the root together.
-        runs: parents before their children.
+        runs: gives them, from tables below the root; parents before their children.
     """
     for name in names:
         if (root, name) in _failed:
@@ -91,8 +91,8 @@ def export(names: Collection[TrackerName], root: str, title: str, runs: Sequence
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what the libraries say about themselves
-                TRACKERS[name].export(runs, TrackedRoot(root, _mark(root), title))
-        except Exception as error:  # whatever the library or its server has: the results are in the root
+                TRACKERS[name].export(runs(), TrackedRoot(root, _mark(root), title))
+        except Exception as error:  # of the library, its server, a table: the results are in the root
             _failed.add((root, name))
             text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
             console.print(f"track: {name} failed, and the run goes on without it: {text:.300}")

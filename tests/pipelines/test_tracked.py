@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from tests.pipelines.test_more_epochs import TRIAL, run_trial, study_of, train
 
 
 @pytest.fixture
-def exported(monkeypatch: pytest.MonkeyPatch) -> list[TrackedRun]:
+def exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackedRun]:
     """What was exported last."""
     last: list[TrackedRun] = []
 
-    def export(names: Any, root: str, title: str, runs: list[TrackedRun]) -> None:
-        assert (list(names), title) == (["tensorboard"], "tiny")
-        last[:] = runs
+    def export(names: Any, root: str, title: str, runs: Callable[[], list[TrackedRun]]) -> None:
+        assert (root, title) == (str(tmp_path), "tiny")
+        last[:] = runs() if list(names) == ["tensorboard"] else []
 
     monkeypatch.setattr(tracking, "export", export)
     return last

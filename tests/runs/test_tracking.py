@@ -69,19 +69,19 @@ def test_event_files_of_tensorboard(root: str, written: list[str]) -> None:
         assert set(events.Tags()["scalars"]) == {"train_loss", "validation_loss"}
         return [(event.step, event.value) for event in events.Scalars("train_loss")]
 
-    tracking.export(["tensorboard"], root, "mill", RUNS)
+    tracking.export(["tensorboard"], root, "mill", lambda: RUNS)
     assert points() == [(1, 0.5), (2, 0.25)]
     written.clear()
-    tracking.export(["tensorboard"], root, "mill", RUNS)
+    tracking.export(["tensorboard"], root, "mill", lambda: RUNS)
     assert not written
-    tracking.export(["tensorboard"], root, "mill", [STUDY, GROWN])
+    tracking.export(["tensorboard"], root, "mill", lambda: [STUDY, GROWN])
     assert points() == [(1, 0.5), (2, 0.25), (3, 0.125)]
     assert not Path(root, "tensorboard/search").exists(), "a trial without an epoch has nothing to show"
 
 
 def test_event_files_in_an_object_store(object_store: str) -> None:
-    tracking.export(["tensorboard"], f"{object_store}/tracked", "mill", [TRAINING])
-    tracking.export(["tensorboard"], f"{object_store}/tracked", "mill", [GROWN])
+    tracking.export(["tensorboard"], f"{object_store}/tracked", "mill", lambda: [TRAINING])
+    tracking.export(["tensorboard"], f"{object_store}/tracked", "mill", lambda: [GROWN])
     ((name, location),) = storage.list_files(f"{object_store}/tracked/tensorboard", suffixes=[""])
     assert name.startswith("training/mae-0/events.out.tfevents.")
     assert b"train.learning_rate" in storage.read_bytes(location)
@@ -90,7 +90,7 @@ def test_event_files_in_an_object_store(object_store: str) -> None:
 @pytest.mark.long
 def test_runs_in_a_database_of_mlflow(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    tracking.export(["mlflow"], root, "mill", RUNS)
+    tracking.export(["mlflow"], root, "mill", lambda: RUNS)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow/mlflow.db")
     experiment = client.get_experiment_by_name("mill").experiment_id
 
@@ -115,7 +115,7 @@ def test_runs_in_a_database_of_mlflow(root: str, monkeypatch: pytest.MonkeyPatch
     # As if an export had been killed: some points are there, and the run is not marked.
     client.log_metric(training.info.run_id, "train_loss", 0.125, step=3)
     for _ in range(2):
-        tracking.export(["mlflow"], root, "mill", [STUDY, GROWN, FAILED])
+        tracking.export(["mlflow"], root, "mill", lambda: [STUDY, GROWN, FAILED])
     assert {name: run.info.run_id for name, run in runs().items()} == {
         name: run.info.run_id for name, run in before.items()
     }
@@ -124,11 +124,11 @@ def test_runs_in_a_database_of_mlflow(root: str, monkeypatch: pytest.MonkeyPatch
     assert [file.path for file in client.list_artifacts(parent)] == ["report.html"]
     assert Path(client.download_artifacts(parent, "report.html")).read_text() == "<html>2</html>"
     # Other settings are another run, and so is the same training in another root.
-    tracking.export(["mlflow"], root, "mill", [STUDY, replace(TRAINING, settings={"train.learning_rate": 0.1})])
+    tracking.export(["mlflow"], root, "mill", lambda: [STUDY, replace(TRAINING, settings={"train.learning_rate": 0.1})])
     assert len(client.search_runs([experiment])) == 4
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow/mlflow.db")
     storage.write_bytes(f"{root}/other/report.html", b"<html></html>")
-    tracking.export(["mlflow"], f"{root}/other", "mill", [STUDY, TRAINING])
+    tracking.export(["mlflow"], f"{root}/other", "mill", lambda: [STUDY, TRAINING])
     assert len(client.search_runs([experiment])) == 6
     assert not Path(root, "other", "mlflow").exists()
 
@@ -136,7 +136,7 @@ def test_runs_in_a_database_of_mlflow(root: str, monkeypatch: pytest.MonkeyPatch
 def test_folders_of_wandb(root: str, written: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_API_KEY", SECRET.ljust(40, "x"))
-    tracking.export(["wandb"], root, "mill", RUNS)
+    tracking.export(["wandb"], root, "mill", lambda: RUNS)
     runs = {run.run.display_name: records for records in wandb_runs(root) for run in records if run.HasField("run")}
     assert set(runs) == {"mill", "mae-0", "r0.3"}
     (made,) = [record.run for record in runs["mae-0"] if record.HasField("run")]
@@ -147,9 +147,9 @@ def test_folders_of_wandb(root: str, written: list[str], monkeypatch: pytest.Mon
     (report,) = Path(root, "wandb").rglob("report.html")
     assert report.read_text() == "<html>1</html>"
     written.clear()
-    tracking.export(["wandb"], root, "mill", RUNS)
+    tracking.export(["wandb"], root, "mill", lambda: RUNS)
     assert not written
-    tracking.export(["wandb"], root, "mill", [STUDY, GROWN, FAILED])
+    tracking.export(["wandb"], root, "mill", lambda: [STUDY, GROWN, FAILED])
     assert len(wandb_runs(root)) == 3
     assert [(1, 0.5), (2, 0.25), (3, 0.125)] in [history(records) for records in wandb_runs(root)]
     for file in Path(root).rglob("*"):
@@ -183,12 +183,20 @@ def test_a_tracker_that_fails_costs_one_line(
     calls: list[int] = []
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", tracking.Tracker(("json",), fail))
     for _ in range(2):
-        tracking.export(["mlflow", "tensorboard"], root, "mill", RUNS)
+        tracking.export(["mlflow", "tensorboard"], root, "mill", lambda: RUNS)
     said = capsys.readouterr().out
     assert len(calls) == said.count("\n") == 1
     assert said.startswith("track: mlflow failed, and the run goes on without it: OSError: no answer from http://")
     assert SECRET not in said
     assert Path(root, "tensorboard").exists()
+
+
+def test_a_damaged_table_costs_no_run(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    storage.write_text(f"{root}/epochs.parquet", "no table")
+    tracking.export(["tensorboard"], root, "mill", lambda: storage.read_table(f"{root}/epochs.parquet").to_pylist())
+    assert capsys.readouterr().out.startswith(
+        "track: tensorboard failed, and the run goes on without it: DamagedError:"
+    )
 
 
 @pytest.mark.long
@@ -197,7 +205,7 @@ def test_a_server_that_is_gone_costs_one_line(
 ) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:{SECRET}@127.0.0.1:9")
-    tracking.export(["mlflow"], root, "mill", RUNS)
+    tracking.export(["mlflow"], root, "mill", lambda: RUNS)
     said = "".join(capfd.readouterr())
     assert said.startswith("track: mlflow failed")
     assert said.count("\n") == 1
