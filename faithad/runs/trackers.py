@@ -252,7 +252,7 @@ def to_wandb(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
                     storage.delete(other)
 
 
-_WANDB = {"WANDB_ERROR_REPORTING": "false"}
+_WANDB = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 # Neither the machine nor the command line nor the code is part of a run. A server may be gone.
 _WANDB_SETTINGS = {
     **{"silent": True, "console": "off", "disable_git": True, "disable_code": True, "disable_job_creation": True},
