@@ -141,13 +141,13 @@ def _is_of_fewer_epochs(
     models = {"train": run, **study.beside(*run)}
     if before is None or not (differing := stage.differing(before)) or not differing <= models.keys():
         return False
-    for name in sorted(differing):
-        epochs = epochs_of(trainings[models[name]], before.get(name, ""))
-        if epochs is None:
-            return False
-    model, seed = models[name]
+    epochs = [epochs_of(trainings[models[name]], before.get(name, "")) for name in sorted(differing)]
+    fewer = epochs[-1]
+    if fewer is None or None in epochs:
+        return False
+    model, seed = models[max(differing)]
     console.print(
-        f"audit {run[0]}-{run[1]}: is made again, because it is of {model}-{seed} with {count(epochs, 'epoch')}, which "
+        f"audit {run[0]}-{run[1]}: is made again, because it is of {model}-{seed} with {count(fewer, 'epoch')}, which "
         f"has {study.train.epochs} now"
     )
     return True
