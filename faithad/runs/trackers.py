@@ -126,11 +126,10 @@ def to_mlflow(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
         os.makedirs(_mlflow_folder(place.root), exist_ok=True)
         files = f"{_mlflow_folder(place.root)}/files"
     client = MlflowClient(tracking_uri=mlflow_store(place.root))
-    experiment = client.get_experiment_by_name(place.title)
+    title = os.environ.get("MLFLOW_EXPERIMENT_NAME") or place.title
+    experiment = client.get_experiment_by_name(title)
     experiment_id = (
-        client.create_experiment(place.title, artifact_location=files)
-        if experiment is None
-        else experiment.experiment_id
+        client.create_experiment(title, artifact_location=files) if experiment is None else experiment.experiment_id
     )
     known = {run.data.tags[_KEY]: run for run in _mlflow_runs(client, experiment_id, place)}
     ids: dict[str, str] = {}
