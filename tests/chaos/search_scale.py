@@ -96,7 +96,8 @@ def test_memory_and_time_between_trials_do_not_grow(mill: Path, tmp_path: Path) 
     last = [look for look in of_trials if look.n_over >= TRIALS - quarter]
     memory = [statistics.median(look.driver_bytes for look in part) / 2**20 for part in (first, last)]
     cpu_s = [(part[-1].driver_cpu_s - part[0].driver_cpu_s) / quarter for part in (first, last)]
-    gap_s = [statistics.median(part) for part in (gaps[:quarter], gaps[-quarter:])]
+    # Of the quickest tenth: other programs on the machine only make gaps longer.
+    gap_s = [float(np.quantile(part, 0.1)) for part in (gaps[:quarter], gaps[-quarter:])]
     print(
         f"\n{TRIALS} trials, first and last quarter: driver {memory[0]:.0f} and {memory[1]:.0f} MiB, "
         f"{gap_s[0]:.2f} and {gap_s[1]:.2f} s between trials, {cpu_s[0]:.3f} and {cpu_s[1]:.3f} CPU s of the driver"
