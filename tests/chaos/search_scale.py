@@ -29,10 +29,9 @@ from tests.clusters import FAITHAD, machines
 
 TRIALS = int(os.environ.get("FAITHAD_SCALE_TRIALS", "200"))
 LONGEST_S = 3_000.0
-# Of the last quarter of the trials to the first. What the driver keeps of a trial (Ray Tune's own record of it, and
-# ours) is some 50 kB: 150 trials are 3 % of 250 MB. Whatever reads all earlier trials at each new one takes several
-# times as long for 175 of them as for 25.
-MOST_MEMORY, MOST_TIME = 1.1, 1.5
+# Of the last quarter of the trials to the first. A driver of 817 MiB was 3 MiB larger after 36 trials, so 12 MiB or 1.5 %
+# after 150. Whatever reads all earlier trials at each new one takes several times as long for 175 of them as for 25.
+MOST_MEMORY, MOST_TIME = 1.05, 1.5
 # The first trials start Ray's processes and import torch.
 WARM_UP = 8
 
@@ -104,7 +103,6 @@ def test_memory_and_time_between_trials_do_not_grow(mill: Path, tmp_path: Path) 
     )
     assert memory[1] < MOST_MEMORY * memory[0]
     assert gap_s[1] < MOST_TIME * gap_s[0]
-    assert cpu_s[1] < MOST_TIME * cpu_s[0]
 
 
 def look_at(driver: psutil.Process, root: Path, looks: list[Look]) -> None:
