@@ -51,6 +51,9 @@ ChannelName = Literal["auto", "first", "loudest", "mean", "each"]
 ChannelChoice = int | ChannelName
 CHANNEL_NAMES: tuple[ChannelName, ...] = get_args(ChannelName)
 
+# Experiment trackers that runs can be exported to: see `runs.tracking`.
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
 # How maps are judged. `paper`: as in Deschênes et al. 2026. `corrected`: frames by rank, all models on one frame grid,
 # flat curves left out, faithfulness with its sign and beside chance.
 PAPER, CORRECTED = "paper", "corrected"

@@ -35,11 +35,15 @@ class Machine:
 
     def titles(self) -> set[str]:
         """What the processes there are doing, as Ray names them: `ray::train mae-0`."""
-        found = set()
+        return set(self.all_titles())
+
+    def all_titles(self) -> list[str]:
+        """The same, of each process."""
+        found = []
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in self._raylet.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-                    found.add((child.cmdline() or [""])[0])
+                    found.append((child.cmdline() or [""])[0])
         return found
 
 

@@ -45,7 +45,7 @@ from faithad.model.table import MODELS
 from faithad.scoring.choices import PAPER as PAPER_SCORE
 from faithad.scoring.choices import Score, chosen_score
 from faithad.settings import NOT_CHECKED, Checks, FeatureSettings, JudgingSettings, n_hidden_patches
-from faithad.vocabulary import CORRECTED, PAPER
+from faithad.vocabulary import CORRECTED, PAPER, TrackerName
 
 # Frames below which no network can be built: most halve them four times.
 _FEWEST_FRAMES = 16
@@ -79,6 +79,7 @@ class Study(Section):
     `isolation_forest` are the model paper's baselines, for the detection table. `cae` and `skip_cae` are explained as
     `ae` and `mae` are; the other baselines are scored only, and `attribution` does not concern them.
     `model`: the size of the network of `ae` and `mae`.
+    `track`: experiment trackers that trainings and trials are exported to as they end: see `runs.tracking`.
     """
 
     name: Annotated[str, AfterValidator(_name)] = Field(examples=["name"])
@@ -87,6 +88,7 @@ class Study(Section):
     score: ScoreChoice = "paper"
     models: tuple[ModelName, ...] = ("ae", "mae")
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    track: tuple[TrackerName, ...] = ()
     data: Data = Field(examples=[{"layout": "planer"}])
     features: Features = Features()
     model: Network = Network()
@@ -172,6 +174,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
         problems = [*all_different(self, "models"), *all_different(self, "seeds")]
+        problems += all_different(self, "track") if self.track else []
         problems += compiled_without_gpu(self.attribution, self.audit)
         problems += self.alarm.problems(self.data.clip_s)
         if self.protocol != PAPER and self.audit.percentiles[-1] == 100:

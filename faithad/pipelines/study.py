@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.pipelines.features import compute_features, features_stage
 from faithad.pipelines.index import build_index, check_index, index_stage, require_study_visible
+from faithad.pipelines.tracked import require_trackers, track_study
 from faithad.pipelines.training.run import train_models, train_stage
 from faithad.pipelines.training.trained import damage
 from faithad.progress import console
@@ -62,6 +64,7 @@ def train(study: Study, *, redo: bool = False) -> None:
     if not (_are_features_pruned(study) and _are_used(study, stages, manifest)):
         compute_features(study, manifest, stages.features, redo=redo)
     train_models(study, stages.train, redo=redo)
+    track_study(study)
 
 
 def audit(study: Study, *, redo: bool = False) -> None:
@@ -73,7 +76,7 @@ def audit(study: Study, *, redo: bool = False) -> None:
             f"`faithad prune` removed the features below {study.root}, and this audit needs them. Run `faithad train` "
             "with the same configuration first: it makes them again."
         )
-    audit_models(study, manifest, stages.audit, redo=redo, conclusions=(stages.evaluate, stages.report))
+    audit_models(study, manifest, stages.audit, stages.train, redo=redo, conclusions=(stages.evaluate, stages.report))
 
 
 def evaluate_study(study: Study, *, redo: bool = False) -> None:
@@ -94,6 +97,7 @@ def report(study: Study, *, redo: bool = False) -> None:
         storage.write_table(sounds, storage.join(study.root, layout.CLIP_SOUNDS), schema=schemas.CLIP_SOUNDS)
         render_report(study.root)
         stages.report.finish()
+    track_study(study)
 
 
 def _alone(stage: Callable[..., None]) -> Callable[..., None]:
@@ -101,6 +105,7 @@ def _alone(stage: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(stage)
     def run(study: Study, *, redo: bool = False) -> None:
+        require_trackers(study)
         with alone_in(study.root):
             replace_damaged(study.root)
             stage(study, redo=redo)
@@ -123,8 +128,11 @@ def run_study(study: Study, *, redo: bool = False) -> str:
     Returns:
         The last line for the user: what was accounted for and where the results are.
     """
+    require_trackers(study)
     if _finished(study):
         console.print("All stages were done already.")
+        with alone_in(study.root) if study.track else nullcontext():
+            track_study(study)
     else:
         with alone_in(study.root), ray_session():
             require_study_visible(study)

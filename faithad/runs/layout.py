@@ -37,6 +37,14 @@ BEST = "best.yaml"
 BEST_MODEL = "best"
 SEARCH_REPORT = "search.html"
 
+# Of runs that are tracked, see `runs.tracking`: the root's own mark, and what each tracker keeps here by default.
+TRACKING = "tracking.json"
+TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow"
+WANDB = "wandb"
+# In a run's folder of wandb: what of the run it has.
+WANDB_MARK = "faithad.json"
+
 # Of a comparison of several runs.
 COMPARISON = "compare.html"
 

@@ -86,6 +86,8 @@ attribution: {methods: [gradcam]}
         ("features={sample_rate_hz: 1000, hop_samples: 1001, n_fft: 2000}", "features.hop_samples: 1001 samples are "),
         ("seeds=[1, 1]", "seeds: must be one or more different values"),
         ("seeds=[-1]", "seeds.0: "),
+        ("track=[tensorboard, comet]", "track.1: "),
+        ("track=[mlflow, mlflow]", "track: must be one or more different values"),
         ("data.split.seed=-1", "data.split.seed: "),
         ("models=[]", "models: must be one or more different values"),
         ("data.remainder=overlap", "data.remainder: 'overlap' lets clips of one recording share sound"),

@@ -49,7 +49,7 @@ def taken_over(names: tuple[str, ...], source: Study, target: Study) -> Study:
 @pytest.fixture(scope="module")
 def grid(finished: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
     """A search over two cells with two seeds, and its last line."""
-    changes = {"root": str(tmp_path_factory.mktemp("grid")), "seeds": [0, 1], "search": GRID}
+    changes = {"root": str(tmp_path_factory.mktemp("grid")), "seeds": [0, 1], "search": GRID, "track": ["tensorboard"]}
     values = yaml.safe_load(finished.to_yaml()) | changes
     study = taken_over(READY, finished, parse_study(yaml.safe_dump(values), name="small"))
     return study, search_study(study)
@@ -74,6 +74,12 @@ def test_the_table_has_a_row_for_each_trial_of_the_grid(grid: tuple[Study, str])
         wanted = labels[scores["clip_id"]].astype(int)
         assert row.auc == pytest.approx(auc(scores["score"], wanted))
         assert row.pauc == pytest.approx(pauc(scores["score"], wanted))
+
+
+def test_each_trial_is_tracked(grid: tuple[Study, str]) -> None:
+    study, _ = grid
+    folder = Path(study.root, layout.TENSORBOARD, "search")
+    assert [len(list((folder / name).glob("events.out.tfevents.*"))) for name in table_of(study)["trial"]] == [1] * 4
 
 
 def test_the_best_cell_is_told_and_written_as_a_study_to_train(grid: tuple[Study, str]) -> None:

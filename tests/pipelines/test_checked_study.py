@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ SMALL = {
     "protocol": "both",
     "models": ["ae", "mae", "frame_pca"],
     "seeds": [0, 1],
+    "track": ["tensorboard"],
     "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
     "attribution": {
         "methods": ["error_map", "integrated_gradients"],
@@ -56,12 +58,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Study:
     synthesize(mill, train_recordings=2, test_recordings=3, seed=0, recording_s=20.0)
     data = {"root": str(mill), "train": ["train"], "test": ["test"], "annotations": "annotations.csv"}
     made = parse_study(yaml.safe_dump({**SMALL, "root": str(folder / "root"), "data": data}), name="checked")
-    with without_ray(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "ray_session", contextlib.nullcontext)
-        for name in ("wait_for_room", "require_study_visible"):
-            patch.setattr(models, name, lambda *_: None)
-        patch.setattr(features, "wait_for_machines", lambda *_, **__: None)
-        patch.setattr(features, "require_study_visible", lambda *_: None)
+    with in_this_process():
         study.index(made)
         stages, manifest = study.open_study(made)
         features.compute_features(made, manifest, stages.features, redo=False)
@@ -71,6 +68,17 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Study:
         evaluate(made, manifest, stages.evaluate, redo=False)
         study.report(made)
     return made
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    with without_ray(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "ray_session", contextlib.nullcontext)
+        for name in ("wait_for_room", "require_study_visible"):
+            patch.setattr(models, name, lambda *_: None)
+        patch.setattr(features, "wait_for_machines", lambda *_, **__: None)
+        patch.setattr(features, "require_study_visible", lambda *_: None)
+        yield
 
 
 def _write_model(made: Study, name: str, seed: int, stage: Any) -> None:
@@ -169,9 +177,63 @@ def test_a_pruned_study_has_its_results_and_says_what_is_gone(checked: Study, tm
     with pytest.raises(StudyError, match=r"`faithad prune` removed the features below .* Run `faithad train`"):
         study.audit(pruned)
     assert not stages.features.is_done()
-    with without_ray(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "wait_for_machines", lambda *_, **__: None)
-        patch.setattr(features, "require_study_visible", lambda *_: None)
+    storage.delete(storage.join(root, layout.TENSORBOARD))
+    with in_this_process():
         study.train(pruned)
+    assert (tmp_path / "root" / layout.TENSORBOARD / "training" / "mae-1").exists(), "what is not tracked yet is"
     assert stages.features.is_done()
     assert study.pruned(root) == ["whole maps", "spectrograms", "last states of trainings"]
+
+
+def test_trainings_are_tracked_with_the_report(checked: Study) -> None:
+    folder = Path(checked.root, layout.TENSORBOARD)
+    runs = {str(file.parent.relative_to(folder)) for file in folder.rglob("events.out.tfevents.*")}
+    assert runs == {f"training/{model}-{seed}" for model, seed in checked.runs}
+
+
+def test_audits_of_models_that_got_more_epochs_are_made_again(
+    checked: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the linear model, whose clips the MAE predicts; but not where something else differs."""
+    shutil.copytree(checked.root, tmp_path / "root")
+    train = checked.train.model_copy(update={"epochs": checked.train.epochs + 1})
+    grown = checked.model_copy(update={"root": str(tmp_path / "root"), "train": train})
+    stages, _ = study.open_study(grown)
+    with pytest.raises(StudyError, match="'train-ae-0' is not done with these settings"):
+        study.audit(grown)
+    for run in grown.runs:
+        if not stages.train[run].is_done():
+            stages.train[run].reset()
+            _write_model(grown, *run, stages.train[run])
+    other = grown.model_copy(update={"alarm": grown.alarm.model_copy(update={"rule": "gamma"})})
+    with pytest.raises(StudyError, match=r"alarm.rule: 'quantile' then, 'gamma' now(.|\n)*--redo"):
+        study.audit(other)
+    audits = tmp_path / "root" / "audit"
+    assert len(list(audits.glob("*/scores"))) == len(grown.runs)
+
+    def run_passes(made: Study, passes: list[Any], *, title: str) -> None:
+        """In place of the audits: the first time they are killed when they begin."""
+        runs.append([Path(each.audit.out).name for each in passes])
+        assert not list(audits.glob("*/scores")), "what the old weights gave is gone"
+        if len(runs) == 1:
+            raise KeyboardInterrupt
+        for each in passes:
+            storage.write_text(f"{each.audit.out}/ledger/part-00000.parquet", "")
+
+    runs: list[list[str]] = []
+    capsys.readouterr()
+    monkeypatch.setattr(models, "_run", run_passes)
+    with in_this_process():
+        with pytest.raises(KeyboardInterrupt):
+            study.audit(grown)
+        said = [line for line in capsys.readouterr().out.splitlines() if "made again" in line]
+        assert said == [
+            f"audit {model}-{seed}: is made again, because it is of {of}-{seed} with 500 epochs, which has 501 now"
+            for model, seed in grown.runs
+            for of in ("mae" if model == "frame_pca" else model,)
+        ]
+        assert not stages.evaluate.is_done()
+        study.audit(grown)
+    assert runs[0] == runs[1] == [f"{model}-{seed}" for model, seed in grown.runs]
+    assert "made again" not in capsys.readouterr().out
+    assert all(stage.is_done() for stage in stages.audit.values())

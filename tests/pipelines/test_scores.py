@@ -282,7 +282,7 @@ def test_marks_name_the_score_and_not_the_papers(root: Path) -> None:
         manifest.column_names.index("split"), "split", pa.array(["test"] * manifest.num_rows, pa.string())
     )
     with pytest.raises(StudyError, match=r"mae-0 .* does not have the study's score, robust. Run `faithad train`"):
-        audit_models(other, test, audits, redo=False, conclusions=())
+        audit_models(other, test, audits, of_train[1], redo=False, conclusions=())
 
 
 def test_what_a_damaged_score_says(root: Path, tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ from faithad.pipelines.audit.worker import ModelAudit
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.features import training_statistics
 from faithad.pipelines.index import require_study_visible
+from faithad.pipelines.training.more_epochs import epochs_of
 from faithad.pipelines.training.scores import has_score
 from faithad.pipelines.training.trained import fit_study_alarm
+from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten
 from faithad.scoring.choices import score_name
-from faithad.vocabulary import CORRECTED, PAPER
+from faithad.vocabulary import CORRECTED, PAPER, count
 
 # Settings that say how an audit is spread, not what it writes.
 SPREAD = {"actors", "readers", "gpus_per_actor", "micro_batch"}
@@ -70,16 +72,20 @@ def audit_models(
     study: Study,
     manifest: pa.Table,
     stages: dict[tuple[str, int], Stage],
+    trainings: dict[tuple[str, int], Stage],
     *,
     redo: bool,
     conclusions: Sequence[Stage],
 ) -> None:
     """Audit every test clip with every model of the study, as far as that is not done yet.
 
+    An audit is removed and made again if its model, or one that it is judged with, got more epochs since.
+
     Args:
         study: whose models and clips they are.
         manifest: all clips of the study.
         stages: the audit of each model.
+        trainings: the training of each model, all of them done.
         redo: see `Stage.begin`.
         conclusions: stages that are made of the audits, and have to run again if an audit changes.
 
@@ -90,7 +96,8 @@ def audit_models(
         ConfigError: a model lacks the baselines of its explanations.
     """
     damaged = {run for run in study.runs if stages[run].is_done() and not is_audit_whole(study, manifest, *run)}
-    todo = [run for run in study.runs if stages[run].begin(redo=redo, again=run in damaged)]
+    outdated = {run for run in study.runs if _is_of_fewer_epochs(study, stages[run], trainings, run)}
+    todo = [run for run in study.runs if stages[run].begin(redo=redo or run in outdated, again=run in damaged)]
     if not todo:
         return
     for model, seed in todo:
@@ -124,6 +131,26 @@ def audit_models(
         _run(study, second, title="explain")
     for run in todo:
         stages[run].finish()
+
+
+def _is_of_fewer_epochs(
+    study: Study, stage: Stage, trainings: dict[tuple[str, int], Stage], run: tuple[str, int]
+) -> bool:
+    """Whether an audit is of models that had fewer epochs, and differs in nothing else; tells the user if so."""
+    before = stage.settings_before()
+    models = {"train": run, **study.beside(*run)}
+    if before is None or not (differing := stage.differing(before)) or not differing <= models.keys():
+        return False
+    epochs = [epochs_of(trainings[models[name]], before.get(name, "")) for name in sorted(differing)]
+    fewer = epochs[-1]
+    if fewer is None or None in epochs:
+        return False
+    model, seed = models[max(differing)]
+    console.print(
+        f"audit {run[0]}-{run[1]}: is made again, because it is of {model}-{seed} with {count(fewer, 'epoch')}, which "
+        f"has {study.train.epochs} now"
+    )
+    return True
 
 
 def is_audit_whole(study: Study, manifest: pa.Table, model: str, seed: int) -> bool:

@@ -51,6 +51,7 @@ from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
 from faithad.pipelines.study import STAGES, open_study
+from faithad.pipelines.tracked import require_trackers, track_search
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.disk import require_disk, weights_bytes
 from faithad.pipelines.training.more_epochs import EPOCHS, epochs_before, why_it_ends
@@ -98,6 +99,7 @@ def search_study(study: Study, *, redo: bool = False) -> str:
             hold one trial.
     """
     check_search(study)
+    require_trackers(study)
     with alone_in(study.root):
         return _search(study, redo=redo)
 
@@ -167,7 +169,9 @@ def _search(study: Study, *, redo: bool) -> str:
         console.print(f"search: {place}. {cell}")
     if n_others := len(every) - len(records):
         console.print(f"search: the table also has {count(n_others, 'trial')} of earlier settings (present: false)")
-    return f"{_closing_line(study, records, failures, ranked[0])}  Report: {render_search_report(study.root)}"
+    line = f"{_closing_line(study, records, failures, ranked[0])}  Report: {render_search_report(study.root)}"
+    track_search(study, [*records, *failures])
+    return line
 
 
 def ranked_cells(study: Study, records: Sequence[Record]) -> list[RankedCell]:

@@ -56,6 +56,14 @@ def with_more_epochs(study: Study, stage: Stage, model: str, seed: int) -> Stage
     return replace(stage, may_differ=lambda key: key == EPOCHS)
 
 
+def epochs_of(stage: Stage, fingerprint: str) -> int | None:
+    """With how many fewer epochs the stage of a training has this fingerprint; None if it never has."""
+    for epochs in range(1, stage.settings.get(EPOCHS, 1)):
+        if replace(stage, settings={**stage.settings, EPOCHS: epochs}).fingerprint == fingerprint:
+            return epochs
+    return None
+
+
 def why_it_ends(study: Study, before: int) -> str:
     return (
         f"It cannot go on from epoch {before}: with train.schedule {study.train.schedule!r} the learning rate of each "

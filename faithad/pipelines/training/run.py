@@ -33,13 +33,14 @@ from faithad.pipelines.cluster.machines import alive_nodes, held, wait_s
 from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import fit_normalization
 from faithad.pipelines.index import require_study_visible
+from faithad.pipelines.tracked import track_study
 from faithad.pipelines.training.clips import share_clips
 from faithad.pipelines.training.disk import require_disk, weights_bytes
 from faithad.pipelines.training.more_epochs import remove_other_states, state_location, with_more_epochs
 from faithad.pipelines.training.places import Places, find_places
 from faithad.pipelines.training.ray_train import last_line, run_on_workers
 from faithad.pipelines.training.scores import fit_scores
-from faithad.pipelines.training.task import TrainingTask, Worker, network_of
+from faithad.pipelines.training.task import SPREAD, TrainingTask, Worker, network_of
 from faithad.pipelines.training.trained import damage, save_fitted
 from faithad.pipelines.training.worker import load_initial_weights, train_network
 from faithad.progress import Ticker, console, side_by_side
@@ -47,11 +48,6 @@ from faithad.runs import layout
 from faithad.runs.lock import require_still_alone
 from faithad.runs.stages import Stage, flatten
 
-# Settings that say how a training is spread, not what it computes.
-_SPREAD = {
-    *("trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"),
-    "interface",
-}
 # Settings of the MAE alone.
 _MASKING = {"mask_ratio", "patch"}
 
@@ -62,7 +58,7 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
     if MODELS[model].fitted:
         settings: dict[str, Any] = {}
     else:
-        left_out = {*_SPREAD, "init_from"} | (set() if MODELS[model].masked else _MASKING)
+        left_out = {*SPREAD, "init_from"} | (set() if MODELS[model].masked else _MASKING)
         settings = flatten("train", study.train.model_dump(mode="json", exclude=left_out))
         settings |= flatten("model", study.network_options(model))
         if study.train.init_from is not None:
@@ -216,6 +212,7 @@ class _Training:
         remove_other_states(self._task.study, self._task.model, self._task.seed, self._task.fingerprint)
         self.close()
         console.print(f"train {self.name}: {self._result()}")
+        track_study(self._task.study)
 
     def close(self) -> None:
         """Take the bar away: the training has ended, well or not."""

@@ -17,6 +17,12 @@ from faithad.model.table import MODELS, build_network
 from faithad.runs import layout
 from faithad.settings import TrainingSettings
 
+# Settings of `train` that say how a training is spread, not what it computes.
+SPREAD = {
+    *("trainings_at_once", "checkpoint_every", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures"),
+    "interface",
+}
+
 
 @dataclass(frozen=True)
 class TrainingTask:
