@@ -263,6 +263,7 @@ def test_a_single_model_of_a_study_is_calibrated(
     assert table["paper_score"].null_count == (30 if score is None else 0)
 
 
+@pytest.mark.long
 def test_models_become_the_members_of_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The two linear models, and a network of the same features that takes one frame fewer."""
     linear = load_any(str(work / "model"))
