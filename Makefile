@@ -47,6 +47,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.score_selection
 	$(BIN)/python -m tests.benchmarks.events
 	$(BIN)/python -m tests.benchmarks.states
+	$(BIN)/python -m tests.benchmarks.references
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

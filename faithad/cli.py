@@ -123,7 +123,13 @@ def train(
 
 @app.command(cls=Command)
 def calibrate(
-    model: Annotated[str, typer.Option(help="Folder of a trained model, such as runs/demo/models/mae-0.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Folder of a trained model, such as runs/demo/models/mae-0; may be given several times, for models of "
+            "one study that are to be one: the sum of their scores."
+        ),
+    ],
     normals: Annotated[
         list[str],
         typer.Option(
@@ -138,7 +144,7 @@ def calibrate(
     overrides: Overrides = None,
     redo: Redo = False,
 ) -> None:
-    """Fit the alarm of a model to other normal sound, as after a change of machine or microphone, without training.
+    """Fit the alarm of a model, or of several as one, to normal sound, as of another microphone, without training.
 
     The new model is the old one with thresholds (and, of a calibrated score, normal clips to compare with) of its own.
     """
@@ -270,11 +276,14 @@ def export(
     audit: Annotated[str, typer.Argument(help="Results of `faithad audit --out`.")],
     to: Annotated[str, typer.Option(help="Folder or URI to write to.")],
     format: Annotated[str, typer.Option(help="audacity, raven, label-studio or csv.")],
+    changes: Annotated[
+        bool, typer.Option("--changes", help="What lasts (states.parquet) in place of the events.")
+    ] = False,
 ) -> None:
-    """Write the events of an audit as labels for another tool."""
-    from faithad.audit.exports import export_events
+    """Write the events of an audit, or what lasts in it, as labels for another tool."""
+    from faithad.audit.exports import export_changes, export_events
 
-    _say(export_events(audit, to, format=format))
+    _say((export_changes if changes else export_events)(audit, to, format=format))
 
 
 @app.command(cls=Command)

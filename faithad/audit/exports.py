@@ -1,6 +1,6 @@
-"""The events of an audit for other tools: labels to look at and correct, and sound to listen to.
+"""The events of an audit, and what lasts in it, for other tools: labels to look at and correct, and sound to listen to.
 
-Both are made of `events.parquet` and `manifest.parquet` in the audit's folder.
+They are made of `events.parquet`, `states.parquet` and `manifest.parquet` in the audit's folder.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from faithad.audit.review import REJECT, read_decisions
 from faithad.clips.channels import split_name
 from faithad.clips.labels import csv_labels, label_studio
 from faithad.clips.labels.files import FORMATS, write_labels
-from faithad.clips.labels.label import Label, alarm_text
+from faithad.clips.labels.label import Label, alarm_text, change_text
 from faithad.clips.labels.names import plain_name
 from faithad.clips.sound_files import lower_24_bits, open_sound
-from faithad.errors import ConfigError, RecordingError, shown
+from faithad.errors import ConfigError, RecordingError, StudyError, shown
 from faithad.runs import layout
 from faithad.runs.lock import require_nobody_in
 from faithad.runs.tables import read_events, read_manifest, read_whole
@@ -78,27 +78,63 @@ def export_events(audit: str, to: str, *, format: str) -> str:
         ConfigError: an unknown format.
         StudyError: there is no finished audit, or the folder holds other labels, which may be somebody's work.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"--format is {format!r}; allowed: {', '.join(FORMATS)}.")
+    _require_format(format)
     decisions = read_decisions(audit)
     rejected = {event_id for event_id, decision in decisions.items() if decision["verdict"] == REJECT}
     events = [event for event in _read_events(audit) if event["event_id"] not in rejected]
     kinds = {event_id: decision["kind"] for event_id, decision in decisions.items()}
     parts = [(event, part) for event in events for part in event["parts"]]
     labels = [_label(event, part, kinds.get(event["event_id"], "")) for event, part in parts]
+    ids = [event["event_id"] for event, _ in parts]
+    return _write_all(labels, audit, to, format=format, more=_event_cells(parts), what="event", ids=ids)
+
+
+def export_changes(audit: str, to: str, *, format: str) -> str:
+    """Write what lasts, the table `states`, as labels: one for each recording that a change lies in.
+
+    Its frequency bounds are those of the bands that changed most.
+
+    Args, Returns and Raises: as `export_events`.
+    """
+    _require_format(format)
+    require_finished(audit)
+    require_nobody_in(audit)
+    location = storage.join(audit, layout.STATES)
+    if not storage.exists(location):
+        raise StudyError(f"The audit in {audit} was made by a release that did not look for changes: audit again.")
+    parts = [(state, part) for state in storage.read_table(location).to_pylist() for part in state["parts"]]
+    labels = [_change_label(state, part) for state, part in parts]
+    cells = {
+        name: [_changes(state) if name == "changes" else _cell(state[name]) for state, _ in parts]
+        for name in csv_labels.CHANGE_COLUMNS
+    }
+    return _write_all(
+        labels, audit, to, format=format, more=cells, what="change", ids=[s["state_id"] for s, _ in parts]
+    )
+
+
+def _require_format(format: str) -> None:
+    if format not in FORMATS:
+        raise ConfigError(f"--format is {format!r}; allowed: {', '.join(FORMATS)}.")
+
+
+def _write_all(
+    labels: list[Label], audit: str, to: str, *, format: str, more: dict[str, list[str]], what: str, ids: list[str]
+) -> str:
+    """Write labels in a format, and say so; `more` are further columns of a table, `ids` name what each belongs to."""
     if format == "csv":
-        texts = csv_labels.files(labels, more=_event_cells(parts))
+        texts = csv_labels.files(labels, more=more)
     elif format == "label-studio":
         texts = label_studio.files(labels, places=_places(audit))
     else:
         texts = FORMATS[format](labels)
     write_labels(texts, to)
     if not labels:
-        return f"There is no event in {audit}, so there are no labels: {to}."
+        return f"There is no {what} in {audit}, so there are no labels: {to}."
     written = next(iter(texts)) if format in _ONE_FILE else count(len(texts), "file")
     recordings = count(len({label.recording for label in labels}), "recording")
     kind = "a CSV table" if format == "csv" else f"labels for {format}"
-    return f"{count(len(events), 'event')} in {recordings} as {kind}: {written} in {to}."
+    return f"{count(len(set(ids)), what)} in {recordings} as {kind}: {written} in {to}."
 
 
 def export_clips(audit: str, to: str, *, margin_s: float, longest_s: float = LONGEST_S) -> str:
@@ -175,6 +211,19 @@ def _channels(audit: str) -> dict[str, int | None]:
 def _label(event: EventRow, part: dict[str, Any], kind: str) -> Label:
     words = kind or alarm_text(event["strength"], event["low_hz"], event["high_hz"])
     return Label(part["recording"], part["onset_s"], part["offset_s"], words, event["low_hz"], event["high_hz"])
+
+
+def _change_label(state: dict[str, Any], part: dict[str, Any]) -> Label:
+    low_hz, high_hz, change_db = (state["changes"][0][name] for name in ("low_hz", "high_hz", "change_db"))
+    words = change_text(change_db, low_hz, high_hz)
+    return Label(part["recording"], part["onset_s"], part["offset_s"], words, low_hz, high_hz)
+
+
+def _changes(state: dict[str, Any]) -> str:
+    """All ranges of bands that changed."""
+    return "; ".join(
+        f"{bands['low_hz']:.0f}-{bands['high_hz']:.0f} Hz {bands['change_db']:+.1f} dB" for bands in state["changes"]
+    )
 
 
 def _event_cells(parts: list[tuple[EventRow, dict[str, Any]]]) -> dict[str, list[str]]:

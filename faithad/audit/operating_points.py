@@ -31,6 +31,7 @@ def operating_points(
     alarm: AlarmThreshold,
     features: FeatureSettings,
     pieces: Mapping[float, Reals] | None = None,
+    lowest: float | None = None,
     **events: Any,
 ) -> pa.Table:
     """One row for each threshold that the alarm's rule gives at one of `RATES`, and for the alarm itself.
@@ -42,6 +43,7 @@ def operating_points(
         alarm: as it was raised.
         features: of the model.
         pieces: scores of pieces of the normal clips, for the thresholds of short clips, see `fit_alarm`.
+        lowest: see `fit_alarm`.
         events: how alarms become events, see `find_events`.
 
     Returns:
@@ -60,6 +62,7 @@ def operating_points(
                 false_alarm_rate=float(rate),
                 clip_s=features.clip_s,
                 pieces=pieces,
+                lowest=lowest,
             )
             by_threshold[fitted.threshold] = with_window_thresholds(fitted, normals)
     by_threshold[alarm.threshold] = alarm

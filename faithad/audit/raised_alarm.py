@@ -54,7 +54,8 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
         elif asked.pooling == "mean":
             scores = paper_scores(validation)
         pieces = read_piece_scores(run.model, settings["pooling"])
-        alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s, pieces=pieces)
+        lowest = trained.lowest_rescored if isinstance(trained, TrainedEnsemble) else None
+        alarm = fit_alarm(scores.to_numpy(), **settings, clip_s=trained.features.clip_s, pieces=pieces, lowest=lowest)
         alarm = with_window_thresholds(alarm, validation)
     if alarm is None:
         raise StudyError(f"The model in {run.model} has no alarm of its own. Set the section alarm.")

@@ -4,7 +4,8 @@ A short clip comes filled up, as the networks need it (`faithad.features.fill_up
 frames that hold sound: nothing behind them is in a score, a curve, a peak, a mask or a picture.
 
 The score is the paper's or, of a model with a fitted score, that of its detector. An ensemble adds the calibrated
-scores of its members. What explains a clip is the member that raised it, the one with the highest standardised score.
+scores of its members, of which some may score only the clips that others find suspicious (`scoring.ensemble`). What
+explains a clip is the member that raised it, the one with the highest standardised score.
 Maps, curves, peaks, bands and faithfulness are always those of the score that alarms, before its calibration.
 
 Shape letters: B clips, F mel bands, T frames, P percentiles, M members.
@@ -42,7 +43,6 @@ from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
 from faithad.model.training_sound import mean_spectrum, median_spectrum
 from faithad.runs import layout
-from faithad.scoring.ensemble import add_up
 from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.score import Detector, places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
@@ -143,7 +143,7 @@ class AuditModel:
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
-        if trained.score is not None:
+        if beside["detector"] is not None:
             beside["detector"] = replace(beside["detector"], network=fast)
         return cls(trained, fast, explained, attribution, audit, device, **beside)
 
@@ -312,12 +312,28 @@ def _audit_ensemble(
 ) -> dict[str, list[TableRow]]:
     """Each clip's rows are those of the member that raised it, with the score of the ensemble."""
     trained, clip_ids = model.trained, [row["clip_id"] for row in clips]
-    errors = [_cells(member, x, clip_ids, n_frames) for member in model.members]
-    raw = torch.stack([_pooled(member, cells) for member, cells in zip(model.members, errors, strict=True)])
+    ensemble = trained.ensemble
+    errors: list[dict[int, Tensor]] = [{} for _ in model.members]
+    raw, calibrated = torch.zeros(2, len(model.members), len(clips), dtype=torch.float64)
     places = places_of(x, n_frames).cpu()
-    detectors = trained.ensemble.members.values()
-    calibrated = [detector.calibrate(scores, places) for detector, scores in zip(detectors, raw, strict=True)]
-    totals, raised_by = add_up(trained.ensemble.standardise(torch.stack(calibrated)))
+
+    def score(number: int, chosen: list[int]) -> None:
+        """By one member, some of the clips."""
+        if chosen:
+            member, detector = model.members[number], list(ensemble.members.values())[number]
+            cells = _cells(member, x[chosen], [clip_ids[k] for k in chosen], [n_frames[k] for k in chosen])
+            errors[number] = dict(zip(chosen, cells, strict=True))
+            raw[number, chosen] = _pooled(member, cells)
+            calibrated[number, chosen] = detector.calibrate(raw[number, chosen], places[chosen])
+
+    for number in range(len(model.members)):
+        if number not in ensemble.rescoring_members:
+            score(number, list(range(len(clips))))
+    is_short = torch.tensor([n < trained.n_frames for n in n_frames])
+    rescored = ensemble.rescored(ensemble.standardise(calibrated), is_short)
+    for number in ensemble.rescoring_members:
+        score(number, rescored.nonzero().flatten().tolist())
+    totals, raised_by = ensemble.add_up(ensemble.standardise(calibrated), rescored)
     rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     for number, member in enumerate(model.members):
         chosen = (raised_by == number).nonzero().flatten().tolist()

@@ -73,14 +73,18 @@ class _NormalRecordings(Section):
 class CalibrationRun(_NormalRecordings):
     """A trained model's alarm, fitted again to other normal recordings.
 
-    `model`: the folder of the trained model. `normals` may also be the results of one audit.
+    `models`: the folder of the trained model, or several, which become the members of one. `normals` may also be the
+    results of one audit.
     `false_alarms_per_hour`: how often normal sound may alarm; null for as often as with the model's own alarm.
-    `state_share`: as in `NormalAlarm`; null for that of the model.
+    `state_share`: as in `NormalAlarm`; null for that of the model. `rescore_share`: linear members score all clips, and
+    networks only those that score higher by them than all but this share of the normal ones; 1: all members score all
+    clips; null: as in the model.
     """
 
-    model: Location = Field(examples=["model"])
+    models: tuple[Location, ...] = Field(min_length=1, examples=[["model"]])
     false_alarms_per_hour: float | None = Field(None, gt=0)
     state_share: StateShare | None = None
+    rescore_share: float | None = Field(None, gt=0, le=1)
 
 
 class NormalsRun(_NormalRecordings):
@@ -163,7 +167,7 @@ def load_normals_run(
 
 
 def load_calibration_run(
-    model: str,
+    models: Sequence[str],
     normals: Sequence[str],
     to: str,
     *,
@@ -173,7 +177,7 @@ def load_calibration_run(
     """Validate what `faithad calibrate` is given.
 
     Args:
-        model: the folder of a trained model.
+        models: the folders of trained models.
         normals: folders, files or URIs, or the folder of an audit.
         to: the folder of the new model.
         false_alarms_per_hour: as the setting of this name.
@@ -182,14 +186,14 @@ def load_calibration_run(
     Raises:
         ConfigError: a value is missing, unknown, of a wrong type or impossible.
     """
-    given = {"model": model, "normals": list(normals), "to": to, "false_alarms_per_hour": false_alarms_per_hour}
+    given = {"models": list(models), "normals": list(normals), "to": to, "false_alarms_per_hour": false_alarms_per_hour}
     run = parse(
         CalibrationRun,
         "{}",
         name="The calibration (--model, --normals, --to, --set)",
         changes={key: value for key, value in given.items() if value is not None},
         overrides=overrides,
-        ask={key: f"give --{key}" for key in ("model", "normals", "to")},
+        ask={"models": "give --model", "normals": "give --normals", "to": "give --to"},
     )
-    places = {"model": absolute(run.model), "to": absolute(run.to), "normals": tuple(map(absolute, run.normals))}
-    return run.model_copy(update=places)
+    places = {name: tuple(map(absolute, getattr(run, name))) for name in ("models", "normals")}
+    return run.model_copy(update={**places, "to": absolute(run.to)})

@@ -372,6 +372,19 @@ class Alarm(FalseAlarms):
 
     @model_validator(mode="before")
     @classmethod
+    def _no_state_share(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "state_share" in values:
+            reason = (
+                "the alarm for what lasts compares minutes with a recorder's own past, which split and shuffled clips "
+                "of a study do not have, and is stored with a model. Leave it out: `faithad calibrate --model ... "
+                "--normals ... --set state_share=0.5` gives it to a model of a study, and `faithad train --normals ... "
+                "--set alarm.state_share=0.5` to a new one"
+            )
+            raise SectionError([(("state_share",), reason)])
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _rule_of_promises(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("false_alarms_per_hour") is not None and "rule" not in values:
             return {**values, "rule": "conformal"}

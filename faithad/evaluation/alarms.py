@@ -90,6 +90,7 @@ def fit_alarm(
     false_alarm_rate: float | None = None,
     false_alarms_per_hour: float | None = None,
     pieces: Mapping[float, ArrayLike] | None = None,
+    lowest: float | None = None,
 ) -> AlarmThreshold:
     """Fit a threshold to the scores (n,) of normal validation clips.
 
@@ -102,9 +103,12 @@ def fit_alarm(
         false_alarms_per_hour: how often normal sound may alarm, in place of the rate. Where the clips are too few for
             it, the rule `conformal` takes the lowest rate that they can promise, and the alarm says what was asked for.
         pieces: scores of pieces of the normal clips, by their duration in seconds; see `scoring.pieces`.
+        lowest: of an ensemble whose members score clips in turn, see `Rescoring` in `scoring.ensemble`; a threshold
+            below would judge clips by scores that some members had no part in.
 
     Raises:
-        StudyError: there are no scores, some are not finite, or they are too few (or too equal) for the rule.
+        StudyError: there are no scores, some are not finite, or they are too few (or too equal) for the rule; or the
+            threshold would be below `lowest`, or not be one of the scores.
         ConfigError: the rule is unknown, or the rate is not between 0 and 1.
     """
     import numpy as np
@@ -122,21 +126,43 @@ def fit_alarm(
     asked = None
     if false_alarms_per_hour is not None and rule == "conformal" and rate < 1 / (values.size + 1):
         rate, asked = 1 / (values.size + 1), false_alarms_per_hour
+    threshold = RULES[rule].fit(values, rate) if lowest is None else _above(lowest, values, rule, rate)
     alarm = AlarmThreshold(
         rule=rule,
         pooling=pooling,
         false_alarm_rate=rate,
-        threshold=RULES[rule].fit(values, rate),
+        threshold=threshold,
         false_alarms_per_hour=rate * 3600.0 / clip_s,
         n_validation=values.size,
         asked_per_hour=asked,
-        tail=fit_tail(values, are_errors=POOLINGS[pooling].has_ratio),
+        tail=fit_tail(values, are_errors=POOLINGS[pooling].has_ratio, lowest=lowest),
     )
     return replace(alarm, by_length=tuple(_by_length(alarm, pieces or {})))
 
 
+def _above(lowest: float, scores: Reals, rule: str, rate: float) -> float:
+    """The threshold of an ensemble whose members score clips in turn."""
+    if rule == "gamma":
+        raise StudyError(
+            "alarm.rule is 'gamma', which is fitted to all scores, and with rescore_share some members score only the "
+            "highest. Set alarm.rule to quantile or conformal, or calibrate the model with rescore_share=1."
+        )
+    threshold = RULES[rule].fit(scores, rate)
+    if threshold < lowest:
+        raise StudyError(
+            f"A false-alarm rate of {rate:g} is above the model's rescore_share: some members do not score so many "
+            "clips. Lower the rate, or calibrate the model with a larger rescore_share (1: all members score all)."
+        )
+    return threshold
+
+
 def fit_promised_alarm(
-    scores: ArrayLike, *, false_alarm_rate: float, clip_s: float, pieces: Mapping[float, ArrayLike] | None = None
+    scores: ArrayLike,
+    *,
+    false_alarm_rate: float,
+    clip_s: float,
+    pieces: Mapping[float, ArrayLike] | None = None,
+    lowest: float | None = None,
 ) -> AlarmThreshold:
     """The alarm of an ensemble, above the r-th smallest score, with the rate that its normal clips can promise.
 
@@ -148,9 +174,10 @@ def fit_promised_alarm(
         false_alarm_rate: a, the most that is wanted.
         clip_s: length of a clip.
         pieces: see `fit_alarm`.
+        lowest: see `fit_alarm`.
 
     Raises:
-        StudyError: there are no scores, or some are not finite.
+        StudyError: there are no scores, some are not finite, or the threshold would be below `lowest`.
         ConfigError: the rate is not between 0 and 1.
     """
     alarm = fit_alarm(
@@ -160,6 +187,7 @@ def fit_promised_alarm(
         clip_s=clip_s,
         false_alarms_per_hour=false_alarm_rate * 3600.0 / clip_s,
         pieces=pieces,
+        lowest=lowest,
     )
     promised = alarm.expected_rate
     return replace(alarm, false_alarm_rate=promised, false_alarms_per_hour=promised * 3600.0 / clip_s)

@@ -34,10 +34,14 @@ LEVEL = 0.01
 _FEWEST_ABOVE, _MOST_ABOVE, _SHARE_ABOVE = 5, 50, 0.1
 
 
-def fit_tail(scores: Reals, *, are_errors: bool) -> Tail | None:
-    """The tail of the scores (n,) of normal clips; None where they are fewer than 7 or the highest are all alike."""
+def fit_tail(scores: Reals, *, are_errors: bool, lowest: float | None = None) -> Tail | None:
+    """The tail of the scores (n,) of normal clips, or of those from `lowest` on; None where they are fewer than 7 or
+    the highest are all alike.
+    """
     n_above = min(max(_FEWEST_ABOVE, math.ceil(_SHARE_ABOVE * len(scores))), _MOST_ABOVE)
-    if len(scores) < n_above + 2:
+    if lowest is not None:
+        n_above = min(n_above, int((scores > lowest).sum()))
+    if not 1 <= n_above <= len(scores) - 2:
         return None
     highest = np.sort(scores)[-n_above - 1 :]
     scale = float((highest[1:] - highest[0]).mean())

@@ -51,7 +51,8 @@ MEANINGS = {
     "piece_scores.duration_s": "length of the piece in seconds",
     "epochs.duration_s": "how long the epoch took, in seconds",
     "score": "anomaly score: the mean squared reconstruction error of the clip, another score that the study chose, "
-    "what a classical detector says, or the sum of an ensemble's calibrated scores; calibrated ones may be negative",
+    "what a classical detector says, or the sum of an ensemble's calibrated scores; calibrated ones may be negative; "
+    "where networks score some clips only (`rescore_share`), that of another clip is at most the lowest of theirs",
     "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
     "for an ensemble and beside another score than the paper's",
     "paper_score": "mean squared error of the clip beside another score; null where `score` is that, and in audits of "

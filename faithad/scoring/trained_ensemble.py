@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -50,9 +50,10 @@ from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound
 from faithad.scoring.calibration import Normals
 from faithad.scoring.choices import Score
-from faithad.scoring.ensemble import Ensemble
+from faithad.scoring.ensemble import Ensemble, Rescoring
 from faithad.scoring.score import Detector
 from faithad.settings import FeatureSettings
+from faithad.vocabulary import listed
 
 FILE_NAME = "ensemble.safetensors"
 NAME = "robust"
@@ -66,6 +67,13 @@ class _MemberPart(HeaderPart):
     score: dict[str, str]
 
 
+class _RescoringPart(HeaderPart):
+    share: Annotated[float, Field(gt=0, lt=1)]
+    members: Annotated[list[str], Field(min_length=1, max_length=_MOST_MEMBERS)]
+    threshold: float
+    lowest: float
+
+
 class _Header(HeaderPart):
     format: int
     digest: str
@@ -75,6 +83,7 @@ class _Header(HeaderPart):
     config_hash: str
     parent: ParentPart | None = None
     state: StatePart | None = None
+    rescoring: _RescoringPart | None = None
 
 
 @dataclass
@@ -121,6 +130,11 @@ class TrainedEnsemble:
         return self._first.features
 
     @property
+    def lowest_rescored(self) -> float | None:
+        """Below which no alarm may be, see `fit_alarm`; None where all members score every clip."""
+        return None if self.ensemble.rescoring is None else self.ensemble.rescoring.lowest
+
+    @property
     def normalization(self) -> Normalization:
         return self._first.normalization
 
@@ -156,7 +170,13 @@ def describe(trained: AnyModel) -> dict[str, Any]:
         "config_hash": trained.config_hash,
         **parent_part(trained.parent),
         **state_part(trained.state),
+        **_rescoring_part(trained.ensemble.rescoring),
     }
+
+
+def _rescoring_part(rescoring: Rescoring | None) -> dict[str, Any]:
+    """What a header says of it; nothing where all members score every clip."""
+    return {} if rescoring is None else {"rescoring": dataclasses.asdict(rescoring)}
 
 
 def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
@@ -188,6 +208,7 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
         "config_hash": trained.config_hash,
         **parent_part(trained.parent),
         **state_part(trained.state),
+        **_rescoring_part(trained.ensemble.rescoring),
     }
     header["digest"] = digest_of(tensors, header)
     content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
@@ -262,13 +283,18 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
         )
         for part in header.members
     }
-    ensemble = Ensemble(detectors, tensors["means"], tensors["deviations"])
+    ensemble = Ensemble(detectors, tensors["means"], tensors["deviations"], _rescoring(header))
     alarm = AlarmThreshold.from_json(header.alarm.model_dump())
     parent = None if header.parent is None else Parent(**header.parent.model_dump())
     state = None
     if header.state is not None:
         state = StateAlarm.from_json(header.state.model_dump(), tensors[STATE_SPECTRA])
     return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash, parent, state)
+
+
+def _rescoring(header: _Header) -> Rescoring | None:
+    part = header.rescoring
+    return None if part is None else Rescoring(part.share, tuple(part.members), part.threshold, part.lowest)
 
 
 def _checked(header: Mapping[str, Any], location: str) -> _Header:
@@ -297,6 +323,9 @@ def _checked(header: Mapping[str, Any], location: str) -> _Header:
         problem = problem or ("" if checked.alarm.pooling == "ensemble" else "alarm.pooling (it must be 'ensemble')")
         whole = len(checked.alarm.window_thresholds) in (0, len(names))
         problem = problem or ("" if whole else "alarm.window_thresholds (it must hold one for each member)")
+        later = [] if checked.rescoring is None else checked.rescoring.members
+        is_part = set(later) < set(names)
+        problem = problem or ("" if is_part else "rescoring.members (they must be some of the members, and not all)")
         if not problem:
             return checked
     raise CheckpointError(f"{location} is damaged: its header lacks or garbles {problem}. Train again.")
@@ -319,14 +348,19 @@ def _sha256(folder: str, member: str) -> str:
 
 def _require_alike(members: Mapping[str, TrainedModel], location: str) -> None:
     """Return if the members take in the same: one spectrogram of a clip serves all."""
-    first, *others = members.values()
+    if unlike := find_unlike(list(members.values())):
+        raise CheckpointError(f"The members of {location} were trained on different features: {listed(unlike)}.")
+
+
+def find_unlike(members: Sequence[TrainedModel]) -> list[str]:
+    """The names of the first two models that take in different features; none where all take in the same."""
+    first, *others = members
     for member in others:
         same = (member.features, member.n_mels, member.n_frames) == (first.features, first.n_mels, first.n_frames)
         pairs = [(getattr(m.normalization, key) for m in (first, member)) for key in ("mean", "std")]
         if not same or not all(torch.equal(*pair) for pair in pairs):
-            raise CheckpointError(
-                f"The members of {location} were trained on different features: {first.name}, {member.name}."
-            )
+            return [first.name, member.name]
+    return []
 
 
 def _check_shapes(

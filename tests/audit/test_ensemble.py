@@ -17,7 +17,7 @@ from faithad.features import fill_up
 from faithad.scoring.ensemble import add_up
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import AttributionSettings
-from tests.scoring.ensembles import F, N, T, small_ensemble, sound
+from tests.scoring.ensembles import F, N, T, small_ensemble, small_ensemble_with_mae, sound
 
 METHODS = ("error_map", "saliency", "integrated_gradients", "grad_cam")
 N_CLIPS, SHORT = 6, 50
@@ -129,6 +129,50 @@ def test_a_clips_rows_do_not_depend_on_what_else_is_audited(
         assert [listed(row) for row in found] == [known[4], known[2]]
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_network_scores_only_clips_that_the_linear_models_find_suspicious(log_mels: Tensor) -> None:
+    """Which clips, and with which score, depends on each clip alone; the short one is always among them."""
+    trained = small_ensemble_with_mae(rescore_share=0.25)
+    methods = ("error_map", "saliency")
+    audit = prepare_audit(
+        trained, attribution=Attribution(methods=methods), audit=Audit(percentiles=(95.0,)), device=torch.device("cpu")
+    )
+    assert isinstance(audit, AuditEnsemble)
+    n_scored = 0
+
+    def count(*_: object) -> None:
+        nonlocal n_scored
+        n_scored += 1
+
+    detector = audit.members[0].detector
+    assert detector is not None
+    detector.network.register_forward_hook(count)
+    numbers = list(range(N_CLIPS))
+    rows = audit_clips(audit, rows_of(numbers), log_mels, explain=False)["scores"]
+    by_network = n_scored
+    is_short = torch.tensor([n < T for n in lengths(numbers)])
+    standardised = trained.ensemble.standardised(
+        trained.prepare(log_mels), [r["clip_id"] for r in rows], lengths(numbers)
+    )
+    rescored = trained.ensemble.rescored(standardised, is_short)
+    assert by_network == int(rescored.sum())
+    assert 2 <= by_network < N_CLIPS, "some clips are not scored by the network, and some whole ones are"
+    expected, raised_by = trained.ensemble.add_up(standardised, rescored)
+    np.testing.assert_allclose([row["score"] for row in rows], expected, atol=1e-5)
+    assert [row["raised_by"] for row in rows] == [list(trained.members)[k] for k in raised_by]
+    assert not any(row["alarm"] for row, scored in zip(rows, rescored, strict=True) if not scored)
+    assert sum(row["alarm"] for row in rows) >= 1
+    order = [3, 5, 0, 3, 1, 4, 2]
+    shuffled = audit_clips(audit, rows_of(order), log_mels[order], explain=False)["scores"]
+    assert len(shuffled) == len(order)
+    assert all(listed(row) == listed(rows[int(row["clip_id"].split()[1])]) for row in shuffled)
+    alone = audit_clips(audit, rows_of([4]), log_mels[[4]], explain=False)["scores"]
+    assert [listed(row) for row in alone] == [listed(rows[4])]
+    explained = audit_clips(audit, rows_of(numbers), log_mels, explain=True)
+    assert [row["score"] for row in explained["scores"]] == [row["score"] for row in rows]
+    keys = [(row["clip_id"], row["method"]) for row in explained["attributions"]]
+    assert sorted(keys) == [(f"clip {k}", method) for k in numbers for method in methods]
 
 
 def listed(row: TableRow) -> TableRow:

@@ -1,11 +1,12 @@
 """Do scores that are chosen by synthetic disturbances do well on real ones? On ../shared/data/field_sounds.
 
-    python -m tests.benchmarks.score_selection [--threads N]
+    python -m tests.benchmarks.score_selection [--networks] [--models ae mae] [--epochs 60] [--threads N]
 
-Every score of the two linear models is rated without a label, as `search.scores` rates them: by disturbances of normal
-clips that the model was not fitted to (one recording in five). Then each is judged by the labelled test clips. Said are
-Spearman's rank correlations of both, over the scores of each model and over all of them, and what the chosen score is
-worth beside the best one, the paper's and the recommended one. Figures: runs/bench/score_selection.json.
+Every score of the two linear models, and with `--networks` of networks that are trained here, is rated without a label,
+as `search.scores` rates them: by disturbances of normal clips that the model was not fitted to (one recording in five).
+Then each is judged by the labelled test clips. Said are Spearman's rank correlations of both, over the scores of each
+model and over all of them, and what the chosen score is worth beside the best one, the paper's and the recommended one.
+Figures: runs/bench/score_selection.json.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from scipy import stats
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.disturbances import KINDS, PROXY_KINDS, disturbed_clips
 from faithad.evaluation.score_selection import rate_scores
+from faithad.model.table import MODELS
 from faithad.scoring.choices import PAPER, Score, all_scores, robust
 from faithad.scoring.score import Clips
-from tests.benchmarks.detection import LINEAR, RATE, Data, linear_model, read
+from tests.benchmarks.detection import LINEAR, RATE, Data, linear_model, read, trained
 from tests.field_sounds import FOLDER, SETTINGS
 
 OUTPUT = Path("runs/bench/score_selection.json")
@@ -34,15 +36,19 @@ OUTPUT = Path("runs/bench/score_selection.json")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", action="store_true", help="train networks too: tens of minutes")
+    parser.add_argument("--models", nargs="+", default=["ae", "mae"])
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if not FOLDER.is_dir():
         sys.exit(f"{FOLDER} is not on this machine: nothing is measured.")
     data = read()
     figures: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    for model in LINEAR:
-        of_model = rows_of(model, data)
+    for model in [*LINEAR, *(arguments.models if arguments.networks else ())]:
+        of_model = rows_of(model, data, epochs=arguments.epochs)
         rows += of_model
         figures |= agreement(model, of_model)
     figures |= agreement("all", rows)
@@ -50,12 +56,16 @@ def main() -> None:
     OUTPUT.write_text(json.dumps(figures, indent=2))
 
 
-def rows_of(model: str, data: Data) -> list[dict[str, Any]]:
+def rows_of(model: str, data: Data, *, epochs: int) -> list[dict[str, Any]]:
     """Each score of a model with what disturbances say of it, and what the labelled clips do."""
     learned, held = ~data.is_validation, data.is_validation
-    of_train = data._replace(train=part(data, learned))
-    network: Any = linear_model(model, of_train)
-    normals = clips_of(data, learned, "train")
+    network: Any
+    if MODELS[model].linear:
+        network = linear_model(model, data._replace(train=part(data, learned)))
+    else:
+        network = trained(model, 0, epochs, data)
+    normals = clips_of(data, learned, "train", network.n_frames)
+    held_back = clips_of(data, held, "held", network.n_frames)
     scores = all_scores(model)
     ratings: dict[str, dict[Score, Any]] = {}
     for name, kinds in (("all", KINDS), ("proxy", PROXY_KINDS)):
@@ -67,7 +77,7 @@ def rows_of(model: str, data: Data) -> list[dict[str, Any]]:
             [np.array(data.train.recordings)[held][n] for n in made.sources],
         )
         rated = rate_scores(
-            network, scores, normals=normals, held_back=clips_of(data, held, "held"), disturbed=disturbed,
+            network, scores, normals=normals, held_back=held_back, disturbed=disturbed,
             frames_per_s=SETTINGS.frames_per_s, fit_threshold=threshold,
         )  # fmt: skip
         ratings[name] = {each.score: each for each in rated}
@@ -108,10 +118,10 @@ def part(data: Data, chosen: np.ndarray) -> Any:
     )
 
 
-def clips_of(data: Data, chosen: np.ndarray, name: str) -> Clips:
+def clips_of(data: Data, chosen: np.ndarray, name: str, n_frames: int) -> Clips:
     some = part(data, chosen)
     ids = [f"{name} {k}" for k in range(len(some.recordings))]
-    return Clips(data.normalization.apply(some.log_mels)[..., : SETTINGS.n_frames], ids, some.recordings)
+    return Clips(data.normalization.apply(some.log_mels)[..., :n_frames], ids, some.recordings)
 
 
 def agreement(name: str, rows: list[dict[str, Any]]) -> dict[str, float]:

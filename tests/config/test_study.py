@@ -131,6 +131,7 @@ def test_impossible_combinations_are_refused(change: str, message: str) -> None:
             "alarm={false_alarm_rate: 0.1, false_alarms_per_hour: 2}",
             "alarm.false_alarms_per_hour: false_alarm_rate says the same of all clips: leave one of the two out",
         ),
+        ("alarm.state_share=0.5", "alarm.state_share: the alarm for what lasts compares minutes with a recorder's own"),
         ("alarm.false_alarms_per_hour=360", "alarm.false_alarms_per_hour: 360 is as many as an hour has clips of 10 s"),
         (
             "audit.explain=some",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def changed(seconds: float, seed: int) -> np.ndarray:
 
 def calibrate(folder: Path, model: str, normals: str, to: str, per_hour: float | None = None) -> str:
     run = load_calibration_run(
-        str(folder / model), [str(folder / normals)], str(folder / to), false_alarms_per_hour=per_hour
+        [str(folder / model)], [str(folder / normals)], str(folder / to), false_alarms_per_hour=per_hour
     )
     return calibrate_model(run)
 
@@ -191,7 +191,7 @@ def test_clips_whose_events_were_rejected_are_normal(
     n_rejected, n_normal = len(clips - confirmed), 24 - len(confirmed)
     assert n_rejected > 1
     with without_ray():
-        run = load_calibration_run(str(work / "calibrated"), [reviewed], str(tmp_path / "model"))
+        run = load_calibration_run([str(work / "calibrated")], [reviewed], str(tmp_path / "model"))
         assert f"{n_normal} clips fitted, {count(len(confirmed), 'clip')} left out" in calibrate_model(run)
         said = " ".join(capsys.readouterr().out.split())
         assert f"{n_rejected} clips that alarmed are among the normal ones, as a reviewer rejected them" in said
@@ -263,6 +263,67 @@ def test_a_single_model_of_a_study_is_calibrated(
     assert table["paper_score"].null_count == (30 if score is None else 0)
 
 
+@pytest.mark.long
+def test_models_become_the_members_of_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two linear models, and a network of the same features that takes one frame fewer."""
+    linear = load_any(str(work / "model"))
+    torch.manual_seed(0)
+    network, alarm = build_network("mae", 16, 80).eval(), AlarmThreshold("quantile", "mean", 0.1, 1.0, 180.0, 12)
+    mae = TrainedModel(network, linear.normalization, linear.features, "mae", 3, alarm, 7, "study")
+    save_model(mae, str(work / "mae"))
+    folders = [str(work / name) for name in ("model", "mae")]
+
+    def join(to: str, *overrides: str, of: Sequence[str] = folders) -> TrainedEnsemble:
+        with without_ray():
+            calibrate_model(load_calibration_run(of, [str(work / "after")], str(work / to), overrides=overrides))
+        joined = load_any(str(work / to))
+        assert isinstance(joined, TrainedEnsemble)
+        return joined
+
+    joined = join("joined", "rescore_share=0.2")
+    assert "rescore: mae scores only the clips" in " ".join(capsys.readouterr().out.split())
+    assert [(name, member.n_frames) for name, member in joined.members.items()] == [
+        ("frame_pca", 80), ("frame_ridge", 80), ("mae", 80)
+    ]  # fmt: skip
+    assert joined.ensemble.members["mae"].score == robust("mae")
+    parents = [member.parent.folder for member in joined.members.values() if member.parent is not None]
+    assert parents == [folders[0], folders[0], folders[1]]
+    rescoring = joined.ensemble.rescoring
+    assert rescoring is not None
+    assert (rescoring.share, rescoring.members) == (0.2, ("mae",))
+    assert joined.alarm is not None
+    assert linear.alarm is not None
+    assert joined.alarm.false_alarm_rate == linear.alarm.false_alarm_rate == pytest.approx(1 / 31)
+    assert joined.alarm.threshold >= rescoring.lowest
+    assert alarms(work, "joined")[1] == 1
+    places = {"model": str(work / "joined"), "recordings": [str(work / "new")], "out": str(work / "by-joined")}
+    settings = ["audit.explain=none", "report.sound=none"]
+    with without_ray():
+        run_audit(load_audit_run(None, **places, overrides=settings))
+        too_many = load_audit_run(
+            None, **places, overrides=[*settings, "alarm={rule: conformal, false_alarm_rate: 0.3}"]
+        )
+        with pytest.raises(StudyError, match=r"0\.3 is above the model's rescore_share"):
+            run_audit(too_many)
+    points = faithad.read_table(work / "by-joined", "operating_points")
+    assert points["threshold"].min() >= rescoring.lowest
+    assert len(points) > 1
+    again = join("again-joined", of=[str(work / "joined")])
+    assert again.ensemble.rescoring == rescoring
+    assert join("all-members", "rescore_share=1").ensemble.rescoring is None
+    with pytest.raises(ConfigError, match="Two models are called 'frame_pca'"):
+        join("twice", of=[folders[0], folders[0]])
+    with pytest.raises(ConfigError, match="'mae' is one model"), without_ray():
+        calibrate_model(
+            load_calibration_run(
+                [folders[1]], [str(work / "after")], str(work / "one"), overrides=["rescore_share=0.1"]
+            )
+        )
+    save_model(replace(mae, normalization=Normalization.identity(16)), str(work / "other-mae"))
+    with pytest.raises(ConfigError, match="frame_pca and mae take in different features"):
+        join("unlike", of=[folders[0], str(work / "other-mae")])
+
+
 def test_the_same_command_does_nothing_and_a_killed_one_goes_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = work / "calibrated" / "ensemble.safetensors"
     whole = file.read_bytes()
@@ -296,6 +357,6 @@ def test_what_cannot_be_is_refused(work: Path, audited: Path) -> None:
         card.write_text(card.read_text().replace('"n_mels": 16', '"n_mels": 20'))
         with pytest.raises(StudyError, match="n_mels is 20 there and 16 here"):
             calibrate(work, "model", "labelled", "of-other")
-        both = load_calibration_run(str(work / "model"), [str(audited), str(work / "after")], str(work / "both"))
+        both = load_calibration_run([str(work / "model")], [str(audited), str(work / "after")], str(work / "both"))
         with pytest.raises(ConfigError, match="Give the results of one audit alone"):
             calibrate_model(both)

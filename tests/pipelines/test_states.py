@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,9 +17,13 @@ import torch
 
 import faithad
 from faithad import storage
+from faithad.audit.exports import export_changes
 from faithad.audit.normal_clips import read_normal_clips
+from faithad.clips.labels.files import FORMATS
+from faithad.clips.labels.label import kind_of
 from faithad.config.audit import load_audit_run
 from faithad.config.normals import load_calibration_run, load_normals_run
+from faithad.errors import ConfigError
 from faithad.evaluation.alarms import fit_promised_alarm
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.training.calibrate import calibrate_model
@@ -24,6 +31,7 @@ from faithad.pipelines.training.normal_clips import Normals
 from faithad.pipelines.training.normals import train_on_normals
 from faithad.runs import layout
 from faithad.scoring.trained_ensemble import load_any
+from tests.label_files import read_labels
 from tests.pipelines.audits_without_ray import without_ray
 
 pytestmark = pytest.mark.long
@@ -113,6 +121,22 @@ def test_console_and_page_say_it(work: Path) -> None:
     assert "What lasts" in page
 
 
+def test_changes_are_exported_as_labels(work: Path, tmp_path: Path) -> None:
+    (state,) = faithad.read_table(work / "out", "states").to_dict("records")
+    for format in FORMATS:
+        line = export_changes(str(work / "out"), str(tmp_path / format), format=format)
+        assert line.startswith("1 change in 2 recordings as ")
+        labels = read_labels(str(tmp_path / format), submitted=True)
+        assert sorted((label.onset_s, label.offset_s) for label in labels) == [(0.0, 300.0), (420.0, 600.0)]
+        assert all(label.low_hz < 700 < label.high_hz for label in labels)  # type: ignore[operator]
+        assert {kind_of(label.text) for label in labels} == {"change"}
+    (row, _) = csv.DictReader(io.StringIO((tmp_path / "csv" / "labels.csv").read_text(), newline=""))
+    assert (row["state_id"], row["outcome"], row["n_minutes"]) == (state["state_id"], "over", "8")
+    assert re.fullmatch(r"\d+-\d+ Hz \+\d+\.\d dB", row["changes"])
+    with pytest.raises(ConfigError, match="'praat'; allowed: audacity"):
+        export_changes(str(work / "out"), str(tmp_path / "praat"), format="praat")
+
+
 def test_neither_shards_nor_other_recorders_change_it(work: Path, tmp_path: Path) -> None:
     for recording in (work / "new").iterdir():
         (tmp_path / recording.name).symlink_to(recording)
@@ -153,7 +177,7 @@ def test_a_calibration_divides_the_false_alarms_anew(
     minutes_an_hour: float | None,
 ) -> None:
     overrides = [] if share is None else [f"state_share={share}"]
-    places = str(work / "model"), [str(work / "normal")], str(tmp_path / "calibrated")
+    places = [str(work / "model")], [str(work / "normal")], str(tmp_path / "calibrated")
     with without_ray():
         calibrate_model(load_calibration_run(*places, false_alarms_per_hour=per_hour, overrides=overrides))
     before, after = (load_any(str(folder)) for folder in (work / "model", tmp_path / "calibrated"))

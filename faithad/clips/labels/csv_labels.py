@@ -22,6 +22,11 @@ EVENT_COLUMNS = (
     *("event_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "score", "threshold", "strength"),
     *("n_alarms", "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness", "seconds"),
 )
+# The same of a change that lasts.
+CHANGE_COLUMNS = (
+    *("state_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "outcome", "n_minutes", "reference"),
+    *("distance_db", "threshold_db", "strength", "changes"),
+)
 _ALIASES = {"filename": "recording", "onset": "onset_s", "offset": "offset_s", "event_label": "text"}
 
 # A spreadsheet runs a cell that begins with one of these signs as a formula; where semicolons separate lists, a cell
@@ -67,7 +72,7 @@ def parse(text: str, problems: ProblemList, *, delimiter: str = ",") -> list[Lab
         with problems.at(f"row {number}"):
             if any(row.get(column, "").strip() for column in (*NEEDED[1:], *OPTIONAL)):
                 labels.append(_label(row))
-    problems.unread = [column for column in problems.unread if column not in EVENT_COLUMNS]
+    problems.unread = [column for column in problems.unread if column not in (*EVENT_COLUMNS, *CHANGE_COLUMNS)]
     return labels
 
 

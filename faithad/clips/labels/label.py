@@ -16,6 +16,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 # Tabs and line breaks would break the tables; some programs stop at other control characters.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ALARM = re.compile(r"alarm(?: [\d.]+x)?(?:, [\d,]+–[\d,]+ Hz)?")  # noqa: RUF001  (an en dash, as in any range)
+_CHANGE = re.compile(r"change [+-][\d.]+ dB, [\d,]+–[\d,]+ Hz")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,17 @@ def alarm_text(strength: float, low_hz: float, high_hz: float) -> str:
     return f"alarm{times}, {low_hz:,.0f}–{high_hz:,.0f} Hz"  # noqa: RUF001
 
 
+def change_text(change_db: float, low_hz: float, high_hz: float) -> str:
+    """The text of the label of what lasts, such as `change +6.0 dB, 4,100–5,000 Hz`."""  # noqa: RUF002
+    return f"change {change_db:+.1f} dB, {low_hz:,.0f}–{high_hz:,.0f} Hz"  # noqa: RUF001
+
+
 def kind_of(text: str) -> str:
-    """The kind of a label: `alarm` for every text that `alarm_text` writes, else the text itself."""
+    """The kind of a label: `alarm` for every text that `alarm_text` writes, `change` for those of `change_text`, else
+    the text itself.
+    """
     text = text.strip()
-    return "alarm" if _ALARM.fullmatch(text) else text
+    return "alarm" if _ALARM.fullmatch(text) else "change" if _CHANGE.fullmatch(text) else text
 
 
 def one_line(text: str) -> str:

@@ -69,7 +69,7 @@ from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.piece_scores import read_piece_scores
 from faithad.runs.stages import FILE_KEY, LABELS_KEY, Stage, differences, flatten, is_finished
 from faithad.runs.tables import read_manifest
-from faithad.scoring.trained_ensemble import AnyModel, describe, digest_of_files, load_any
+from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, describe, digest_of_files, load_any
 from faithad.vocabulary import listed
 
 _EXPLAINS = {"explain", "percentiles", "maps"}
@@ -487,6 +487,7 @@ def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Mis
         alarm=trained.alarm,
         features=trained.features,
         pieces=read_piece_scores(run.model, trained.alarm.pooling),
+        lowest=trained.lowest_rescored if isinstance(trained, TrainedEnsemble) else None,
         **run.events.model_dump(),
     )
     require_still_alone()

@@ -1,4 +1,4 @@
-"""`faithad calibrate`: a trained model and other normal sound → the same model with an alarm that fits this sound.
+"""`faithad calibrate`: trained models and other normal sound → one model with an alarm that fits this sound.
 
     recordings → manifest → features → scores of the normal clips → thresholds, calibration
 
@@ -6,12 +6,14 @@ Nothing is trained: networks and normalisation stay as they are. What is fitted 
 threshold with those of short clips and of windows and the tail of the scores, the weights and neighbours of a
 calibrated score, and what the normal clips sound like. The new model names the old one as its parent.
 
+Several models become the members of one, whose scores are added (see `scoring.joined`).
+
 The normal clips are those of recordings, or those of a finished audit that did not alarm or were rejected in a review.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -59,10 +61,11 @@ from faithad.runs.marks import read_mark
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.scoring import trained_ensemble
 from faithad.scoring.choices import Score
+from faithad.scoring.joined import load_together
 from faithad.scoring.score import Detector, fit_detector
-from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, digest_of_files, load_any
+from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, digest_of_files
 from faithad.settings import FeatureSettings, minute_s
-from faithad.vocabulary import POOLINGS, count
+from faithad.vocabulary import POOLINGS, count, listed
 
 _STAGE = "calibrate"
 
@@ -92,23 +95,27 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
     """Fit a model's alarm to other normal sound, and say what came of it.
 
     Args:
-        run: the model, the normal sound, and the folder of the new model.
+        run: the models, the normal sound, and the folder of the new model.
         redo: replace a model that was calibrated with other settings or sound.
 
     Raises:
-        ConfigError: the new model would replace another one, or an audit is given beside other places.
+        ConfigError: the new model would replace another one, an audit is given beside other places, or the models
+            cannot be one.
         CheckpointError: the model is missing or damaged.
         RecordingError: there are no recordings, or none of them gave a clip.
         StudyError: the clips are too few or were not judged by a model of the same features, a model of other settings
             is in the way, or the work could not be done.
     """
     _refuse_other_results(run)
-    trained = load_any(run.model)
+    trained = load_together(run.models)
     if trained.alarm is None:
-        raise StudyError(f"The model in {run.model} has no alarm that could be fitted again. Train it again.")
-    parent = Parent(run.model, digest_of_files(run.model))
+        raise StudyError(f"The model in {run.models[0]} has no alarm that could be fitted again. Train it again.")
+    digests = [digest_of_files(folder) for folder in run.models]
+    # The members of a model of several name their own parents.
+    parent = Parent(run.models[0], digests[0]) if len(digests) == 1 else None
     source = _source(run, trained.features)
-    settings = flatten("", run.model_dump(mode="json", exclude={"model", "normals", "to"})) | {"model": parent.sha256}
+    settings = flatten("", run.model_dump(mode="json", exclude={"models", "normals", "to"}))
+    settings["model"] = " ".join(digests)
     members = tuple(trained.members) if isinstance(trained, TrainedEnsemble) else ()
     own_file = trained_ensemble.FILE_NAME if members else checkpoint.FILE_NAME
     if isinstance(source, _Recordings):
@@ -126,7 +133,7 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
             return _conclusion(run)
         with ray_session():
             wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
-            require_visible([run.model, *run.normals], [run.to])
+            require_visible([*run.models, *run.normals], [run.to])
             if isinstance(source, _Recordings):
                 manifest = index_normals(run, source.recordings, source.looks, trained.features)
             else:
@@ -141,29 +148,49 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
                 normalization=trained.normalization,
             )
             fit = ray.remote(calibrated).options(name="calibrate")
-            (result,) = results_of([fit.remote(run.model, normals, run.false_alarms_per_hour, run.state_share)])
+            shares = {"state_share": run.state_share, "rescore_share": run.rescore_share}
+            (result,) = results_of([fit.remote(run.models, normals, run.false_alarms_per_hour, **shares)])
         new = replace(result.trained, parent=parent)
         save_fitted(new, run.to, result.scores, result.pieces)
         stage.finish()
         assert new.alarm is not None
+        _say_rescoring(new)
         say_promise(normals, new.alarm, new.state, share=_state_share(trained, run.state_share))
     return _conclusion(run)
 
 
-def calibrated(folder: str, normals: Normals, per_hour: float | None, state_share: float | None = None) -> Calibrated:
-    """The model in a folder with everything that is fitted to normal clips fitted to these.
+def _say_rescoring(trained: AnyModel) -> None:
+    rescoring = trained.ensemble.rescoring if isinstance(trained, TrainedEnsemble) else None
+    if rescoring is not None:
+        console.print(
+            f"rescore: {listed(rescoring.members)} scores only the clips that the linear models score higher than "
+            f"{1 - rescoring.share:.0%} of the normal ones, and short clips; no other clip can alarm"
+        )
+
+
+def calibrated(
+    folders: Sequence[str],
+    normals: Normals,
+    per_hour: float | None,
+    *,
+    state_share: float | None = None,
+    rescore_share: float | None = None,
+) -> Calibrated:
+    """A model, or one of several, with everything that is fitted to normal clips fitted to these.
 
     Args:
-        folder: of the model.
+        folders: of the models.
         normals: the clips.
         per_hour: how often normal sound may alarm; None for as often as with the model's own alarm.
         state_share: how much of that the alarm for what lasts may raise; None for the model's own share.
+        rescore_share: see `fit_sum`; None for that of the model.
 
     Raises:
         StudyError: the clips cannot be scored, or the rule of the alarm cannot be fitted to their scores.
+        ConfigError: the model has no members that score in turn, and `rescore_share` is below 1.
     """
     torch.set_num_threads(1)  # the last digits do not depend on the machine's cores
-    trained = load_any(folder)
+    trained = load_together(folders)
     assert trained.alarm is not None
     per_minute = _minute_rate(trained, per_hour)
     state = normals.fit_state(false_alarm_rate=per_minute, share=_state_share(trained, state_share))
@@ -171,7 +198,12 @@ def calibrated(folder: str, normals: Normals, per_hour: float | None, state_shar
     trained = replace(trained, state=state, alarm=_of_share(trained.alarm, left / had))
     per_hour = None if per_hour is None else per_hour * left
     if isinstance(trained, TrainedEnsemble):
-        return _ensemble(trained, normals, per_hour)
+        return _ensemble(trained, normals, per_hour, rescore_share)
+    if rescore_share not in (None, 1.0):
+        raise ConfigError(
+            f"rescore_share is {rescore_share:g}, and {trained.name!r} is one model. It is for a sum of several: give "
+            "more of them (--model)."
+        )
     return _single(trained, normals, per_hour)
 
 
@@ -201,15 +233,25 @@ def _of_share(alarm: AlarmThreshold, share: float) -> AlarmThreshold:
     )
 
 
-def _ensemble(trained: TrainedEnsemble, normals: Normals, per_hour: float | None) -> Calibrated:
+def _ensemble(
+    trained: TrainedEnsemble, normals: Normals, per_hour: float | None, rescore_share: float | None
+) -> Calibrated:
     assert trained.alarm is not None
-    fitted = {
-        name: fit_member_score(detector.network, detector.score, normals)
-        for name, detector in trained.ensemble.members.items()
-    }
+    with arithmetic("float32"):
+        fitted = {
+            name: fit_member_score(fast_network(detector.network), detector.score, normals)
+            for name, detector in trained.ensemble.members.items()
+        }
     clip_s = trained.features.clip_s
-    rate = _per_hour(trained.alarm, per_hour) * clip_s / 3600.0
-    ensemble, alarm, scores, pieces = fit_sum(fitted, false_alarm_rate=rate, clip_s=clip_s)
+    if rescore_share is None:
+        rescore_share = 1.0 if trained.ensemble.rescoring is None else trained.ensemble.rescoring.share
+    ensemble, alarm, scores, pieces = fit_sum(
+        fitted,
+        false_alarm_rate=_per_hour(trained.alarm, per_hour) * clip_s / 3600.0,
+        clip_s=clip_s,
+        is_short=normals.chosen_are_short,
+        rescore_share=rescore_share,
+    )
     members = {name: replace(member, sound=normals.sound) for name, member in trained.members.items()}
     return Calibrated(replace(trained, members=members, ensemble=ensemble, alarm=alarm), scores, pieces)
 
@@ -267,7 +309,7 @@ def _refuse_other_results(run: CalibrationRun) -> None:
     marks = (storage.join(run.to, layout.STAGES, f"{_STAGE}{end}.json") for end in ("", ".begun"))
     names = (trained_ensemble.FILE_NAME, checkpoint.FILE_NAME, layout.MANIFEST)
     is_taken = any(storage.exists(storage.join(run.to, name)) for name in names)
-    if run.to == run.model or (is_taken and all(read_mark(mark) is None for mark in marks)):
+    if run.to in run.models or (is_taken and all(read_mark(mark) is None for mark in marks)):
         raise ConfigError(f"{run.to} holds a model or other results already, which stay. Give a new folder (--to).")
 
 

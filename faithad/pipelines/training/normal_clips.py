@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from torch import Tensor
 
 from faithad import schemas, storage
@@ -93,6 +94,11 @@ class Normals:
         """How many frames of each chosen clip hold sound."""
         n_frames = [n for _, n in self.clips.values()]
         return [n_frames[number] for number in self.chosen]
+
+    @property
+    def chosen_are_short(self) -> Tensor:
+        """Which chosen clips are shorter than a whole one, (N,) bool."""
+        return torch.tensor(self.chosen_n_frames) < self.n_frames
 
     @property
     def piece_lengths(self) -> dict[float, int]:

@@ -58,7 +58,7 @@ from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.piece_scores import write_piece_scores
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.scoring.choices import Score, robust
-from faithad.scoring.ensemble import Ensemble, add_up, fit_ensemble
+from faithad.scoring.ensemble import Ensemble, add_up, fit_ensemble, with_rescoring
 from faithad.scoring.pieces import piece_scores
 from faithad.scoring.score import Detector, fit_detector
 from faithad.scoring.trained_ensemble import FILE_NAME, AnyModel, TrainedEnsemble, describe, save_any
@@ -203,7 +203,9 @@ def ensemble_of(
     """
     state = normals.fit_state(false_alarm_rate=run.minute_rate, share=run.alarm.state_share)
     rate = run.false_alarm_rate * (1.0 - (state.share if state is not None else 0.0))
-    ensemble, alarm, table, pieces = fit_sum(fitted, false_alarm_rate=rate, clip_s=run.clip_s)
+    ensemble, alarm, table, pieces = fit_sum(
+        fitted, false_alarm_rate=rate, clip_s=run.clip_s, is_short=normals.chosen_are_short
+    )
     kept = first_normals(normals.parts())
     members = {
         name: TrainedModel(
@@ -239,20 +241,39 @@ class FittedSum(NamedTuple):
     pieces: dict[float, pa.Table]
 
 
-def fit_sum(fitted: Mapping[str, FittedMember], *, false_alarm_rate: float, clip_s: float) -> FittedSum:
+def fit_sum(
+    fitted: Mapping[str, FittedMember],
+    *,
+    false_alarm_rate: float,
+    clip_s: float,
+    is_short: Tensor,
+    rescore_share: float = 1.0,
+) -> FittedSum:
     """Add up the scores of members that were fitted to the same clips.
 
+    Args:
+        fitted: the members, by name.
+        false_alarm_rate: the share of normal clips that may alarm.
+        clip_s: length of a clip.
+        is_short: which clips are short, (N,) bool.
+        rescore_share: of whole normal clips that all members score, and not the linear ones alone.
+
     Raises:
-        StudyError: there are no scores, or some are not finite.
+        StudyError: there are no scores, some are not finite, or they are too few for `rescore_share`.
+        ConfigError: all members are linear, or none is, and only some clips are to be scored by all.
     """
     of_members = torch.stack([member.scores for member in fitted.values()])
     ensemble = fit_ensemble({name: member.detector for name, member in fitted.items()}, of_members)
-    scores = add_up(ensemble.standardise(of_members))[0].numpy()
+    standardised = ensemble.standardise(of_members)
+    if rescore_share < 1.0:
+        ensemble = with_rescoring(ensemble, standardised, is_short, rescore_share)
+    scores = ensemble.add_up(standardised, ensemble.rescored(standardised, is_short))[0].numpy()
     pieces = {}
     for duration_s in next(iter(fitted.values())).pieces:
         of_length = torch.stack([member.pieces[duration_s] for member in fitted.values()])
         pieces[duration_s] = add_up(ensemble.standardise(of_length))[0].numpy()
-    alarm = fit_promised_alarm(scores, false_alarm_rate=false_alarm_rate, clip_s=clip_s, pieces=pieces)
+    lowest = None if ensemble.rescoring is None else ensemble.rescoring.lowest
+    alarm = fit_promised_alarm(scores, false_alarm_rate=false_alarm_rate, clip_s=clip_s, pieces=pieces, lowest=lowest)
     table = scores_table(scores, worst_windows=of_members)
     alarm = with_window_thresholds(alarm, table)
     return FittedSum(ensemble, alarm, table, {length_s: scores_table(part) for length_s, part in pieces.items()})
