@@ -33,6 +33,7 @@ from faithad.errors import RecordingError
 from faithad.evaluation.arrays import list_arrays
 from faithad.evaluation.intersection import Span, merge_spans, overlap_s
 from faithad.features import log_mel
+from faithad.model.micro_batches import single_threaded
 from faithad.runs.lookahead import side_by_side
 from faithad.schemas import CLIP_SOUNDS, SOUNDS
 from faithad.scoring.trained_ensemble import AnyModel
@@ -145,7 +146,8 @@ def _expected(
         columns = {name: sound.get(name) for name in _NOT_EXPECTED}
         if columns["expected"] is None and sound["opus"] is not None and event["raised_by"] in models:
             around = [clip for clip in clips.values() if stretch.touches(clip)]
-            with contextlib.suppress(RecordingError):  # read a moment ago; it is gone since
+            # The last digits do not depend on the machine's cores. The recording was read a moment ago, but may be gone.
+            with single_threaded(), contextlib.suppress(RecordingError):
                 samples, levels = expected_sound(
                     models[event["raised_by"]],
                     [*around, stretch.clip],

@@ -48,7 +48,7 @@ class MicroBatches(Generic[Item, Result]):
                 yield from self._evaluate(part)
             return
         with (
-            _single_threaded(),
+            single_threaded(),
             ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             ahead: collections.deque[Future[list[tuple[Sequence[Item], Result]]]] = collections.deque()
@@ -101,7 +101,7 @@ def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Let this thread compute without helpers, too; afterwards PyTorch has its threads back."""
     n_threads = torch.get_num_threads()
     try:

@@ -96,6 +96,25 @@ def test_the_same_sound_is_the_same_file(audit: Any, monkeypatch: pytest.MonkeyP
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_the_number_of_threads_changes_nothing(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers have as many cores as their machine."""
+    monkeypatch.setattr(sounds, "MOST_EXPECTED", 20)
+    n_threads, by_threads = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            by_threads.append(sounds_of(audit))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(n_threads)
+    differing = [
+        {name for name in first if first[name] != row[name]}
+        for rows in by_threads[1:]
+        for first, row in zip(by_threads[0], rows, strict=True)
+    ]
+    assert not any(differing), differing
+
+
 def test_what_was_not_heard_is_not_read(audit: Any) -> None:
     """The clip of the second recording from 40 s on failed, perhaps because it crashes the decoder."""
     event = read_events(audit.out).to_pylist()[0]
