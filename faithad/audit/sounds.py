@@ -146,7 +146,7 @@ def _expected(
         columns = {name: sound.get(name) for name in _NOT_EXPECTED}
         if columns["expected"] is None and sound["opus"] is not None and event["raised_by"] in models:
             around = [clip for clip in clips.values() if stretch.touches(clip)]
-            # The last digits do not depend on the machine's cores. The recording was read a moment ago, but may be gone.
+            # The last digits do not depend on the machine's cores. A recording that was just read may be gone.
             with single_threaded(), contextlib.suppress(RecordingError):
                 samples, levels = expected_sound(
                     models[event["raised_by"]],
