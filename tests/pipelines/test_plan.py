@@ -181,7 +181,7 @@ def test_the_bytes_of_everything_that_is_written() -> None:
     assert searched == {"report": 1000, "features": 1140 * 1100, "models": (3 * 5 + 1) * 5000}
     scored = 64 * 20 + 640 * 7
     # 32 events of 14 s by the alarm's rate, 20 of which are also heard as the model expects them.
-    sounds = (32 + 20) * 14 * 2_000 + 32 * 560 * 80 * 2
+    sounds = (32 + 20) * (14 * 2_000 + 560 * 80 * 2)
     assert written(plan_of(audit_of(explain="none", maps=-1), machines_with(1))) == {
         "report": 1000,
         "tables": scored,
