@@ -22,6 +22,7 @@ CODE = """
 import sys, time
 before, started = set(sys.modules), time.process_time()
 import pydantic.main, pydantic.functional_validators, yaml
+pydantic.main.create_model("First", number=(int, 1))  # the first model loads pydantic's plugins
 libraries_s = time.process_time() - started
 import faithad.config.audit, faithad.config.study
 all_s = time.process_time() - started
@@ -56,7 +57,7 @@ def test_importing_and_checking_a_study_loads_no_numerical_library() -> None:
         assert {package for package in packages if not package.startswith("_")} == {"faithad", *LIBRARIES}
         assert sum(module.startswith("faithad") for module in modules) <= 30
         assert len(modules) <= 250
-        # In units of the libraries' time, which is 0.12 s where nothing else runs: 0.3 s in all.
-        if float(took) < 2.5:
+        # In units of the libraries' time, which is 0.14 s where nothing else runs: 0.3 s in all.
+        if float(took) < 2.1:
             return
     pytest.fail(f"{took} times as long as the libraries alone")
