@@ -26,6 +26,7 @@ import shutil
 import time
 import urllib.parse
 import uuid
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -297,6 +298,11 @@ def _as_text(name: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda byte: f"{NO_TEXT}{ord(byte[0]) - 0xDC00:02X}", name)
 
 
+# Arrow's threads drop a table's file a moment after it was read. Were theirs the last reference, they would need the
+# interpreter, and abort the process where that is ending.
+_kept: deque[pa.PythonFile] = deque(maxlen=64)
+
+
 @contextlib.contextmanager
 def open_input(location: str) -> Iterator[pa.NativeFile]:
     """A seekable binary file for reading.
@@ -316,7 +322,10 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
         file = _asked_again(location, ask)
         if not isinstance(file, s3_keys.S3Object):
             stack.enter_context(file)
-        yield pa.PythonFile(_PatientFile(file, location), mode="r") if is_remote(location) else file
+        if is_remote(location):
+            file = pa.PythonFile(_PatientFile(file, location), mode="r")
+            _kept.append(file)
+        yield file
 
 
 class _TooFewBytes(StorageError):

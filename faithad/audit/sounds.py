@@ -98,10 +98,12 @@ def event_sounds(
     stretches = [_strongest_stretch(event, clips, score_of, heard) for event in strongest]
     known = {_key(row): row for row in ([] if former is None else _rows(former)) if row["opus"] is not None}
     new = [stretch for stretch in stretches if _key(stretch._asdict()) not in known]
-    cut = side_by_side(
-        lambda stretch: _sound(stretch, trained.features), new, at_once=_AT_ONCE, named=lambda cut: cut.clip["uri"]
-    )
-    known |= {_key(row): row for row in cut}
+    # The last digits do not depend on the machine's cores: threads that start here compute with one thread, too.
+    with single_threaded():
+        cut = side_by_side(
+            lambda stretch: _sound(stretch, trained.features), new, at_once=_AT_ONCE, named=lambda cut: cut.clip["uri"]
+        )
+        known |= {_key(row): row for row in cut}
     sounds = [known[_key(stretch._asdict())] for stretch in stretches]
     expected = _expected(strongest[:MOST_EXPECTED], stretches, sounds, clips, trained)
     rows = [row | columns for row, columns in zip_longest(sounds, expected, fillvalue=_NOT_EXPECTED)]
@@ -146,7 +148,7 @@ def _expected(
         columns = {name: sound.get(name) for name in _NOT_EXPECTED}
         if columns["expected"] is None and sound["opus"] is not None and event["raised_by"] in models:
             around = [clip for clip in clips.values() if stretch.touches(clip)]
-            # The last digits do not depend on the machine's cores. A recording that was just read may be gone.
+            # As above. A recording that was just read may be gone.
             with single_threaded(), contextlib.suppress(RecordingError):
                 samples, levels = expected_sound(
                     models[event["raised_by"]],
@@ -169,8 +171,9 @@ def clip_sounds(clips: Sequence[_Clip]) -> pa.Table:
         clips: rows of schemas.MANIFEST.
     """
     audible = [clip for clip in clips if clip["uri"].lower().endswith(AUDIO_SUFFIXES)]
-    sounds = side_by_side(_clip_sound, audible, at_once=_AT_ONCE, named=lambda clip: str(clip["uri"]))
-    return pa.Table.from_pylist(list(sounds), schema=CLIP_SOUNDS)
+    with single_threaded():
+        sounds = list(side_by_side(_clip_sound, audible, at_once=_AT_ONCE, named=lambda clip: str(clip["uri"])))
+    return pa.Table.from_pylist(sounds, schema=CLIP_SOUNDS)
 
 
 def _clip_sound(clip: _Clip) -> dict[str, Any]:

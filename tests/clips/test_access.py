@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import re
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,6 +236,15 @@ def test_a_table_is_read_whole_from_a_store_that_sends_halves(store: FaultyStore
     for _ in range(10):
         assert storage.read_table("s3://mill/week/table.parquet").equals(table)
     assert store.n_halved > 2
+
+
+def test_arrows_threads_never_hold_the_last_reference_to_a_file(store: FaultyStore) -> None:
+    """They drop it some time after the table was read: of a process that ended meanwhile, they made one that aborted."""
+    with storage.open_input("s3://mill/week/a.wav") as file:
+        kept = weakref.ref(file)
+    del file
+    gc.collect()
+    assert kept() is not None
 
 
 @pytest.mark.parametrize("status", [400, 403])
