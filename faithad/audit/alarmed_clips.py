@@ -137,14 +137,19 @@ def alarmed_clips(
 def _spans(
     clip: dict[str, Any], windows: Sequence[float] | None, threshold: float, frames_per_s: float
 ) -> tuple[Span, ...]:
-    """Where in a clip the alarm is; the last window runs to the clip's end."""
+    """Where in a clip the alarm is."""
     onset_s, offset_s = clip["onset_s"], clip["onset_s"] + clip["duration_s"]
     if not windows:
         return ((onset_s, round(offset_s, 6)),)
-    window_s, highest = window_frames(frames_per_s) / frames_per_s, max(windows)
-    above = [number for number, value in enumerate(windows) if value > threshold or value == highest]
-    ends = [*(onset_s + number * window_s for number in range(len(windows))), offset_s]
-    return tuple((round(on, 6), round(off, 6)) for on, off in merge_spans((ends[k], ends[k + 1]) for k in above))
+    highest, places = max(windows), window_places(len(windows), onset_s, offset_s, frames_per_s)
+    above = (place for place, value in zip(places, windows, strict=True) if value > threshold or value == highest)
+    return tuple((round(on, 6), round(off, 6)) for on, off in merge_spans(above))
+
+
+def window_places(n_windows: int, onset_s: float, offset_s: float, frames_per_s: float) -> list[Span]:
+    """Onset and offset in s of each window of a clip, side by side; the last window runs to the clip's end."""
+    window_s = window_frames(frames_per_s) / frames_per_s
+    return list(pairwise([*(onset_s + number * window_s for number in range(n_windows)), offset_s]))
 
 
 def time_axes(manifest: pa.Table, *, clip_s: float) -> tuple[list[int], list[float], pa.Array]:

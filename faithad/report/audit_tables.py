@@ -48,7 +48,9 @@ MAX_CURVES = 50
 MAX_CLIPS_OF_EVENT = 30
 
 _MANIFEST_COLUMNS = ["clip_id", "recording", "onset_s", "duration_s", "recorded_at", "utc_offset_s", "recorder"]
-_SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm"]
+_SCORE_COLUMNS = [
+    *("clip_id", "model", "seed", "score", "worst_second_score", "threshold", "alarm", "windows", "window_threshold")
+]
 
 EventRow = dict[str, Any]  # of schemas.EVENTS
 

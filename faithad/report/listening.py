@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
+from faithad.audit.alarmed_clips import window_places
 from faithad.report import maps
 from faithad.report.audit_tables import AuditTables
 from faithad.report.words import seconds
@@ -38,7 +39,8 @@ def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, A
     event, onset_s, duration_s = audit.events[number], sound["onset_s"], sound["duration_s"]
     levels = sound["log_mel"].reshape(sound["n_mels"], -1)
     limits = maps.color_limits(levels, "level")
-    ticks = maps.clip_scale(audit.setting, levels.shape[1], duration_s).frequency_ticks(len(levels))
+    scale = maps.clip_scale(audit.setting, levels.shape[1], duration_s)
+    ticks = scale.frequency_ticks(len(levels))
     places = zip(*ticks, strict=True) if ticks else ()
     spans = [
         (max(0.0, (part["onset_s"] - onset_s) / duration_s), min(1.0, (part["offset_s"] - onset_s) / duration_s))
@@ -63,7 +65,7 @@ def _view(audit: AuditTables, number: int, sound: dict[str, Any]) -> dict[str, A
             (event["mel_band_high"] - event["mel_band_low"] + 1) / len(levels),
         ),
         "ticks": [((place + 0.5) / len(levels), f"{name} kHz") for place, name in places],
-        "score": _score_steps(audit, sound),
+        "score": _score_steps(audit, sound, scale.frames_per_s),
     }
 
 
@@ -79,23 +81,49 @@ def _picture(levels: np.ndarray, limits: tuple[float, float]) -> str:
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
 
 
-def _score_steps(audit: AuditTables, sound: dict[str, Any]) -> dict[str, Any] | None:
-    """The scores of the clips that one hears as the path of an SVG of 1000 x 100, and the height of the threshold."""
+def _score_steps(audit: AuditTables, sound: dict[str, Any], frames_per_s: float) -> dict[str, Any] | None:
+    """What one hears scored, as the path of an SVG of 1000 x 100, and the height of the threshold.
+
+    The values are those of windows less their threshold, since each member of an ensemble has its own; only clips that
+    alarmed have them. Without any (of a model that gives one score for a clip) they are the scores of clips.
+    """
     scores, threshold = audit.scores, audit.alarm.threshold
-    first_s, length_s = sound["onset_s"], sound["duration_s"]
-    here = (scores["recording"] == sound["recording"]) & (scores["onset_s"] < first_s + length_s)
+    first_s, last_s = sound["onset_s"], sound["onset_s"] + sound["duration_s"]
+    here = (scores["recording"] == sound["recording"]) & (scores["onset_s"] < last_s)
     clips = scores[here & (scores["onset_s"] + scores["duration_s"] > first_s)].sort_values("onset_s")
-    values = clips[audit.alarm.pooling.column].to_numpy()
-    if threshold is None or not len(values):
+    windows = clips[clips["windows"].notna()]
+    steps = [
+        (*place, value - clip["window_threshold"])
+        for clip in windows.to_dict("records")
+        for place, value in zip(
+            window_places(len(clip["windows"]), clip["onset_s"], clip["onset_s"] + clip["duration_s"], frames_per_s),
+            clip["windows"],
+            strict=True,
+        )
+        if place[1] > first_s and place[0] < last_s
+    ]
+    of_windows = bool(steps)
+    if not steps and threshold is not None:
+        values = clips[audit.alarm.pooling.column]
+        steps = list(zip(clips["onset_s"], clips["onset_s"] + clips["duration_s"], values - threshold, strict=True))
+    if not steps:
         return None
-    low, high = min(values.min(), threshold), max(values.max(), threshold)
+    heights = [value for _, _, value in steps]
+    low, high = min(*heights, 0.0), max(*heights, 0.0)
     room = 0.15 * (high - low) or 1.0
 
     def height(value: float) -> str:
         return f"{100 * (high + room - value) / (high - low + 2 * room):.1f}"
 
-    ends_s = clips["onset_s"].to_numpy() + clips["duration_s"].to_numpy()
-    lefts = np.clip((clips["onset_s"].to_numpy() - first_s) / length_s, 0, 1) * 1000
-    rights = np.clip((ends_s - first_s) / length_s, 0, 1) * 1000
-    steps = [f"{x0:.1f} {height(y)} H{x1:.1f}" for x0, x1, y in zip(lefts, rights, values, strict=True)]
-    return {"path": "M" + " L".join(steps), "threshold": height(threshold), "highest": f"{values.max():.4g}"}
+    path, end_s = "", None
+    for onset_s, offset_s, value in steps:
+        left, right = (1000 * min(max((at - first_s) / (last_s - first_s), 0), 1) for at in (onset_s, offset_s))
+        continues = end_s is not None and onset_s - end_s < 1e-3
+        path += f"{'L' if continues else 'M'}{left:.1f} {height(value)} H{right:.1f}"
+        end_s = offset_s
+    return {
+        "path": path,
+        "threshold": height(0.0),
+        "highest": f"{abs(max(heights)):.3g} {'above' if max(heights) >= 0 else 'below'}",
+        "of_windows": of_windows,
+    }
