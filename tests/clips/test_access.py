@@ -239,7 +239,7 @@ def test_a_table_is_read_whole_from_a_store_that_sends_halves(store: FaultyStore
 
 
 def test_arrows_threads_never_hold_the_last_reference_to_a_file(store: FaultyStore) -> None:
-    """They drop it some time after the table was read: of a process that ended meanwhile, they made one that aborted."""
+    """They drop it some time after the table was read: a process that ended meanwhile aborted."""
     with storage.open_input("s3://mill/week/a.wav") as file:
         kept = weakref.ref(file)
     del file
