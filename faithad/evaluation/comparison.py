@@ -49,6 +49,8 @@ LINEAR_MODELS = ("frame_pca", "frame_ridge")
 _OWN_ERROR = "error_map"
 # Shown beside the mean over all percentiles.
 _PERCENTILE = 95.0
+# The largest difference of two values of a metric, where it is bounded.
+_LARGEST_DIFFERENCES = {"f_score": 1.0, "auc": 1.0, "band_rho": 2.0}
 
 
 class Measure(NamedTuple):
@@ -166,7 +168,7 @@ def _detection_against_linear(scores: pa.Table, experiment: Experiment) -> Itera
             for pooling, answer in zip(shared, answers, strict=True):
                 method = FITTED if is_fitted and pooling == "mean" else pooling
                 names = {"question": AGAINST_LINEAR, "model_a": model, "model_b": linear, "method": method}
-                yield {**keys, **names, **dataclasses.asdict(answer)}
+                yield {**keys, **names, **_numbers(answer, "auc")}
 
 
 def _rows(
@@ -174,7 +176,14 @@ def _rows(
 ) -> Iterator[SummaryRow]:
     keys = {**measure.keys, "question": question, "model_a": models[0], "model_b": models[1]}
     for method, answer in zip(methods, answers, strict=True):
-        yield {**keys, "method": method, **dataclasses.asdict(answer)}
+        yield {**keys, "method": method, **_numbers(answer, measure.metric)}
+
+
+def _numbers(answer: Comparison, metric: str) -> SummaryRow:
+    """What a comparison says. Its interval ends where no difference can be larger: with few recordings it would not."""
+    largest, numbers = _LARGEST_DIFFERENCES.get(metric, np.inf), dataclasses.asdict(answer)
+    ends = {end: numbers[end] for end in ("ci_low", "ci_high") if numbers[end] is not None}
+    return numbers | {end: min(max(value, -largest), largest) for end, value in ends.items()}
 
 
 def measures(

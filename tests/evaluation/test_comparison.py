@@ -184,6 +184,18 @@ def test_one_seed_gives_a_verdict_about_these_networks() -> None:
     assert set(compared["verdict"]) == {"yes"}
 
 
+def test_an_interval_ends_at_the_largest_difference() -> None:
+    """Where one of five recordings differs much and the others hardly do, that of the bootstrap-t ends far beyond."""
+    recording = {clip["clip_id"]: clip["recording"] for clip in CLIPS if clip["annotated"]}
+    first, *others = list(dict.fromkeys(recording.values()))[:5]
+    few = LOCALIZATION[LOCALIZATION["clip_id"].map(recording).isin([first, *others])]
+    gain = (few["clip_id"].map(recording) == first) & (few["model"] == "mae")
+    compared = comparison(few.assign(f_score=np.where(gain, 1.0, 0.001 * few["f_score"])), FAITHFULNESS[:0])
+    assert set(compared["ci_high"]) == {1.0}
+    assert (compared["ci_low"] > -1).all()
+    assert compared["verdict"].str.startswith("undecided: ").all()
+
+
 def test_without_annotations_only_all_clips_are_compared() -> None:
     blind = [{**clip, "annotated": False, "intervals": []} for clip in CLIPS]
     frames = FAITHFULNESS[FAITHFULNESS["mode"] == "frame"]
