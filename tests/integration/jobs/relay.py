@@ -9,7 +9,8 @@ import time
 
 
 class Relay:
-    """Passes connections on to a port of this machine. `port`: where it listens; `n_dropped`: connections it broke."""
+    """Passes connections on to a port of this machine. `port`: where it listens; `n_dropped`: connections it broke or
+    refused."""
 
     def __init__(self, target_port: int) -> None:
         self.n_dropped = 0
@@ -42,6 +43,7 @@ class Relay:
                 client, _ = self._listener.accept()
                 if time.monotonic() < self._down_until:
                     client.close()
+                    self.n_dropped += 1
                     continue
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 

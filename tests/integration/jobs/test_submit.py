@@ -61,7 +61,7 @@ def test_a_failed_study_on_the_package_that_travels(head: Head, baked: str, tmp_
     position = told.index("RecordingError: The recordings cannot be listed:")
     assert "nowhere does not exist" in told[position + 1]
     assert not any(line.startswith("Traceback") for line in told)
-    assert re.fullmatch(r"raysubmit_\w+ ended with exit status 1\.\n", answer.stderr)
+    assert re.fullmatch(r"full_study-demo-\w+ ended with exit status 1\.\n", answer.stderr)
 
 
 def test_no_package_anywhere(head: Head, jobs_alone: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_log_survives_a_dropped_connection_and_the_job_survives_ctrl_c(
     assert counted == [f"line {n}" for n in range(len(counted))]
     assert client.returncode == 130
 
-    said = re.search(r"(raysubmit_\w+) goes on\. Follow it: (.+?)   Stop it: (.+)", told)
+    said = re.search(r"([\w-]+) goes on\. Follow it: (.+?)   Stop it: (.+)", told)
     assert said is not None, told
     relayed, direct = f"http://127.0.0.1:{relay.port}", head.url
     follow, stop = (said[n].replace(relayed, direct) for n in (2, 3))
