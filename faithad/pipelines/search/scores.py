@@ -20,7 +20,7 @@ from faithad.config.study import Study
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.disturbances import KINDS, disturbed_clips
 from faithad.evaluation.score_selection import RatedScore, rate_scores
-from faithad.model.checkpoint import load_model
+from faithad.model.checkpoint import FILE_NAME, load_model
 from faithad.model.fast_network import fast_network
 from faithad.model.precision import arithmetic
 from faithad.pipelines.search.clips import load_clips
@@ -42,8 +42,8 @@ def scores_stage(study: Study, trial: Trial, trials: Stage) -> Stage:
     scores = [asdict(score) for score in scores_to_compare(study)]
     settings = {"trial": trial.name, "trials": trials.fingerprint, "scores": scores}
     settings |= flatten("alarm", study.alarm.as_in_marks())
-    table = layout.summary("search_scores")
-    return Stage(study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=table, needs=(table,))
+    table, model = layout.summary("search_scores"), f"{layout.BEST_MODEL}/{FILE_NAME}"
+    return Stage(study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=model, needs=(table,))
 
 
 def is_left_from_before(study: Study) -> bool:
