@@ -136,11 +136,13 @@ class FittedMember(NamedTuple):
         detector: the model and its calibrated score.
         scores: of the chosen clips, (N,).
         pieces: of pieces of these, by their duration in seconds, see `piece_scores`.
+        windows: the value of the highest window of 0.25 s of each clip, (N,); None where that is its score.
     """
 
     detector: Detector
     scores: Tensor
     pieces: dict[float, Tensor]
+    windows: Tensor | None = None
 
 
 def fit_member(name: str, run: NormalsRun, normals: Normals) -> FittedMember:
@@ -274,13 +276,14 @@ def fit_sum(
         pieces[duration_s] = add_up(ensemble.standardise(of_length))[0].numpy()
     lowest = None if ensemble.rescoring is None else ensemble.rescoring.lowest
     alarm = fit_promised_alarm(scores, false_alarm_rate=false_alarm_rate, clip_s=clip_s, pieces=pieces, lowest=lowest)
-    table = scores_table(scores, worst_windows=of_members)
+    windows = [member.scores if member.windows is None else member.windows for member in fitted.values()]
+    table = scores_table(scores, worst_windows=torch.stack(windows))
     alarm = with_window_thresholds(alarm, table)
     return FittedSum(ensemble, alarm, table, {length_s: scores_table(part) for length_s, part in pieces.items()})
 
 
 def scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa.Table:
-    """schemas.VALIDATION_SCORES of N clips; `worst_windows` (M, N), a member's score being that of its worst window."""
+    """schemas.VALIDATION_SCORES of N clips; `worst_windows` (M, N), those of each member."""
     columns = {
         "score": scores,
         "worst_second_score": pa.nulls(len(scores), pa.float64()),
@@ -292,13 +295,18 @@ def scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa.
 
 def save_fitted(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
     """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
+    write_ledger(folder)
+    save_with_scores(trained, folder, scores, pieces)
+    storage.delete(storage.join(folder, layout.FEATURES))
+
+
+def save_with_scores(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
+    """Write the model, and beside it its card and the scores of normal clips and their pieces."""
     require_still_alone()
     storage.write_table(scores, storage.join(folder, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
     write_piece_scores(folder, pieces)
-    write_ledger(folder)
     storage.write_text(storage.join(folder, layout.MODEL), json.dumps(describe(trained), indent=1))
     save_any(trained, folder)
-    storage.delete(storage.join(folder, layout.FEATURES))
 
 
 def _conclusion(run: NormalsRun) -> str:
