@@ -302,7 +302,8 @@ MEANINGS = {
     "summary/search_scores.chosen": "whether it is the score of `best/`",
     "members": "the models whose calibrated scores are added",
     "summary/search_members.score": "score of the network among them, such as `robust`; null where it is none of them",
-    "summary/search_members.caught": "share of the disturbed validation clips above the threshold of its alarm",
+    "summary/search_members.caught": "share of the disturbed validation clips above the threshold that the validation "
+    "clips give",
     "behind": "how much less it caught than the ensemble that caught most",
     "behind_se": "standard error of that over recordings; null where all clips come from one",
     "n_disturbed": "number of copies of these with a disturbance in them",

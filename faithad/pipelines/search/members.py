@@ -43,7 +43,7 @@ from faithad.pipelines.training.scores import (
     split_clips,
 )
 from faithad.runs import layout
-from faithad.runs.stages import Stage, is_finished
+from faithad.runs.stages import Stage
 from faithad.scoring import trained_ensemble
 from faithad.scoring.calibration import choose_normals
 from faithad.scoring.choices import Score, robust, score_name
@@ -100,17 +100,16 @@ def keep_ensemble(
     Raises:
         StudyError: a model or its score cannot be fitted to these clips, or a process was lost.
     """
-    score = _score(study)
-    settings = {"trial": best.name, "trials": trials.fingerprint, "score": asdict(score)}
-    settings |= {"members": list(study.search.members), "features.reference": study.features.reference}
-    settings["false_alarm_rate"] = study.alarm.rate(study.data.clip_s)
     table, model = layout.summary("search_members"), f"{layout.BEST_ENSEMBLE}/{trained_ensemble.FILE_NAME}"
-    stage = Stage(study.root, _STAGE, settings, (table, layout.BEST_ENSEMBLE), result=model, needs=(table,))
+    stage = Stage(study.root, _STAGE, {}, (table, layout.BEST_ENSEMBLE), result=model, needs=(table,))
     # Searches of release 0.1.0 kept no weights.
     if not study.search.members or not storage.exists(storage.join(study.root, layout.BEST_MODEL, FILE_NAME)):
-        if is_finished(study.root, _STAGE):
-            stage.reset()
+        stage.reset()
         return []
+    score, rate = _score(study), study.alarm.rate(study.data.clip_s)
+    settings = {"trial": best.name, "trials": trials.fingerprint, "score": asdict(score), "false_alarm_rate": rate}
+    settings |= {"members": list(study.search.members), "features.reference": study.features.reference}
+    stage = replace(stage, settings=settings)
     if not stage.is_done():
         stage.begin(redo=True)
         with ray_session():
