@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +48,18 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a search of one trial, whose training is finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_trial(study_of(folder, 1))
+    return folder
+
+
 @pytest.fixture
-def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """A search of one trial, whose training is finished."""
+def searched(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A search as the other, which compares ensembles; without Ray."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for module in (scores, members):
         monkeypatch.setattr(module, "ray", SimpleNamespace(remote=_Remote))
         monkeypatch.setattr(module, "results_of", list)
@@ -57,7 +67,6 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         monkeypatch.setattr(module, "ray_session", contextlib.nullcontext)
         monkeypatch.setattr(module, "compute_features", lambda *_, **__: None)
     study = study_of(tmp_path, 1)
-    run_trial(study)
     features = study.features.model_copy(update={"reference": "clip"})
     return searching(study.model_copy(update={"features": features}), members=LINEAR, scores=(NETWORK, "paper"))
 
