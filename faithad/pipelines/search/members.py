@@ -195,7 +195,8 @@ def _fit_member(study: Study, trial: Trial, name: str, score: Score) -> _Member:
             trained,
             detector,
             [_scored(part, trained.n_frames) for part in normals],
-            *(_scores(detector, part, names) for part in (whole, disturbed)),
+            _scores(detector, whole, names),
+            _scores(detector, disturbed, names),
             disturbed.recordings,
         )
 
