@@ -193,7 +193,7 @@ def _fit_member(study: Study, trial: Trial, name: str, score: Score) -> _Member:
         whole, disturbed = disturbed_validation(study, trained)
         return _Member(
             trained,
-            detector,
+            replace(detector, network=trained.network),  # a fast form cannot be sent from a Ray task
             [_scored(part, trained.n_frames) for part in normals],
             _scores(detector, whole, names),
             _scores(detector, disturbed, names),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ from faithad.errors import FaithadError, StudyError
 from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
+from faithad.model.fast_network import fast_network
 from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.table import build_network
 from faithad.model.training_sound import first_normals
@@ -164,11 +166,13 @@ def fit_member_score(network: nn.Module, score: Score, normals: Normals) -> Fitt
     Raises:
         StudyError: as `fit_detector`.
     """
-    detector, scores = fit_detector(network, score, normals.chosen_parts, frames_per_s=normals.features.frames_per_s)
+    frames_per_s = normals.features.frames_per_s
+    detector, scores = fit_detector(fast_network(network), score, normals.chosen_parts, frames_per_s=frames_per_s)
     assert detector.normals is not None
     own, n_frames = detector.normals.recordings, normals.chosen_n_frames
     pieces = piece_scores(detector, normals.chosen_parts(), n_frames, own, normals.piece_lengths)
-    return FittedMember(detector, scores, pieces)
+    # A fast form cannot be sent from a Ray task.
+    return FittedMember(replace(detector, network=network), scores, pieces)
 
 
 def _fit_side_by_side(run: NormalsRun, normals: Normals) -> dict[str, FittedMember]:
