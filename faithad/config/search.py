@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from faithad.config.file import KeyProblem, SectionError, in_words
 from faithad.config.sections import (
@@ -21,8 +29,17 @@ from faithad.config.sections import (
     read_score,
     refuse,
 )
+from faithad.model.table import MODELS
 
 Value = int | float | str
+
+
+def _linear(name: str) -> str:
+    allowed = [row.name for row in MODELS.values() if row.linear]
+    if name not in allowed:
+        raise ValueError(f"allowed: {', '.join(allowed)}, which are compared with and without the search's network")
+    return name
+
 
 _SECTIONS: dict[str, type[Section]] = {"train": Train, "model": Network}
 # Settings of `train` that have a key of their own, that all trials share, or that change no result.
@@ -153,6 +170,8 @@ class Search(Section):
     `scores`: scores that are compared with the best trial's model, `all` for every combination of the four choices, or
     a list of them as `score` takes them; the best one is that of `best/` and `best.yaml`. By default none are, and
     `best/` has the paper's.
+    `members`: linear models, each alone and together, with and without the best trial's model, that are compared as the
+    members of an ensemble; the best one is that of `best_ensemble/`. By default none are.
     A trial of several workers shares `cpus_per_trial` and `gpus_per_trial` among them. `trials_at_once` null: as many
     as the cluster carries.
     """
@@ -169,6 +188,7 @@ class Search(Section):
     scores: Annotated[
         Literal["all"] | tuple[ScoreChoice, ...], PlainValidator(_read_scores), PlainSerializer(_plain_scores)
     ] = ()
+    members: tuple[Annotated[str, AfterValidator(_linear)], ...] = ()
     cpus_per_trial: float = Field(1, gt=0)
     gpus_per_trial: float = Field(0, ge=0)
     trials_at_once: int | None = Field(None, ge=1)
@@ -176,7 +196,8 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _choices_differ(self) -> Search:
-        return refuse(self, [*all_different(self, "mask_ratios"), *all_different(self, "patches")])
+        keys = ["mask_ratios", "patches", *(["members"] if self.members else [])]
+        return refuse(self, [problem for key in keys for problem in all_different(self, key)])
 
     @model_validator(mode="after")
     def _a_grid_has_choices(self) -> Search:

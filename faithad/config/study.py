@@ -180,7 +180,8 @@ class Study(Section):
         if self.protocol != PAPER and self.audit.percentiles[-1] == 100:
             reason = f"100 leaves no frame under protocol '{self.protocol}': percentiles must be below 100"
             problems.append((("audit.percentiles", "protocol"), reason))
-        if self.features.reference != "none" and not any(MODELS[model].takes_reference for model in self.models):
+        models = (*self.models, *self.search.members)
+        if self.features.reference != "none" and not any(MODELS[model].takes_reference for model in models):
             takers = ", ".join(name for name, row in MODELS.items() if row.takes_reference)
             reason = f"'{self.features.reference}' is for {takers}, and models lists none of them: leave it at 'none'"
             problems.append((("features.reference", "models"), reason))

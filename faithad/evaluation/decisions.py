@@ -149,6 +149,12 @@ def compare(
     return comparisons
 
 
+def standard_error(values: Reals, recordings: npt.ArrayLike) -> float | None:
+    """The jackknife standard error (CR3) over recordings of the mean of clips' values (N,); None for one recording."""
+    sums, sizes = _by_recording(values[:, None], np.asarray(recordings))
+    return float(_studentised(sums[0], sizes[0])[1]) if sums.shape[1] > 1 else None
+
+
 def placements(scores: Reals, labels: Reals) -> Reals:
     """One value for each clip whose mean is the AUC, and whose spread over clips is that of the AUC (DeLong et al.
     1988): how much of the other class the clip is ranked on the right side of, weighted by the size of its class.

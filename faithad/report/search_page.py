@@ -86,6 +86,7 @@ def _section(search: Search) -> dict[str, Any]:
         "maps": search_views.heat_maps(search, title) if search.is_grid else [],
         "scatter": None if search.is_grid else search_views.scatter(search, title),
         "chosen": search.chosen is not None,
+        "ensembles": search.ensembles,
         "trained_once": _trained_once(search),
         "marks": bool((search.trials["status"] != "done").any()),
         "diverged": bool(went_back(search.trials).any()),
@@ -109,6 +110,7 @@ def _answers(search: Search, title: str) -> list[str]:
     sentences += [_on_test(search)] if trials["auc"].notna().any() else []
     sentences += [_against_the_paper(search.verdict)] if search.verdict else []
     sentences += [_on_scores(search.scores)] if search.scores else []
+    sentences += [on_members(search.ensembles)] if search.ensembles else []
     statuses, n_diverged = trials["status"].value_counts(), int(went_back(trials).sum())
     diverged = f"; {n_diverged} {_went_back(n_diverged)}" if n_diverged else ""
     if look_up(search.best, "search.scheduler") == "asha":
@@ -155,6 +157,35 @@ def _on_scores(scores: Sequence[dict[str, Any]]) -> str:
     if paper and not paper[0]["chosen"]:
         text += f"; the paper's score catches {caught(paper[0])}"
     return f"{text}. No label was used, and real disturbances may rank scores otherwise."
+
+
+def on_members(ensembles: Sequence[dict[str, Any]]) -> str:
+    """Which members `best_ensemble/` has, and whether the search's network adds something to linear models.
+
+    Args:
+        ensembles: rows of `summary/search_members`.
+    """
+
+    def caught(row: dict[str, Any]) -> str:
+        return f"{' + '.join(row['members'])} catches {row['caught']:.0%} (AUC {number(row['proxy_auc'])})"
+
+    linear, with_network = (next(row for row in ensembles if (row["score"] is None) is none) for none in (True, False))
+    chosen = linear if linear["chosen"] else with_network
+    (network,) = next(row["members"] for row in ensembles if row["score"] and len(row["members"]) == 1)
+    error, difference = linear["behind_se"], f"the difference is {100 * linear['behind']:.1f} points"
+    if ensembles[0] is linear:
+        answer = f"No: of the ensembles with it, {caught(with_network)}"
+    elif chosen is with_network:
+        answer = f"Yes: without it, {caught(linear)}; {difference}, its standard error {100 * error:.1f}"
+    else:
+        doubt = "all clips come from one recording" if error is None else f"its standard error {100 * error:.1f}"
+        answer = f"Undecided, so it is left out: with it, {caught(with_network)}; {difference}, {doubt}"
+    return (
+        f"best_ensemble/ has {' + '.join(chosen['members'])}, of {count(len(ensembles), 'ensemble')}: at the alarm's "
+        f"rate it catches {chosen['caught']:.0%} of the {count(chosen['n_disturbed'], 'disturbed validation clip')} "
+        f"(AUC {number(chosen['proxy_auc'])}). Does {network} add something to linear models? {answer}. No label was "
+        "used, and real sounds may rank ensembles otherwise."
+    )
 
 
 def _against_the_paper(verdict: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ class Search:
             that was not asked.
         scores: the scores that were compared with the best trial's model, the best first; rows of
             `summary/search_scores`.
+        ensembles: those that were compared, the best first; rows of `summary/search_members`.
     """
 
     trials: pd.DataFrame
@@ -44,6 +45,7 @@ class Search:
     best_text: str
     verdict: dict[str, Any] | None = None
     scores: tuple[dict[str, Any], ...] = ()
+    ensembles: tuple[dict[str, Any], ...] = ()
 
     @property
     def chosen(self) -> Cell | None:
@@ -88,11 +90,12 @@ def read_search(root: str) -> Search:
     trials = trials.sort_values([*_keys(trials), "seed"], kind="stable").reset_index(drop=True)
     location = storage.join(root, layout.BEST)
     text, best = read_settings(location) if storage.exists(location) else ("", {})
-    location = storage.join(root, layout.summary("search_comparison"))
-    answers = storage.read_table(location).to_pylist() if storage.exists(location) else []
-    location = storage.join(root, layout.summary("search_scores"))
-    scores = tuple(storage.read_table(location).to_pylist()) if storage.exists(location) else ()
-    return Search(trials, best, text, verdict=answers[0] if answers else None, scores=scores)
+    answers, scores, ensembles = (
+        tuple(storage.read_table(place).to_pylist()) if storage.exists(place) else ()
+        for name in ("search_comparison", "search_scores", "search_members")
+        for place in [storage.join(root, layout.summary(name))]
+    )
+    return Search(trials, best, text, verdict=answers[0] if answers else None, scores=scores, ensembles=ensembles)
 
 
 def further_settings(trials: pd.DataFrame) -> list[str]:

@@ -35,6 +35,7 @@ TRAININGS = "training"
 AUDITS = "audit"
 BEST = "best.yaml"
 BEST_MODEL = "best"
+BEST_ENSEMBLE = "best_ensemble"
 SEARCH_REPORT = "search.html"
 
 # Of runs that are tracked, see `runs.tracking`: the root's own mark, and what each tracker keeps here by default.
@@ -220,6 +221,9 @@ TABLES = {
     "summary/search": TablePlace(summary("search"), None, "trial of a search", schemas.SEARCH_SUMMARY),
     "summary/search_scores": TablePlace(
         summary("search_scores"), None, "score that was compared with the best trial's model", schemas.SEARCH_SCORES
+    ),
+    "summary/search_members": TablePlace(
+        summary("search_members"), None, "ensemble that was compared, the best first", schemas.SEARCH_MEMBERS
     ),
     "summary/search_comparison": TablePlace(
         summary("search_comparison"), None, "question, `best_cell`, if it was asked", schemas.COMPARISON

@@ -41,7 +41,7 @@ MADE_AGAIN = {
     TRIALS: "by a search in another root",
 }
 _KEPT = {
-    "models": (f"{layout.MODELS}/", f"{layout.BEST_MODEL}/", f"{layout.TRIALS}/"),
+    "models": (f"{layout.MODELS}/", f"{layout.BEST_MODEL}/", f"{layout.BEST_ENSEMBLE}/", f"{layout.TRIALS}/"),
     "reports": (layout.REPORT, layout.SEARCH_REPORT, layout.SOUNDS),
 }
 _MODEL_FILE = "model.safetensors"

@@ -5,7 +5,7 @@ key. Units are in the names (`_s` seconds). Where a column holds a whole (F, T) 
 band by mel band) and the shape stands in the schema's metadata under `shape`.
 
     recordings      MANIFEST, HEALTH, INPUTS, LEDGER: one file each
-    training        EPOCHS, VALIDATION_SCORES, PIECE_SCORES, SEARCH_SUMMARY, SEARCH_SCORES
+    training        EPOCHS, VALIDATION_SCORES, PIECE_SCORES, SEARCH_SUMMARY, SEARCH_SCORES, SEARCH_MEMBERS
     clip_results    SCORES, LOCALIZATION, FAITHFULNESS and others, attributions(), spectrograms():
                     one folder of shards per (model, seed)
     events          EVENTS, STATES, SOUNDS, CLIP_SOUNDS, OPERATING_POINTS, DECISIONS
@@ -35,5 +35,5 @@ from faithad.schemas.training import *  # noqa: F403
 # anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
 # audit are sounds (with expected and expected_log_mel), operating_points, decisions, lines, reasons, median_spectra and
 # states; events have normalized and trusted; summary/seconds, summary/psds and summary/search_scores; clip_sounds of
-# a study; compared/* of a comparison.
+# a study; compared/* of a comparison; summary/search_members.
 FORMAT = 3

@@ -74,3 +74,18 @@ SEARCH_SCORES = pa.schema(
         pa.field("chosen", pa.bool_(), nullable=False),
     ]
 )
+
+SEARCH_MEMBERS = pa.schema(
+    [
+        pa.field("trial", pa.string(), nullable=False),
+        pa.field("members", pa.list_(pa.string()), nullable=False),
+        pa.field("score", pa.string()),
+        pa.field("caught", pa.float64(), nullable=False),
+        pa.field("proxy_auc", pa.float64(), nullable=False),
+        pa.field("behind", pa.float64(), nullable=False),
+        pa.field("behind_se", pa.float64()),
+        pa.field("n_normal", pa.int32(), nullable=False),
+        pa.field("n_disturbed", pa.int32(), nullable=False),
+        pa.field("chosen", pa.bool_(), nullable=False),
+    ]
+)

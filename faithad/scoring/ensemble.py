@@ -117,9 +117,14 @@ def fit_ensemble(members: dict[str, Detector], normal_scores: Tensor) -> Ensembl
     """
     if not members or len(members) != len(normal_scores):
         raise ConfigError(f"An ensemble of {len(members)} members needs as many rows of scores: {len(normal_scores)}.")
+    return Ensemble(members, *means_and_deviations(normal_scores))
+
+
+def means_and_deviations(normal_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """By which the members' scores are standardised, (M,) each, from those of normal clips (M, N)."""
     deviations = normal_scores.std(dim=1, correction=0)
     # A member whose scores are all alike says nothing, and must not be divided by 0.
-    return Ensemble(members, normal_scores.mean(dim=1), deviations.where(deviations > 0, 1.0))
+    return normal_scores.mean(dim=1), deviations.where(deviations > 0, 1.0)
 
 
 def with_rescoring(ensemble: Ensemble, standardised: Tensor, is_short: Tensor, share: float) -> Ensemble:

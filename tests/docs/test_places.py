@@ -27,6 +27,7 @@ def test_modules_that_are_named_exist(page: Path) -> None:
     written = {
         "models/",
         "best/",
+        "best_ensemble/",
         "training/",
         "stages/",
         "summary/",

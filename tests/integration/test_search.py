@@ -26,6 +26,7 @@ from faithad.model.checkpoint import load_model
 from faithad.pipelines.search.plan import Trial, trial_location
 from faithad.pipelines.search.run import search_study
 from faithad.runs import layout
+from faithad.scoring.trained_ensemble import TrainedEnsemble, load_any
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -176,7 +177,7 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
 ) -> None:
     search = {**GRID, "algorithm": "optuna", "trials": 3, "objective": "validation_loss", "trials_at_once": 1}
     search["space"] = {"train": {"weight_decay": {"log_uniform": [1e-4, 0.1]}}}
-    search["scores"] = ["paper", "robust"]
+    search |= {"scores": ["paper", "robust"], "members": ["frame_pca"]}
     asha = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 2}
     study = small_study(seeds=[0, 1], train={"epochs": 4}, search=search | asha)
     taken_over(READY, grid[0], study)
@@ -204,6 +205,15 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     assert (model.score is None) == (wanted is None)
     assert model.score is None or model.score.choices == scores.loc[0, list(model.score.choices)].to_dict()
     assert model.alarm is not None
+    # Whether it adds something to a linear model is told, and the better ensemble is there.
+    ensembles = storage.read_table(f"{study.root}/summary/search_members.parquet").to_pylist()
+    assert {tuple(row["members"]) for row in ensembles} == {("frame_pca",), ("mae",), ("frame_pca", "mae")}
+    (better,) = (row["members"] for row in ensembles if row["chosen"])
+    ensemble = load_any(f"{study.root}/best_ensemble")
+    assert isinstance(ensemble, TrainedEnsemble)
+    assert list(ensemble.members) == better
+    assert f"  Best ensemble: {study.root}/best_ensemble  " in line
+    assert "Does mae add something to linear models?" in storage.read_text(f"{study.root}/search.html")
     assert search_study(study) == line, "nothing is compared again"
     stopped = table[table["status"] == "stopped"]
     assert 1 <= len(stopped) <= 5, "each trial after the first has to beat the better half of those before"

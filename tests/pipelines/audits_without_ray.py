@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -42,10 +43,13 @@ def without_ray() -> Iterator[None]:
 
 
 class _Remote:
-    """A task of Ray that is done at once."""
+    """A task of Ray that is done at once. Its result can be sent to another process, as Ray sends it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.remote = function
+        self._function = function
+
+    def remote(self, *arguments: Any, **options: Any) -> Any:
+        return pickle.loads(pickle.dumps(self._function(*arguments, **options)))
 
     def options(self, **_: Any) -> _Remote:
         return self

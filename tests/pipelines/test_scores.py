@@ -312,7 +312,7 @@ def test_what_a_damaged_score_says(root: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_recordings_are_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = scores.split_clips(study_of(root), "mae", "train")
+    rows = scores.split_clips(study_of(root), load_model(f"{root}/models/mae-0"), "train")
     monkeypatch.setattr(scores, "split_clips", lambda *_: {name: ("one", n) for name, (_, n) in rows.items()})
     with pytest.raises(StudyError, match="come from one recording"):
         scores.fit_score(study_of(root, score="robust"), "mae", 0)

@@ -179,6 +179,33 @@ def test_wrong_scores_are_told(scores: Any, message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            ["frame_pca", "mae"],
+            "search.members.1: allowed: frame_pca, frame_ridge, which are compared with and without",
+        ),
+        (["frame_pca", "frame_pca"], "search.members: must be one or more different values"),
+        ("frame_pca", "search.members: must be a list"),
+    ],
+)
+def test_wrong_members_are_told(members: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        study_of(members=members)
+    assert message in str(error.value)
+
+
+def test_linear_members_take_the_reference_of_the_features() -> None:
+    study = study_of(members=["frame_pca"])
+    values = yaml.safe_load(study.to_yaml())
+    values["features"]["reference"] = "clip"
+    assert parse_study(yaml.safe_dump(values), name="again").search.members == ("frame_pca",)
+    values["search"]["members"] = []
+    with pytest.raises(ConfigError, match="models lists none of them"):
+        parse_study(yaml.safe_dump(values), name="again")
+
+
 def test_scores_are_of_the_mae_alone() -> None:
     study = study_of(scores="all")
     assert parse_study(study.to_yaml(), name="again") == study

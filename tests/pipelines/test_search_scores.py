@@ -75,6 +75,11 @@ def test_the_best_model_gets_the_score_that_catches_most_and_gives_it_back(searc
     written = Path(best, "model.safetensors").stat().st_mtime_ns
     assert keep(wanted) == chosen
     assert Path(best, "model.safetensors").stat().st_mtime_ns == written
+    # A trial that failed is tried again: then `best/` has gone, and is made again although the best trial is the same.
+    content = storage.read_bytes(f"{best}/model.safetensors")
+    storage.delete(best)
+    assert keep(wanted) == chosen
+    assert storage.read_bytes(f"{best}/model.safetensors") == content
     assert keep(searched) == PAPER
     assert load_model(best).score is None
     assert load_model(best).alarm == before.alarm

@@ -223,6 +223,43 @@ def test_the_chosen_score_is_told_beside_the_paper_s(tmp_path: Path, render: Ren
     ) in page.text
 
 
+@pytest.mark.parametrize(
+    ("of_both", "of_linear", "error", "answer"),
+    [
+        (0.8, 0.6, 0.05, "Yes: without it, frame_pca catches 60% (AUC 0.900); the difference is 20.0 points, its "
+         "standard error 5.0."),
+        (0.7, 0.6, 0.06, "Undecided, so it is left out: with it, frame_pca + mae catches 70% (AUC 0.900); the "
+         "difference is 10.0 points, its standard error 6.0."),
+        (0.7, 0.6, None, "Undecided, so it is left out: with it, frame_pca + mae catches 70% (AUC 0.900); the "
+         "difference is 10.0 points, all clips come from one recording."),
+        (0.5, 0.6, 0.0, "No: of the ensembles with it, frame_pca + mae catches 50% (AUC 0.900)."),
+    ],
+)  # fmt: skip
+def test_whether_the_network_adds_something_is_told(
+    tmp_path: Path, render: Render, of_both: float, of_linear: float, error: float | None, answer: str
+) -> None:
+    root = write_search(tmp_path)
+    caught = {("frame_pca",): of_linear, ("frame_pca", "mae"): of_both, ("mae",): 0.1}
+    chosen = ("frame_pca", "mae") if answer.startswith("Yes") else ("frame_pca",)
+    rows = [
+        {"trial": "r0.3-p4-s0", "members": list(members), "score": "robust" if "mae" in members else None,
+         "caught": share, "proxy_auc": 0.9, "behind": max(caught.values()) - share, "behind_se": error,
+         "n_normal": 40, "n_disturbed": 200, "chosen": members == chosen}
+        for members, share in sorted(caught.items(), key=lambda each: -each[1])
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_MEMBERS)
+    storage.write_table(table, f"{root}/summary/search_members.parquet", schema=schemas.SEARCH_MEMBERS)
+    html, page = render(root, render_search_report)
+    page.check_is_whole(html)
+    assert (
+        f"best_ensemble/ has {' + '.join(chosen)}, of 3 ensembles: at the alarm's rate it catches {caught[chosen]:.0%} "
+        f"of the 200 disturbed validation clips (AUC 0.900). Does mae add something to linear models? {answer} No "
+        "label was used"
+    ) in page.text
+    assert "frame_pca + mae robust" in page.text
+    assert "200 copies of 40 validation clips" in page.text
+
+
 def test_diverged_trials_of_a_scatter_are_crossed(tmp_path: Path, render: Render) -> None:
     root = write_search(tmp_path, algorithm="optuna", diverged={3: 1, 5: 2, -1: 1})
     lines = scatter_figure(read_search(root), "value", "proxy AUC").axes[0].get_lines()

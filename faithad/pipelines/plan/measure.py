@@ -163,6 +163,7 @@ def _run_trial(plan: Plan, folder: str) -> tuple[Plan, dict[str, float]]:
             "space": {},
             "algorithm": "grid",
             "scheduler": "none",
+            "members": (),
         }
         data = {"train": ("train",), "test": ("test",), "annotations": "annotations.csv", "clip_s": of.data.clip_s}
         changes = {

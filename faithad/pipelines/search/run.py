@@ -1,6 +1,6 @@
 """The search over mask ratio, patch size and further settings: the paper's Table 2 as one command, with uncertainty.
 
-    index → features → trials → summary/search.parquet, best.yaml, best/, search.html
+    index → features → trials → summary/search.parquet, best.yaml, best/, best_ensemble/, search.html
 
 A trial is the training of one cell (a mask ratio, a patch size, and what `search.space` adds) with one seed. The
 objectives `proxy_auc` and `validation_loss` never see a test label: trials score the test clips without labels, and the
@@ -29,6 +29,7 @@ from faithad.pipelines.cluster.session import ray_is_ours, ray_session
 from faithad.pipelines.features import compute_features, fit_normalization
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.search.clips import clips_stage, compute_test_clips, labelled_clips
+from faithad.pipelines.search.members import keep_ensemble
 from faithad.pipelines.search.plan import (
     KEPT_CELLS,
     MODEL,
@@ -46,7 +47,7 @@ from faithad.pipelines.search.plan import (
     with_score,
 )
 from faithad.pipelines.search.records import Record, is_over, note_epochs, present_records, read_records
-from faithad.pipelines.search.scores import choose_score, is_left_from_before, read_chosen, scores_stage
+from faithad.pipelines.search.scores import choose_score, is_left_from_before, read_scores, scores_stage
 from faithad.pipelines.search.task import SearchTask
 from faithad.pipelines.search.tuning import find_trial_places, run_trials
 from faithad.pipelines.search.verdict import write_verdict
@@ -57,7 +58,7 @@ from faithad.pipelines.training.disk import require_disk, weights_bytes
 from faithad.pipelines.training.more_epochs import EPOCHS, epochs_before, why_it_ends
 from faithad.pipelines.training.run import require_initial_weights, train_stage
 from faithad.progress import console
-from faithad.report.search_page import render_search_report
+from faithad.report.search_page import on_members, render_search_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import alone_in, require_still_alone
@@ -70,6 +71,8 @@ _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
 # Settings that say which trials there are: a trial of the same name comes to the same under others.
 _WHICH = ("search.mask_ratios", "search.patches", "search.space.", "search.algorithm", "search.trials", "seeds")
 _SHOWN_CELLS = 10
+# Tables of what follows from the trials.
+_CONCLUSIONS = ("search_comparison", "search_scores", "search_members")
 # What a trained model's folder holds; the file that makes it a model is copied last.
 _MODEL_FILES = (layout.STUDY, layout.EPOCHS, layout.VALIDATION_SCORES, layout.PIECE_SCORES, FILE_NAME)
 
@@ -132,7 +135,8 @@ def _search(study: Study, *, redo: bool) -> str:
             note_epochs(study, trials)
             if trials.begin(redo=redo):
                 _say_who_goes_on(study)
-            storage.delete(storage.join(study.root, layout.BEST_MODEL))
+            for folder in (layout.BEST_MODEL, layout.BEST_ENSEMBLE):
+                storage.delete(storage.join(study.root, folder))
             normalization = fit_normalization(study)
             search = SearchTask(
                 study=study,
@@ -152,7 +156,7 @@ def _search(study: Study, *, redo: bool) -> str:
     require_still_alone()
     _write_table(study, [*every, *failures], labels)
     if not ranked:
-        for stale in (layout.BEST, layout.summary("search_comparison")):
+        for stale in (layout.BEST, *map(layout.summary, _CONCLUSIONS)):
             storage.delete(storage.join(study.root, stale))
         reasons = [f"{record.trial.title}: {record.reason}" for record in [*records, *failures]]
         raise StudyError(
@@ -162,6 +166,7 @@ def _search(study: Study, *, redo: bool) -> str:
         )
     best = _best_trial(study, records, ranked[0].cell)
     score = _keep_best(study, manifest, stages.features, trials, best)
+    ensembles = keep_ensemble(study, manifest, stages.features, trials, best)
     _keep_models(study, every, ranked)
     _write_best(study, ranked[0], score)
     write_verdict(study, records, labelled, ranked[0].cell)
@@ -169,7 +174,11 @@ def _search(study: Study, *, redo: bool) -> str:
         console.print(f"search: {place}. {cell}")
     if n_others := len(every) - len(records):
         console.print(f"search: the table also has {count(n_others, 'trial')} of earlier settings (present: false)")
-    line = f"{_closing_line(study, records, failures, ranked[0])}  Report: {render_search_report(study.root)}"
+    line = _closing_line(study, records, failures, ranked[0])
+    if ensembles:
+        console.print(f"search: {on_members(ensembles)}")
+        line += f"  Best ensemble: {storage.join(study.root, layout.BEST_ENSEMBLE)}"
+    line += f"  Report: {render_search_report(study.root)}"
     track_search(study, [*records, *failures])
     return line
 
@@ -233,7 +242,7 @@ def _keep_best(study: Study, manifest: pa.Table, features: Stage, trials: Stage,
         stage.reset()
     compares = bool(study.search.scores) and storage.exists(storage.join(source, FILE_NAME))
     if compares and stage.is_done():
-        return read_chosen(study)
+        return read_scores(study)[0]
     if compares:
         stage.begin(redo=True)
         storage.delete(target)
@@ -261,12 +270,12 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
     """
     training = train_stage(study, MODEL, study.seeds[0], features).settings
     settings = {key: value for key, value in training.items() if key not in ("train.mask_ratio", "train.patch", "seed")}
-    settings |= flatten("search", study.search.model_dump(mode="json", exclude=_SPREAD | {"scores"}))
+    settings |= flatten("search", study.search.model_dump(mode="json", exclude=_SPREAD | {"scores", "members"}))
     settings |= {"seeds": list(study.seeds), "test clips": clips.fingerprint}
     if study.search.objective == "test_auc":
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
-    summaries = [layout.summary(name) for name in ("search", "search_comparison", "search_scores")]
-    outputs = (layout.TRIALS, *summaries, layout.BEST, layout.BEST_MODEL, layout.SEARCH_REPORT)
+    outputs = (layout.TRIALS, *map(layout.summary, ("search", *_CONCLUSIONS)), layout.BEST, layout.BEST_MODEL)
+    outputs += (layout.BEST_ENSEMBLE, layout.SEARCH_REPORT)
     stage = Stage(
         study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key.startswith(_WHICH)
     )

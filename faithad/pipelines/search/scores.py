@@ -20,7 +20,7 @@ from faithad.config.study import Study
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.disturbances import KINDS, disturbed_clips
 from faithad.evaluation.score_selection import RatedScore, rate_scores
-from faithad.model.checkpoint import load_model
+from faithad.model.checkpoint import FILE_NAME, TrainedModel, load_model
 from faithad.model.fast_network import fast_network
 from faithad.model.precision import arithmetic
 from faithad.pipelines.search.clips import load_clips
@@ -42,8 +42,8 @@ def scores_stage(study: Study, trial: Trial, trials: Stage) -> Stage:
     scores = [asdict(score) for score in scores_to_compare(study)]
     settings = {"trial": trial.name, "trials": trials.fingerprint, "scores": scores}
     settings |= flatten("alarm", study.alarm.as_in_marks())
-    table = layout.summary("search_scores")
-    return Stage(study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=table, needs=(table,))
+    table, model = layout.summary("search_scores"), f"{layout.BEST_MODEL}/{FILE_NAME}"
+    return Stage(study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=model, needs=(table,))
 
 
 def is_left_from_before(study: Study) -> bool:
@@ -78,11 +78,10 @@ def choose_score(study: Study, trial: Trial) -> Score:
     return chosen
 
 
-def read_chosen(study: Study) -> Score:
-    """The score that was chosen, of a finished stage."""
+def read_scores(study: Study) -> list[Score]:
+    """The scores that were compared, of a finished stage; the first one was chosen."""
     rows = storage.read_table(storage.join(study.root, layout.summary("search_scores"))).to_pylist()
-    (chosen,) = (row for row in rows if row["chosen"])
-    return Score(**{name: chosen[name] for name in _CHOICES})
+    return [Score(**{name: row[name] for name in _CHOICES}) for row in rows]
 
 
 def _rate(study: Study, trial: Trial) -> list[RatedScore]:
@@ -90,21 +89,10 @@ def _rate(study: Study, trial: Trial) -> list[RatedScore]:
     torch.set_num_threads(1)  # the last digits do not depend on the machine's cores
     of_trial = trial_study(study, trial.cell)
     trained = load_model(storage.join(study.root, layout.BEST_MODEL), expect={"name": MODEL, "seed": trial.seed})
-    clips = split_clips(of_trial, MODEL, "train")
+    clips = split_clips(of_trial, trained, "train")
     chosen = np.arange(min(len(clips), _MOST_CLIPS))
     normals = _joined(list(chosen_clips(inputs_of(of_trial, trained, "train"), clips, chosen)))
-    clip_ids, log_mels = load_clips(of_trial, "validation")
-    recordings = [recording for recording, _ in split_clips(of_trial, MODEL, "validation").values()]
-    made = disturbed_clips(
-        log_mels.numpy(), clip_ids, settings=study.feature_settings, seed=study.search.seed, kinds=KINDS
-    )
-    # Short clips count as filled up: a disturbance may lie anywhere in them.
-    held_back = Clips(trained.prepare(log_mels), clip_ids, recordings)
-    disturbed = Clips(
-        trained.prepare(torch.from_numpy(made.log_mels)),
-        [f"{clip_ids[n]} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
-        [recordings[n] for n in made.sources],
-    )
+    held_back, disturbed = disturbed_validation(of_trial, trained)
 
     def fit_threshold(scores: np.ndarray) -> float:
         settings = study.alarm.model_dump() | {"pooling": "mean"}
@@ -120,6 +108,23 @@ def _rate(study: Study, trial: Trial) -> list[RatedScore]:
             frames_per_s=trained.features.frames_per_s,
             fit_threshold=fit_threshold,
         )
+
+
+def disturbed_validation(study: Study, trained: TrainedModel) -> tuple[Clips, Clips]:
+    """The validation clips as a model takes them in, and copies of them with all kinds of disturbances in them.
+
+    Short clips count as filled up: a disturbance may lie anywhere in them.
+    """
+    clip_ids, log_mels = load_clips(study, "validation")
+    recordings = [recording for recording, _ in split_clips(study, trained, "validation").values()]
+    made = disturbed_clips(
+        log_mels.numpy(), clip_ids, settings=study.feature_settings, seed=study.search.seed, kinds=KINDS
+    )
+    return Clips(trained.prepare(log_mels), clip_ids, recordings), Clips(
+        trained.prepare(torch.from_numpy(made.log_mels)),
+        [f"{clip_ids[n]} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
+        [recordings[n] for n in made.sources],
+    )
 
 
 def _joined(parts: Sequence[Clips]) -> Clips:

@@ -239,7 +239,7 @@ def _ensemble(
     assert trained.alarm is not None
     with arithmetic("float32"):
         fitted = {
-            name: fit_member_score(fast_network(detector.network), detector.score, normals)
+            name: fit_member_score(detector.network, detector.score, normals)
             for name, detector in trained.ensemble.members.items()
         }
     clip_s = trained.features.clip_s

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ from faithad.errors import FaithadError, StudyError
 from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
+from faithad.model.fast_network import fast_network
 from faithad.model.linear import LinearModel, fit_linear
 from faithad.model.table import build_network
 from faithad.model.training_sound import first_normals
@@ -136,11 +138,13 @@ class FittedMember(NamedTuple):
         detector: the model and its calibrated score.
         scores: of the chosen clips, (N,).
         pieces: of pieces of these, by their duration in seconds, see `piece_scores`.
+        windows: the value of the highest window of 0.25 s of each clip, (N,); None where that is its score.
     """
 
     detector: Detector
     scores: Tensor
     pieces: dict[float, Tensor]
+    windows: Tensor | None = None
 
 
 def fit_member(name: str, run: NormalsRun, normals: Normals) -> FittedMember:
@@ -162,11 +166,13 @@ def fit_member_score(network: nn.Module, score: Score, normals: Normals) -> Fitt
     Raises:
         StudyError: as `fit_detector`.
     """
-    detector, scores = fit_detector(network, score, normals.chosen_parts, frames_per_s=normals.features.frames_per_s)
+    frames_per_s = normals.features.frames_per_s
+    detector, scores = fit_detector(fast_network(network), score, normals.chosen_parts, frames_per_s=frames_per_s)
     assert detector.normals is not None
     own, n_frames = detector.normals.recordings, normals.chosen_n_frames
     pieces = piece_scores(detector, normals.chosen_parts(), n_frames, own, normals.piece_lengths)
-    return FittedMember(detector, scores, pieces)
+    # A fast form cannot be sent from a Ray task.
+    return FittedMember(replace(detector, network=network), scores, pieces)
 
 
 def _fit_side_by_side(run: NormalsRun, normals: Normals) -> dict[str, FittedMember]:
@@ -274,13 +280,14 @@ def fit_sum(
         pieces[duration_s] = add_up(ensemble.standardise(of_length))[0].numpy()
     lowest = None if ensemble.rescoring is None else ensemble.rescoring.lowest
     alarm = fit_promised_alarm(scores, false_alarm_rate=false_alarm_rate, clip_s=clip_s, pieces=pieces, lowest=lowest)
-    table = scores_table(scores, worst_windows=of_members)
+    windows = [member.scores if member.windows is None else member.windows for member in fitted.values()]
+    table = scores_table(scores, worst_windows=torch.stack(windows))
     alarm = with_window_thresholds(alarm, table)
     return FittedSum(ensemble, alarm, table, {length_s: scores_table(part) for length_s, part in pieces.items()})
 
 
 def scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa.Table:
-    """schemas.VALIDATION_SCORES of N clips; `worst_windows` (M, N), a member's score being that of its worst window."""
+    """schemas.VALIDATION_SCORES of N clips; `worst_windows` (M, N), those of each member."""
     columns = {
         "score": scores,
         "worst_second_score": pa.nulls(len(scores), pa.float64()),
@@ -292,13 +299,18 @@ def scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa.
 
 def save_fitted(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
     """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
+    write_ledger(folder)
+    save_with_scores(trained, folder, scores, pieces)
+    storage.delete(storage.join(folder, layout.FEATURES))
+
+
+def save_with_scores(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
+    """Write the model, and beside it its card and the scores of normal clips and their pieces."""
     require_still_alone()
     storage.write_table(scores, storage.join(folder, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
     write_piece_scores(folder, pieces)
-    write_ledger(folder)
     storage.write_text(storage.join(folder, layout.MODEL), json.dumps(describe(trained), indent=1))
     save_any(trained, folder)
-    storage.delete(storage.join(folder, layout.FEATURES))
 
 
 def _conclusion(run: NormalsRun) -> str:

@@ -103,7 +103,7 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
     schema, n_normals = schemas.VALIDATION_SCORES, 0
     if score is not None:
         network = fast_network(trained.network) if trained.explained else trained.network
-        clips = split_clips(study, model, "train")
+        clips = split_clips(study, trained, "train")
         chosen = choose_normals(len(clips), seed=seed)
 
         def normals() -> Iterator[Clips]:
@@ -112,7 +112,8 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
         with arithmetic("float32"):
             detector, _ = fit_detector(network, score, normals, frames_per_s=trained.features.frames_per_s)
             recordings = [recording for recording, _ in clips.values()]
-            validation = _validation(study, trained, detector, sorted({recordings[number] for number in chosen}))
+            names = sorted({recordings[number] for number in chosen})
+            validation = compared_clips(study, trained, detector, "validation", names)
             scores, windows = validation.scores()
             of_pieces = validation.piece_scores()
         table = beside_paper(table, scores, windows)
@@ -126,11 +127,11 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
     return score_name(score, model) + (f", fitted to {n_normals} normal clips" if n_normals else "")
 
 
-def split_clips(study: Study, model: str, split: str) -> dict[str, tuple[str, int]]:
+def split_clips(study: Study, trained: TrainedModel, split: str) -> dict[str, tuple[str, int]]:
     """Of each clip of a split with features its recording and the frames that hold sound, in the order of clip_id."""
     there = storage.read_table(storage.join(study.root, layout.features(split)), columns=["clip_id"])["clip_id"]
     rows = read_manifest(study.root).select(["clip_id", "recording", "duration_s"]).to_pylist()
-    of_clips = {row["clip_id"]: (row["recording"], study.frames_in(model, row["duration_s"])) for row in rows}
+    of_clips = {row["clip_id"]: (row["recording"], trained.frames_in(row["duration_s"])) for row in rows}
     return {clip_id: of_clips[clip_id] for clip_id in sorted(there.to_pylist())}
 
 
@@ -200,21 +201,35 @@ class ComparedClips:
         return {duration_s: scores.numpy() for duration_s, scores in of_pieces.items()}
 
 
-def _validation(study: Study, trained: TrainedModel, detector: Detector, names: list[str]) -> ComparedClips:
-    """The validation clips of a model; `names` are those of the normals' recordings."""
-    clips = split_clips(study, trained.name, "validation")
-    codes = {name: code for code, name in enumerate(names)}
+def compared_clips(
+    study: Study,
+    trained: TrainedModel,
+    detector: Detector,
+    split: str,
+    names: Sequence[str],
+    chosen: np.ndarray | None = None,
+) -> ComparedClips:
+    """The chosen clips of a split, by default all; `names` are those of the recordings of the detector's normals."""
+    clips = split_clips(study, trained, split)
+    numbers = np.arange(len(clips)) if chosen is None else chosen
+    known = [list(clips.values())[number] for number in numbers]
 
     def parts() -> Iterator[Clips]:
-        return chosen_clips(inputs_of(study, trained, "validation"), clips, np.arange(len(clips)))
+        return chosen_clips(inputs_of(study, trained, split), clips, numbers)
 
     return ComparedClips(
         detector,
         parts,
-        [n for _, n in clips.values()],
-        torch.tensor([codes.get(recording, -1) for recording, _ in clips.values()]),
-        {duration_s: study.frames_in(trained.name, duration_s) for duration_s in piece_lengths(study.data.clip_s)},
+        [n for _, n in known],
+        recording_numbers(names, [recording for recording, _ in known]),
+        {duration_s: trained.frames_in(duration_s) for duration_s in piece_lengths(study.data.clip_s)},
     )
+
+
+def recording_numbers(names: Sequence[str], recordings: Iterable[str]) -> Tensor:
+    """The number of each recording among these names, (N,); -1 for others."""
+    codes = {name: code for code, name in enumerate(names)}
+    return torch.tensor([codes.get(recording, -1) for recording in recordings])
 
 
 def as_paper(table: pa.Table) -> pa.Table:
