@@ -67,7 +67,7 @@ import faithad
 took = time.process_time() - started
 heavy = {"torch", "numpy", "pyarrow", "pandas", "ray", "pydantic"} & set(sys.modules)
 assert took < 0.1 and not heavy, (took, heavy)
-assert set(faithad.__all__) <= set(dir(faithad)) and len(faithad.__all__) == 10
+assert set(faithad.__all__) <= set(dir(faithad)) and len(faithad.__all__) == 11
 assert not hasattr(faithad, "no_such_name")
 from faithad import load_model, events
 assert callable(load_model) and "torch" in sys.modules and "ray" not in sys.modules

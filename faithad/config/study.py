@@ -111,8 +111,7 @@ class Study(Section):
 
     @property
     def feature_settings(self) -> FeatureSettings:
-        values = self.features.model_dump(exclude={"normalization", "reference"})
-        return FeatureSettings(**values, clip_s=self.data.clip_s)
+        return self.features.settings(self.data.clip_s)
 
     def frames_in(self, model: str, duration_s: float) -> int:
         """Frames of a clip that hold sound, of those that a model takes in."""
@@ -180,9 +179,9 @@ class Study(Section):
         if self.protocol != PAPER and self.audit.percentiles[-1] == 100:
             reason = f"100 leaves no frame under protocol '{self.protocol}': percentiles must be below 100"
             problems.append((("audit.percentiles", "protocol"), reason))
-        if self.features.reference != "none" and not any(MODELS[model].takes_reference for model in self.models):
+        if self.features.reference == "clip" and not any(MODELS[model].takes_reference for model in self.models):
             takers = ", ".join(name for name, row in MODELS.items() if row.takes_reference)
-            reason = f"'{self.features.reference}' is for {takers}, and models lists none of them: leave it at 'none'"
+            reason = f"'clip' is for {takers}, and models lists none of them: set it to 'none' or 'recording'"
             problems.append((("features.reference", "models"), reason))
         problems += self._score_problems()
         try:
