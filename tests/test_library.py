@@ -239,7 +239,7 @@ def test_tables_of_an_audit(released_audit: Path, tmp_path: Path) -> None:
 def test_readme_shows_it(released_study: Path, released_audit: Path, recording: Path, tmp_path: Path) -> None:
     section = (PROJECT / "README.md").read_text().partition("## From a notebook")[2]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
-    assert len(code.splitlines()) == 12
+    assert len(code.splitlines()) == 13
     for name, target in [("demo", released_study), ("week-47", released_audit)]:
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(target)
