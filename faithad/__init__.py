@@ -23,6 +23,7 @@ __all__ = [
     "open_study",
     "peaks",
     "read_table",
+    "recording_spectrum",
     "score",
 ]
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         open_study,
         peaks,
         read_table,
+        recording_spectrum,
         score,
     )
 

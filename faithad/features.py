@@ -18,6 +18,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from faithad.clips.access import AccessError
+from faithad.clips.recordings import cut_windows, probe_recording, read_clip
 from faithad.errors import RecordingError, StudyError
 from faithad.settings import FeatureSettings
 
@@ -27,6 +29,8 @@ POWER_FLOOR = 1e-10
 MIN_STD = 1e-3
 # A band covers few bins, so most products of all bands with all bins would be zero.
 _BANDS_AT_ONCE = 10
+# How much of a long recording its spectrum rests on: so many seconds, and so many clips where these are long.
+_MOST_HEARD_S, _FEWEST_CLIPS = 120.0, 3
 
 
 def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
@@ -86,6 +90,66 @@ def fill_up(spectrogram: Tensor, n_frames: int) -> Tensor:
     runs = [spectrogram.flip(-1)[..., 1:], spectrogram[..., 1:]]
     n_runs = -(-(n_frames - n) // (n - 1))
     return torch.cat([spectrogram, *(runs[k % 2] for k in range(n_runs))], dim=-1)[..., :n_frames]
+
+
+def clip_log_mel(
+    uri: str, *, onset_s: float, duration_s: float, channel: int | None, settings: FeatureSettings
+) -> Tensor:
+    """The log-mel spectrogram of one clip of a recording, over the frames that hold sound: (F, n).
+
+    Args, Raises: as `read_clip`.
+    """
+    sound = read_clip(
+        uri,
+        onset_s=onset_s,
+        duration_s=duration_s,
+        clip_s=settings.clip_s,
+        sample_rate_hz=settings.sample_rate_hz,
+        channel=channel,
+    )
+    return log_mel(torch.from_numpy(sound)[None], settings)[0, :, : settings.frames_in(duration_s)]
+
+
+def recording_spectrum(uri: str, *, channel: int | None, settings: FeatureSettings) -> Tensor:
+    """The median level of each mel band over a recording, (F,): what the reference "recording" is.
+
+    It is that of all clips of up to two minutes, and of a longer recording that of two minutes of its clips, which lie
+    evenly between the first and the last one. So it depends on nothing but the recording. A clip that cannot be decoded
+    or holds no sound is left out where there are others. A recording that is shorter than a clip is filled up, as for a
+    model, and so has the median spectrum of its only clip.
+
+    Args:
+        uri: of the recording.
+        channel: the one that is heard, from 1; None for the mean of all.
+        settings: of the features.
+
+    Raises:
+        RecordingError: the recording cannot be read, or is too short for a clip.
+    """
+    windows, _ = cut_windows(probe_recording(uri).duration_s, clip_s=settings.clip_s, remainder="overlap")
+    n = min(len(windows), max(_FEWEST_CLIPS, int(_MOST_HEARD_S / settings.clip_s)))
+    parts, wrong = list[Tensor](), RecordingError(f"{uri} is too short for a spectrum.")
+    for k in range(n):
+        onset_s, duration_s = windows[k * (len(windows) - 1) // max(1, n - 1)]
+        try:
+            own = clip_log_mel(uri, onset_s=onset_s, duration_s=duration_s, channel=channel, settings=settings)
+        except AccessError:
+            raise
+        except RecordingError as error:
+            wrong = error
+        else:
+            parts.append(fill_up(own, settings.n_frames))
+    if not parts:
+        raise wrong
+    return median_over_frames(torch.cat(parts, dim=1))[:, 0]
+
+
+def median_over_frames(x: Tensor) -> Tensor:
+    """The median of each band, (..., F, T) to (..., F, 1); where T is even, the mean of the middle two."""
+    ordered = x.sort(dim=-1).values
+    n_frames = x.shape[-1]
+    lower, upper = (n_frames - 1) // 2, n_frames // 2
+    return (ordered[..., lower : lower + 1] + ordered[..., upper : upper + 1]) / 2
 
 
 # Built once per process and device.
@@ -148,14 +212,20 @@ class Normalization:
         std = np.maximum(np.sqrt(squares / count), MIN_STD)
         return cls(mean=torch.tensor(mean, dtype=torch.float32), std=torch.tensor(std, dtype=torch.float32))
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Features (..., F, T) as normalised spectrograms."""
-        return (x - self._column(self.mean, x)) / self._column(self.std, x)
+    def apply(self, x: Tensor, references: Tensor | None = None) -> Tensor:
+        """Features (..., F, T) as normalised spectrograms: less `references` (..., F) if they are given, else less the
+        mean.
+        """
+        return (x - self._column(self.mean if references is None else references, x)) / self._column(self.std, x)
 
-    def invert(self, x: Tensor) -> Tensor:
+    def invert(self, x: Tensor, references: Tensor | None = None) -> Tensor:
         """Normalised spectrograms (..., F, T) as features in their own unit."""
-        return x * self._column(self.std, x) + self._column(self.mean, x)
+        return x * self._column(self.std, x) + self._column(self.mean if references is None else references, x)
+
+    def offsets(self, references: Tensor | None) -> Tensor | None:
+        """How much less `apply` gives with references (..., F) than without, (..., F); None without references."""
+        return None if references is None else self.apply(references[..., None])[..., 0]
 
     @staticmethod
     def _column(values: Tensor, x: Tensor) -> Tensor:
-        return values.to(x.device, x.dtype)[:, None]
+        return values.to(x.device, x.dtype)[..., None]

@@ -36,7 +36,14 @@ from faithad.attribution.methods import PAPER_METHODS, choose_methods
 from faithad.audit.finished import require_finished
 from faithad.audit.shard import AuditEnsemble, AuditModel, audit_clips, clip_score, prepare_audit
 from faithad.clips.channels import heard_channels
-from faithad.clips.recordings import SHORTEST_CLIP_S, Remainder, cut_windows, examine_recording, read_clip
+from faithad.clips.recordings import (
+    SHORTEST_CLIP_S,
+    AudioHeader,
+    Remainder,
+    cut_windows,
+    examine_recording,
+    read_clip,
+)
 from faithad.config.sections import Attribution, Audit
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, RecordingError, StudyError
@@ -106,12 +113,34 @@ def log_mel(
     return features.log_mel(waveforms, settings).cpu().numpy()
 
 
-def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
+def recording_spectrum(
+    recording: str | Path, settings: FeatureSettings, *, channel: ChannelChoice = "auto"
+) -> npt.NDArray[np.float32]:
+    """The median level of each mel band over a recording, which models with `features.reference: recording` need.
+
+    Args:
+        recording: a WAV or FLAC file, a local path or a URI.
+        settings: `model.features`.
+        channel: as for `log_mel`.
+
+    Returns:
+        (F,), in the unit of the features.
+
+    Raises:
+        RecordingError: as `log_mel`.
+    """
+    _, heard = _opened(str(recording), channel)
+    return features.recording_spectrum(str(recording), channel=heard, settings=settings).numpy()
+
+
+def score(model: AnyModel, log_mels: Array, *, reference: Array | None = None) -> pd.DataFrame:
     """The anomaly score of each clip, the same as an audit computes.
 
     Args:
         model: from `load_model`.
         log_mels: (B, F, frames) or (F, frames), from `log_mel`.
+        reference: (F,), or (B, F) for clips of several recordings, from `recording_spectrum`. Models with
+            `features.reference: recording` need it, others do not look at it.
 
     Returns:
         One row for each clip, with the columns of the table `scores`: `score`, the mean of the squared reconstruction
@@ -123,13 +152,15 @@ def score(model: AnyModel, log_mels: Array) -> pd.DataFrame:
         member that the clip is explained by.
 
     Raises:
-        RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, or a
-            score is not a finite number.
+        RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, the
+            reference is missing or has another shape, or a score is not a finite number.
     """
     filled, n_frames = _filled(model, log_mels)
+    references = _references(model, reference, len(filled))
     clips = [
         {"clip_id": str(number), "recording": f"clip {number}", "onset_s": 0.0, "duration_s": _duration_s(model, n),
-         "intervals": None, "annotated": False, "keep_maps": False}
+         "intervals": None, "annotated": False, "keep_maps": False,
+         "reference": None if references is None else references[number].tolist()}
         for number, n in enumerate(n_frames)
     ]  # fmt: skip
     rows = audit_clips(_prepared(model), clips, filled, explain=False)
@@ -147,6 +178,7 @@ def attribute(
     settings: AttributionSettings | None = None,
     seed: int = 0,
     clip_ids: Sequence[str] | None = None,
+    reference: Array | None = None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Which cells the score of each clip comes from, by several methods.
 
@@ -158,23 +190,24 @@ def attribute(
         seed: of the noise of SmoothGrad and GradSHAP, and of baselines that are drawn from normals.
         clip_ids: B names that these are keyed by, so that a clip has the same map in every batch; by default
             the clips' numbers.
+        reference: as for `score`.
 
     Returns:
         For each method its maps (B, F, T), or with fewer frames if the log-mels have fewer.
 
     Raises:
         ConfigError: the model is not explained, or a method is unknown.
-        RecordingError: the log-mels have other mel bands than the model needs, or less than a second of sound.
+        RecordingError: as `score`.
     """
     if not model.explained:
         raise ConfigError(f"The model {model.name!r} is scored only; give one that is explained, such as 'mae'.")
-    x, n_frames = _network_input(model, log_mels)
+    x, n_frames = _network_input(model, log_mels, reference)
     ids = list(clip_ids or [str(number) for number in range(len(x))])
     if len(ids) != len(x):
         raise ConfigError(f"{len(x)} clips need as many ids, which key their noise; {len(ids)} were given.")
     chosen = [method.name for method in choose_methods(methods)]
     maps = {method: torch.full_like(x, torch.nan) for method in chosen}
-    for part, numbers in _parts(model, log_mels):
+    for part, numbers in _parts(model, log_mels, reference):
         of_part = attribute_batch(
             _explained(part),
             x[numbers],
@@ -237,6 +270,7 @@ def faithfulness(
     *,
     percentile: float | Sequence[float] = 95.0,
     intervals: Sequence[Intervals] | None = None,
+    reference: Array | None = None,
 ) -> npt.NDArray[np.float64]:
     """The share of each clip's score that goes where the frames at the peaks are replaced by their reconstruction.
 
@@ -247,18 +281,19 @@ def faithfulness(
         percentile: of the peaks, one or several.
         intervals: of each clip, see `localization`. Where they are given, all annotated frames of each second that
             holds a peak are replaced (mode `segment` of the tables), else the peaks alone (mode `frame`).
+        reference: as for `score`.
 
     Returns:
         (B,) from 0 to 1, or (B, P) for several percentiles.
 
     Raises:
         ConfigError: the model gives a score only.
-        RecordingError: the log-mels have other mel bands than the model needs, or less than a second of sound.
+        RecordingError: as `score`.
         ValueError: maps or intervals do not fit the clips.
     """
     if not model.reconstructs:
         raise ConfigError(f"The model {model.name!r} reconstructs nothing, so that nothing can be replaced.")
-    x, n_frames = _network_input(model, log_mels)
+    x, n_frames = _network_input(model, log_mels, reference)
     masks = peaks(_batch(maps), np.atleast_1d(percentile).tolist())
     width = min(x.shape[-1], _batch(log_mels).shape[-1])
     if masks.shape[0] != len(x) or masks.shape[-1] != width:
@@ -269,7 +304,7 @@ def faithfulness(
         masks = np.stack(of_clips)
     masks = np.pad(masks, ((0, 0), (0, 0), (0, x.shape[-1] - width)))
     values = np.empty(masks.shape[:2])
-    for part, numbers in _parts(model, log_mels):
+    for part, numbers in _parts(model, log_mels, reference):
         values[numbers] = _faithfulness(part, x[numbers], masks[numbers], [n_frames[k] for k in numbers])
     return values if np.ndim(percentile) else values[:, 0]
 
@@ -381,15 +416,21 @@ def _tables_in(root: str) -> list[str]:
     return [name for name in layout.TABLES if table_files(root, name)]
 
 
-def _log_mels_of(
-    uri: str, settings: FeatureSettings, remainder: Remainder, choice: ChannelChoice
-) -> npt.NDArray[np.float32]:
-    """The log-mels of a recording's clips, see `log_mel`."""
+def _opened(uri: str, choice: ChannelChoice) -> tuple[AudioHeader, int | None]:
+    """The header of a recording, and the channel that is heard."""
     header = examine_recording(uri)
     channels = heard_channels(choice, header.channels, header.health)
     if len(channels) != 1:
         has = f"{uri} has {count(header.channels, 'channel')}"
         raise RecordingError(f"{has}, and channel is {choice!r}: give the number of one, first, loudest, mean or auto.")
+    return header, channels[0]
+
+
+def _log_mels_of(
+    uri: str, settings: FeatureSettings, remainder: Remainder, choice: ChannelChoice
+) -> npt.NDArray[np.float32]:
+    """The log-mels of a recording's clips, see `log_mel`."""
+    header, channel = _opened(uri, choice)
     if header.unheard is not None:
         raise RecordingError(header.unheard)
     if header.remark is not None:
@@ -404,7 +445,7 @@ def _log_mels_of(
     for length_s, equally_long in groupby(windows, key=lambda window: window.duration_s):
         clips = [
             read_clip(uri, onset_s=onset_s, duration_s=length_s, clip_s=settings.clip_s,
-                      sample_rate_hz=settings.sample_rate_hz, channel=channels[0])
+                      sample_rate_hz=settings.sample_rate_hz, channel=channel)
             for onset_s, _ in equally_long
         ]  # fmt: skip
         log_mels = features.log_mel(torch.from_numpy(np.stack(clips)), settings)
@@ -419,12 +460,12 @@ def _prepared(model: AnyModel) -> AuditModel | AuditEnsemble:
     return prepare_audit(model, attribution=Attribution(), audit=Audit(explain="none"), device=_device(model))
 
 
-def _parts(model: AnyModel, log_mels: Array) -> list[tuple[AuditModel, list[int]]]:
+def _parts(model: AnyModel, log_mels: Array, reference: Array | None) -> list[tuple[AuditModel, list[int]]]:
     """Each model that explains clips, with the numbers of these clips: of an ensemble the member that raised them."""
     prepared = _prepared(model)
     if isinstance(prepared, AuditModel):
         return [(prepared, list(range(len(_batch(log_mels)))))]
-    raised_by = score(model, log_mels)["raised_by"].to_numpy()
+    raised_by = score(model, log_mels, reference=reference)["raised_by"].to_numpy()
     parts = [(part, np.flatnonzero(raised_by == part.trained.name).tolist()) for part in prepared.members]
     return [(part, numbers) for part, numbers in parts if numbers]
 
@@ -441,10 +482,20 @@ def _device(model: AnyModel) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _network_input(model: AnyModel, log_mels: Array) -> tuple[Tensor, list[int]]:
+def _network_input(model: AnyModel, log_mels: Array, reference: Array | None) -> tuple[Tensor, list[int]]:
     """Normalised clips (B, F, T) on the network's device, and how many frames of each hold sound."""
     filled, n_frames = _filled(model, log_mels)
-    return model.prepare(filled).to(_device(model)), n_frames
+    return model.prepare(filled, _references(model, reference, len(filled))).to(_device(model)), n_frames
+
+
+def _references(model: AnyModel, reference: Array | None, n_clips: int) -> Tensor | None:
+    """The reference of each clip, (B, F); None where the model needs none, or where it is not given."""
+    if reference is None or model.features.reference == "none":
+        return None
+    given, shape = _tensor(reference), (n_clips, model.n_mels)
+    if tuple(given.shape) not in (shape, shape[1:]):
+        raise RecordingError(f"The reference has the shape {tuple(given.shape)}; needed is {shape[1:]} or {shape}.")
+    return given.expand(shape)
 
 
 def _filled(model: AnyModel, log_mels: Array) -> tuple[Tensor, list[int]]:

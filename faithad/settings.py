@@ -6,9 +6,9 @@ A study's YAML sets them (see `config`); a notebook makes them itself.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from faithad.errors import ConfigError
 
@@ -18,6 +18,8 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
 # Where the paths of the path methods begin.
 Baseline = Literal["zero", "normals"]
+# What a clip is taken less before a model takes it in.
+Reference = Literal["none", "recording"]
 # Gauss-Legendre nodes of Integrated Gradients; `auto`: as many as each clip needs.
 Steps = int | Literal["auto"]
 # A length that is a sum of decimal seconds may lie this far below a whole number of frames.
@@ -49,6 +51,7 @@ class FeatureSettings:
     n_mels: int = 80
     scale: Literal["db", "log10"] = "db"
     clip_s: float = 10.0
+    reference: Reference = "none"
 
     def __post_init__(self) -> None:
         for name in ("sample_rate_hz", "n_fft", "hop_samples", "n_mels", "clip_s"):
@@ -58,6 +61,8 @@ class FeatureSettings:
             raise ConfigError(f"n_fft is {self.n_fft}; it must be even.")
         if self.scale not in ("db", "log10"):
             raise ConfigError(f"scale is {self.scale!r}; allowed: 'db', 'log10'.")
+        if self.reference not in ("none", "recording"):
+            raise ConfigError(f"reference is {self.reference!r}; allowed: 'none', 'recording'.")
         if self.clip_samples <= self.n_fft // 2:
             raise ConfigError(
                 f"clip_s is {self.clip_s} s, {self.clip_samples} samples; it must be longer than half a window "
@@ -73,6 +78,11 @@ class FeatureSettings:
                     f"clip_s is {self.clip_s} s: with {name} {getattr(self, name)} and hop_samples {self.hop_samples} "
                     f"its spectrogram has {rows * self.n_frames:,} cells; at most {_MOST_CELLS:,} are allowed."
                 )
+
+    def as_json(self) -> dict[str, Any]:
+        """All values; without a reference, as releases that had none wrote them."""
+        values = asdict(self)
+        return values if self.reference != "none" else {key: values[key] for key in values if key != "reference"}
 
     @property
     def clip_samples(self) -> int:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faithad.errors import ConfigError, RecordingError, StudyError
-from faithad.features import Normalization, fill_up, log_mel
+from faithad.features import Normalization, fill_up, log_mel, recording_spectrum
 from faithad.pipelines.shards.log_mels import read_log_mel
 from faithad.settings import FeatureSettings
 
@@ -196,3 +196,63 @@ def test_frames_that_hold_sound_are_counted_without_rounding() -> None:
     for k in range(1, 400):
         assert features.frames_in(sum([0.025] * k)) == features.frames_in(k / 40) == k + 1
     assert FeatureSettings(clip_s=3.33).frames_in(3.33) == FeatureSettings(clip_s=3.33).n_frames
+
+
+# --- spectra of recordings --------------------------------------------------------------------------------------------
+
+COARSE = FeatureSettings(sample_rate_hz=1_000, n_fft=100, hop_samples=50, n_mels=16)
+
+
+@pytest.mark.parametrize(
+    ("length_s", "onsets_s"),
+    [
+        (23.5, [0, 10, 13.5]),  # the last clip ends with the recording
+        (120.0, range(0, 120, 10)),
+        (301.0, [0, 20, 50, 80, 100, 130, 160, 190, 210, 240, 270, 291]),  # 12 of 31 clips: k x 30 / 11, rounded down
+        (4.0, None),  # as a model takes it in: there and back
+    ],
+)
+def test_the_spectrum_of_a_recording_is_the_median_over_its_clips(
+    tmp_path: Path, length_s: float, onsets_s: list[float] | None
+) -> None:
+    generator = np.random.default_rng(0)
+    sound = generator.normal(0, 0.1, round(length_s * 1_000)) * np.linspace(0.1, 1, round(length_s * 1_000))
+    soundfile.write(tmp_path / "a.wav", np.stack([sound, 0 * sound], axis=1), 1_000, subtype="FLOAT")
+    if onsets_s is None:
+        frames = log_mel_by_definition(sound, COARSE)
+        frames = np.concatenate([frames, frames[:, -2::-1], frames[:, 1:41]], axis=1)
+    else:
+        starts = [round(onset_s * 1_000) for onset_s in onsets_s]
+        frames = np.hstack([log_mel_by_definition(sound[start : start + 10_000], COARSE) for start in starts])
+    found = recording_spectrum(str(tmp_path / "a.wav"), channel=1, settings=COARSE).numpy()
+    assert found.shape == (16,)
+    np.testing.assert_allclose(found, np.median(frames, axis=1), atol=2e-3)
+    if length_s <= 10:
+        clip = read_log_mel({"uri": str(tmp_path / "a.wav"), "onset_s": 0, "duration_s": 4.0, "channel": 1}, COARSE)
+        np.testing.assert_array_equal(found, np.median(clip, axis=1))
+
+
+def test_what_is_no_sound_does_not_count_for_the_spectrum_of_a_recording(tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, 30_000).astype(np.float32)
+    whole, damaged = (str(tmp_path / name) for name in ("whole.wav", "damaged.wav"))
+    soundfile.write(whole, np.concatenate([sound[:10_000], sound[20_000:]]), 1_000, subtype="FLOAT")
+    sound[15_000] = np.nan
+    soundfile.write(damaged, sound, 1_000, subtype="FLOAT")
+    expected = recording_spectrum(whole, channel=None, settings=COARSE)
+    assert torch.equal(recording_spectrum(damaged, channel=None, settings=COARSE), expected)
+    soundfile.write(damaged, np.full(30_000, np.nan), 1_000, subtype="FLOAT")
+    with pytest.raises(RecordingError, match=r"damaged\.wav holds NaN"):
+        recording_spectrum(damaged, channel=None, settings=COARSE)
+    with pytest.raises(RecordingError, match="does not exist"):
+        recording_spectrum(str(tmp_path / "gone.wav"), channel=None, settings=COARSE)
+
+
+def test_the_gain_of_a_recording_vanishes_and_comes_back() -> None:
+    normalization = Normalization(mean=torch.full((16,), -50.0), std=torch.full((16,), 7.0))
+    log_mels, spectrum = torch.randn(3, 16, 41) * 5 - 60, torch.randn(3, 16) - 60
+    x = normalization.apply(log_mels, spectrum)
+    torch.testing.assert_close(normalization.apply(log_mels + 12, spectrum + 12), x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalization.invert(x, spectrum), log_mels)
+    offsets = normalization.offsets(spectrum)
+    assert offsets is not None
+    torch.testing.assert_close(x + offsets[..., None], normalization.apply(log_mels))

@@ -67,7 +67,7 @@ import faithad
 took = time.process_time() - started
 heavy = {"torch", "numpy", "pyarrow", "pandas", "ray", "pydantic"} & set(sys.modules)
 assert took < 0.1 and not heavy, (took, heavy)
-assert set(faithad.__all__) <= set(dir(faithad)) and len(faithad.__all__) == 10
+assert set(faithad.__all__) <= set(dir(faithad)) and len(faithad.__all__) == 11
 assert not hasattr(faithad, "no_such_name")
 from faithad import load_model, events
 assert callable(load_model) and "torch" in sys.modules and "ray" not in sys.modules
@@ -239,7 +239,7 @@ def test_tables_of_an_audit(released_audit: Path, tmp_path: Path) -> None:
 def test_readme_shows_it(released_study: Path, released_audit: Path, recording: Path, tmp_path: Path) -> None:
     section = (PROJECT / "README.md").read_text().partition("## From a notebook")[2]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
-    assert len(code.splitlines()) == 12
+    assert len(code.splitlines()) == 13
     for name, target in [("demo", released_study), ("week-47", released_audit)]:
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(target)

@@ -82,6 +82,7 @@ class CheckedClip(NamedTuple):
         maps: of each method, (F, T); 0 behind the sound.
         error: E(x).
         n_frames: how many frames are judged.
+        references: of its recording, (1, F); None where models need none.
     """
 
     clip: Clip
@@ -91,6 +92,7 @@ class CheckedClip(NamedTuple):
     maps: Mapping[str, Tensor]
     error: float
     n_frames: int
+    references: Tensor | None = None
 
 
 def check_clip(model: AuditModel, checked: CheckedClip) -> list[TableRow]:
@@ -127,8 +129,8 @@ def _other_replacements(model: AuditModel, checked: CheckedClip) -> Iterator[_Ro
     n = len(masks)
     replacements: dict[str, Tensor] = {}
     if model.training is not None:
-        mean = model.trained.normalization.apply(model.training.mean[:, None]).to(checked.x.device)
-        replacements[TRAINING_MEAN] = mean.expand(n, -1, checked.x.shape[-1])
+        mean = model.trained.normalization.apply(model.training.mean[None, :, None], checked.references)
+        replacements[TRAINING_MEAN] = mean.to(checked.x.device).expand(n, -1, checked.x.shape[-1])
     if model.inpainter is not None:
         replacements[INPAINTING] = _inpainted(model, checked, masks)
     for name, replacement in replacements.items():
@@ -153,12 +155,13 @@ def _inpainted(model: AuditModel, checked: CheckedClip, masks: Bools) -> Tensor:
     """What the MAE predicts for the frames of each mask, (N, F, T), in the unit of the model's input."""
     assert model.inpainter is not None
     inpainter, n = model.inpainter, checked.clip.n_frames
-    x = inpainter.prepare(checked.log_mel[None]).to(model.device)[0]
+    x = inpainter.prepare(checked.log_mel[None], checked.references).to(model.device)[0]
     n_common, n_own = min(x.shape[-1], checked.x.shape[-1]), min(n, x.shape[-1])
     hidden = torch.from_numpy(masks[:, :n_own]).to(model.device)[:, None, :].expand(-1, len(x), -1)
     filled = fill_up(apply_mask(x[None, :, :n_own], hidden), x.shape[-1])
     predicted = _outputs(inpainter.network, filled, model)[..., :n_common]
-    own_unit = model.trained.normalization.apply(inpainter.normalization.invert(predicted))
+    in_features = inpainter.normalization.invert(predicted, checked.references)
+    own_unit = model.trained.normalization.apply(in_features, checked.references)
     replacement = checked.x.repeat(len(masks), 1, 1)
     replacement[..., :n_common] = own_unit
     return replacement

@@ -76,10 +76,11 @@ def _in_states(folder: str, clips: pa.Table) -> pa.Array:
 
 
 def _require_same_features(folder: str, card: Mapping[str, Any], features: FeatureSettings) -> None:
+    there = asdict(FeatureSettings(**card["features"]))
     differences = [
-        f"{name} is {card['features'].get(name)!r} there and {value!r} here"
+        f"{name} is {there[name]!r} there and {value!r} here"
         for name, value in asdict(features).items()
-        if card["features"].get(name) != value
+        if there[name] != value
     ]
     if differences:
         raise StudyError(

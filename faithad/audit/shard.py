@@ -243,6 +243,7 @@ class _Scored(NamedTuple):
         scores: the score that is written, (B,): calibrated, and of an ensemble the sum.
         paper: the mean squared error beside another score, (B,); None where it is not known.
         n_frames: how many frames of each clip hold sound.
+        references: the spectra (B, F) of the clips' recordings, which x lacks; None where it lacks nothing.
     """
 
     x: Tensor
@@ -252,6 +253,7 @@ class _Scored(NamedTuple):
     scores: np.ndarray
     paper: np.ndarray | None
     n_frames: list[int]
+    references: Tensor | None = None
 
 
 def audit_clips(
@@ -261,7 +263,8 @@ def audit_clips(
 
     Args:
         model: on the device to compute on.
-        clips: rows of the manifest, with a column `keep_maps` where they are to be explained.
+        clips: rows of the manifest, with a column `keep_maps` where they are to be explained, and `reference` as
+            `add_log_mels` gives it to models that need it.
         log_mels: (B, F, at least T), in the unit of the features; short clips are filled up.
         explain: whether they are explained; only networks that are can be asked.
 
@@ -274,23 +277,39 @@ def audit_clips(
     with arithmetic("float32"):
         trained = model.trained
         n_frames = [trained.frames_in(row["duration_s"]) for row in clips]
-        x = trained.prepare(log_mels).to(model.device)
+        references = _references(trained, clips)
+        x = trained.prepare(log_mels, references).to(model.device)
         if isinstance(model, AuditEnsemble):
-            return _audit_ensemble(model, clips, log_mels, x, n_frames, explain)
+            return _audit_ensemble(model, clips, log_mels, x, references, n_frames, explain)
         if model.detector is not None:
-            scored = _detect(model, model.detector, x, [row["clip_id"] for row in clips], n_frames, explain)
+            clip_ids = [row["clip_id"] for row in clips]
+            scored = _detect(model, model.detector, x, references, clip_ids, n_frames, explain)
         else:
             scored = _score(model, x, n_frames)
-        return _rows(model, scored, clips, log_mels, explain)
+        return _rows(model, scored._replace(references=references), clips, log_mels, explain)
+
+
+def _references(trained: AnyModel, clips: Sequence[TableRow]) -> Tensor | None:
+    """The spectra (B, F) of the clips' recordings; None if the model needs none, or they are not known."""
+    if trained.features.reference == "none" or clips[0].get("reference") is None:
+        return None
+    return torch.tensor([clip["reference"] for clip in clips], dtype=torch.float32)
 
 
 def _detect(
-    model: AuditModel, detector: Detector, x: Tensor, clip_ids: Sequence[str], n_frames: list[int], explain: bool
+    model: AuditModel,
+    detector: Detector,
+    x: Tensor,
+    references: Tensor | None,
+    clip_ids: Sequence[str],
+    n_frames: list[int],
+    explain: bool,
 ) -> _Scored:
     """As `_score`, by a fitted score."""
     errors = _cells(model, x, clip_ids, n_frames)
     raw = _pooled(model, errors)
-    scores = detector.calibrate(raw, places_of(x, n_frames).cpu())
+    offsets = model.trained.normalization.offsets(references)
+    scores = detector.calibrate(raw, places_of(x, n_frames, offsets).cpu())
     outputs = paper = None
     if explain or model.beside_paper:
         outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
@@ -308,14 +327,20 @@ def _score(model: AuditModel, x: Tensor, n_frames: list[int]) -> _Scored:
 
 
 def _audit_ensemble(
-    model: AuditEnsemble, clips: Sequence[TableRow], log_mels: Tensor, x: Tensor, n_frames: list[int], explain: bool
+    model: AuditEnsemble,
+    clips: Sequence[TableRow],
+    log_mels: Tensor,
+    x: Tensor,
+    references: Tensor | None,
+    n_frames: list[int],
+    explain: bool,
 ) -> dict[str, list[TableRow]]:
     """Each clip's rows are those of the member that raised it, with the score of the ensemble."""
     trained, clip_ids = model.trained, [row["clip_id"] for row in clips]
     ensemble = trained.ensemble
     errors: list[dict[int, Tensor]] = [{} for _ in model.members]
     raw, calibrated = torch.zeros(2, len(model.members), len(clips), dtype=torch.float64)
-    places = places_of(x, n_frames).cpu()
+    places = places_of(x, n_frames, trained.normalization.offsets(references)).cpu()
 
     def score(number: int, chosen: list[int]) -> None:
         """By one member, some of the clips."""
@@ -350,6 +375,7 @@ def _audit_ensemble(
             totals[chosen].numpy(),
             None,
             [n_frames[k] for k in chosen],
+            None if references is None else references[chosen],
         )
         part = _rows(member, scored, [clips[k] for k in chosen], log_mels[chosen], explain, ensemble=trained)
         for table, of_member in part.items():
@@ -390,10 +416,12 @@ def _rows(
     """The rows of all tables, of clips that one model explains; the tables name the ensemble if it is a member."""
     rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     trained = model.trained
-    x, outputs, errors, explained, scores, paper, n_frames = scored
+    x, outputs, errors, explained, scores, paper, n_frames, references = scored
     maps = _attribute(model, scored, [row["clip_id"] for row in clips]) if explain else {}
     maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
-    linear_errors = _error_curves(model.linear, log_mels, model) if explain and model.linear is not None else None
+    linear_errors = None
+    if explain and model.linear is not None:
+        linear_errors = _error_curves(model.linear, model.linear.prepare(log_mels, references), model)
     good: list[tuple[int, Clip]] = []
     for number, row in enumerate(clips):
         if not np.isfinite(scores[number]):
@@ -408,7 +436,9 @@ def _rows(
             score_row["paper_score"] = None if paper is None else float(paper[number])
         else:
             score_row = _score_row(trained, clip, error, float(scores[number]))
-        score_row |= _windows(model, ensemble or trained, error, x[number : number + 1]) if score_row["alarm"] else {}
+        of_clip = None if references is None else references[number : number + 1]
+        if score_row["alarm"]:
+            score_row |= _windows(model, ensemble or trained, error, x[number : number + 1], of_clip)
         rows["scores"].append(score_row | _differences(trained, log_mels[number, :, : clip.n_frames]))
         if not explain and (ensemble or trained).state is not None:
             median_db = median_spectrum(log_mels[number, :, : clip.n_frames], trained.features)
@@ -423,7 +453,7 @@ def _rows(
         if explain and row["keep_maps"] and outputs is not None:
             # Back in the unit of the features: what a person knows from other spectrograms.
             own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))
-            inputs, rebuilt = (trained.normalization.invert(part).flatten() for part in own)
+            inputs, rebuilt = (trained.normalization.invert(part[None], of_clip).flatten() for part in own)
             rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": rebuilt.numpy()})
         rows["ledger"].append(clip_ledger_row(row, "done", stage="audit"))
         good.append((number, clip))
@@ -451,6 +481,7 @@ def _checked(
         {method: of_clips[number] for method, of_clips in maps.items()},
         float(scored.explained[number]),
         n_judged(CORRECTED, clip, model),
+        None if scored.references is None else scored.references[number : number + 1],
     )
 
 
@@ -472,9 +503,9 @@ def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
     return torch.cat([result for _, result in batches.results([range(len(x))])])
 
 
-def _error_curves(linear: TrainedModel, log_mels: Tensor, model: AuditModel) -> Floats:
+def _error_curves(linear: TrainedModel, x: Tensor, model: AuditModel) -> Floats:
     """The error curves (B, T) of the linear model."""
-    x = linear.prepare(log_mels).to(model.device)
+    x = x.to(model.device)
     outputs = _forward(linear.network.to(model.device), x, forwards_at_once(model.audit.micro_batch, model.device))
     return curve((outputs - x).square())
 
@@ -542,7 +573,9 @@ def _alarm(trained: AnyModel, clip: Clip) -> AlarmThreshold | None:
     return trained.alarm.of_length(clip.row["duration_s"], clip_s=trained.features.clip_s)
 
 
-def _windows(model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Tensor) -> TableRow:
+def _windows(
+    model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Tensor, references: Tensor | None
+) -> TableRow:
     """The value of each window of a clip that alarmed, and the threshold of windows.
 
     A window's value is what the score of the clip would be if this were its worst window: its mean error, calibrated as
@@ -553,6 +586,7 @@ def _windows(model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Ten
         trained: the model that alarmed.
         errors: the error of each cell, (F, n_frames); None of a model that gives a score only.
         x: the clip as the model takes it in, (1, F, T).
+        references: (1, F), see `_Scored`.
     """
     thresholds = () if trained.alarm is None else trained.alarm.window_thresholds
     if errors is None or not thresholds:
@@ -561,7 +595,8 @@ def _windows(model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Ten
     if model.detector is not None:
         # Of a single model, the first threshold is that of the paper's score.
         number = list(trained.members).index(model.trained.name) if isinstance(trained, TrainedEnsemble) else 1
-        values = model.detector.calibrate(values[:, None], places_of(x, [errors.shape[1]]).cpu())[:, 0]
+        offsets = model.trained.normalization.offsets(references)
+        values = model.detector.calibrate(values[:, None], places_of(x, [errors.shape[1]], offsets).cpu())[:, 0]
     return {"windows": values.numpy(), "window_threshold": thresholds[number]}
 
 

@@ -27,10 +27,12 @@ _FEWEST_FRAMES = 16
 
 
 class NormalFeatures(Features):
-    """Features as the linear models need them: standardised, and the clip's median spectrum taken out."""
+    """Features as the linear models need them: standardised, and the median spectrum of the clip, or of its recording,
+    taken out.
+    """
 
     normalization: Literal["training"] = "training"
-    reference: Literal["clip"] = "clip"
+    reference: Literal["clip", "recording"] = "clip"
 
 
 class NormalAlarm(FalseAlarms):
@@ -101,8 +103,7 @@ class NormalsRun(_NormalRecordings):
 
     @property
     def feature_settings(self) -> FeatureSettings:
-        values = self.features.model_dump(exclude={"normalization", "reference"})
-        return FeatureSettings(**values, clip_s=self.clip_s)
+        return self.features.settings(self.clip_s)
 
     @property
     def false_alarm_rate(self) -> float:

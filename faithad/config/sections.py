@@ -19,7 +19,7 @@ from faithad.config.file import KeyProblem, SectionError
 from faithad.errors import ConfigError
 from faithad.evaluation.alarms import RULES
 from faithad.scoring.choices import Score
-from faithad.settings import AttributionSettings, Baseline, Compile, Precision
+from faithad.settings import AttributionSettings, Baseline, Compile, FeatureSettings, Precision, Reference
 from faithad.vocabulary import CHANNEL_NAMES, ERROR_POOLINGS, ChannelChoice
 
 # A WAV header counts no more.
@@ -128,8 +128,8 @@ def all_different(section: Section, key: str) -> list[KeyProblem]:
 
 class Features(Section):
     """Log-mel features. `normalization: training` standardises each mel band with training statistics; `none` gives
-    the decibels to the model, as the paper does. `reference`: what the linear models subtract from each clip: `clip`
-    (its median spectrum) or `none`.
+    the decibels to the model, as the paper does. `reference`: what is subtracted from each clip: `none`, `clip` (its
+    median spectrum, by the linear models alone) or `recording` (that of its whole recording, for all models).
     """
 
     sample_rate_hz: int = Field(20_000, ge=1_000, le=384_000)
@@ -138,7 +138,18 @@ class Features(Section):
     n_mels: int = Field(80, ge=16)
     scale: Literal["db", "log10"] = "db"
     normalization: Literal["none", "training"] = "none"
-    reference: Literal["none", "clip"] = "none"
+    reference: Literal["none", "clip", "recording"] = "none"
+
+    def settings(self, clip_s: float) -> FeatureSettings:
+        """What a spectrogram of a clip is, and what models take it less."""
+        values = self.model_dump(exclude={"normalization", "reference"})
+        reference: Reference = "recording" if self.reference == "recording" else "none"
+        return FeatureSettings(**values, clip_s=clip_s, reference=reference)
+
+    @property
+    def own_reference(self) -> str:
+        """What a linear model itself subtracts from each clip."""
+        return "clip" if self.reference == "clip" else "none"
 
     @model_validator(mode="after")
     def _hop_fits(self) -> Features:

@@ -111,8 +111,7 @@ class Study(Section):
 
     @property
     def feature_settings(self) -> FeatureSettings:
-        values = self.features.model_dump(exclude={"normalization", "reference"})
-        return FeatureSettings(**values, clip_s=self.data.clip_s)
+        return self.features.settings(self.data.clip_s)
 
     def frames_in(self, model: str, duration_s: float) -> int:
         """Frames of a clip that hold sound, of those that a model takes in."""
@@ -181,9 +180,9 @@ class Study(Section):
             reason = f"100 leaves no frame under protocol '{self.protocol}': percentiles must be below 100"
             problems.append((("audit.percentiles", "protocol"), reason))
         models = (*self.models, *self.search.members)
-        if self.features.reference != "none" and not any(MODELS[model].takes_reference for model in models):
+        if self.features.reference == "clip" and not any(MODELS[model].takes_reference for model in models):
             takers = ", ".join(name for name, row in MODELS.items() if row.takes_reference)
-            reason = f"'{self.features.reference}' is for {takers}, and models lists none of them: leave it at 'none'"
+            reason = f"'clip' is for {takers}, and models lists none of them: set it to 'none' or 'recording'"
             problems.append((("features.reference", "models"), reason))
         problems += self._score_problems()
         try:

@@ -65,7 +65,7 @@ def rate_scores(
     for residual in dict.fromkeys(score.residual for score in scores):
         sets = (normals, held_back, disturbed)
         errors = [list(_errors(network, residual, clips)) for clips in sets]
-        places = [places_of(clips.x, clips.n_frames) for clips in sets]
+        places = [places_of(clips.x, clips.n_frames, clips.offsets) for clips in sets]
         for score in (score for score in scores if score.residual == residual):
             fit = WEIGHTINGS[score.weighting].fit
             weights = None if fit is None else fit(errors[0])

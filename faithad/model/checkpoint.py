@@ -124,17 +124,18 @@ class TrainedModel:
         """Frames of what the network takes in that hold sound: fewer than T for a short clip, which is filled up."""
         return min(self.n_frames, self.features.frames_in(duration_s))
 
-    def prepare(self, log_mel: Tensor) -> Tensor:
+    def prepare(self, log_mel: Tensor, references: Tensor | None = None) -> Tensor:
         """What the network takes in: normalised, and without the frames that it was not built for.
 
         Args:
             log_mel: (B, F, at least T), in the unit of the features.
+            references: (B, F), the spectrum of each clip's recording; needed, and used, with the reference "recording".
 
         Returns:
             (B, F, T).
 
         Raises:
-            RecordingError: the spectrograms have other bands or too few frames.
+            RecordingError: the spectrograms have other bands or too few frames, or their references are not given.
         """
         n_mels, n_frames = self.n_mels, self.n_frames
         if log_mel.ndim != 3 or log_mel.shape[1] != n_mels or log_mel.shape[2] < n_frames:
@@ -142,7 +143,15 @@ class TrainedModel:
                 f"Spectrograms have the shape {tuple(log_mel.shape)}; the model {self.name!r} needs (clips, {n_mels} "
                 f"mel bands, {n_frames} frames or more)."
             )
-        return self.normalization.apply(log_mel[..., :n_frames])
+        if self.features.reference == "none":
+            references = None
+        elif references is None:
+            raise RecordingError(
+                f"The model {self.name!r} takes clips less the median spectrum of their recording "
+                "(`features.reference: recording`), which is not given. Compute it from the recording, with "
+                "`faithad.recording_spectrum`."
+            )
+        return self.normalization.apply(log_mel[..., :n_frames], references)
 
 
 def describe(trained: TrainedModel) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         "n_mels": trained.n_mels,
         "n_frames": trained.n_frames,
         "options": getattr(network, "options", {}),
-        "features": dataclasses.asdict(trained.features),
+        "features": trained.features.as_json(),
         "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         **({} if trained.score is None else {"score": trained.score.choices}),
         "best_epoch": trained.best_epoch,
@@ -419,7 +428,8 @@ def state_problems(has_state: bool, shapes: dict[str, tuple[int, ...]], n_mels: 
 
 
 def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
-    saved, wanted = _flatten(header), _flatten(expect)
+    saved = _flatten({**header, "features": FeatureSettings(**header["features"])})
+    wanted = _flatten(expect)
     unknown = sorted(set(wanted) - set(saved))
     if unknown:
         raise CheckpointError(f"{location} does not say {', '.join(unknown)}, which the study asks for. Train again.")

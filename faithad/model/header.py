@@ -47,6 +47,7 @@ class _Features(HeaderPart):
     n_mels: _Size
     scale: str
     clip_s: Annotated[float, Field(gt=0, le=600)]
+    reference: str = "none"
 
 
 class _TailPart(HeaderPart):

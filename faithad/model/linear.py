@@ -27,6 +27,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from faithad.errors import ConfigError, StudyError
+from faithad.features import median_over_frames
 from faithad.model.layers import refuse_small
 
 MOST_FRAMES = 20_000
@@ -200,10 +201,7 @@ def reference_spectrum(x: Tensor, reference: str) -> Tensor:
     """What is subtracted from clips (B, F, T): the median of each band over the frames, (B, F, 1), or zeros."""
     if reference == "none":
         return torch.zeros_like(x[..., :1])
-    ordered = x.sort(dim=-1).values
-    n_frames = x.shape[-1]
-    lower, upper = (n_frames - 1) // 2, n_frames // 2
-    return (ordered[..., lower : lower + 1] + ordered[..., upper : upper + 1]) / 2
+    return median_over_frames(x)
 
 
 def _products(matrix: Tensor, clips: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ CLIPS_PER_SHARD = 64
 def features_stage(study: Study, clips_digest: str) -> Stage:
     settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization", "reference"}))
     settings |= {"data.clip_s": study.data.clip_s, "clips": clips_digest}
+    if study.feature_settings.reference != "none":
+        settings["features.reference"] = study.feature_settings.reference
     return Stage(study.root, "features", settings, (layout.FEATURES,), result=layout.features("train"))
 
 
@@ -107,6 +109,27 @@ def read_features(root: str, split: str, settings: FeatureSettings) -> Iterator[
         yield torch.from_numpy(log_mels_of(table.sort_by("clip_id"), settings).copy())
 
 
+def read_inputs(
+    root: str, split: str, settings: FeatureSettings, normalization: Normalization
+) -> Iterator[torch.Tensor]:
+    """The same as models take them in: normalised, and with the reference "recording" less the recording's spectrum."""
+    references, start = load_references(root, split, settings), 0
+    for part in read_features(root, split, settings):
+        own = None if references is None else references[start : start + len(part)]
+        yield normalization.apply(part, own)
+        start += len(part)
+
+
+def load_references(root: str, split: str, settings: FeatureSettings) -> torch.Tensor | None:
+    """The spectrum of each clip's recording, (n, F) float32, in the order of clip_id; None with another reference."""
+    if settings.reference == "none":
+        return None
+    tables = read_shards(storage.join(root, layout.FEATURES), split, columns=["clip_id", "reference"])
+    table = pa.concat_tables(tables).sort_by("clip_id").combine_chunks()
+    values = table["reference"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(values.reshape(-1, settings.n_mels).copy())
+
+
 def count_features(root: str, split: str) -> int:
     """How many clips of a split have features."""
     return sum(table.num_rows for table in read_shards(storage.join(root, layout.FEATURES), split, columns=["clip_id"]))
@@ -147,7 +170,7 @@ def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: st
     clips, failed = add_log_mels(from_bytes(row["clips"]), settings, mark=mark, run=run)
     files: dict[str, Checksum] = {}
     if clips.num_rows:
-        table = clips.select(["clip_id", "log_mel"])
+        table = clips.select([name for name in ("clip_id", "reference", "log_mel") if name in clips.column_names])
         location = storage.join(root, layout.features(split), layout.shard(number))
         files[f"{split}/{layout.shard(number)}"] = storage.write_table(
             table, location, schema=table.schema, flush=False

@@ -61,12 +61,18 @@ class Ensemble:
     deviations: Tensor
     rescoring: Rescoring | None = None
 
-    def standardised(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
+    def standardised(
+        self,
+        x: Tensor,
+        clip_ids: Sequence[str],
+        n_frames: Sequence[int] | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """The scores of clips by all members, less their mean and by their deviation: (B, F, T) to (M, B) float64.
 
-        Arguments as for `Detector.raw`.
+        Arguments as for `Detector.calibrated`.
         """
-        scores = [member.calibrated(x, clip_ids, n_frames) for member in self.members.values()]
+        scores = [member.calibrated(x, clip_ids, n_frames, offsets) for member in self.members.values()]
         return self.standardise(torch.stack(scores))
 
     def standardise(self, scores: Tensor) -> Tensor:

@@ -87,11 +87,12 @@ def piece_scores(
     number = 0
     with torch.no_grad():
         for part in parts:
-            for clip, clip_id in zip(part.x, part.clip_ids, strict=True):
+            for k, (clip, clip_id) in enumerate(zip(part.x, part.clip_ids, strict=True)):
+                offsets = None if part.offsets is None else part.offsets[k : k + 1]
                 for duration_s, n in lengths.items():
                     for first in _first_frames(number, n_frames, n):
                         piece = fill_up(clip[:, first : first + n], part.x.shape[-1])[None]
-                        raw, place = detector.raw(piece, [clip_id], [n]), places_of(piece, [n])
+                        raw, place = detector.raw(piece, [clip_id], [n]), places_of(piece, [n], offsets)
                         scores[duration_s].append(detector.calibrate(raw, place, recordings[number : number + 1]))
                 number += 1
     return {duration_s: torch.cat(of_length) for duration_s, of_length in scores.items() if of_length}

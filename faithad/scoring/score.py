@@ -27,12 +27,14 @@ class Clips(NamedTuple):
         clip_ids: B names, which key the patches that inpainting hides.
         recordings: the recording of each clip, B names.
         n_frames: how many frames of each clip hold sound, (B,); None for all T.
+        offsets: (B, F), what was subtracted from x, see `Normalization.offsets`; None for nothing.
     """
 
     x: Tensor
     clip_ids: Sequence[str]
     recordings: Sequence[str]
     n_frames: Sequence[int] | None = None
+    offsets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,33 @@ class Detector:
         """
         return raw if self.normals is None else self.normals.calibrated(raw, places, recordings)
 
-    def calibrated(self, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int] | None = None) -> Tensor:
-        """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64; arguments as `raw`."""
-        return self.calibrate(self.raw(x, clip_ids, n_frames), places_of(x, n_frames))
+    def calibrated(
+        self,
+        x: Tensor,
+        clip_ids: Sequence[str],
+        n_frames: Sequence[int] | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
+        """The scores of clips that the detector was not fitted to, (B, F, T) to (B,) float64; arguments as `raw`, and
+        `places_of`.
+        """
+        return self.calibrate(self.raw(x, clip_ids, n_frames), places_of(x, n_frames, offsets))
 
 
-def places_of(x: Tensor, n_frames: Sequence[int] | None = None) -> Tensor:
-    """The mean spectrum of each clip (B, F, T), over the frames that hold sound: (B, F)."""
+def places_of(x: Tensor, n_frames: Sequence[int] | None = None, offsets: Tensor | None = None) -> Tensor:
+    """The mean spectrum of each clip (B, F, T), over the frames that hold sound: (B, F).
+
+    It is that of the sound as it was recorded: less the recording's spectrum, clips of all machines and states would be
+    neighbours (AUC 0.82 and not 0.89 on the field sounds).
+
+    Args:
+        x: the clips.
+        n_frames: how many frames of each clip hold sound, (B,); None for all T.
+        offsets: what was subtracted from x, (B, F); None for nothing.
+    """
     lengths = _lengths(x, n_frames)
-    return torch.cat([mean_spectrum(x[k : k + 1, :, :n]) for k, n in enumerate(lengths)])
+    places = torch.cat([mean_spectrum(x[k : k + 1, :, :n]) for k, n in enumerate(lengths)])
+    return places if offsets is None else places + offsets.to(places.device)
 
 
 def _lengths(x: Tensor, n_frames: Sequence[int] | None) -> Sequence[int]:
@@ -143,7 +163,7 @@ def fit_detector(
         raw, places, recordings = list[Tensor](), list[Tensor](), list[str]()
         for part in normals():
             raw.append(detector.raw(part.x, part.clip_ids, part.n_frames))
-            places.append(places_of(part.x, part.n_frames))
+            places.append(places_of(part.x, part.n_frames, part.offsets))
             recordings += part.recordings
         scores = torch.cat(raw)
         if (calibrate := CALIBRATIONS[score.calibration].fit) is None:

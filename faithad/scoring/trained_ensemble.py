@@ -146,9 +146,9 @@ class TrainedEnsemble:
         """As `TrainedModel.frames_in`."""
         return self._first.frames_in(duration_s)
 
-    def prepare(self, log_mel: Tensor) -> Tensor:
+    def prepare(self, log_mel: Tensor, references: Tensor | None = None) -> Tensor:
         """As `TrainedModel.prepare`."""
-        return self._first.prepare(log_mel)
+        return self._first.prepare(log_mel, references)
 
 
 AnyModel = TrainedModel | TrainedEnsemble
@@ -164,7 +164,7 @@ def describe(trained: AnyModel) -> dict[str, Any]:
         "seed": trained.seed,
         "n_mels": trained.n_mels,
         "n_frames": trained.n_frames,
-        "features": dataclasses.asdict(trained.features),
+        "features": trained.features.as_json(),
         "alarm": None if trained.alarm is None else trained.alarm.as_json(),
         "members": [checkpoint.describe(member) | {"score": scores[name]} for name, member in trained.members.items()],
         "config_hash": trained.config_hash,

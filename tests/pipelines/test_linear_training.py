@@ -65,9 +65,17 @@ def write(study: Study, split: str, n_clips: int, *, shard: int) -> Tensor:
     for k in range(0, n_clips, shard):
         flat = pa.FixedSizeListArray.from_arrays(pa.array(log_mels[k : k + shard].reshape(-1)), F * T)
         table = pa.table({"clip_id": ids[k : k + shard], "log_mel": flat})
+        if study.features.reference == "recording":
+            values = pa.array(spectra(n_clips)[k : k + shard].numpy().reshape(-1))
+            table = table.append_column("reference", pa.FixedSizeListArray.from_arrays(values, F))
         place = storage.join(study.root, layout.features(split), layout.shard(k // shard))
         storage.write_table(table, place, schema=table.schema)
     return torch.from_numpy(log_mels)
+
+
+def spectra(n_clips: int) -> Tensor:
+    """Of the recordings of these clips, (n, F)."""
+    return torch.from_numpy(np.random.default_rng(n_clips + 1).normal(-60, 5, size=(n_clips, F)).astype(np.float32))
 
 
 @pytest.mark.parametrize("model", ["frame_pca", "frame_ridge"])
@@ -111,3 +119,35 @@ def test_the_reference_belongs_to_the_linear_models_alone(study: Study) -> None:
     for model, is_same in (("ae", True), ("frame_pca", False), ("frame_ridge", False)):
         stages = [train_stage(each, model, 0, replace(before)) for each in (study, other)]
         assert (stages[0].fingerprint == stages[1].fingerprint) == is_same
+
+
+def with_reference(study: Study, reference: str) -> Study:
+    return study.model_copy(update={"features": study.features.model_copy(update={"reference": reference})})
+
+
+def test_all_models_learn_from_clips_less_the_spectrum_of_their_recording(study: Study) -> None:
+    study = with_reference(study, "recording")
+    normals, held_back = write(study, "train", 20, shard=6), write(study, "validation", 7, shard=3)
+    normalization = fit_normalization(study)
+    torch.testing.assert_close(normalization.mean, Normalization.fit([normals]).mean, rtol=1e-6, atol=0)
+    x = (normals - spectra(20)[..., None]) / normalization.std[:, None]
+    tasks = [TrainingTask(study, model, 0, normalization, 1, state="", fingerprint="f") for model in study.models]
+    for task in tasks:
+        torch.testing.assert_close(clips.training_clips(task, "train"), x)
+        torch.testing.assert_close(torch.cat(list(clips.read_clips(task, "train"))), x)
+
+    trained.save_fitted(tasks[0])
+    found = load_model(
+        storage.join(study.root, layout.model("frame_pca", 0)), expect={"options": {"reference": "none"}}
+    )
+    assert found.features.reference == "recording"
+    x = found.prepare(held_back, spectra(7))
+    scores = storage.read_table(storage.join(study.root, layout.validation_scores("frame_pca", 0)))
+    with torch.inference_mode():
+        errors = (found.network(x) - x).square().mean(dim=(1, 2))
+    assert scores["score"].to_pylist() == pytest.approx(errors.tolist(), rel=1e-5)
+
+
+def test_another_spectrum_of_the_recording_makes_features_anew(study: Study) -> None:
+    stages = [features.features_stage(with_reference(study, name), "d") for name in ("none", "clip", "recording")]
+    assert stages[0].fingerprint == stages[1].fingerprint != stages[2].fingerprint

@@ -33,14 +33,20 @@ from tests.pipelines.test_linear_training import write
 TRIAL = Trial(0.3, 4, 0)
 
 
-def study_of(root: Path, epochs: int, **train: Any) -> Study:
+def study_of(root: Path, epochs: int, *, reference: str = "none", **train: Any) -> Study:
     values = {
         "name": "tiny",
         "root": str(root),
         "models": ["mae"],
         "seeds": [0],
         "data": {"layout": "planer", "root": "x"},
-        "features": {"n_fft": 4000, "hop_samples": 2000, "n_mels": 16, "normalization": "training"},
+        "features": {
+            "n_fft": 4000,
+            "hop_samples": 2000,
+            "n_mels": 16,
+            "normalization": "training",
+            "reference": reference,
+        },
         "train": {"epochs": epochs, "batch_size": 8, **train},
         "search": {"mask_ratios": [0.3], "patches": [4]},
     }

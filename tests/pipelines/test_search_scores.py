@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from faithad import storage
 from faithad.config.study import Study, load_study
 from faithad.model.checkpoint import load_model
+from faithad.pipelines.features import load_features
 from faithad.pipelines.search import run, scores
 from faithad.pipelines.search.plan import scores_to_compare
 from faithad.pipelines.search.run import RankedCell, _keep_best, _write_best
@@ -20,18 +22,20 @@ from faithad.runs import layout
 from faithad.runs.stages import Stage
 from faithad.schemas import MANIFEST, SEARCH_SCORES
 from faithad.scoring.choices import PAPER, Score
+from faithad.scoring.score import Clips
 from tests.pipelines.audits_without_ray import _Remote
+from tests.pipelines.test_linear_training import spectra
 from tests.pipelines.test_more_epochs import TRIAL, run_trial, study_of
 
 
 @pytest.fixture
-def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Study:
     """A search of one trial, whose training is finished."""
     monkeypatch.setattr(scores, "ray", SimpleNamespace(remote=_Remote))
     monkeypatch.setattr(scores, "results_of", list)
     monkeypatch.setattr(run, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(run, "compute_features", lambda *_, **__: None)
-    study = study_of(tmp_path, 2)
+    study = study_of(tmp_path, 2, reference=getattr(request, "param", "none"))
     run_trial(study)
     return study
 
@@ -89,3 +93,25 @@ def test_the_best_model_gets_the_score_that_catches_most_and_gives_it_back(searc
 def test_the_paper_s_score_is_left_as_it_is(searched: Study) -> None:
     assert keep(with_scores(searched, ("paper",))) == PAPER
     assert load_model(f"{searched.root}/best").score is None
+
+
+@pytest.mark.parametrize("searched", ["recording"], indirect=True)
+def test_scores_are_compared_on_clips_less_the_spectrum_of_their_recording(
+    searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rated: dict[str, Clips] = {}
+    rate = scores.rate_scores
+    monkeypatch.setattr(scores, "rate_scores", lambda *args, **sets: rated.update(sets) or rate(*args, **sets))
+    wanted = with_scores(searched, (Score("inpainting", "band", "worst_window", "local"), Score(pooling="top_share")))
+    keep(wanted)
+    trained = load_model(f"{searched.root}/best")
+    assert trained.features.reference == "recording"
+    assert load_study(f"{searched.root}/best/study.yaml").features.reference == "recording"
+    for name, split in (("normals", "train"), ("held_back", "validation")):
+        log_mels = load_features(searched.root, split, searched.feature_settings)
+        clips, references = rated[name], spectra(len(log_mels))
+        torch.testing.assert_close(clips.x, trained.prepare(log_mels, references))
+        torch.testing.assert_close(clips.offsets, trained.normalization.offsets(references))
+    disturbed = rated["disturbed"]
+    assert disturbed.offsets is not None
+    assert len(disturbed.offsets) == len(disturbed.x) > 0

@@ -13,7 +13,7 @@ import torch
 
 from faithad import storage
 from faithad.config.study import Study
-from faithad.pipelines.features import features_stage, load_features, write_features
+from faithad.pipelines.features import features_stage, load_features, load_references, write_features
 from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest
 from faithad.runs.stages import Stage
@@ -47,8 +47,11 @@ def clips_root(study: Study, split: str) -> str:
     return storage.join(study.root, layout.SEARCH) if split == "test" else study.root
 
 
-def load_clips(study: Study, split: str) -> tuple[list[str], torch.Tensor]:
-    """The clip_ids of a split (of `test`: the labelled ones), in their order, and its features (n, F, T) float32."""
+def load_clips(study: Study, split: str) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
+    """The clip_ids of a split (of `test`: the labelled ones), in their order, its features (n, F, T) float32, and its
+    references (n, F), see `load_references`.
+    """
     root = clips_root(study, split)
     names = storage.read_table(storage.join(root, layout.features(split)), columns=["clip_id"]).sort_by("clip_id")
-    return names["clip_id"].to_pylist(), load_features(root, split, study.feature_settings)
+    settings = study.feature_settings
+    return names["clip_id"].to_pylist(), load_features(root, split, settings), load_references(root, split, settings)

@@ -41,12 +41,13 @@ class Judge:
     def __init__(self, task: TrialTask, device: torch.device) -> None:
         study = task.training.study
         self._task, self._study, self._device = task, study, device
-        clip_ids, validation = load_clips(study, "validation")
+        clip_ids, validation, references = load_clips(study, "validation")
         disturbed = disturbed_clips(
             validation.numpy(), clip_ids, settings=study.feature_settings, seed=study.search.seed
         )
-        self._normal = self._prepared(validation)
-        self._disturbed = self._prepared(torch.from_numpy(disturbed.log_mels))
+        self._normal = self._prepared(validation, references)
+        references = None if references is None else references[torch.from_numpy(disturbed.sources)]
+        self._disturbed = self._prepared(torch.from_numpy(disturbed.log_mels), references)
         self._network = network_of(study, MODEL).to(device).eval()
 
     def objective(self, training: Training) -> float | None:
@@ -103,18 +104,18 @@ class Judge:
     @cached_property
     def _test(self) -> tuple[list[str], torch.Tensor, list[int]]:
         """The clip_ids of the test clips, the clips, and how many frames of each hold sound."""
-        clip_ids, log_mels = load_clips(self._study, "test")
+        clip_ids, log_mels, references = load_clips(self._study, "test")
         n_frames = load_n_frames(self._study, "test", MODEL, root=clips_root(self._study, "test"))
-        return clip_ids, self._prepared(log_mels), n_frames
+        return clip_ids, self._prepared(log_mels, references), n_frames
 
     def _test_scores(self, training: Training) -> np.ndarray:
         _, x, n_frames = self._test
         return self._scores(x, training, n_frames)
 
-    def _prepared(self, log_mels: torch.Tensor) -> torch.Tensor:
+    def _prepared(self, log_mels: torch.Tensor, references: torch.Tensor | None) -> torch.Tensor:
         """Clips (n, F, T) as the network takes them in."""
         frames = log_mels[..., : self._study.n_frames(MODEL)]
-        return self._task.training.normalization.apply(frames).to(self._device)
+        return self._task.training.normalization.apply(frames, references).to(self._device)
 
     def _scores(self, x: torch.Tensor, training: Training, n_frames: Sequence[int] = ()) -> np.ndarray:
         """E(x) of clips (n, F, T) by the best weights, (n,) float64; over so many frames of each, if not all T."""

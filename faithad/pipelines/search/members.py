@@ -39,6 +39,7 @@ from faithad.pipelines.training.scores import (
     chosen_clips,
     compared_clips,
     inputs_of,
+    offsets_of,
     recording_numbers,
     split_clips,
 )
@@ -184,7 +185,9 @@ def _fit_member(study: Study, trial: Trial, name: str, score: Score) -> _Member:
         detector, _ = fit_detector(
             fast_network(trained.network),
             score,
-            lambda: chosen_clips(inputs_of(study, trained, "train"), clips, chosen),
+            lambda: chosen_clips(
+                inputs_of(study, trained, "train"), clips, chosen, offsets_of(study, trained, "train")
+            ),
             frames_per_s=trained.features.frames_per_s,
         )
         normals = [compared_clips(study, trained, detector, "validation", names)]
@@ -207,7 +210,7 @@ def _trained(study: Study, trial: Trial, name: str) -> TrainedModel:
     best = replace(best, alarm=None, score=None)
     if name == MODEL:
         return best
-    network = build_network(name, best.n_mels, best.n_frames, reference=study.features.reference).eval()
+    network = build_network(name, best.n_mels, best.n_frames, reference=study.features.own_reference).eval()
     n_clips = count_features(study.root, "train")
     fit_linear(cast(LinearModel, network), inputs_of(study, best, "train"), n_clips=n_clips, seed=trial.seed)
     return replace(best, network=network, name=name, best_epoch=0)

@@ -225,7 +225,8 @@ def with_score(study: Study, score: Score) -> Study:
         ConfigError: the score does not fit the model, or the alarm.
     """
     values = json.loads(study.model_dump_json()) | {"models": [MODEL], "score": asdict(score)}
-    values["features"]["reference"] = "none"
+    if values["features"]["reference"] == "clip":
+        values["features"]["reference"] = "none"
     return validated(Study, values, name=f"search.scores {', '.join(astuple(score))}")
 
 

@@ -26,7 +26,7 @@ from faithad.model.precision import arithmetic
 from faithad.pipelines.search.clips import load_clips
 from faithad.pipelines.search.plan import MODEL, Trial, scores_to_compare, trial_study, with_score
 from faithad.pipelines.training.normals import results_of
-from faithad.pipelines.training.scores import chosen_clips, fit_score, inputs_of, split_clips
+from faithad.pipelines.training.scores import chosen_clips, fit_score, inputs_of, offsets_of, split_clips
 from faithad.runs import layout
 from faithad.runs.stages import Stage, flatten, is_finished
 from faithad.scoring.choices import PAPER, Score
@@ -90,8 +90,8 @@ def _rate(study: Study, trial: Trial) -> list[RatedScore]:
     of_trial = trial_study(study, trial.cell)
     trained = load_model(storage.join(study.root, layout.BEST_MODEL), expect={"name": MODEL, "seed": trial.seed})
     clips = split_clips(of_trial, trained, "train")
-    chosen = np.arange(min(len(clips), _MOST_CLIPS))
-    normals = _joined(list(chosen_clips(inputs_of(of_trial, trained, "train"), clips, chosen)))
+    chosen, of_train = np.arange(min(len(clips), _MOST_CLIPS)), offsets_of(of_trial, trained, "train")
+    normals = _joined(list(chosen_clips(inputs_of(of_trial, trained, "train"), clips, chosen, of_train)))
     held_back, disturbed = disturbed_validation(of_trial, trained)
 
     def fit_threshold(scores: np.ndarray) -> float:
@@ -115,15 +115,18 @@ def disturbed_validation(study: Study, trained: TrainedModel) -> tuple[Clips, Cl
 
     Short clips count as filled up: a disturbance may lie anywhere in them.
     """
-    clip_ids, log_mels = load_clips(study, "validation")
+    clip_ids, log_mels, references = load_clips(study, "validation")
     recordings = [recording for recording, _ in split_clips(study, trained, "validation").values()]
     made = disturbed_clips(
         log_mels.numpy(), clip_ids, settings=study.feature_settings, seed=study.search.seed, kinds=KINDS
     )
-    return Clips(trained.prepare(log_mels), clip_ids, recordings), Clips(
-        trained.prepare(torch.from_numpy(made.log_mels)),
+    of_sources = None if references is None else references[torch.from_numpy(made.sources)]
+    offsets, of_made = map(trained.normalization.offsets, (references, of_sources))
+    return Clips(trained.prepare(log_mels, references), clip_ids, recordings, offsets=offsets), Clips(
+        trained.prepare(torch.from_numpy(made.log_mels), of_sources),
         [f"{clip_ids[n]} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
         [recordings[n] for n in made.sources],
+        offsets=of_made,
     )
 
 
@@ -134,4 +137,5 @@ def _joined(parts: Sequence[Clips]) -> Clips:
         [clip_id for part in parts for clip_id in part.clip_ids],
         [recording for part in parts for recording in part.recordings],
         lengths or None,
+        None if parts[0].offsets is None else torch.cat([part.offsets for part in parts if part.offsets is not None]),
     )

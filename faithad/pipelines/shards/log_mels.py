@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from faithad.clips.access import read_or_reason, require_reach
 from faithad.clips.ledger import LedgerRow, clip_ledger_row
 from faithad.clips.recordings import read_clip
 from faithad.clips.spectrograms import read_spectrogram
-from faithad.features import fill_up, log_mel
+from faithad.features import fill_up, log_mel, median_over_frames, recording_spectrum
 from faithad.runs.attempts import attempt
 from faithad.runs.fingerprints import UNREADABLE, Fingerprint, Look, change
 from faithad.runs.lookahead import in_time, side_by_side
@@ -29,6 +30,8 @@ _LOOK = pa.schema([("file_bytes", pa.int64()), ("file_fingerprint", pa.string())
 _REMOTE_AT_ONCE = 8
 # A local file that does not answer for so long is given up; the client of a store gives up by itself.
 _PATIENCE_S = 60.0
+# Spectra of recordings that a process keeps: clips of one recording are in several shards.
+_MOST_SPECTRA = 4_096
 # The runs and the files that this process has given up: it waits for a file once.
 _given_up: set[tuple[str, str]] = set()
 
@@ -85,12 +88,15 @@ def add_log_mels(
 
     Returns:
         The clips that could be read with a column `log_mel` (float32, F·T values each), and one ledger row for each
-        clip that could not. It is `skipped` if its file has changed, else `failed`.
+        clip that could not. It is `skipped` if its file has changed, else `failed`. With the reference "recording" the
+        column `reference` holds the spectrum of each clip's recording (float32, F values).
 
     Raises:
         StorageError: the folder of the recordings cannot be reached.
     """
     rows = clips.to_pylist()
+    spectra = _spectra(rows, settings, mark=mark, run=run) if settings.reference == "recording" else []
+    lacking = {position: spectrum for position, spectrum in enumerate(spectra) if isinstance(spectrum, str)}
     attempted = attempt(
         mark,
         [row["clip_id"] for row in rows],
@@ -101,18 +107,24 @@ def add_log_mels(
     )
     log_mels, unread = attempted.result or _read(rows, [], settings, run)
     changed = _changes(rows, run)
-    reasons = attempted.left_out | unread | changed
+    unread |= attempted.left_out
+    reasons = lacking | unread | changed
     failed = [
         clip_ledger_row(rows[position], "skipped" if position in changed else "failed", stage=STAGE, reason=reason)
         for position, reason in sorted(reasons.items())
     ]
-    if changed:
-        unread = attempted.left_out | unread
-        log_mels = log_mels[[position not in changed for position in range(len(rows)) if position not in unread]]
-    kept = clips.take(pa.array([position for position in range(len(rows)) if position not in reasons], pa.int64()))
-    cells = settings.n_mels * settings.n_frames
-    column = pa.FixedSizeListArray.from_arrays(pa.array(log_mels.reshape(-1)), cells)
-    return kept.append_column(pa.field("log_mel", pa.list_(pa.float32(), cells)), column), failed
+    if changed or lacking:
+        log_mels = log_mels[[position not in reasons for position in range(len(rows)) if position not in unread]]
+    left = [position for position in range(len(rows)) if position not in reasons]
+    kept = clips.take(pa.array(left, pa.int64()))
+    if spectra:
+        kept = _with_column(kept, "reference", np.array([spectra[position] for position in left]), settings.n_mels)
+    return _with_column(kept, "log_mel", log_mels, settings.n_mels * settings.n_frames), failed
+
+
+def _with_column(clips: pa.Table, name: str, values: np.ndarray, width: int) -> pa.Table:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), pa.float32()), width)
+    return clips.append_column(pa.field(name, column.type), column)
 
 
 def log_mels_of(table: pa.Table, settings: FeatureSettings) -> np.ndarray:
@@ -150,6 +162,41 @@ def _changes(clips: Sequence[Mapping[str, Any]], run: str) -> dict[int, str]:
     return {position: changed[clip["uri"]] for position, clip in enumerate(clips) if clip["uri"] in changed}
 
 
+def _spectra(
+    clips: Sequence[Mapping[str, Any]], settings: FeatureSettings, *, mark: str, run: str
+) -> list[np.ndarray | str]:
+    """Of each clip the spectrum (F,) of its recording, or the reason why it has none."""
+    # Of each recording and channel its first clip.
+    firsts = {(clip["uri"], clip["channel"]): clip for clip in reversed(clips)}
+    recordings = list(firsts.values())
+
+    def read(positions: Sequence[int]) -> dict[int, np.ndarray | str]:
+        chosen = [recordings[position] for position in positions]
+        spectra = _answers(lambda clip: _spectrum(run, clip["uri"], clip["channel"], settings), chosen, run)
+        return dict(zip(positions, spectra, strict=True))
+
+    attempted = attempt(
+        f"{mark.removesuffix('.json')}-recordings.json",
+        [f"{uri} {channel}" for uri, channel in firsts],
+        run=run,
+        what="Reading this recording for its spectrum",
+        together=read,
+        alone=lambda position: read([position]),
+    )
+    known = attempted.left_out | (attempted.result or {})
+    of_recordings = {key: known[position] for position, key in enumerate(firsts)}
+    return [of_recordings[clip["uri"], clip["channel"]] for clip in clips]
+
+
+@lru_cache(maxsize=_MOST_SPECTRA)
+def _spectrum(run: str, uri: str, channel: int | None, settings: FeatureSettings) -> np.ndarray:
+    """The spectrum (F,) of a recording, or of the clip that a published spectrogram is. Another run reads it again."""
+    if uri.lower().endswith(SPECTROGRAM_SUFFIX):
+        log_mel = read_spectrogram(uri, shape=(settings.n_mels, settings.n_frames))
+        return np.asarray(median_over_frames(torch.from_numpy(log_mel))[:, 0])
+    return recording_spectrum(uri, channel=channel, settings=settings).numpy()
+
+
 def _read(
     clips: Sequence[Mapping[str, Any]], positions: Sequence[int], settings: FeatureSettings, run: str
 ) -> tuple[np.ndarray, dict[int, str]]:
@@ -157,21 +204,13 @@ def _read(
     chosen = [clips[position] for position in positions]
     log_mels = np.empty((len(chosen), settings.n_mels, settings.n_frames), dtype=np.float32)
 
-    def whole(clip: Mapping[str, Any]) -> np.ndarray | str:
-        return read_or_reason(clip["recording"], clip["uri"], lambda: read_log_mel(clip, settings))
-
-    def sound_alone(clip: Mapping[str, Any]) -> np.ndarray | str:
-        if (run, clip["uri"]) in _given_up:
-            return _no_answer(clip["uri"])
-        return read_or_reason(clip["recording"], clip["uri"], lambda: _read_sound(clip, settings))
-
     results: Iterable[np.ndarray | str]
-    if any(storage.is_remote(clip["uri"]) for clip in chosen):
-        results = side_by_side(whole, chosen, at_once=_REMOTE_AT_ONCE)
+    if _are_remote(chosen):
+        results = _answers(lambda clip: read_log_mel(clip, settings), chosen, run)
     else:
         # Only what may block is left to a thread, whose freed memory the system takes back (see `keep_freed_memory`).
-        sounds = zip(chosen, in_time(sound_alone, chosen, limit_s=_PATIENCE_S), strict=True)
-        results = (_finished(clip, sound, settings, run) for clip, sound in sounds)
+        sounds = _answers(lambda clip: _read_sound(clip, settings), chosen, run)
+        results = (_finished(clip, sound, settings) for clip, sound in zip(chosen, sounds, strict=True))
     unread: dict[int, str] = {}
     n_read = 0
     for position, result in zip(positions, results, strict=True):
@@ -183,18 +222,36 @@ def _read(
     return log_mels[:n_read], unread
 
 
-def _finished(
-    clip: Mapping[str, Any], sound: np.ndarray | str | None, settings: FeatureSettings, run: str
-) -> np.ndarray | str:
-    """The features of a clip whose file was read in time, or the reason why there are none.
+def _are_remote(clips: Sequence[Mapping[str, Any]]) -> bool:
+    return any(storage.is_remote(clip["uri"]) for clip in clips)
+
+
+def _answers(
+    read: Callable[[Mapping[str, Any]], np.ndarray], clips: Sequence[Mapping[str, Any]], run: str
+) -> Iterator[np.ndarray | str]:
+    """What `read` makes of the file of each clip, or the reason why it cannot be read or has not answered in time.
 
     Raises:
-        StorageError: the file has not answered, and its folder cannot be reached either.
+        StorageError: a file has not answered, and its folder cannot be reached either.
     """
-    if sound is None:
-        require_reach(clip["recording"], clip["uri"])
-        _given_up.add((run, clip["uri"]))
-        return _no_answer(clip["uri"])
+
+    def answer(clip: Mapping[str, Any]) -> np.ndarray | str:
+        if (run, clip["uri"]) in _given_up:
+            return _no_answer(clip["uri"])
+        return read_or_reason(clip["recording"], clip["uri"], lambda: read(clip))
+
+    if _are_remote(clips):
+        yield from side_by_side(answer, clips, at_once=_REMOTE_AT_ONCE)
+        return
+    for clip, result in zip(clips, in_time(answer, clips, limit_s=_PATIENCE_S), strict=True):
+        if result is None:
+            require_reach(clip["recording"], clip["uri"])
+            _given_up.add((run, clip["uri"]))
+        yield _no_answer(clip["uri"]) if result is None else result
+
+
+def _finished(clip: Mapping[str, Any], sound: np.ndarray | str, settings: FeatureSettings) -> np.ndarray | str:
+    """The features of a clip whose file was read, or the reason why there are none."""
     if isinstance(sound, str):
         return sound
     return read_or_reason(clip["recording"], clip["uri"], lambda: _log_mel(clip, sound, settings))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from faithad.config.study import Study
 from faithad.features import Normalization
-from faithad.pipelines.features import TRAINING_SPLITS, load_features, read_features
+from faithad.pipelines.features import TRAINING_SPLITS, load_features, load_references, read_inputs
 from faithad.pipelines.training.task import TrainingTask
 from faithad.settings import FeatureSettings
 
@@ -50,8 +50,8 @@ def training_clips(task: TrainingTask, split: str) -> Tensor:
 
 def read_clips(task: TrainingTask, split: str) -> Iterator[Tensor]:
     """As `training_clips`, but one shard (b, F, T) after the other, so that memory never holds all of them."""
-    for clips in read_features(task.study.root, split, task.study.feature_settings):
-        yield task.normalization.apply(clips)[..., : task.study.n_frames(task.model)]
+    for clips in read_inputs(task.study.root, split, task.study.feature_settings, task.normalization):
+        yield clips[..., : task.study.n_frames(task.model)]
 
 
 def placed(clips: Tensor, device: torch.device) -> Tensor:
@@ -62,7 +62,8 @@ def placed(clips: Tensor, device: torch.device) -> Tensor:
 
 
 def _load(root: str, split: str, settings: FeatureSettings, normalization: Normalization) -> np.ndarray:
-    clips = load_features(root, split, settings)
-    for part in clips.split(_CLIPS_AT_ONCE):
-        part.copy_(normalization.apply(part))
+    clips, references = load_features(root, split, settings), load_references(root, split, settings)
+    for start in range(0, len(clips), _CLIPS_AT_ONCE):
+        places = slice(start, start + _CLIPS_AT_ONCE)
+        clips[places] = normalization.apply(clips[places], None if references is None else references[places])
     return clips.numpy()

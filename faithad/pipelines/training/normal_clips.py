@@ -27,7 +27,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.state_alarm import StateAlarm
 from faithad.model.training_sound import TrainingSound, mean_spectra, median_spectrum
 from faithad.pipelines.audit.takes import next_shard, number_shards
-from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, read_features
+from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, load_references, read_features, read_inputs
 from faithad.pipelines.index import IndexedRun, index_recordings
 from faithad.pipelines.training.scores import chosen_clips
 from faithad.progress import console
@@ -82,12 +82,13 @@ class Normals:
 
     def parts(self) -> Iterator[Tensor]:
         """All clips as the model takes them in, (b, F, T), in the order of clip_id."""
-        for part in read_features(self.root, SPLIT, self.features):
-            yield self.normalization.apply(part[..., : self.n_frames])
+        for part in read_inputs(self.root, SPLIT, self.features, self.normalization):
+            yield part[..., : self.n_frames]
 
     def chosen_parts(self) -> Iterator[Clips]:
         """The chosen clips."""
-        return chosen_clips(self.parts(), self.clips, self.chosen)
+        offsets = self.normalization.offsets(load_references(self.root, SPLIT, self.features))
+        return chosen_clips(self.parts(), self.clips, self.chosen, offsets)
 
     @property
     def chosen_n_frames(self) -> list[int]:

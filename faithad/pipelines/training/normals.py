@@ -154,7 +154,7 @@ def fit_member(name: str, run: NormalsRun, normals: Normals) -> FittedMember:
         StudyError: the clips are too few, or cannot be weighted.
     """
     torch.set_num_threads(1)  # the last digits of an eigenvector depend on the number of threads
-    n_mels, reference = normals.features.n_mels, run.features.reference
+    n_mels, reference = normals.features.n_mels, run.features.own_reference
     network = build_network(name, n_mels, normals.n_frames, reference=reference).eval()
     fit_linear(cast(LinearModel, network), normals.parts(), n_clips=normals.n_clips, seed=run.seed)
     return fit_member_score(network, robust(name), normals)

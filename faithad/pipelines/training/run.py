@@ -70,7 +70,7 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
         "seed": seed,
     }
     if MODELS[model].takes_reference:
-        settings["features.reference"] = study.features.reference
+        settings["features.reference"] = study.features.own_reference
     folder = layout.model(model, seed)
     outputs = (folder, layout.training(model, seed))
     return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/{FILE_NAME}")

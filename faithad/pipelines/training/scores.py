@@ -26,7 +26,7 @@ from faithad.model.checkpoint import TrainedModel, load_model, save_model, store
 from faithad.model.fast_network import fast_network
 from faithad.model.precision import arithmetic
 from faithad.pipelines.cluster.session import ray_session
-from faithad.pipelines.features import read_features
+from faithad.pipelines.features import load_references, read_inputs
 from faithad.pipelines.index import require_study_visible
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.progress import console
@@ -107,7 +107,7 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
         chosen = choose_normals(len(clips), seed=seed)
 
         def normals() -> Iterator[Clips]:
-            return chosen_clips(inputs_of(study, trained, "train"), clips, chosen)
+            return chosen_clips(inputs_of(study, trained, "train"), clips, chosen, offsets_of(study, trained, "train"))
 
         with arithmetic("float32"):
             detector, _ = fit_detector(network, score, normals, frames_per_s=trained.features.frames_per_s)
@@ -135,13 +135,19 @@ def split_clips(study: Study, trained: TrainedModel, split: str) -> dict[str, tu
     return {clip_id: of_clips[clip_id] for clip_id in sorted(there.to_pylist())}
 
 
-def chosen_clips(parts: Iterable[Tensor], clips: Mapping[str, tuple[str, int]], chosen: np.ndarray) -> Iterator[Clips]:
+def chosen_clips(
+    parts: Iterable[Tensor],
+    clips: Mapping[str, tuple[str, int]],
+    chosen: np.ndarray,
+    offsets: Tensor | None = None,
+) -> Iterator[Clips]:
     """The chosen ones of many clips.
 
     Args:
         parts: all clips as the model takes them in, (b, F, T) each.
         clips: of each clip its recording and the frames that hold sound, in the same order.
         chosen: their numbers in this order, rising.
+        offsets: of all clips, see `Clips`.
     """
     names, start = list(clips), 0
     for part in parts:
@@ -153,12 +159,18 @@ def chosen_clips(parts: Iterable[Tensor], clips: Mapping[str, tuple[str, int]], 
                 [names[number] for number in numbers],
                 [recording for recording, _ in known],
                 [n_frames for _, n_frames in known],
+                None if offsets is None else offsets[torch.from_numpy(numbers)],
             )
         start += len(part)
 
 
 def inputs_of(study: Study, trained: TrainedModel, split: str) -> Iterator[Tensor]:
-    return map(trained.prepare, read_features(study.root, split, study.feature_settings))
+    for part in read_inputs(study.root, split, study.feature_settings, trained.normalization):
+        yield part[..., : trained.n_frames]
+
+
+def offsets_of(study: Study, trained: TrainedModel, split: str) -> Tensor | None:
+    return trained.normalization.offsets(load_references(study.root, split, study.feature_settings))
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,8 @@ class ComparedClips:
             for part in self.parts():
                 for k, clip_id in enumerate(part.clip_ids):
                     x, n = part.x[k : k + 1], [part.n_frames[k]] if part.n_frames is not None else None
-                    place, own = places_of(x, n), self.recordings[start : start + 1]
+                    offsets = None if part.offsets is None else part.offsets[k : k + 1]
+                    place, own = places_of(x, n, offsets), self.recordings[start : start + 1]
                     cells = detector.cells(x, [clip_id])[0, :, : n[0] if n else None]
                     values = window_means(frame_errors(cells), detector.frames_per_s)
                     scores.append(detector.calibrate(detector.pool(cells[None]), place, own))
@@ -215,7 +228,8 @@ def compared_clips(
     known = [list(clips.values())[number] for number in numbers]
 
     def parts() -> Iterator[Clips]:
-        return chosen_clips(inputs_of(study, trained, split), clips, numbers)
+        offsets = offsets_of(study, trained, split)
+        return chosen_clips(inputs_of(study, trained, split), clips, numbers, offsets)
 
     return ComparedClips(
         detector,

@@ -133,7 +133,9 @@ def save_fitted(task: TrainingTask) -> None:
 
 def _save_linear(task: TrainingTask) -> None:
     features = task.study.features
-    model = build_network(task.model, features.n_mels, task.study.n_frames(task.model), reference=features.reference)
+    model = build_network(
+        task.model, features.n_mels, task.study.n_frames(task.model), reference=features.own_reference
+    )
     n_clips = count_features(task.study.root, "train")
     fit_linear(cast(LinearModel, model), read_clips(task, "train"), n_clips=n_clips, seed=task.seed)
 
