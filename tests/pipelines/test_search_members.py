@@ -116,7 +116,7 @@ def test_an_ensemble_with_the_network_judges_as_its_row_says(searched: Study, mo
     }
     assert trained.members["frame_pca"].network.options == {"reference": "clip"}
     # The alarm rests on the validation clips, which are of other recordings than the neighbours, and catches so many.
-    clip_ids, log_mels = load_clips(searched, "validation")
+    clip_ids, log_mels, _ = load_clips(searched, "validation")
     settings, seed = searched.feature_settings, searched.search.seed
     made = disturbed_clips(log_mels.numpy(), clip_ids, settings=settings, seed=seed, kinds=KINDS)
     normal, disturbed = (faithad.score(trained, part)["score"] for part in (log_mels.numpy(), made.log_mels))
