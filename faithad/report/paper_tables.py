@@ -200,8 +200,8 @@ def _means(study: StudyTables) -> PaperTable:
     """Measures, methods and lines one below the other, models side by side."""
     models = style.in_model_order(study.controls["model"])
     frames = {
-        "f_score": ("F-score", findings.overall(study.f_score)),
-        "faithfulness": ("Faithfulness, frames", findings.in_scope(study.faithfulness, "frame")),
+        "f_score": ("F-score", findings.overall(study.judged_f_score)),
+        "faithfulness": ("Faithfulness, frames", findings.in_scope(study.judged_faithfulness, "frame")),
     }
     rows = []
     for metric, (title, frame) in frames.items():
@@ -218,7 +218,7 @@ def _means(study: StudyTables) -> PaperTable:
             for name, line in style.LINES.items()
             if any(name in means for means in of_lines.values())
         ]
-    caption = "Explanations and the lines beside them: means over all percentiles."
+    caption = "Explanations and the lines beside them: means over all percentiles, as the verdicts are judged."
     header = ["Measure", "Explanation or line", *(style.model(model).title for model in models)]
     return PaperTable("means", caption, header, rows if models else [])
 

@@ -36,7 +36,8 @@ class StudyTables:
     """A finished study. `scores` has the manifest's columns of each clip beside its own.
 
     Under several protocols, detection, F-scores and faithfulness are those of `paper`, whose figures were published;
-    the verdicts, in `comparison` and `controls`, are those of `corrected`, and `paper_comparison` has the others.
+    the verdicts, in `comparison` and `controls`, are those of `corrected`, as are `judged_f_score` and
+    `judged_faithfulness`, and `paper_comparison` has the others.
     `normalized` has the rows of normalised faithfulness; `replacements`, `bands` and `sanity` are of the deep clips.
     They are empty where only the paper's protocol ran. `figure_controls` are of the protocol of the figures.
     `seconds` says how well curves rank the seconds of clips, `psds` how many labels detections find.
@@ -54,6 +55,8 @@ class StudyTables:
     detection: pd.DataFrame
     f_score: pd.DataFrame
     faithfulness: pd.DataFrame
+    judged_f_score: pd.DataFrame
+    judged_faithfulness: pd.DataFrame
     comparison: pd.DataFrame
     controls: pd.DataFrame
     figure_controls: pd.DataFrame
@@ -98,9 +101,7 @@ def read_study(root: str) -> StudyTables:
     compared = {
         name: _summary(root, "comparison", schemas.COMPARISON, name, needed=False) for name in {protocol, judge}
     }
-    faithfulness = _summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True)
-    if "metric" in faithfulness:  # older releases had one metric
-        faithfulness = faithfulness[faithfulness["metric"] == "faithfulness"].reset_index(drop=True)
+    annotated = bool(test["annotated"].any())
     histories = [schemas.EPOCHS.empty_table(), *(storage.read_table(location) for _, location in epochs)]
     return StudyTables(
         settings=settings,
@@ -111,13 +112,15 @@ def read_study(root: str) -> StudyTables:
         epochs=pa.concat_tables(histories, promote_options="default").to_pandas(),  # 0.1.0 has no gradient_norm
         scores=scores.merge(manifest, on="clip_id", how="left", validate="many_to_one"),
         detection=_summary(root, "detection", schemas.DETECTION_SUMMARY, protocol, needed=test["label"].nunique() == 2),
-        f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=bool(test["annotated"].any())),
-        faithfulness=faithfulness,
+        f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, protocol, needed=annotated),
+        faithfulness=_faithfulness(root, protocol),
+        judged_f_score=_summary(root, "f_score", schemas.F_SCORE_SUMMARY, judge, needed=annotated),
+        judged_faithfulness=_faithfulness(root, judge),
         comparison=compared[judge],
         controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, judge, needed=False),
         figure_controls=_summary(root, "controls", schemas.CONTROLS_SUMMARY, protocol, needed=False),
         paper_comparison=compared[protocol] if are_both else compared[judge][:0],
-        normalized=_normalized(root, judge),
+        normalized=_faithfulness(root, judge, "normalized_faithfulness"),
         seconds=_summary(root, "seconds", schemas.SECONDS_SUMMARY, protocol, needed=False),
         psds=_summary(root, "psds", schemas.PSDS_SUMMARY, protocol, needed=False),
         replacements=_summary(root, "replacements", schemas.REPLACEMENTS, judge, needed=False),
@@ -162,11 +165,11 @@ def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: 
     return table[table[value].notna()].reset_index(drop=True)
 
 
-def _normalized(root: str, protocol: Any) -> pd.DataFrame:
-    """The rows of normalised faithfulness; none in studies of older releases, which had one metric."""
+def _faithfulness(root: str, protocol: Any, metric: str = "faithfulness") -> pd.DataFrame:
     rows = _summary(root, "faithfulness", schemas.FAITHFULNESS_SUMMARY, protocol, needed=True)
-    is_normalized = rows["metric"] == "normalized_faithfulness" if "metric" in rows else rows["mean"].isna()
-    return rows[is_normalized].reset_index(drop=True)
+    if "metric" not in rows:  # older releases had one
+        rows["metric"] = "faithfulness"
+    return rows[rows["metric"] == metric].reset_index(drop=True)
 
 
 def _audits(root: str) -> dict[tuple[str, int], str]:

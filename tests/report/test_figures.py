@@ -228,6 +228,28 @@ def test_verdicts_and_lines_without_a_model_are_tables(tmp_path: Path) -> None:
     )
 
 
+def test_explanations_and_lines_are_of_the_protocol_of_the_verdicts(tmp_path: Path) -> None:
+    root = build_study(tmp_path, n_examples=1)
+    settings = f"{root}/study.yaml"
+    storage.write_text(settings, storage.read_text(settings).replace("protocol: paper", "protocol: both"))
+    corrected = {"protocol": "corrected"}
+    for name, schema in (("f_score", schemas.F_SCORE_SUMMARY), ("faithfulness", schemas.FAITHFULNESS_SUMMARY)):
+        location = f"{root}/summary/{name}.parquet"
+        rows = storage.read_table(location).to_pylist()
+        rows += [row | corrected | {"mean": 0.125} for row in rows]
+        storage.write_table(pa.Table.from_pylist(rows, schema=schema), location, schema=schema)
+    lines = [line("level", 0.5, model="ae"), line("level", 0.75, model="ae") | corrected]
+    location = f"{root}/summary/controls.parquet"
+    storage.write_table(
+        pa.Table.from_pylist(lines, schema=schemas.CONTROLS_SUMMARY), location, schema=schemas.CONTROLS_SUMMARY
+    )
+    tables = {table.name: table for table in paper_tables(root)}
+    means = {(row[0], row[1]): row[2] for row in tables["means"].rows}
+    assert means["F-score", "Saliency"] == means["Faithfulness, frames", "Saliency"] == "0.125"
+    assert means["F-score", "Level"] == "0.750"
+    assert "0.125" not in {cell for row in tables["explanations"].rows for cell in row}  # the paper's
+
+
 def test_names_stay_text(tmp_path: Path) -> None:
     out = build_audit(tmp_path, hours=0.5, boards=1, recording=NASTY)
     latex = write_tables(out, formats=["latex"])
