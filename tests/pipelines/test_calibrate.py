@@ -324,6 +324,35 @@ def test_models_become_the_members_of_one(work: Path, capsys: pytest.CaptureFixt
         join("unlike", of=[folders[0], str(work / "other-mae")])
 
 
+def test_windows_of_members_that_pool_otherwise_have_their_own_threshold(work: Path) -> None:
+    """Not that of the score of the whole clip, which most windows of normal clips exceed."""
+    alarm = AlarmThreshold("quantile", FITTED, 0.1, 1.0, 180.0, 12)
+    single(work, "cae", alarm, replace(robust("cae"), pooling="mean"))
+    single(work, "skip_cae", alarm, robust("skip_cae"))
+    folders, to = [str(work / name) for name in ("cae", "skip_cae")], str(work / "means")
+    with without_ray():
+        calibrate_model(load_calibration_run(folders, [str(work / "after")], to))
+    joined = load_any(to)
+    assert isinstance(joined, TrainedEnsemble)
+    detector = joined.ensemble.members["cae"]
+    assert detector.score.pooling == "mean"
+    assert detector.normals is not None
+    expected = []
+    for file, recording in zip(sorted((work / "after").iterdir()), detector.normals.recordings.unique(), strict=True):
+        for log_mel in faithad.log_mel(file, joined.features):
+            x = torch.as_tensor(log_mel)[None, :, :80]
+            errors = detector.cells(x, ["any"])[0].detach().double().mean(dim=0)
+            windows = errors.reshape(8, 10).mean(dim=1)  # a quarter of a second is 10 frames
+            own = recording[None]
+            expected.append(detector.normals.calibrated(windows[:, None], x.double().mean(dim=2), own).max())
+    stored = np.array(storage.read_table(f"{to}/{layout.VALIDATION_SCORES}")["worst_windows"].to_pylist())
+    np.testing.assert_allclose(sorted(stored[:, 0]), sorted(expected), rtol=1e-5)
+    scores = [Normals(*each.stored().normals).of_themselves() for each in joined.ensemble.members.values()]
+    np.testing.assert_allclose(stored[:, 1], scores[1], rtol=1e-12)
+    assert joined.alarm is not None
+    assert joined.alarm.window_thresholds[0] > float(scores[0].max())
+
+
 def test_the_same_command_does_nothing_and_a_killed_one_goes_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = work / "calibrated" / "ensemble.safetensors"
     whole = file.read_bytes()

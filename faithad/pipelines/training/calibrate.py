@@ -50,8 +50,15 @@ from faithad.pipelines.training.normal_clips import (
     read_normals,
     say_promise,
 )
-from faithad.pipelines.training.normals import audit_command, fit_member_score, fit_sum, results_of, save_fitted
-from faithad.pipelines.training.scores import ComparedClips, beside_paper
+from faithad.pipelines.training.normals import (
+    audit_command,
+    compared_normals,
+    fit_member_score,
+    fit_sum,
+    results_of,
+    save_fitted,
+)
+from faithad.pipelines.training.scores import beside_paper
 from faithad.pipelines.training.trained import damage_of_model, score_normals
 from faithad.progress import console
 from faithad.runs import layout
@@ -62,7 +69,7 @@ from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.scoring import trained_ensemble
 from faithad.scoring.choices import Score
 from faithad.scoring.joined import load_together
-from faithad.scoring.score import Detector, fit_detector
+from faithad.scoring.score import fit_detector
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, digest_of_files
 from faithad.settings import FeatureSettings, minute_s
 from faithad.vocabulary import POOLINGS, count, listed
@@ -270,7 +277,7 @@ def _single(trained: TrainedModel, normals: Normals, per_hour: float | None) -> 
             detector, _ = fit_detector(
                 network, Score(**trained.score.choices), normals.chosen_parts, frames_per_s=features.frames_per_s
             )
-            compared = _compared(detector, normals)
+            compared = compared_normals(detector, normals)
             of_clips, of_pieces = compared.scores(), compared.piece_scores()
         scores = beside_paper(scores, *of_clips)
         pieces = {duration_s: beside_paper(part, of_pieces[duration_s]) for duration_s, part in pieces.items()}
@@ -290,13 +297,6 @@ def _single(trained: TrainedModel, normals: Normals, per_hour: float | None) -> 
     alarm = with_window_thresholds(alarm, scores)
     scores = scores.select(schemas.VALIDATION_SCORES.names).cast(schemas.VALIDATION_SCORES)
     return Calibrated(replace(trained, alarm=alarm, sound=normals.sound), scores, pieces)
-
-
-def _compared(detector: Detector, normals: Normals) -> ComparedClips:
-    """The chosen clips, of which the detector's normals are."""
-    n_frames = normals.chosen_n_frames
-    recordings = torch.full((len(n_frames),), -1) if detector.normals is None else detector.normals.recordings
-    return ComparedClips(detector, normals.chosen_parts, n_frames, recordings, normals.piece_lengths)
 
 
 def _per_hour(before: AlarmThreshold, asked: float | None) -> float:

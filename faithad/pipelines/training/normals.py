@@ -52,6 +52,7 @@ from faithad.pipelines.training.normal_clips import (
     say_promise,
     write_ledger,
 )
+from faithad.pipelines.training.scores import ComparedClips
 from faithad.pipelines.training.trained import damage_of_model
 from faithad.progress import console
 from faithad.runs import layout
@@ -61,7 +62,6 @@ from faithad.runs.piece_scores import write_piece_scores
 from faithad.runs.stages import FILE_KEY, Stage, flatten
 from faithad.scoring.choices import Score, robust
 from faithad.scoring.ensemble import Ensemble, add_up, fit_ensemble, with_rescoring
-from faithad.scoring.pieces import piece_scores
 from faithad.scoring.score import Detector, fit_detector
 from faithad.scoring.trained_ensemble import FILE_NAME, AnyModel, TrainedEnsemble, describe, save_any
 from faithad.vocabulary import count
@@ -168,11 +168,18 @@ def fit_member_score(network: nn.Module, score: Score, normals: Normals) -> Fitt
     """
     frames_per_s = normals.features.frames_per_s
     detector, scores = fit_detector(fast_network(network), score, normals.chosen_parts, frames_per_s=frames_per_s)
-    assert detector.normals is not None
-    own, n_frames = detector.normals.recordings, normals.chosen_n_frames
-    pieces = piece_scores(detector, normals.chosen_parts(), n_frames, own, normals.piece_lengths)
+    compared = compared_normals(detector, normals)
+    pieces = {duration_s: torch.from_numpy(of_length) for duration_s, of_length in compared.piece_scores().items()}
+    windows = None if score.pooling == "worst_window" else torch.tensor(compared.scores()[1], dtype=torch.float64)
     # A fast form cannot be sent from a Ray task.
-    return FittedMember(replace(detector, network=network), scores, pieces)
+    return FittedMember(replace(detector, network=network), scores, pieces, windows)
+
+
+def compared_normals(detector: Detector, normals: Normals) -> ComparedClips:
+    """The chosen clips, of which the detector's normals are."""
+    n_frames = normals.chosen_n_frames
+    recordings = torch.full((len(n_frames),), -1) if detector.normals is None else detector.normals.recordings
+    return ComparedClips(detector, normals.chosen_parts, n_frames, recordings, normals.piece_lengths)
 
 
 def _fit_side_by_side(run: NormalsRun, normals: Normals) -> dict[str, FittedMember]:
