@@ -103,10 +103,17 @@ def keep_examples(clips: pa.Table, n: int) -> pa.Table:
 def mark_deep(clips: pa.Table, checks: Checks, *, seed: int) -> pa.Table:
     """The clips with columns `deep`, `sanity` and `timed`: what is checked of each, see `Checks`.
 
-    Every annotated clip comes first, then the others, in an order that the seed keys and no other clip changes.
+    Every annotated clip comes first, then the others. Of either, one clip of each recording comes before the second of
+    any, since verdicts count recordings. Which one, the seed keys; clips of other recordings do not change it.
     """
-    ids, annotated = clips["clip_id"].to_pylist(), clips["annotated"].to_pylist()
-    order = sorted(range(len(ids)), key=lambda clip: (not annotated[clip], key_of(seed, ids[clip], "deep")))
+    ids, annotated, recordings = (clips[name].to_pylist() for name in ("clip_id", "annotated", "recording"))
+    by_key = sorted(range(len(ids)), key=lambda clip: key_of(seed, ids[clip], "deep"))
+    turns, before = {}, Counter[tuple[str, bool]]()
+    for clip in by_key:
+        group = (recordings[clip], annotated[clip])
+        turns[clip] = before[group]
+        before[group] += 1
+    order = sorted(by_key, key=lambda clip: (not annotated[clip], turns[clip]))
     for name, n in checks._asdict().items():
         chosen = set(order[:n])
         clips = clips.append_column(name, pa.array([clip in chosen for clip in range(len(ids))], pa.bool_()))

@@ -257,8 +257,9 @@ def test_layers_are_reset_from_the_output_inwards_until_none_is_left(name: str) 
     assert not any(key.startswith(("conv1.", "encoder.0")) for key in changed[0])
 
 
-def test_annotated_clips_are_deep_first_and_no_clip_changes_another_one_s_turn() -> None:
-    table = pa.table({"clip_id": [f"clip {k}" for k in range(40)], "annotated": [k % 4 == 0 for k in range(40)]})
+def test_annotated_clips_are_deep_first_and_no_other_recording_changes_a_clip_s_turn() -> None:
+    names, annotated = [f"clip {k}" for k in range(40)], [k % 4 == 0 for k in range(40)]
+    table = pa.table({"clip_id": names, "recording": names, "annotated": annotated})
     marked = mark_deep(table, Checks(16, 3, 1), seed=5).to_pandas()
     assert marked["deep"].sum() == 16
     assert marked[marked["annotated"]]["deep"].all()
@@ -269,3 +270,22 @@ def test_annotated_clips_are_deep_first_and_no_clip_changes_another_one_s_turn()
     assert first <= set(again[again["deep"]]["clip_id"])
     other = mark_deep(table, Checks(16, 3, 1), seed=6).to_pandas()
     assert set(other[other["deep"]]["clip_id"]) != set(marked[marked["deep"]]["clip_id"])
+
+
+@pytest.mark.parametrize(("n_deep", "n_recordings"), [(5, 5), (8, 8), (20, 8), (32, 10)])
+def test_deep_clips_are_of_as_many_recordings_as_can_be(n_deep: int, n_recordings: int) -> None:
+    """Eight of ten recordings have annotated clips, three of four."""
+    clips = [(recording, k) for recording in range(10) for k in range(4)]
+    table = pa.table(
+        {
+            "clip_id": [f"{recording} {k}" for recording, k in clips],
+            "recording": [f"{recording}" for recording, _ in clips],
+            "annotated": [recording < 8 and k > 0 for recording, k in clips],
+        }
+    )
+    marked = mark_deep(table, Checks(n_deep, 0, 0), seed=1).to_pandas()
+    deep = marked[marked["deep"]]
+    assert deep["recording"].nunique() == n_recordings
+    assert deep["annotated"].sum() == min(n_deep, 24)
+    each = deep[deep["annotated"]].groupby("recording").size()
+    assert each.max() - each.min() <= 1
