@@ -146,10 +146,10 @@ def score(model: AnyModel, log_mels: Array, *, reference: Array | None = None) -
         One row for each clip, with the columns of the table `scores`: `score`, the mean of the squared reconstruction
         error; `worst_second_score`, that of its worst second, which begins at `worst_onset_s`; `worst_mel_band`, from
         0; `threshold` and `alarm` of the alarm that is stored with the model, and of clips that alarm the values of
-        their `windows` of 0.25 s beside `window_threshold`; `spectrum_difference_db` and
-        `level_difference_db` from the nearest training clip. A model that gives a score only has neither a worst second
-        nor a worst band. An ensemble's `score` is the sum of its members' calibrated scores, and `raised_by` names the
-        member that the clip is explained by.
+        their `windows` of 0.25 s beside `window_threshold`; `spectrum_difference_db` and `level_difference_db` from the
+        nearest training clip; `level_db` and `loudest_second_db`, which need no model. A model that gives a score only
+        has neither a worst second nor a worst band. An ensemble's `score` is the sum of its members' calibrated scores,
+        and `raised_by` names the member that the clip is explained by.
 
     Raises:
         RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, the

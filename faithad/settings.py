@@ -94,6 +94,11 @@ class FeatureSettings:
         return 1 + self.clip_samples // self.hop_samples
 
     @property
+    def power_of_ten(self) -> float:
+        """What a tenfold mel power adds to a cell of a log-mel spectrogram."""
+        return 10.0 if self.scale == "db" else 1.0
+
+    @property
     def frames_per_s(self) -> float:
         return self.sample_rate_hz / self.hop_samples
 

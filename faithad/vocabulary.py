@@ -40,6 +40,9 @@ POOLINGS = ChainMap(
 )
 
 
+# Among models and lines: the mel power of a frame, second or clip. It needs no model.
+LEVEL = "level"
+
 # Metrics of detection: the share of anomalous clips above what this share of the normal ones exceeds.
 CAUGHT_AT = {"caught_1": 0.01, "caught_2": 0.02, "caught_5": 0.05}
 

@@ -111,7 +111,7 @@ def judge_lines(
     curves: dict[str, Floats] = dict(
         no_model_curves(
             log_mel.numpy(),
-            power_of_ten=10.0 if features.scale == "db" else 1.0,
+            power_of_ten=features.power_of_ten,
             training=None if training is None else (training.mean.numpy(), training.std.numpy()),
         )
     )

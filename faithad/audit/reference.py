@@ -40,7 +40,7 @@ from faithad.runs.tables import read_events, read_manifest, read_shards, read_wh
 from faithad.scoring.choices import Score, score_name
 from faithad.scoring.trained_ensemble import load_any
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import ENSEMBLE, FITTED, PAPER
+from faithad.vocabulary import ENSEMBLE, FITTED, LEVEL, PAPER
 
 PROTOCOL = "audit"
 _OWN_EVENTS = (
@@ -216,16 +216,21 @@ def _detection_words(detection: pa.Table, scored: pa.Table) -> str:
     unsure = f" ({labels.count(None)} undecided)" if None in labels else ""
     words = f"Clips: {n_anomalous} anomalous, {n_normal} normal{unsure}"
     areas: dict[str, str] = {}
+    level = ""
     for row in detection.to_pylist():
-        if row["pooling"] in ("mean", FITTED, ENSEMBLE) and row["anomaly_type"] == "all" and row["mean"] is not None:
-            known = row["ci_low"] is not None
-            interval = f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else ""
-            areas[row["metric"]] = f"{row['mean']:.3f}{interval}"
+        if row["anomaly_type"] != "all" or row["mean"] is None:
+            continue
+        known = row["ci_low"] is not None
+        figure = f"{row['mean']:.3f}" + (f" ({row['ci_low']:.3f} to {row['ci_high']:.3f})" if known else "")
+        if row["model"] != LEVEL and row["pooling"] in ("mean", FITTED, ENSEMBLE):
+            areas[row["metric"]] = figure
+        elif (row["model"], row["pooling"], row["metric"]) == (LEVEL, "worst_second", "auc"):
+            level = f"; the level of the loudest second, which needs no model: AUC {figure}"
     if not areas:
         return f"{words}; no AUC, which needs both."
     shares = [f"{areas[f'caught_{rate}']} at {rate} %" for rate in (5, 2, 1) if f"caught_{rate}" in areas]
     caught = f"; share caught {', '.join(shares)} false alarms" if shares else ""
-    return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}{caught}."
+    return f"{words}; AUC {areas['auc']}, pAUC {areas['pauc']}{caught}{level}."
 
 
 def _method_of_events(audit: str, run: AuditRun) -> str:

@@ -31,6 +31,7 @@ from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_m
 from faithad.clips.ledger import clip_ledger_row
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import ConfigError
+from faithad.evaluation.controls import level
 from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import ClipScore
 from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
@@ -439,15 +440,16 @@ def _rows(
         of_clip = None if references is None else references[number : number + 1]
         if score_row["alarm"]:
             score_row |= _windows(model, ensemble or trained, error, x[number : number + 1], of_clip)
-        rows["scores"].append(score_row | _differences(trained, log_mels[number, :, : clip.n_frames]))
+        log_mel = log_mels[number, :, : clip.n_frames]
+        rows["scores"].append(score_row | _differences(trained, log_mel) | _level(trained, log_mel, clip))
         if not explain and (ensemble or trained).state is not None:
-            median_db = median_spectrum(log_mels[number, :, : clip.n_frames], trained.features)
+            median_db = median_spectrum(log_mel, trained.features)
             rows["median_spectra"].append({**clip.keys, "median_db": median_db.numpy()})
         for method, attribution_maps in maps.items():
             _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
         if explain:
             linear = None if linear_errors is None else linear_errors[number, : clip.n_frames]
-            lines, of_lines = judge_lines(clip, log_mels[number, :, : clip.n_frames], error, linear, model)
+            lines, of_lines = judge_lines(clip, log_mel, error, linear, model)
             rows["lines"] += lines
             rows["controls"] += of_lines
         if explain and row["keep_maps"] and outputs is not None:
@@ -608,6 +610,13 @@ def _differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:
         "spectrum_difference_db": None if difference is None else difference.spectrum_db,
         "level_difference_db": None if difference is None else difference.level_db,
     }
+
+
+def _level(trained: TrainedModel, log_mel: Tensor, clip: Clip) -> TableRow:
+    """What a level meter says of a clip (F, n_frames)."""
+    power = level(log_mel.numpy(), trained.features.power_of_ten)
+    loudest = worst_second(power[None], trained.features.frames_per_s, cut_off=clip.is_short).score
+    return {"level_db": 10.0 * math.log10(power.mean()), "loudest_second_db": 10.0 * math.log10(loudest)}
 
 
 def _explain(

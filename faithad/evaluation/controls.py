@@ -23,11 +23,11 @@ import numpy.typing as npt
 from faithad.evaluation.arrays import Bools, Reals
 from faithad.evaluation.peaks import PEAKS, highest_frames
 from faithad.evaluation.temporal import Intervals, localization, segment_truth
-from faithad.vocabulary import PAPER
+from faithad.vocabulary import LEVEL, PAPER
 
 # The lines that stand beside an F-score, as the tables name them.
 RANDOM, ALWAYS = "random", "always"
-LEVEL, LEVEL_CHANGE, OUTLIER = "level", "level_change", "outlier"
+LEVEL_CHANGE, OUTLIER = "level_change", "outlier"
 NO_MODEL = (LEVEL, LEVEL_CHANGE, OUTLIER)
 # The annotated seconds themselves; for faithfulness, the frames with the highest error.
 ORACLE = "oracle"
@@ -35,6 +35,17 @@ ORACLE = "oracle"
 LINEAR = "frame_pca"
 
 _FRAME_DRAWS = 16
+
+
+def level(log_mel: npt.ArrayLike, power_of_ten: float) -> Reals:
+    """The mel power of each frame, summed over the bands: (F, T) to (T,).
+
+    Args:
+        log_mel: `power_of_ten` times the decadic logarithm of the mel power: 10 for decibels, 1 for log10.
+        power_of_ten: see `log_mel`.
+    """
+    power: Reals = np.power(10.0, np.asarray(log_mel, dtype=np.float64) / power_of_ten).sum(axis=0)
+    return power
 
 
 def no_model_curves(
@@ -46,14 +57,13 @@ def no_model_curves(
     """The curves (T,) without a model of one clip, by their names in `NO_MODEL`.
 
     Args:
-        log_mel: (F, T), `power_of_ten` times the decadic logarithm of the mel power: 10 for decibels, 1 for log10.
-        power_of_ten: see `log_mel`.
+        log_mel: (F, T), see `level`.
+        power_of_ten: see `level`.
         training: mean and standard deviation of each band in training, each (F,); None where they are not known, and
             there is then no `outlier`.
     """
-    values = np.asarray(log_mel, dtype=np.float64)
-    level = np.power(10.0, values / power_of_ten).sum(axis=0)
-    curves = {LEVEL: level, LEVEL_CHANGE: np.abs(np.diff(level, prepend=level[:1]))}
+    values, power = np.asarray(log_mel, dtype=np.float64), level(log_mel, power_of_ten)
+    curves = {LEVEL: power, LEVEL_CHANGE: np.abs(np.diff(power, prepend=power[:1]))}
     if training is not None:
         mean, std = (np.asarray(part, dtype=np.float64)[:, None] for part in training)
         curves[OUTLIER] = np.square((values - mean) / std).sum(axis=0)

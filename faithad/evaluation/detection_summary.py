@@ -8,6 +8,9 @@
                                      section; the anomalous clips are those of the section, whatever their domain
                                      (Dohi et al. 2022, arXiv 2206.05876)
 
+Beside the models, and named as if it were one, stands the level of the clip and that of its loudest second, which needs
+none.
+
 All of them over all anomalous clips and over those of each type, against all normal clips. Intervals are those of
 resampled recordings, the same in all rows.
 
@@ -29,7 +32,7 @@ from faithad.evaluation.clip_values import Clips, read_cube
 from faithad.evaluation.estimates import SummaryRow, estimate
 from faithad.evaluation.statistics import n_normal_needed, percentile_interval, resample_counts
 from faithad.scoring.choices import OWN, PAPER_NAME, ROBUST
-from faithad.vocabulary import CAUGHT_AT, ENSEMBLE, ERROR_POOLINGS, FITTED, POOLINGS
+from faithad.vocabulary import CAUGHT_AT, ENSEMBLE, ERROR_POOLINGS, FITTED, LEVEL, POOLINGS
 
 if TYPE_CHECKING:
     from faithad.evaluation.summary import Experiment
@@ -82,6 +85,22 @@ def _by_score(scores: pa.Table, experiment: Experiment) -> Iterator[tuple[str | 
     if "paper_score" in alone.column_names:
         beside = alone.filter(pc.and_(pc.invert(is_papers), pc.is_valid(alone["paper_score"])))
         yield PAPER_NAME, "mean", "paper_score", beside.drop_columns(["alarm"])
+    if "level_db" in scores.column_names:
+        known = scores.filter(pc.is_valid(scores["level_db"]))
+        # All models hear the same clips.
+        of_first = _of_one_run(known) if known.num_rows else known
+        for pooling, column in (("mean", "level_db"), ("worst_second", "loudest_second_db")):
+            yield LEVEL, pooling, column, of_first
+
+
+def _of_one_run(scores: pa.Table) -> pa.Table:
+    """The rows of one model and seed, without alarms, under the name of the level."""
+    first = min(zip(*(scores[key].to_pylist() for key in ("model", "seed")), strict=True))
+    rows = scores.filter(
+        pc.and_(*(pc.equal(scores[key], of) for key, of in zip(("model", "seed"), first, strict=True)))
+    )
+    named = rows.drop_columns(["alarm", "model"])
+    return named.append_column("model", pa.array([LEVEL] * rows.num_rows, pa.string()))
 
 
 def _is_papers(experiment: Experiment, model: str) -> bool:

@@ -20,11 +20,12 @@ from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
 from faithad.report.verdicts import disagreement, telling, verdicts, worth
 from faithad.report.words import UNKNOWN, interval, number, records
-from faithad.vocabulary import CAUGHT_AT, FITTED, count
+from faithad.vocabulary import CAUGHT_AT, FITTED, LEVEL, POOLINGS, count
 
 # Of the shares of normal clips at which a detector is read, the one that few normal clips can tell.
 _AT = "caught_5"
 _MOST_MODELS = 3
+_LOUDEST = POOLINGS["worst_second"]
 
 
 def answers(study: StudyTables) -> list[str]:
@@ -49,8 +50,11 @@ def answers(study: StudyTables) -> list[str]:
 
 
 def practical(study: StudyTables) -> list[str]:
-    """How many anomalous clips are caught at how many false alarms, the model that catches most first."""
-    rows = [row for row in detection_rows(study) if row.get("caught") or row.get(_AT)]
+    """How many anomalous clips are caught at how many false alarms: by the models, the one that catches most first, and
+    by a level meter.
+    """
+    known = [row for row in detection_rows(study) if row.get("caught") or row.get(_AT)]
+    rows = [row for row in known if row["model"] != LEVEL]
     # One score of each model: the one that alarms, else the first.
     by_model: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -58,7 +62,12 @@ def practical(study: StudyTables) -> list[str]:
             by_model[row["model"]] = row
     ranked = sorted(by_model.values(), key=lambda row: -((row.get(_AT) or row["caught"])["mean"]))
     hourly = {row["model"]: row["per_hour"] for row in alarm_rows(study)}
-    return [_caught(row, hourly.get(row["model"])) for row in ranked[:_MOST_MODELS]]
+    sentences = [_caught(row, hourly.get(row["model"])) for row in ranked[:_MOST_MODELS]]
+    meter = [row[_AT] for row in known if (row["model"], row["pooling"]) == (LEVEL, _LOUDEST.title)]
+    usual = f"at a threshold that {CAUGHT_AT[_AT] * 100:g} % of the normal clips exceed"
+    return sentences + [
+        f"The level of the loudest second, which needs no model, catches {_share(row, '')} {usual}." for row in meter
+    ]
 
 
 def _caught(row: dict[str, Any], an_hour: float | None) -> str:
@@ -87,6 +96,8 @@ def _share(row: dict[str, Any], what: str) -> str:
 
 def _detection_answer(study: StudyTables) -> str:
     rows = study.detection[(study.detection["metric"] == "auc") & (study.detection["anomaly_type"] == "all")]
+    level = records(rows[(rows["model"] == LEVEL) & (rows["pooling"] == "worst_second")])
+    rows = rows[rows["model"] != LEVEL]
     fitted = rows[rows["pooling"] == FITTED]
     # The score of the study, where the paper's stands beside it.
     is_paper = (rows["pooling"] == "mean") & ~rows["model"].isin(fitted["model"])
@@ -103,6 +114,9 @@ def _detection_answer(study: StudyTables) -> str:
     if others[2:]:
         rest = (f"{style.model(row['model']).title} {number(row['mean'], 2)}" for row in others[2:])
         text += f"; then by AUC {', '.join(rest)}"
+    for row in level:
+        share = f"{row['mean'] * 100:.0f} (AUC {_with_interval(row)})"
+        text += f"; the level of the loudest second, which needs no model, in {share}"
     guessing = [style.model(row["model"]).title for row in ranked if row["ci_low"] is not None and row["ci_low"] <= 0.5]
     if guessing:
         text += f". For the {' and the '.join(guessing)} the interval does not rule out guessing, which is 0.5"

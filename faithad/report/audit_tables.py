@@ -40,7 +40,7 @@ from faithad.report.reading import (
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
-from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, Pooling
+from faithad.vocabulary import ENSEMBLE, FITTED, LEVEL, POOLINGS, Pooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 200
@@ -230,7 +230,7 @@ def read_audit(out: str) -> AuditTables:
         detection=[
             row
             for row in _read_summary(out, "detection")
-            if row["pooling"] == _pooling(alarm) and row.get("anomaly_type", "all") == "all"
+            if (row["pooling"], row.get("anomaly_type", "all")) == (_pooling(alarm), "all") and row["model"] != LEVEL
         ],
     )
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from faithad.attribution.methods import METHODS
 from faithad.model.table import MODELS
+from faithad.vocabulary import LEVEL
 
 # name: (on a light page, on a dark page)
 COLORS: dict[str, tuple[str, str]] = {
@@ -140,6 +141,8 @@ def method(name: str) -> Method:
 
 def model(name: str) -> Model:
     """As `method`, for a model."""
+    if name == LEVEL:
+        return Model("Level, no model", (0, (1, 1)), filled=False, color=MUTED)
     if name not in MODELS:
         return Model(name, (0, (1, 1.5)), filled=True, color=MUTED)
     place = list(MODELS).index(name)

@@ -18,7 +18,10 @@ from faithad.vocabulary import PAPER
 
 # Columns that tables of an older FORMAT lack, and what they mean there: all maps were judged as in the paper.
 _ADDED: dict[str, dict[str, pa.Scalar[Any]]] = {
-    "scores": dict.fromkeys(("spectrum_difference_db", "level_difference_db"), pa.scalar(None, pa.float64())),
+    "scores": dict.fromkeys(
+        ("spectrum_difference_db", "level_difference_db", "level_db", "loudest_second_db"),
+        pa.scalar(None, pa.float64()),
+    ),
     "localization": {"protocol": pa.scalar(PAPER)},
     "faithfulness": {"protocol": pa.scalar(PAPER), "normalized": pa.scalar(None, pa.float64())},
 }

@@ -29,11 +29,11 @@ from faithad.schemas.training import *  # noqa: F403
 # Raised when a table gains, loses or changes a column; older ones are always read. 1: release 0.1.0. 2: the manifest
 # has machine, section and domain. 3: the manifest has utc_offset_s, recorder, channel, take and shard, events have
 # utc_offset_s, inputs have gone; curves, maps and spectrograms are as long as the clip's sound; scores have
-# spectrum_difference_db and level_difference_db; scores and events have raised_by; scores have windows and
-# window_threshold, validation_scores worst_windows; localization and faithfulness have protocol (before: all of them
-# `paper`), faithfulness has normalized; scores and validation_scores have paper_score; summary/detection has score,
-# anomaly_type and n_normal_needed; summary/search has present and settings, epochs have gradient_norm; new tables of an
-# audit are sounds (with expected and expected_log_mel), operating_points, decisions, lines, reasons, median_spectra and
-# states; events have normalized and trusted; summary/seconds, summary/psds and summary/search_scores; clip_sounds of
-# a study; compared/* of a comparison; summary/search_members.
+# spectrum_difference_db, level_difference_db, level_db and loudest_second_db; scores and events have raised_by; scores
+# have windows and window_threshold, validation_scores worst_windows; localization and faithfulness have protocol
+# (before: all of them `paper`), faithfulness has normalized; scores and validation_scores have paper_score;
+# summary/detection has score, anomaly_type and n_normal_needed; summary/search has present and settings, epochs have
+# gradient_norm; new tables of an audit are sounds (with expected and expected_log_mel), operating_points, decisions,
+# lines, reasons, median_spectra and states; events have normalized and trusted; summary/seconds, summary/psds and
+# summary/search_scores; clip_sounds of a study; compared/* of a comparison; summary/search_members.
 FORMAT = 3

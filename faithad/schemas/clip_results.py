@@ -23,6 +23,8 @@ SCORES = pa.schema(
         pa.field("worst_mel_band", pa.int32()),
         pa.field("spectrum_difference_db", pa.float64()),
         pa.field("level_difference_db", pa.float64()),
+        pa.field("level_db", pa.float64()),
+        pa.field("loudest_second_db", pa.float64()),
         pa.field("raised_by", pa.string()),
         pa.field("windows", pa.list_(pa.float64())),
         pa.field("window_threshold", pa.float64()),

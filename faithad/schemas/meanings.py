@@ -71,6 +71,9 @@ MEANINGS = {
     "spectrum_difference_db": "from the mean spectrum of the nearest training clip: the median over the mel bands of "
     "the absolute differences in decibels; null where the model does not know its training clips",
     "level_difference_db": "the median of the differences themselves: above 0 where it is louder than that clip",
+    "level_db": "level of the clip, which needs no model: the decibels of its mean mel power, summed over the bands; "
+    "null in audits of release 0.1.0",
+    "loudest_second_db": "the same of its loudest second",
     "raised_by": "member of the ensemble whose score is the highest above normal, and whose error is explained; null "
     "for a single model",
     "status": "`done`, `skipped` or `failed`",
@@ -175,6 +178,8 @@ MEANINGS = {
     "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
     "anomalous and of normal clips that alarmed, beside the score that alarms; `dcase`, the official score of DCASE "
     "Task 2 where recordings have sections",
+    "summary/detection.model": "name of the model; `level` for the level of the clip or of its loudest second, which "
+    "needs no model",
     "summary/detection.score": "`paper`, `robust`, the four choices of another score, or `own` of a model that gives a "
     "score only",
     "n_normal_needed": "how many normal clips the rate of false alarms needs; with fewer, `mean` is null",

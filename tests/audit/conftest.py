@@ -111,7 +111,8 @@ def _write_tables(out: str, manifest: pa.Table, clips: list[ClipRow]) -> None:
         number = round(clip.onset_s / 10)
         score = SCORES[clip.recording][number]
         scores.append({**keys, "score": score, "worst_second_score": 2 * score, "threshold": 2.0, "alarm": score > 2.0,
-                       "worst_onset_s": 4.0, "worst_mel_band": 7})  # fmt: skip
+                       "worst_onset_s": 4.0, "worst_mel_band": 7, "level_db": score,
+                       "loudest_second_db": 10.0 + score})  # fmt: skip
         if score > 2.0:
             lines.append({**keys, "line": "level", "curve": curve_of(_LOUDEST[number])})
             keys["method"] = "saliency"

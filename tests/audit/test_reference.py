@@ -107,11 +107,13 @@ def test_an_expert_s_corrections(audit: Any, tmp_path: Path) -> None:
     (row,) = [
         row
         for row in summary(audit, "detection")
-        if (row["metric"], row["pooling"], row["anomaly_type"]) == ("auc", "mean", "all")
+        if (row["model"], row["metric"], row["pooling"], row["anomaly_type"]) == ("mae", "auc", "mean", "all")
     ]
     assert row["mean"] == pytest.approx(auc(scores, truth))
     assert (row["protocol"], row["n_normal"], row["n_anomalous"]) == ("audit", 10, 4)
     assert f"AUC {row['mean']:.3f}" in line
+    # The levels that the fixture writes rise with the scores.
+    assert f"; the level of the loudest second, which needs no model: AUC {row['mean']:.3f}" in line
     # Peaks lie in second 5, 0 and 1 of the three explained clips; the expert's seconds are 3-6, 2-4 and 0-1.
     f_scores = [2 / (1 + 4), 0.0, 2 / (1 + 2)]
     (row,) = [row for row in summary(audit, "f_score") if (row["percentile"], row["anomaly_type"]) == (95.0, "all")]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,6 +119,21 @@ def test_curves_without_a_model_stand_beside_those_of_annotated_clips(name: str)
     # The level changes at the first loud frame and after the last; all other frames tie with the threshold.
     assert f_scores["level_change", 95.0] == pytest.approx(2 / 11)
     assert audit_clips(model, rows, spectrograms, explain=False)["controls"] == []
+
+
+@pytest.mark.parametrize(("scale", "unit"), [("db", 10.0), ("log10", 1.0)])
+def test_the_level_of_a_clip_and_of_its_loudest_second(scale: Literal["db", "log10"], unit: float) -> None:
+    model = prepared("dense_ae")
+    trained = replace(model.trained, features=replace(SMALL, scale=scale))
+    spectrograms = unit * SPECTROGRAMS
+    rows = [row | {"duration_s": duration_s} for row, duration_s in zip(clips(), [10.0] * 5 + [4.5], strict=True)]
+    found = audit_clips(replace(model, trained=trained), rows, spectrograms, explain=False)["scores"]
+    for row, clip, n_frames in zip(found, SPECTROGRAMS.double().numpy(), [FRAMES] * 5 + [46], strict=True):
+        frames = [sum(10.0 ** clip[band, frame] for band in range(16)) for frame in range(n_frames)]
+        starts = [*range(0, FRAMES, 10)] if n_frames == FRAMES else [0, 10, 20, 30, n_frames - 10]
+        seconds = [np.mean(frames[start : start + 10]) for start in starts]
+        assert row["level_db"] == pytest.approx(10 * np.log10(np.mean(frames)), abs=1e-4)
+        assert row["loudest_second_db"] == pytest.approx(10 * np.log10(max(seconds)), abs=1e-4)
 
 
 def test_a_baseline_network_is_scored_by_its_error() -> None:

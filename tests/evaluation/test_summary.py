@@ -332,6 +332,32 @@ def test_a_fitted_score_stands_beside_the_papers() -> None:
     assert sorted(table.to_pylist(), key=key) == sorted(renamed, key=key)
 
 
+def test_the_level_stands_beside_the_models_whatever_their_names_and_alarms() -> None:
+    rows = score_rows()
+    generator = np.random.default_rng(1)
+    levels = {row["clip_id"]: generator.normal(size=2).tolist() for row in rows}
+    metered = [
+        {**row, "threshold": 0.0, "alarm": row["score"] > 0.0, "level_db": level, "loudest_second_db": loudest}
+        for row in rows
+        for level, loudest in [levels[row["clip_id"]]]
+    ]
+    found = detection_summary(metered).to_pylist()
+    of_level = [row for row in found if row["model"] == "level"]
+    alarmed = [{**row, "level_db": None, "loudest_second_db": None} for row in metered]
+    assert [row for row in found if row["model"] != "level"] == detection_summary(alarmed).to_pylist()
+    assert {row["pooling"] for row in of_level} == {"mean", "worst_second"}
+    assert {row["metric"] for row in of_level} == {"auc", "pauc", "caught_1", "caught_2", "caught_5"}
+    assert {row["n_seeds"] for row in of_level} == {1}
+    labels = [clip["label"] for clip in CLIPS]
+    for place, pooling in enumerate(("mean", "worst_second")):
+        (area,) = [
+            row["mean"]
+            for row in of_level
+            if (row["pooling"], row["metric"], row["anomaly_type"]) == (pooling, "auc", "all")
+        ]
+        assert area == pytest.approx(auc([levels[clip["clip_id"]][place] for clip in CLIPS], labels))
+
+
 def test_interval_of_one_seed_from_resampled_recordings() -> None:
     rows = [row for row in score_rows() if row["model"] == "mae"]
     wanted = (pc.field("metric") == "auc") & (pc.field("pooling") == "mean") & (pc.field("anomaly_type") == "all")

@@ -158,6 +158,22 @@ def test_one_seed_has_no_std(write_study: WriteStudy, tmp_path: Path, render: Re
     assert "nan" not in page.text.lower().replace("(nan)", "")
 
 
+def test_a_level_meter_stands_beside_what_the_models_find(
+    write_study: WriteStudy, tmp_path: Path, render: Render
+) -> None:
+    root = write_study(tmp_path, n_recordings=3, seeds=(0,), models=("ae",), n_examples=0)
+    location = storage.join(root, "summary/detection.parquet")
+    rows = storage.read_table(location).to_pylist()
+    level = [row | {"model": "level", "score": "level", "mean": row["mean"] + 0.1} for row in rows]
+    storage.write_table(pa.Table.from_pylist([*rows, *level]), location, schema=schemas.DETECTION_SUMMARY)
+    page = render(root)[1]
+    assert "The AE gives an anomalous clip a higher score than a normal one in 85 of 100 pairs" in page.text
+    assert "; the level of the loudest second, which needs no model, in 97 (AUC 0.97" in page.text
+    assert "The level of the loudest second, which needs no model, catches 53 %" in page.text
+    assert "Level, no model whole clip 0.950" in page.text
+    assert "the level is the mel power of the whole clip, or of its loudest second" in page.text
+
+
 def test_guessing_is_called_guessing(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
     root = write_study(tmp_path, n_recordings=3, seeds=(0,), n_examples=0)
     location = storage.join(root, "summary/detection.parquet")
