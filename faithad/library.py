@@ -34,7 +34,8 @@ from faithad import features, storage
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS, choose_methods
 from faithad.audit.finished import require_finished
-from faithad.audit.shard import AuditEnsemble, AuditModel, audit_clips, clip_score, prepare_audit
+from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
+from faithad.audit.shard import audit_clips, clip_score
 from faithad.clips.channels import heard_channels
 from faithad.clips.recordings import (
     SHORTEST_CLIP_S,

@@ -14,7 +14,8 @@ import torch
 import faithad
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS
-from faithad.audit.shard import AuditModel, audit_clips
+from faithad.audit.model import AuditModel
+from faithad.audit.shard import audit_clips
 from faithad.config.sections import Attribution, Audit
 from faithad.config.study import Study, parse_study
 from faithad.errors import ConfigError

@@ -62,7 +62,7 @@ from faithad.model.random_bits import key_of
 from faithad.vocabulary import CORRECTED
 
 if TYPE_CHECKING:
-    from faithad.audit.shard import AuditModel
+    from faithad.audit.model import AuditModel
 
 TableRow = dict[str, Any]
 

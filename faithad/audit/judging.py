@@ -34,7 +34,7 @@ from faithad.model.micro_batches import forwards_at_once
 from faithad.vocabulary import CORRECTED, PAPER
 
 if TYPE_CHECKING:
-    from faithad.audit.shard import AuditModel
+    from faithad.audit.model import AuditModel
 
 TableRow = dict[str, Any]
 

@@ -13,9 +13,7 @@ Shape letters: B clips, F mel bands, T frames, P percentiles, M members.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,31 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from faithad import schemas
-from faithad.attribution.gradient_stream import attribute_batch, grad_cam_layer
-from faithad.attribution.methods import choose_methods
+from faithad.attribution.gradient_stream import attribute_batch
 from faithad.audit.checking import CheckedClip, check_clip
 from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_method, n_judged
+from faithad.audit.model import AuditEnsemble, AuditModel
+from faithad.audit.score_rows import differences, fitted_row, levels, paper_row, windows
 from faithad.clips.ledger import clip_ledger_row
-from faithad.config.sections import Attribution, Audit
-from faithad.errors import ConfigError
-from faithad.evaluation.controls import level
-from faithad.evaluation.detection import worst_mel_band, worst_second
 from faithad.evaluation.faithfulness import ClipScore
 from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
-from faithad.features import Normalization
-from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
-from faithad.model.fast_network import fast_network
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
-from faithad.model.training_sound import mean_spectrum, median_spectrum
+from faithad.model.training_sound import median_spectrum
 from faithad.runs import layout
-from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.score import Detector, places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
-from faithad.settings import AS_IN_PAPER, JudgingSettings
-from faithad.vocabulary import CORRECTED, listed
+from faithad.vocabulary import CORRECTED
 
 # A row of the manifest, or of one of the tables that are written.
 TableRow = dict[str, Any]
@@ -57,8 +47,6 @@ TABLES = (layout.SCORES, layout.MEDIAN_SPECTRA, *layout.EXPLANATIONS, "ledger")
 
 # Clips that one thread of a CPU takes at once: more are no faster, and would leave other threads without any.
 _FORWARDS_ON_CPU = 4
-
-_NO_WINDOWS: TableRow = {"windows": None, "window_threshold": None}
 
 
 def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
@@ -76,160 +64,6 @@ def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
         "spectrograms": schemas.spectrograms(*shape),
         "ledger": schemas.LEDGER,
     }
-
-
-@dataclass(frozen=True)
-class AuditModel:
-    """A trained model as the audit uses it.
-
-    Attributes:
-        trained: the model itself, with the alarm that is to be raised.
-        network: for scores and faithfulness, always in float32.
-        explained: for the attributions, in the form that their settings ask for; None if the model is not explained.
-        attribution: the settings of the attributions.
-        audit: the settings of the audit.
-        device: where all is computed.
-        training: what the features of its training clips were, in their own unit; None where that is not known.
-        detector: what its score is made of; None for the mean squared error.
-        beside_paper: whether the mean squared error is written beside another score.
-        judging: how the maps are judged.
-        linear: the linear model whose error is a line beside the methods; None where there is none.
-        inpainter: the MAE that predicts the hidden frames of deep clips; None where there is none.
-    """
-
-    trained: TrainedModel
-    network: nn.Module
-    explained: nn.Module | None
-    attribution: Attribution
-    audit: Audit
-    device: torch.device
-    training: Normalization | None = None
-    detector: Detector | None = None
-    beside_paper: bool = False
-    judging: JudgingSettings = AS_IN_PAPER
-    linear: TrainedModel | None = None
-    inpainter: TrainedModel | None = None
-
-    @classmethod
-    def prepare(
-        cls,
-        trained: TrainedModel,
-        *,
-        attribution: Attribution,
-        audit: Audit,
-        device: torch.device,
-        training: Normalization | None = None,
-        detector: Detector | None = None,
-        beside_paper: bool = False,
-        judging: JudgingSettings = AS_IN_PAPER,
-        linear: TrainedModel | None = None,
-        inpainter: TrainedModel | None = None,
-    ) -> AuditModel:
-        """Once for each model: the fast networks hold copies of its weights.
-
-        Raises:
-            ConfigError: the clips are to be explained, and the network lacks what one of the methods needs.
-        """
-        network = trained.network.to(device)
-        if inpainter is not None:
-            inpainter = replace(inpainter, network=fast_network(inpainter.network.to(device)))
-        beside: dict[str, Any] = {"training": training, "judging": judging, "linear": linear, "inpainter": inpainter}
-        beside |= {"detector": detector, "beside_paper": beside_paper}
-        if trained.score is not None:
-            beside["detector"] = Detector.of(trained.score, network, trained.features.frames_per_s)
-        if not trained.explained:
-            return cls(trained, network, None, attribution, audit, device, **beside)
-        if audit.explain != "none":
-            grad_cam_layer(network, choose_methods(attribution.methods))
-        explained = fast = fast_network(network)
-        if (attribution.precision, attribution.compile) != ("float32", "none"):
-            explained = fast_network(network, attribution.precision, attribution.compile)
-        if beside["detector"] is not None:
-            beside["detector"] = replace(beside["detector"], network=fast)
-        return cls(trained, fast, explained, attribution, audit, device, **beside)
-
-
-@dataclass(frozen=True)
-class AuditEnsemble:
-    """A trained ensemble as the audit uses it; `members` are in the order of its detectors."""
-
-    trained: TrainedEnsemble
-    members: tuple[AuditModel, ...]
-
-    @classmethod
-    def prepare(
-        cls,
-        trained: TrainedEnsemble,
-        *,
-        attribution: Attribution,
-        audit: Audit,
-        device: torch.device,
-        judging: JudgingSettings = AS_IN_PAPER,
-    ) -> AuditEnsemble:
-        """As `AuditModel.prepare`."""
-        options: dict[str, Any] = {"attribution": attribution, "audit": audit, "device": device, "judging": judging}
-        return cls(
-            trained,
-            tuple(
-                AuditModel.prepare(trained.members[name], **options, detector=detector)
-                for name, detector in trained.ensemble.members.items()
-            ),
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return self.members[0].device
-
-
-def prepare_audit(
-    trained: AnyModel,
-    *,
-    attribution: Attribution,
-    audit: Audit,
-    device: torch.device,
-    training: Normalization | None = None,
-    beside_paper: bool = False,
-    judging: JudgingSettings = AS_IN_PAPER,
-    linear: TrainedModel | None = None,
-    inpainter: TrainedModel | None = None,
-) -> AuditModel | AuditEnsemble:
-    """A model or an ensemble as the audit uses it; see `AuditModel`.
-
-    Raises:
-        ConfigError: as `AuditModel.prepare`; or an ensemble is to be judged by another protocol than the paper's.
-    """
-    if isinstance(trained, TrainedEnsemble):
-        if judging.protocols != AS_IN_PAPER.protocols:
-            raise ConfigError(
-                f"protocol is {listed(judging.protocols)}, and {trained.name!r} is an ensemble: its clips are "
-                "explained by different members, so their faithfulness has no common lines. Judge it by 'paper'."
-            )
-        return AuditEnsemble.prepare(trained, attribution=attribution, audit=audit, device=device, judging=judging)
-    return AuditModel.prepare(
-        trained,
-        attribution=attribution,
-        audit=audit,
-        device=device,
-        training=training,
-        beside_paper=beside_paper,
-        judging=judging,
-        linear=linear,
-        inpainter=inpainter,
-    )
-
-
-def require_baselines(trained: AnyModel, attribution: Attribution) -> None:
-    """Return if the model keeps what its paths are to begin at.
-
-    Raises:
-        ConfigError: it keeps no training clips.
-    """
-    members = trained.members.values() if isinstance(trained, TrainedEnsemble) else (trained,)
-    if attribution.baseline == "normals" and any(member.explained and member.normals is None for member in members):
-        raise ConfigError(
-            f"attribution.baseline is 'normals', and the model {trained.name!r} keeps no training clips to draw from: "
-            "it was trained by an earlier version. Train it again, or set attribution.baseline to 'zero'."
-        )
 
 
 class _Scored(NamedTuple):
@@ -433,15 +267,15 @@ def _rows(
         error = None if errors is None else errors[number][:, : clip.n_frames]
         if model.detector is not None and error is not None:
             raised_by = None if ensemble is None else trained.name
-            score_row = _fitted_row(ensemble or trained, raised_by, clip, error, float(scores[number]))
+            score_row = fitted_row(ensemble or trained, raised_by, clip, error, float(scores[number]))
             score_row["paper_score"] = None if paper is None else float(paper[number])
         else:
-            score_row = _score_row(trained, clip, error, float(scores[number]))
+            score_row = paper_row(trained, clip, error, float(scores[number]))
         of_clip = None if references is None else references[number : number + 1]
         if score_row["alarm"]:
-            score_row |= _windows(model, ensemble or trained, error, x[number : number + 1], of_clip)
+            score_row |= windows(model, ensemble or trained, error, x[number : number + 1], of_clip)
         log_mel = log_mels[number, :, : clip.n_frames]
-        rows["scores"].append(score_row | _differences(trained, log_mel) | _level(trained, log_mel, clip))
+        rows["scores"].append(score_row | differences(trained, log_mel) | levels(trained, log_mel, clip))
         if not explain and (ensemble or trained).state is not None:
             median_db = median_spectrum(log_mel, trained.features)
             rows["median_spectra"].append({**clip.keys, "median_db": median_db.numpy()})
@@ -529,94 +363,6 @@ def _attribute(model: AuditModel, scored: _Scored, clip_ids: list[str]) -> dict[
         score=model.detector,
         normals=model.trained.normals,
     )
-
-
-def _score_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score: float) -> TableRow:
-    """`squared` is the error of each cell (F, n_frames), None of a model that gives a score only."""
-    worst = None if squared is None else worst_second(squared, trained.features.frames_per_s, cut_off=clip.is_short)
-    worst_score = None if worst is None else worst.score
-    alarm = _alarm(trained, clip)
-    if alarm is not None and alarm.pooling == "worst_second" and worst is None:
-        alarm = None
-    return {
-        **clip.keys,
-        "score": score,
-        "worst_second_score": worst_score,
-        "threshold": None if alarm is None else alarm.threshold,
-        "alarm": None if alarm is None else alarm.raised_by(score, math.nan if worst_score is None else worst_score),
-        "worst_onset_s": None if worst is None else worst.onset_s,
-        "worst_mel_band": None if squared is None else worst_mel_band(squared),
-        "raised_by": None,
-        "paper_score": None,
-        **_NO_WINDOWS,
-    }
-
-
-def _fitted_row(trained: AnyModel, raised_by: str | None, clip: Clip, errors: Tensor, score: float) -> TableRow:
-    """`errors` are weighted, (F, n_frames), of an ensemble those of one member. Their worst second has no score."""
-    alarm = _alarm(trained, clip)
-    return {
-        **clip.keys,
-        "score": score,
-        "worst_second_score": None,
-        "threshold": None if alarm is None else alarm.threshold,
-        "alarm": None if alarm is None else alarm.raised_by(score, math.nan),
-        "worst_onset_s": worst_second(errors, trained.features.frames_per_s, cut_off=clip.is_short).onset_s,
-        "worst_mel_band": worst_mel_band(errors),
-        "raised_by": raised_by,
-        **_NO_WINDOWS,
-    }
-
-
-def _alarm(trained: AnyModel, clip: Clip) -> AlarmThreshold | None:
-    """The alarm of clips that are as long."""
-    if trained.alarm is None or not clip.is_short:
-        return trained.alarm
-    return trained.alarm.of_length(clip.row["duration_s"], clip_s=trained.features.clip_s)
-
-
-def _windows(
-    model: AuditModel, trained: AnyModel, errors: Tensor | None, x: Tensor, references: Tensor | None
-) -> TableRow:
-    """The value of each window of a clip that alarmed, and the threshold of windows.
-
-    A window's value is what the score of the clip would be if this were its worst window: its mean error, calibrated as
-    the score of the member that raised the clip.
-
-    Args:
-        model: whose errors they are: of an ensemble, the member that raised the clip.
-        trained: the model that alarmed.
-        errors: the error of each cell, (F, n_frames); None of a model that gives a score only.
-        x: the clip as the model takes it in, (1, F, T).
-        references: (1, F), see `_Scored`.
-    """
-    thresholds = () if trained.alarm is None else trained.alarm.window_thresholds
-    if errors is None or not thresholds:
-        return _NO_WINDOWS
-    values, number = window_means(frame_errors(errors), trained.features.frames_per_s), 0
-    if model.detector is not None:
-        # Of a single model, the first threshold is that of the paper's score.
-        number = list(trained.members).index(model.trained.name) if isinstance(trained, TrainedEnsemble) else 1
-        offsets = model.trained.normalization.offsets(references)
-        values = model.detector.calibrate(values[:, None], places_of(x, [errors.shape[1]], offsets).cpu())[:, 0]
-    return {"windows": values.numpy(), "window_threshold": thresholds[number]}
-
-
-def _differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:
-    """How a clip (F, n_frames) differs from those of the training."""
-    sound = trained.sound
-    difference = None if sound is None else sound.difference(mean_spectrum(log_mel, trained.features))
-    return {
-        "spectrum_difference_db": None if difference is None else difference.spectrum_db,
-        "level_difference_db": None if difference is None else difference.level_db,
-    }
-
-
-def _level(trained: TrainedModel, log_mel: Tensor, clip: Clip) -> TableRow:
-    """What a level meter says of a clip (F, n_frames)."""
-    power = level(log_mel.numpy(), trained.features.power_of_ten)
-    loudest = worst_second(power[None], trained.features.frames_per_s, cut_off=clip.is_short).score
-    return {"level_db": 10.0 * math.log10(power.mean()), "loudest_second_db": 10.0 * math.log10(loudest)}
 
 
 def _explain(

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,25 +30,30 @@ from faithad.errors import CheckpointError, ConfigError, RecordingError
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.classical import ClassicalDetector
-from faithad.model.fitted_score import MOST_NORMALS, FittedScore
-from faithad.model.header import KEY, FileHeader, read_header, require_possible
-from faithad.model.state_alarm import MOST_MINUTES, StateAlarm
+from faithad.model.fitted_score import FittedScore
+from faithad.model.header import KEY, read_header
+from faithad.model.header_checks import (
+    CLIPS,
+    FORMAT,
+    FORMAT_OF_TENSORS_ALONE,
+    LIMIT,
+    NORMALS,
+    SCORE_TYPES,
+    SPECTRA,
+    STATE_SPECTRA,
+    WEIGHTS,
+    check_expected,
+    check_header,
+    misfits,
+    refuse_misfits,
+)
+from faithad.model.state_alarm import StateAlarm
 from faithad.model.table import MODELS, build_network
-from faithad.model.training_sound import MOST_CLIPS, TrainingSound, most_normals
+from faithad.model.training_sound import TrainingSound
 from faithad.settings import FeatureSettings
-from faithad.vocabulary import listed
 
 FILE_NAME = "model.safetensors"
-_FORMAT = 4
-# Whose digest does not cover the header; release 0.1.0 wrote it.
-_FORMAT_OF_TENSORS_ALONE = 3
-# Of a classical detector, whose number of support vectors nothing else limits; 60,000 clips of 80 x 401.
-_MOST_DETECTOR_BYTES = 8 << 30
-_SPECTRA, _LIMIT, _CLIPS = "sound.spectra", "sound.limit_db", "normals.clips"
-STATE_SPECTRA = "state.spectra"
-_WEIGHTS, _NORMALS = "score.weights", ("score.normals", "score.places", "score.recordings")
-_SCORE_TYPES = dict(zip((_WEIGHTS, *_NORMALS), (torch.float64, torch.float64, torch.float32, torch.int64), strict=True))
-_TYPES = {**_SCORE_TYPES, STATE_SPECTRA: torch.float32}
+_TYPES = {**SCORE_TYPES, STATE_SPECTRA: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -188,16 +193,16 @@ def save_model(trained: TrainedModel, folder: str) -> None:
     tensors = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     tensors |= {"normalization.mean": trained.normalization.mean, "normalization.std": trained.normalization.std}
     if trained.sound is not None:
-        tensors |= {_SPECTRA: trained.sound.spectra, _LIMIT: torch.tensor(trained.sound.limit_db, dtype=torch.float64)}
+        tensors |= {SPECTRA: trained.sound.spectra, LIMIT: torch.tensor(trained.sound.limit_db, dtype=torch.float64)}
     if trained.score is not None:
-        kept = dict(zip((_WEIGHTS, *_NORMALS), (trained.score.weights, *(trained.score.normals or ())), strict=False))
+        kept = dict(zip((WEIGHTS, *NORMALS), (trained.score.weights, *(trained.score.normals or ())), strict=False))
         tensors |= {key: value for key, value in kept.items() if value is not None}
     if trained.normals is not None:
-        tensors[_CLIPS] = trained.normals
+        tensors[CLIPS] = trained.normals
     if trained.state is not None:
         tensors[STATE_SPECTRA] = trained.state.spectra
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    header = {"format": _FORMAT, **describe(trained)}
+    header = {"format": FORMAT, **describe(trained)}
     header["digest"] = digest_of(tensors, header)
     content = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
     storage.write_bytes(storage.join(folder, FILE_NAME), content)
@@ -217,17 +222,17 @@ def load_model(folder: str, *, expect: Mapping[str, Any] | None = None) -> Train
     """
     location = storage.join(folder, FILE_NAME)
     tensors, header = _read(location)
-    _check_expected(location, header, expect or {})
+    check_expected(location, header, expect or {})
     normalization = Normalization(mean=tensors.pop("normalization.mean"), std=tensors.pop("normalization.std"))
     sound = None
-    if _SPECTRA in tensors:
-        sound = TrainingSound(tensors.pop(_SPECTRA), limit_db=float(tensors.pop(_LIMIT)))
-    clips = tensors.pop(_CLIPS, None)
+    if SPECTRA in tensors:
+        sound = TrainingSound(tensors.pop(SPECTRA), limit_db=float(tensors.pop(LIMIT)))
+    clips = tensors.pop(CLIPS, None)
     state = None if header.get("state") is None else StateAlarm.from_json(header["state"], tensors.pop(STATE_SPECTRA))
     score = None
     if (choices := header.get("score")) is not None:
-        normals = [tensors.pop(key) for key in _NORMALS if key in tensors]
-        score = FittedScore(choices, tensors.pop(_WEIGHTS, None), tuple(normals) or None)
+        normals = [tensors.pop(key) for key in NORMALS if key in tensors]
+        score = FittedScore(choices, tensors.pop(WEIGHTS, None), tuple(normals) or None)
     weights = {key.removeprefix("network."): value for key, value in tensors.items()}
     trained = TrainedModel(
         network=_network(location, header, weights),
@@ -277,16 +282,6 @@ def _no_model(location: str) -> CheckpointError:
     return CheckpointError(f"There is no trained model at {location}. Run the training first.")
 
 
-def _require_model(location: str, name: object) -> None:
-    if not isinstance(name, str):
-        raise CheckpointError(f"{location} is damaged: its header calls the model {name!r}. Train again.")
-    if name not in MODELS:
-        raise CheckpointError(
-            f"{location} is a model {name!r}, which this installation does not have: install the package that adds it."
-        )
-    MODELS[name]  # imports its package, whose own problems are no damage of the file
-
-
 def read_state(location: str) -> dict[str, Any]:
     """The state of a training that `torch.save` wrote, local or remote; tensors and plain values only.
 
@@ -313,13 +308,13 @@ def _network(location: str, header: Mapping[str, Any], weights: dict[str, Tensor
         except ConfigError as error:
             raise CheckpointError(f"The tensors of {location} do not fit its header: {error}") from error
     network = build_network(name, n_mels, n_frames, **header["options"])
-    problems = _misfits({key: value.shape for key, value in weights.items()}, network)
+    problems = misfits({key: value.shape for key, value in weights.items()}, network)
     problems += [
         f"{key} is {weights[key].dtype} instead of {tensor.dtype}"
         for key, tensor in network.state_dict().items()
         if key in weights and weights[key].dtype != tensor.dtype
     ]
-    _refuse_misfits(location, problems)
+    refuse_misfits(location, problems)
     network.load_state_dict(weights)
     return network
 
@@ -330,7 +325,7 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with storage.open_input(location) as file:
             announced = read_header(file, location)
             header = announced.model
-            _check_header(location, header, announced)
+            check_header(location, header, announced)
             file.seek(0)
             content = bytes(file.read())
     except FileNotFoundError as error:
@@ -341,146 +336,19 @@ def _read(location: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{location} is damaged or no safetensors file: {error}. Train again.") from error
-    described = None if header["format"] == _FORMAT_OF_TENSORS_ALONE else header
+    described = None if header["format"] == FORMAT_OF_TENSORS_ALONE else header
     if header["digest"] != digest_of(tensors, described):
         raise CheckpointError(
             f"{location} is damaged: its tensors are not those that were written, or its header is not. Train again."
         )
     for key, tensor in tensors.items():
-        is_positive = key in ("normalization.std", _WEIGHTS)
+        is_positive = key in ("normalization.std", WEIGHTS)
         is_of_type = tensor.dtype == _TYPES.get(key, tensor.dtype)
         if not (is_of_type and bool(tensor.isfinite().all()) and (not is_positive or bool((tensor > 0).all()))):
             raise CheckpointError(
                 f"{location} is damaged: {key} holds values that are no finite or no allowed numbers."
             )
     return tensors, header
-
-
-def _check_header(location: str, header: Mapping[str, Any], announced: FileHeader) -> None:
-    """Refuse a header that contradicts itself or the shapes of the tensors, before these are read."""
-    if header.get("format") not in (_FORMAT_OF_TENSORS_ALONE, _FORMAT):
-        raise CheckpointError(
-            f"{location} has the format {header.get('format')!r}; this version of faithad reads "
-            f"{_FORMAT_OF_TENSORS_ALONE} and {_FORMAT}."
-        )
-    _require_model(location, header.get("name"))
-    require_possible(header, location)
-    name, n_mels, n_frames = header["name"], header["n_mels"], header["n_frames"]
-    shapes = dict(announced.shapes)
-    problems = [
-        f"{key} is {shape} instead of {(n_mels,)}"
-        for key in ("normalization.mean", "normalization.std")
-        if (shape := shapes.pop(key, None)) != (n_mels,)
-    ]
-    spectra, limit = shapes.pop(_SPECTRA, None), shapes.pop(_LIMIT, None)
-    if spectra != limit and (
-        not spectra or spectra[1:] != (n_mels,) or not 0 < spectra[0] <= MOST_CLIPS or limit != ()
-    ):
-        problems.append(f"{_SPECTRA} is {spectra} and {_LIMIT} {limit} instead of (clips, {n_mels}) and ()")
-    problems += _score_problems(header.get("score"), shapes, n_mels)
-    most = most_normals(n_mels, n_frames)
-    clips = shapes.pop(_CLIPS, (1, n_mels, n_frames))
-    if clips[1:] != (n_mels, n_frames) or not 0 < clips[0] <= most:
-        problems.append(f"{_CLIPS} is {clips} instead of (1 to {most}, {n_mels}, {n_frames})")
-    problems += state_problems(header.get("state") is not None, shapes, n_mels)
-    if not MODELS[name].reconstructs:
-        if announced.n_bytes > _MOST_DETECTOR_BYTES:
-            raise CheckpointError(f"{location} has {announced.n_bytes:,} bytes: above {_MOST_DETECTOR_BYTES:,}.")
-    else:
-        try:
-            network = _shapes_of(name, n_mels, n_frames, header["options"])
-        except (ValueError, TypeError, RuntimeError, ConfigError) as error:
-            raise CheckpointError(
-                f"{location} is damaged: its header lacks or garbles what {name!r} is built of: {error} Train again."
-            ) from error
-        problems += _misfits({key.removeprefix("network."): shape for key, shape in shapes.items()}, network)
-    # A tensor that is merely missing takes no memory; the digest tells of the damage.
-    if any(not problem.endswith(" is missing") for problem in problems):
-        _refuse_misfits(location, problems)
-
-
-def _score_problems(choices: Mapping[str, str] | None, shapes: dict[str, tuple[int, ...]], n_mels: int) -> list[str]:
-    """What is wrong with the tensors of a fitted score; they are taken out of the shapes."""
-    found = {key: shape for key in (_WEIGHTS, *_NORMALS) if (shape := shapes.pop(key, None)) is not None}
-    wanted: dict[str, tuple[int, ...]] = {}
-    if choices is not None and choices["weighting"] != "none":
-        wanted[_WEIGHTS] = (n_mels,)
-    if choices is not None and choices["calibration"] != "none":
-        n = (found.get(_NORMALS[0]) or (0,))[0]
-        if not 1 <= n <= MOST_NORMALS:
-            return [f"{_NORMALS[0]} holds {n:,} normal clips; 1 to {MOST_NORMALS:,} are allowed"]
-        wanted |= dict(zip(_NORMALS, ((n,), (n, n_mels), (n,)), strict=True))
-    return [
-        f"{key} is {found.get(key, 'missing')} instead of {wanted.get(key, 'unknown')}"
-        for key in _SCORE_TYPES
-        if found.get(key) != wanted.get(key)
-    ]
-
-
-def state_problems(has_state: bool, shapes: dict[str, tuple[int, ...]], n_mels: int) -> list[str]:
-    """What is wrong with the spectra of the alarm for what lasts; they are taken out of the shapes."""
-    shape = shapes.pop(STATE_SPECTRA, None)
-    if not has_state:
-        return [] if shape is None else [f"{STATE_SPECTRA} is {shape} instead of unknown"]
-    if shape is not None and len(shape) == 2 and shape[1] == n_mels and 2 <= shape[0] <= MOST_MINUTES:
-        return []
-    return [f"{STATE_SPECTRA} is {shape or 'missing'} instead of (2 to {MOST_MINUTES:,}, {n_mels})"]
-
-
-def _check_expected(location: str, header: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
-    saved = _flatten({**header, "features": FeatureSettings(**header["features"])})
-    wanted = _flatten(expect)
-    unknown = sorted(set(wanted) - set(saved))
-    if unknown:
-        raise CheckpointError(f"{location} does not say {', '.join(unknown)}, which the study asks for. Train again.")
-    differences = [
-        f"{key} is {saved[key]!r}, asked for {value!r}" for key, value in wanted.items() if saved[key] != value
-    ]
-    if differences:
-        raise CheckpointError(
-            f"{location} does not fit the study: {'; '.join(differences)}. "
-            "Train again, or set the study to what the model was trained with."
-        )
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings as `features.n_fft`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = dataclasses.asdict(value) if isinstance(value, FeatureSettings) else value
-        if isinstance(inner, Mapping):
-            flat |= {f"{key}.{name}": setting for name, setting in inner.items()}
-        else:
-            flat[key] = inner
-    return flat
-
-
-def _shapes_of(name: str, n_mels: int, n_frames: int, options: Mapping[str, Any]) -> nn.Module:
-    """The network without memory for its weights, where it can be built so."""
-    try:
-        with torch.device("meta"):
-            return build_network(name, n_mels, n_frames, **options)
-    except RuntimeError:  # a package's network may compute with values as it is built
-        return build_network(name, n_mels, n_frames, **options)
-
-
-def _misfits(shapes: Mapping[str, Sequence[int]], network: nn.Module) -> list[str]:
-    """Which tensors a network lacks, does not know, or has in another shape."""
-    needed = network.state_dict()
-    problems = [f"{key} is missing" for key in needed if key not in shapes]
-    problems += [f"{key} is unknown" for key in shapes if key not in needed]
-    problems += [
-        f"{key} is {tuple(shapes[key])} instead of {tuple(tensor.shape)}"
-        for key, tensor in needed.items()
-        if key in shapes and tuple(shapes[key]) != tuple(tensor.shape)
-    ]
-    return problems
-
-
-def _refuse_misfits(location: str, problems: Sequence[str]) -> None:
-    if problems:
-        text = listed(problems, most=5, separator="; ")
-        raise CheckpointError(f"The tensors of {location} do not fit the network that its header describes: {text}.")
 
 
 def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> str:

@@ -34,17 +34,16 @@ from faithad.features import Normalization
 from faithad.model import checkpoint
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import (
-    STATE_SPECTRA,
     Parent,
     TrainedModel,
     digest_of,
     load_model,
     parent_part,
     state_part,
-    state_problems,
 )
 from faithad.model.fitted_score import MOST_NORMALS
 from faithad.model.header import KEY, AlarmPart, HeaderPart, ParentPart, StatePart, read_header
+from faithad.model.header_checks import STATE_SPECTRA, state_problems
 from faithad.model.state_alarm import StateAlarm
 from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound

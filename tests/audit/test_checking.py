@@ -17,7 +17,8 @@ from torch import nn
 from faithad import schemas
 from faithad.audit.checking import band_groups, infidelity, max_sensitivity, reset_networks
 from faithad.audit.choice import mark_deep
-from faithad.audit.shard import AuditModel, audit_clips
+from faithad.audit.model import AuditModel
+from faithad.audit.shard import audit_clips
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.peaks import highest_frames
 from faithad.features import Normalization, fill_up

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from faithad import schemas
-from faithad.audit.shard import AuditModel, audit_clips, table_schemas, to_table
+from faithad.audit.model import AuditModel
+from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.controls import random_frames
 from faithad.features import Normalization

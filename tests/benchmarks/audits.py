@@ -15,7 +15,7 @@ import soundfile
 import torch
 from torch import nn
 
-from faithad.audit.shard import AuditModel
+from faithad.audit.model import AuditModel
 from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import cut_recording, manifest_table
 from faithad.clips.recordings import probe_recording, read_clip

@@ -32,7 +32,8 @@ import torch
 
 from faithad import schemas
 from faithad.audit.events import find_events
-from faithad.audit.shard import audit_clips, prepare_audit, to_table
+from faithad.audit.model import prepare_audit
+from faithad.audit.shard import audit_clips, to_table
 from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.alarms import fit_promised_alarm, with_window_thresholds

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from faithad.audit.shard import audit_clips, prepare_audit
+from faithad.audit.model import prepare_audit
+from faithad.audit.shard import audit_clips
 from faithad.config.sections import Attribution, Audit
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold

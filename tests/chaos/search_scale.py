@@ -28,8 +28,8 @@ from tests.clusters import FAITHAD, machines
 
 TRIALS = int(os.environ.get("FAITHAD_SCALE_TRIALS", "200"))
 LONGEST_S = 3_000.0
-# Of the last quarter of the trials to the first. A driver of 817 MiB was 3 MiB larger 30 trials later, which makes 2 %
-# for 144. Whatever reads all earlier trials at each new one takes several times as long for 176 of them as for 32.
+# Of the last quarter of the trials to the first. A driver of 858 MiB was 7 MiB larger 144 trials later, which is 0.8 %.
+# Whatever reads all earlier trials at each new one takes several times as long for 176 of them as for 32.
 MOST_MEMORY, MOST_TIME = 1.05, 1.5
 # The title of a trial's process.
 OF_A_TRIAL = "ray::ImplicitFunc"
@@ -96,14 +96,18 @@ def test_memory_and_time_between_trials_do_not_grow(mill: Path, tmp_path: Path) 
     last = [look for look in of_trials if look.n_over >= TRIALS - quarter]
     memory = [statistics.median(look.driver_bytes for look in part) / 2**20 for part in (first, last)]
     cpu_s = [(part[-1].driver_cpu_s - part[0].driver_cpu_s) / quarter for part in (first, last)]
-    # Of the quickest tenth: other programs on the machine only make gaps longer.
-    gap_s = [float(np.quantile(part, 0.1)) for part in (gaps[:quarter], gaps[-quarter:])]
+    median_s, quick_s = (
+        [float(np.quantile(part, share)) for part in (gaps[:quarter], gaps[-quarter:])] for share in (0.5, 0.1)
+    )
     print(
-        f"\n{TRIALS} trials, first and last quarter: driver {memory[0]:.0f} and {memory[1]:.0f} MiB, "
-        f"{gap_s[0]:.2f} and {gap_s[1]:.2f} s between trials, {cpu_s[0]:.3f} and {cpu_s[1]:.3f} CPU s of the driver"
+        f"\n{TRIALS} trials, first and last quarter: driver {memory[0]:.0f} and {memory[1]:.0f} MiB, median of "
+        f"{median_s[0]:.2f} and {median_s[1]:.2f} s between trials, of the quickest tenth {quick_s[0]:.2f} and "
+        f"{quick_s[1]:.2f} s, {cpu_s[0]:.3f} and {cpu_s[1]:.3f} CPU s of the driver for each"
     )
     assert memory[1] < MOST_MEMORY * memory[0]
-    assert gap_s[1] < MOST_TIME * gap_s[0]
+    assert cpu_s[1] < MOST_TIME * cpu_s[0]
+    # Of the quickest tenth: other programs on the machine only make gaps longer.
+    assert quick_s[1] < MOST_TIME * quick_s[0]
 
 
 def look_at(driver: psutil.Process, root: Path, looks: list[Look]) -> None:

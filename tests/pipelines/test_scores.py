@@ -17,8 +17,9 @@ from torch import Tensor
 
 from faithad import storage
 from faithad.audit.chosen_score import with_score
+from faithad.audit.model import prepare_audit
 from faithad.audit.raised_alarm import raised_alarm
-from faithad.audit.shard import audit_clips, prepare_audit
+from faithad.audit.shard import audit_clips
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Alarm, Attribution, Audit
 from faithad.config.study import Study, parse_study

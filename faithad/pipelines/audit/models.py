@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from faithad import storage
 from faithad.audit.choice import choose_clips, keep_examples, mark_deep
+from faithad.audit.model import require_baselines
 from faithad.audit.outcome import read_scores
 from faithad.audit.raised_alarm import say_too_few
-from faithad.audit.shard import require_baselines
 from faithad.audit.steps import EXPLAIN, SCORE, SCORE_AND_EXPLAIN
 from faithad.config.study import Study
 from faithad.errors import StudyError

@@ -39,11 +39,11 @@ from faithad.audit.growth import (
 from faithad.audit.inputs import INDEXED, Inputs, indexed_tables, read_inputs
 from faithad.audit.ledger import merge_ledgers, remove_failed_shards
 from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
+from faithad.audit.model import require_baselines
 from faithad.audit.operating_points import operating_points
 from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores, states_table
 from faithad.audit.raised_alarm import normal_scores, raised_alarm
 from faithad.audit.reasons import reasons_table, verdict_of, with_method
-from faithad.audit.shard import require_baselines
 from faithad.audit.sounds import event_sounds
 from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.channels import split_name

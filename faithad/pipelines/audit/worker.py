@@ -16,7 +16,8 @@ import ray
 import torch
 
 from faithad import storage
-from faithad.audit.shard import AuditEnsemble, AuditModel, TableRow, audit_clips, prepare_audit, table_schemas, to_table
+from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
+from faithad.audit.shard import TableRow, audit_clips, table_schemas, to_table
 from faithad.audit.steps import Step
 from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit

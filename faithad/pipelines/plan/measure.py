@@ -29,7 +29,8 @@ import ray
 import torch
 
 from faithad import schemas, storage
-from faithad.audit.shard import AuditEnsemble, AuditModel, TableRow, audit_clips, prepare_audit, table_schemas, to_table
+from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
+from faithad.audit.shard import TableRow, audit_clips, table_schemas, to_table
 from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.mill import CLIP_S, synthesize
