@@ -18,7 +18,7 @@ from faithad.report.findings import (
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.study_tables import StudyTables
-from faithad.report.verdicts import disagreement, telling, verdicts, worth
+from faithad.report.verdicts import NORMALIZED, disagreement, telling, verdicts_of_training, worth
 from faithad.report.words import UNKNOWN, interval, number, records
 from faithad.vocabulary import CAUGHT_AT, FITTED, LEVEL, POOLINGS, count
 
@@ -36,7 +36,7 @@ def answers(study: StudyTables) -> list[str]:
     absent = missing_runs(study)
     return [
         *practical(study),
-        *(verdict.sentence for verdict in verdicts(study)),
+        *(verdict.sentence for verdict in verdicts_of_training(study) if verdict.rows[0]["metric"] != NORMALIZED),
         *telling(study),
         *worth(study),
         *([agreement] if (agreement := disagreement(study)) else []),

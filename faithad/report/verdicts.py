@@ -16,7 +16,7 @@ from faithad.vocabulary import POOLINGS, count, listed
 
 # Below this number of seeds, a verdict is about the networks that were trained, not about how they were trained.
 _SEEDS_NEEDED = 3
-_NORMALIZED = "normalized_faithfulness"
+NORMALIZED = "normalized_faithfulness"
 # Less than this cannot be told from 0 in a figure.
 _SEEN = 0.001
 
@@ -40,13 +40,19 @@ class Verdict(NamedTuple):
 
 
 def verdicts(study: StudyTables) -> list[Verdict]:
-    """Masked training first, faithfulness before the F-score; then each model against the curves without a model."""
+    """Masked training first; then each model against the curves without a model."""
+    phrase = "the {} of the clip, which needs no model"
+    return verdicts_of_training(study) + _against_lines(study, "against_no_model", phrase)
+
+
+def verdicts_of_training(study: StudyTables) -> list[Verdict]:
+    """The MAE against the AE, faithfulness before the F-score."""
     answers = []
     scale = ", from random frames (0) to the best ones (1)"
     for metric, mode, claim, x_label in (
         ("faithfulness", "frame", "more faithful than the AE's", "faithfulness of the MAE minus that of the AE"),
         (
-            _NORMALIZED,
+            NORMALIZED,
             "frame",
             f"more faithful than the AE's{scale}",
             "normalised faithfulness of the MAE minus the AE's",
@@ -58,7 +64,7 @@ def verdicts(study: StudyTables) -> list[Verdict]:
             claim = f"MAE explanations are {claim}"
             marks = _moved(study.controls, metric, rows[0])
             answers.append(Verdict(_sentence(claim, rows, about_training=True), claim + "?", x_label, rows, marks))
-    return answers + _against_lines(study, "against_no_model", "the {} of the clip, which needs no model")
+    return answers
 
 
 def verdicts_against_chance(study: StudyTables) -> list[Verdict]:
@@ -86,28 +92,41 @@ def _against_lines(study: StudyTables, question: str, phrase: str) -> list[Verdi
 
 
 def telling(study: StudyTables) -> list[str]:
-    """Which methods of each model tell something: the rule says yes against chance and against the curve without a
-    model.
+    """Which methods of which models tell something: the rule says yes against chance and against the curve without a
+    model. One sentence for each measure.
     """
     sentences = []
-    for model in style.in_model_order(study.comparison["model_a"]):
-        of_model = study.comparison[study.comparison["model_a"] == model]
-        for metric, mode, what in (
-            ("f_score", None, "where an anomaly is"),
-            ("faithfulness", "frame", "what the score comes from"),
-        ):
+    for metric, mode, what in (
+        ("f_score", None, "where an anomaly is"),
+        ("faithfulness", "frame", "what the score comes from"),
+    ):
+        lines, some, none = set(), [], []
+        for model in style.in_model_order(study.comparison["model_a"]):
+            of_model = study.comparison[study.comparison["model_a"] == model]
             chance, curve = (
                 _primary(of_model, question, metric, mode) for question in ("against_chance", "against_no_model")
             )
             if chance and curve:
                 yes = [{row["method"] for row in rows if row["verdict"] == "yes"} for rows in (chance, curve)]
-                names = [style.method(row["method"]).title for row in curve if row["method"] in yes[0] & yes[1]]
-                sentences.append(
-                    f"{style.model(model).title} explanations that tell {what} (yes against random frames, and against "
-                    f"the {style.LINES[curve[0]['model_b']]} of the clip): {_joined(names) if names else 'none'} of "
-                    f"{count(len(curve), 'method')}."
-                )
+                lines.add(style.LINES[curve[0]["model_b"]])
+                title = f"the {style.model(model).title}"
+                if told := yes[0] & yes[1]:
+                    some.append(f"{_named(told, [row['method'] for row in curve])} of {title}")
+                else:
+                    none.append(title)
+        if lines:
+            answers = [*some, *([f"none of {_joined(none)}"] if none else [])]
+            beaten = f"better than random frames and than the {' or the '.join(sorted(lines))} of the clip"
+            sentences.append(f"Explanations that tell {what}, {beaten}, which needs no model: {'; '.join(answers)}.")
     return sentences
+
+
+def _named(chosen: set[str], methods: list[str]) -> str:
+    """Some of the methods: `Saliency and Grad-CAM`, or `all but Grad-CAM`."""
+    others = [style.method(name).title for name in methods if name not in chosen]
+    if len(methods) > 2 and len(others) <= 1:
+        return f"all but {others[0]}" if others else "all"
+    return _joined([style.method(name).title for name in methods if name in chosen])
 
 
 def worth_rows(study: StudyTables) -> list[dict[str, Any]]:
@@ -127,11 +146,11 @@ def worth_rows(study: StudyTables) -> list[dict[str, Any]]:
 
 
 def worth(study: StudyTables) -> list[str]:
-    """Is the network worth it? One sentence for each network and linear model."""
+    """Is the network worth it? One text for each network."""
     by_pair: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in worth_rows(study):
         by_pair.setdefault((row["model_a"], row["model_b"]), []).append(row)
-    sentences = []
+    of_networks: dict[str, list[str]] = {}
     for (model, other), rows in by_pair.items():
         parts = []
         for metric, claim, singular in (
@@ -144,9 +163,9 @@ def worth(study: StudyTables) -> list[str]:
             answers = [f"{verdict} for {count(n, singular, plural)}" for verdict, n in sorted(verdicts_of.items())]
             if answers:
                 parts.append(f"{claim}: {', '.join(answers)}")
-        titles = [style.model(name).title for name in (model, other)]
-        sentences.append(f"Is the {titles[0]} worth more than the {titles[1]}? It {'; it '.join(parts)}.")
-    return sentences
+        against = f"Compared with the {style.model(other).title}, it {'; it '.join(parts)}."
+        of_networks.setdefault(model, []).append(against)
+    return [f"Is the {style.model(model).title} worth it? {' '.join(texts)}" for model, texts in of_networks.items()]
 
 
 def disagreement(study: StudyTables) -> str | None:
@@ -204,7 +223,8 @@ def _sentence(claim: str, rows: list[dict[str, Any]], *, about_training: bool) -
     n_recordings = max(row["n_recordings"] for row in rows)
     text = f"{claim}: {', '.join(parts)}; {count(n_recordings, 'recording')} with {scope}"
     if effects:
-        text += f", the study could have found a difference of {number(max(effects), 2)}"
+        least, most = number(min(effects), 2), number(max(effects), 2)
+        text += f", the study could have found a difference of {most if least == most else f'{least} to {most}'}"
     n_left_out = max(row["n_left_out"] for row in rows)
     text += f", {count(n_left_out, 'clip')} left out" if n_left_out else ""
     n_seeds = min(row["n_seeds"] for row in rows)

@@ -103,7 +103,7 @@ def test_cost_and_worth_are_drawn_beside_each_other(checked: str) -> None:
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (0.25, pytest.approx(0.5))
 
 
-def test_whether_the_network_is_worth_it_is_one_sentence_for_each_pair(study: StudyTables) -> None:
+def test_whether_the_network_is_worth_it_is_said_for_each_linear_model(study: StudyTables) -> None:
     rows = [
         linear("mean", "yes", metric="auc", scope="all"),
         linear("worst_second", "undecided: 4 recordings, 20 are needed", metric="auc", scope="all"),
@@ -112,9 +112,9 @@ def test_whether_the_network_is_worth_it_is_one_sentence_for_each_pair(study: St
         linear("saliency", "yes", metric="f_score", model_b="frame_ridge"),
     ]
     assert worth(with_rows(study, rows)) == [
-        "Is the MAE worth more than the Frame PCA? It detects anomalies better: undecided for 1 way of pooling, yes "
-        "for 1 way of pooling; it locates them better: no for 2 methods.",
-        "Is the MAE worth more than the Frame ridge? It locates them better: yes for 1 method.",
+        "Is the MAE worth it? Compared with the Frame PCA, it detects anomalies better: undecided for 1 way of "
+        "pooling, yes for 1 way of pooling; it locates them better: no for 2 methods. Compared with the Frame ridge, "
+        "it locates them better: yes for 1 method.",
     ]
 
 
