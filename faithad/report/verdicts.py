@@ -218,7 +218,8 @@ def _sentence(claim: str, rows: list[dict[str, Any]], *, about_training: bool) -
         reasons = {verdict.partition(": ")[2] for verdict in undecided} - {""}
         share = f" for {len(undecided)} of {count(len(rows), 'method')}" if parts else ""
         parts.append(f"undecided{share}{f' ({reasons.pop()})' if len(reasons) == 1 else ''}")
-    effects = [row["smallest_effect"] for row in rows if row["smallest_effect"] is not None]
+    # Too few recordings could have found nothing.
+    effects = [row["smallest_effect"] for row in rows if row["smallest_effect"] and ":" not in row["verdict"]]
     scope = "annotated clips" if rows[0]["scope"] == "annotated" else "all test clips"
     n_recordings = max(row["n_recordings"] for row in rows)
     text = f"{claim}: {', '.join(parts)}; {count(n_recordings, 'recording')} with {scope}"
