@@ -6,11 +6,10 @@ Shape letters: F mel bands, T frames.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
-from faithad.audit.judging import Clip
+from faithad.audit.judging import Clip, TableRow
 from faithad.audit.model import AuditModel
 from faithad.evaluation.controls import level
 from faithad.evaluation.detection import worst_mel_band, worst_second
@@ -20,8 +19,6 @@ from faithad.model.training_sound import mean_spectrum
 from faithad.scoring.pooling import frame_errors, window_means
 from faithad.scoring.score import places_of
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
-
-TableRow = dict[str, Any]
 
 _NO_WINDOWS: TableRow = {"windows": None, "window_threshold": None}
 
@@ -98,7 +95,7 @@ def windows(
         trained: the model that alarmed.
         errors: the error of each cell, (F, n_frames); None of a model that gives a score only.
         x: the clip as the model takes it in, (1, F, T).
-        references: (1, F), see `_Scored`.
+        references: the spectrum of the clip's recording, (1, F), which x lacks; None where it lacks nothing.
     """
     thresholds = () if trained.alarm is None else trained.alarm.window_thresholds
     if errors is None or not thresholds:
@@ -123,7 +120,9 @@ def differences(trained: TrainedModel, log_mel: Tensor) -> TableRow:
 
 
 def levels(trained: TrainedModel, log_mel: Tensor, clip: Clip) -> TableRow:
-    """What a level meter says of a clip (F, n_frames)."""
+    """What a level meter says of a clip (F, n_frames); null where its power is 0 or too large for a number."""
     power = level(log_mel.numpy(), trained.features.power_of_ten)
     loudest = worst_second(power[None], trained.features.frames_per_s, cut_off=clip.is_short).score
+    if not 0.0 < power.mean() < math.inf:
+        return {"level_db": None, "loudest_second_db": None}
     return {"level_db": 10.0 * math.log10(power.mean()), "loudest_second_db": 10.0 * math.log10(loudest)}

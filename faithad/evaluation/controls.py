@@ -44,7 +44,8 @@ def level(log_mel: npt.ArrayLike, power_of_ten: float) -> Reals:
         log_mel: `power_of_ten` times the decadic logarithm of the mel power: 10 for decibels, 1 for log10.
         power_of_ten: see `log_mel`.
     """
-    power: Reals = np.power(10.0, np.asarray(log_mel, dtype=np.float64) / power_of_ten).sum(axis=0)
+    with np.errstate(over="ignore"):
+        power: Reals = np.power(10.0, np.asarray(log_mel, dtype=np.float64) / power_of_ten).sum(axis=0)
     return power
 
 

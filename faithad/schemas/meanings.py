@@ -72,7 +72,7 @@ MEANINGS = {
     "the absolute differences in decibels; null where the model does not know its training clips",
     "level_difference_db": "the median of the differences themselves: above 0 where it is louder than that clip",
     "level_db": "level of the clip, which needs no model: the decibels of its mean mel power, summed over the bands; "
-    "null in audits of release 0.1.0",
+    "null in audits of release 0.1.0, and where the power is 0 or too large for a number",
     "loudest_second_db": "the same of its loudest second",
     "raised_by": "member of the ensemble whose score is the highest above normal, and whose error is explained; null "
     "for a single model",

@@ -137,6 +137,17 @@ def test_the_level_of_a_clip_and_of_its_loudest_second(scale: Literal["db", "log
         assert row["loudest_second_db"] == pytest.approx(10 * np.log10(max(seconds)), abs=1e-4)
 
 
+@pytest.mark.parametrize("value", [-5000.0, 5000.0])
+def test_a_clip_whose_power_is_no_number_has_no_level_and_harms_no_other(value: float) -> None:
+    model = prepared("dense_ae")
+    spectrograms = SPECTROGRAMS.clone()
+    spectrograms[2] = value
+    found = audit_clips(model, clips(), spectrograms, explain=False)
+    assert [row["status"] for row in found["ledger"]] == ["done"] * 6
+    known = [(row["level_db"] is not None, row["loudest_second_db"] is not None) for row in found["scores"]]
+    assert known == [(clip != 2, clip != 2) for clip in range(6)]
+
+
 def test_a_baseline_network_is_scored_by_its_error() -> None:
     model = prepared("dense_ae")
     found = audit(model, range(6), explain=False)["scores"]
