@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -189,6 +190,27 @@ def test_tables_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
         storage.write_table(table, str(tmp_path / f"part-{number}.parquet"), schema=SCHEMA)
     assert storage.read_table(str(tmp_path)).to_pydict() == {"n": [0, 1]}
     assert storage.read_table(str(tmp_path / "part-1.parquet")).schema == SCHEMA
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path) -> None:
+    """A training's `epochs.parquet` is replaced after each epoch, and watched meanwhile."""
+    location = str(tmp_path / "epochs.parquet")
+    counts = range(1, 400)
+
+    def write() -> None:
+        for count in counts:
+            storage.write_table(pa.table({"n": list(range(count))}), location, schema=SCHEMA, flush=False)
+
+    storage.write_table(pa.table({"n": [0]}), location, schema=SCHEMA)
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        rows = storage.read_table(location)["n"].to_pylist()
+        assert rows == list(range(len(rows)))
+        seen.add(len(rows))
+    writer.join()
+    assert len(seen) > 10
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:

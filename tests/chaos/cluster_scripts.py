@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from faithad import storage
+
 PROJECT = Path(__file__).parents[2]
 LONGEST_S = 400.0
 NODES = {"127.0.0.2", "127.0.0.3"}
@@ -137,7 +139,7 @@ def stand_ins(folder: Path) -> Path:
 
 
 def durations(epochs: Path) -> list[float]:
-    return pq.read_table(epochs)["duration_s"].to_pylist()
+    return storage.read_table(str(epochs))["duration_s"].to_pylist()
 
 
 def ray_processes() -> set[int]:
