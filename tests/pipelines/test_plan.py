@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from faithad.clips.manifest import manifest_table
@@ -17,7 +18,7 @@ from faithad.config.study import Study, parse_study
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation.disturbances import disturbed_clips, n_disturbed
 from faithad.pipelines import headers, index
-from faithad.pipelines.plan import run
+from faithad.pipelines.plan import measure, run
 from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Plan, estimate, total_s, written
 from faithad.pipelines.plan.run import make_plan
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
@@ -118,6 +119,32 @@ def test_an_audit_scores_all_and_explains_some(explain: str, explained: int, sha
     assert seconds_of(plan)["audit"] == pytest.approx(expected)
 
 
+def test_the_spectrum_of_a_recording_is_read_beside_its_clips() -> None:
+    """Those of 20 recordings take 0.57 s each: 0.01 s for each of 1,140 clips, as much as the clip itself."""
+    without, beside = (plan_of(study_of(models=["mae"]), machines_with(1), **more) for more in ({}, {"spectrum": 0.57}))
+    more_s = {name: seconds - seconds_of(without)[name] for name, seconds in seconds_of(beside).items()}
+    expected = {"train": 500 * 0.01, "audit": 640 * 0.01}
+    assert more_s == pytest.approx({name: expected.get(name, 0.0) for name in more_s})
+
+
+def test_the_spectra_of_recordings_are_measured_where_models_need_them(tmp_path: Path) -> None:
+    """Of recordings of a minute a spectrum takes six clips, which are read whenever a run meets the recording."""
+    for k in range(4):
+        (tmp_path / f"{k}").mkdir()
+        soundfile.write(tmp_path / f"{k}" / "minute.wav", np.random.default_rng(k).normal(0, 0.1, 1_200_000), 20_000)
+    study = study_of(data={"root": str(tmp_path), "train": ["0", "1", "2"], "test": ["3"]})
+    clips = manifest_table(index.find_clips(study.data, marks=str(tmp_path / "marks")).clips)
+    one_of_each = clips.take([6 * k for k in range(4)])
+    rates = {}
+    for reference in ("none", "recording"):
+        plan = replace(
+            plan_of(study, machines_with(1), command="search"), features=FeatureSettings(reference=reference)
+        )
+        rates[reference] = measure._time_clips(plan, tmp_path, one_of_each, 0, str(tmp_path / reference))
+    assert "spectrum" not in rates["none"]
+    assert 2 < rates["recording"]["spectrum"] / rates["recording"]["read"] < 20
+
+
 def test_a_shard_is_never_divided() -> None:
     """64 shards on 60 cores take as long as two of them, one after the other."""
     plan = plan_of(study_of(models=["mae"], audit={"clips_per_shard": 10}), machines_with(60))
@@ -159,6 +186,11 @@ def test_a_search_is_as_many_trainings_and_their_judging() -> None:
     text = plan_text(plan)
     assert "Search of 'small' on 1 x box (4 CPU)" in text
     assert "12 trainings, up to 4 at a time, each of 10 epochs at the most" in text
+    assert "Not in this plan" not in text
+    compared = study_of(search=search | {"scores": "all"})
+    not_planned = "Not in this plan: search.scores and search.members, which are compared once, after the trials."
+    assert not_planned in plan_text(plan_of(compared, machines_with(4), command="search"))
+    assert "Not in this plan" not in plan_text(plan_of(compared, machines_with(4)))
     drawn = study_of(seeds=[0, 1], search={"algorithm": "optuna", "trials": 9, "trials_at_once": 2})
     assert "18 trainings, up to 2 at a time" in plan_text(plan_of(drawn, machines_with(4), command="search"))
 

@@ -63,6 +63,11 @@ class Plan:
         return divide(self.machines.nodes, self.train, len(self.runs))
 
     @property
+    def read_s(self) -> float:
+        """Seconds of a core that a clip's features take, with its part of the spectrum of its recording."""
+        return self.rates.read + self.rates.spectrum * self.clips.recordings / self.clips.all_splits
+
+    @property
     def n_features(self) -> int:
         """Clips whose features are kept: a search scores the test clips after each training."""
         clips = self.clips
@@ -121,7 +126,7 @@ def _train(plan: Plan) -> Stage:
     networks = [model for model, _ in plan.runs if not MODELS[model].fitted]
     trainings_s = [learned * rates.learn[model] * slower for model in networks] or [0.0]
     rounds = math.ceil(len(trainings_s) / places.at_once)
-    read_s = plan.n_features * rates.read / max(1.0, plan.machines.total("CPU"))
+    read_s = plan.n_features * plan.read_s / max(1.0, plan.machines.total("CPU"))
     limit = "one training" if rounds == 1 else "the GPUs" if train.gpus_per_worker else "the cores"
     return Stage("search" if searches else "train", read_s + max(rounds * fmean(trainings_s), *trainings_s), limit)
 
@@ -155,7 +160,7 @@ def _audit(plan: Plan) -> Stage:
         actor_s = math.ceil(n_shards / crew.actors) * model_s / n_shards / (1 if gpus else crew.threads)
         driver_s = n_shards * HAND_OUT_S
         took_s, limit = max(
-            ((n_clips * plan.rates.read + driver_s + (0.0 if gpus else model_s)) / cpus, "the cores"),
+            ((n_clips * plan.read_s + driver_s + (0.0 if gpus else model_s)) / cpus, "the cores"),
             (actor_s, "the GPUs" if gpus else "the actors"),
             (driver_s, "the driver, which hands out the shards"),
         )

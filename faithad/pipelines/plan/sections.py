@@ -71,6 +71,10 @@ class Counts(Section):
     annotated: int = Field(0, ge=0)
     recordings: int = Field(ge=1)
 
+    @property
+    def all_splits(self) -> int:
+        return self.train + self.validation + self.test
+
 
 class Cost(Section):
     """What an actor with one core, or with its GPU, takes for a clip, and for each shard beside its clips: seconds and
@@ -90,7 +94,8 @@ class Cost(Section):
 class Rates(Section):
     """What is measured of a configuration.
 
-    `read`: seconds of a core for the features of a clip. `score`, `explain`: of each model. `learn`: seconds of a
+    `read`: seconds of a core for the features of a clip. `spectrum`: for the spectrum of a recording, which
+    `features.reference: recording` needs beside them. `score`, `explain`: of each model. `learn`: seconds of a
     training for a clip in one epoch, by model, on `threads` threads. `fixed`: seconds of each stage, however many clips
     there are: the start of processes, most of all. `bytes`: of a clip's `features`, of a model in `models`, and of the
     `report` with all other files.
@@ -100,6 +105,7 @@ class Rates(Section):
     settings: dict[str, Any] = Field({})
     clips: Counts | None = None
     read: float = Field(0, ge=0)
+    spectrum: float = Field(0, ge=0)
     score: dict[str, Cost] = Field({})
     explain: dict[str, Cost] = Field({})
     learn: dict[str, float] = Field({})

@@ -41,6 +41,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"Explained: {plan.n_explained:,} clips by each explained model (audit.explain: {audit.explain})."
     if audit.explain == "alarms" and plan.command != "search":
         yield f"{plan.alarm_rate:.1%} of the clips are expected to alarm; abnormal clips come on top."
+    if plan.command == "search" and isinstance(plan.of, Study) and (plan.of.search.scores or plan.of.search.members):
+        yield "Not in this plan: search.scores and search.members, which are compared once, after the trials."
     if detectors := sorted({model for model, _ in plan.runs if MODELS[model].fitted}):
         yield f"Not in this plan: the fitting of {', '.join(detectors)}, which does not grow in step with the clips."
 
