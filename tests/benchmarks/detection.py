@@ -123,8 +123,14 @@ def with_networks(arguments: argparse.Namespace, data: Data, linear: list[Scored
 
 
 def trained(model: str, seed: int, epochs: int, data: Data) -> nn.Module:
+    x, is_validation = data.normalization.apply(data.train.log_mels), torch.from_numpy(data.is_validation)
+    return train_network(model, x, is_validation, seed=seed, epochs=epochs)
+
+
+def train_network(model: str, x: Tensor, is_validation: Tensor, *, seed: int, epochs: int) -> nn.Module:
+    """A network that is trained on normalised clips (N, F, T) but those of the validation, bool (N,)."""
     n_frames = SETTINGS.n_frames - SETTINGS.n_frames % (4 if MODELS[model].masked else 1)
-    x = data.normalization.apply(data.train.log_mels)[..., :n_frames]
+    x = x[..., :n_frames]
     settings = TrainingSettings(
         epochs=epochs, batch_size=32, learning_rate=1e-3, minimum_learning_rate=1e-5, weight_decay=0.01,
         restart_period=5, patience=epochs, minimum_improvement=1e-5, mask_ratio=0.30 if MODELS[model].masked else None,
@@ -132,7 +138,6 @@ def trained(model: str, seed: int, epochs: int, data: Data) -> nn.Module:
     )  # fmt: skip
     torch.manual_seed(seed)
     network = build_network(model, SETTINGS.n_mels, n_frames)
-    is_validation = torch.from_numpy(data.is_validation)
     training = Training(network, x[~is_validation], x[is_validation], settings)
     started = time.monotonic()
     while not training.finished:
