@@ -1,11 +1,8 @@
-"""Read and write files and tables at a location: a local path or a URI that pyarrow.fs opens (`s3://`, `gs://`).
+"""Read and write files at a location: a local path or a URI that pyarrow.fs opens (`s3://`, `gs://`).
 
 A write is all or nothing: a local file is written under another name, flushed to the disk and then renamed; an object
 store publishes an object only when it is complete. No reader sees half a file, and neither a process that is killed nor
 a power cut leaves one.
-
-Tables carry a checksum for each of their pages, which is verified when they are read. A damaged table raises
-`DamagedError`.
 
 pyarrow repeats a request that a store does not answer: with S3 for 6 s if the connection is refused, for 100 s if there
 is no answer at all. A request to read that a store refuses, or answers with too few bytes, is repeated here. Then the
@@ -14,7 +11,6 @@ functions here raise `StorageError`.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import functools
@@ -27,15 +23,13 @@ import time
 import urllib.parse
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from faithad import s3_keys
 from faithad.errors import DamagedError, FullError, StorageError, StudyError, without_secrets
@@ -62,10 +56,6 @@ _FLUSHES_AT_ONCE = 16
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of this user is used up"}
 
 Result = TypeVar("Result")
-TableOrSchema = TypeVar("TableOrSchema", pa.Table, pa.Schema)
-
-# Replaces each byte of a file name that is not valid UTF-8.
-NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 
 def locate(location: str) -> tuple[pafs.FileSystem, str]:
@@ -142,22 +132,22 @@ def size_and_time(location: str) -> tuple[int, int]:
     if isinstance(file_system, pafs.LocalFileSystem):
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    info = _information(location)
+    info = information(location)
     if info.type != pafs.FileType.File:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
     return info.size, info.mtime_ns
 
 
 def _kind(location: str) -> pafs.FileType:
-    kind: pafs.FileType = _information(location).type
+    kind: pafs.FileType = information(location).type
     return kind
 
 
-def _information(location: str) -> pafs.FileInfo:
+def information(location: str) -> pafs.FileInfo:
     file_system, path = locate(location)
 
     def ask() -> pafs.FileInfo:
-        with _read_errors(location):
+        with read_errors(location):
             if s3_keys.has_empty_part(location) and (odd := s3_keys.information(location)) is not None:
                 return odd
             info = file_system.get_file_info(path)
@@ -167,10 +157,10 @@ def _information(location: str) -> pafs.FileInfo:
                 return pafs.FileInfo(path, pafs.FileType.Directory) if below else info
             return info
 
-    return _asked_again(location, ask)
+    return asked_again(location, ask)
 
 
-def _asked_again(location: str, ask: Callable[[], Result]) -> Result:
+def asked_again(location: str, ask: Callable[[], Result]) -> Result:
     """The result of a request, repeated if a store refuses it or sends too few bytes."""
     for pause_s in _PAUSES_S if is_remote(location) else ():
         try:
@@ -180,122 +170,6 @@ def _asked_again(location: str, ask: Callable[[], Result]) -> Result:
                 raise
         time.sleep(pause_s)
     return ask()
-
-
-def list_files(folder: str, *, suffixes: Iterable[str], leave_out_unreadable: bool = False) -> list[tuple[str, str]]:
-    """(relative path, location) of all files in a folder and its subfolders whose name has one of the suffixes, sorted.
-
-    Suffixes are compared without case. Hidden files and hidden folders are left out. If `folder` is a file, the list
-    contains that file alone, under its name.
-
-    Raises:
-        PermissionError: a subfolder may not be listed; `leave_out_unreadable` leaves it out.
-    """
-    paths = [path for path, _ in sizes(folder, suffixes=suffixes, leave_out_unreadable=leave_out_unreadable)]
-    if len(paths) == 1 and is_file(folder):
-        return [(paths[0], folder)]
-    return [(path, join_path(folder, path)) for path in paths]
-
-
-def sizes(folder: str, *, suffixes: Iterable[str], leave_out_unreadable: bool = False) -> list[tuple[str, int]]:
-    """(relative path, bytes) of the files that `list_files` lists."""
-    endings = tuple(suffix.lower() for suffix in suffixes)
-    entries = walk(folder)
-    unreadable = [entry.path for entry in entries if entry.kind == "unreadable"]
-    if unreadable and not leave_out_unreadable:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), join_path(folder, unreadable[0]))
-    return [
-        (entry.path, entry.n_bytes)
-        for entry in entries
-        if entry.kind == "file" and not entry.is_hidden and entry.path.lower().endswith(endings)
-    ]
-
-
-class Entry(NamedTuple):
-    """An entry of a folder. `kind`: "file", "folder", "unreadable" (a folder), or "other" (a pipe, a broken link)."""
-
-    path: str
-    kind: str
-    n_bytes: int
-
-    @property
-    def is_hidden(self) -> bool:
-        return any(part.startswith(".") for part in self.path.split("/"))
-
-
-def can_be_opened(location: str) -> bool:
-    """Whether a name can be opened: an object whose key has two slashes in a row only on S3, and with boto3."""
-    return not s3_keys.has_empty_part(location) or s3_keys.can_be_read(location)
-
-
-def walk(folder: str) -> list[Entry]:
-    """Everything in a folder and its subfolders, sorted by relative path. A single file is listed under its name.
-
-    Links are followed, but each local folder is listed only once, even if several links lead to it. Local hidden
-    folders are named and not listed. In a name that is not valid UTF-8, `NO_TEXT` and two hex digits replace each
-    invalid byte; such a name cannot be opened.
-
-    Raises:
-        PermissionError: the folder itself may not be listed.
-    """
-    file_system, root = locate(folder)
-    itself = _information(folder)
-    if itself.type == pafs.FileType.File:
-        return [Entry(itself.base_name, "file", itself.size)]
-    if isinstance(file_system, pafs.LocalFileSystem):
-        return sorted(_walk_local(root))
-
-    def ask() -> list[pafs.FileInfo]:
-        with _read_errors(folder):
-            infos: list[pafs.FileInfo] = file_system.get_file_info(
-                pafs.FileSelector(root, recursive=True, allow_not_found=True)
-            )
-            return infos
-
-    kinds = {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}
-    # An object's key may have two slashes in a row, of which one ends the name of the folder.
-    paths = {info.path[len(root) + 1 :]: info for info in _asked_again(folder, ask)}
-    return sorted(
-        Entry(path, kinds.get(info.type, "other"), info.size or 0)
-        for path, info in paths.items()
-        if path and info.path.startswith(f"{root}/")
-    )
-
-
-def _walk_local(root: str) -> Iterator[Entry]:
-    visited: set[tuple[int, int]] = set()
-    # Real folders first, so that a folder is listed under its own name and not under that of a link.
-    folders, links = [root], list[str]()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            listing = os.scandir(folder)
-        except FileNotFoundError:
-            continue
-        except PermissionError:
-            if folder == root:
-                raise
-            yield Entry(_as_text(os.path.relpath(folder, root)), "unreadable", 0)
-            continue
-        with listing as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                try:
-                    kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
-                    n_bytes = entry.stat().st_size if kind == "file" else 0
-                except OSError:  # a link to itself, or a file that was just deleted
-                    kind, n_bytes = "other", 0
-                yield Entry(_as_text(os.path.relpath(entry.path, root)), kind, n_bytes)
-                if kind == "folder" and not entry.name.startswith("."):
-                    (links if entry.is_symlink() else folders).append(entry.path)
-
-
-def _as_text(name: str) -> str:
-    """Python writes bytes that are not UTF-8 as lone surrogates, which neither Arrow nor a log accepts."""
-    return re.sub("[\udc80-\udcff]", lambda byte: f"{NO_TEXT}{ord(byte[0]) - 0xDC00:02X}", name)
 
 
 # Arrow's threads drop a table's file a moment after it was read. Were theirs the last reference, they would need the
@@ -315,11 +189,11 @@ def open_input(location: str) -> Iterator[pa.NativeFile]:
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file", path)
 
     def ask() -> pa.NativeFile | s3_keys.S3Object:
-        with _read_errors(location):
+        with read_errors(location):
             return s3_keys.S3Object(location) if s3_keys.has_empty_part(location) else file_system.open_input_file(path)
 
     with contextlib.ExitStack() as stack:
-        file = _asked_again(location, ask)
+        file = asked_again(location, ask)
         if not isinstance(file, s3_keys.S3Object):
             stack.enter_context(file)
         if is_remote(location):
@@ -333,7 +207,7 @@ class _TooFewBytes(StorageError):
 
 
 class _PatientFile(io.RawIOBase):
-    """An object of a store: each read gives all bytes, and is repeated as `_asked_again` says."""
+    """An object of a store: each read gives all bytes, and is repeated as `asked_again` says."""
 
     def __init__(self, file: pa.NativeFile | s3_keys.S3Object, location: str) -> None:
         self._file, self._location, self._n_bytes = file, location, int(file.size())
@@ -359,14 +233,14 @@ class _PatientFile(io.RawIOBase):
             # pyarrow takes a short answer of S3 for a whole one and leaves the rest of the buffer as it was.
             content, unwritten = bytearray(due), os.urandom(min(due, _MARK_BYTES))
             content[due - len(unwritten) :] = unwritten
-            with _read_errors(self._location):
+            with read_errors(self._location):
                 self._file.seek(start)
                 n_bytes = self._file.readinto(content)
             if n_bytes < due or (due and content.endswith(unwritten)):
                 raise _TooFewBytes(f"Location {self._location!r}: fewer than {due:,} bytes came.")
             return bytes(content)
 
-        return _asked_again(self._location, ask)
+        return asked_again(self._location, ask)
 
 
 @contextlib.contextmanager
@@ -440,7 +314,7 @@ def _flush(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _read_errors(location: str) -> Iterator[None]:
+def read_errors(location: str) -> Iterator[None]:
     """Turn errors of a store into `StorageError`; errors of a local disk stay as they are."""
     try:
         yield
@@ -476,11 +350,11 @@ def _room_left(location: str) -> str:
 
 
 def read_bytes(location: str) -> bytes:
-    with open_input(location) as file, _read_errors(location):
+    with open_input(location) as file, read_errors(location):
         return bytes(file.read())
 
 
-def write_bytes(location: str, content: bytes, *, flush: bool = True) -> None:
+def write_bytes(location: str, content: bytes | pa.Buffer, *, flush: bool = True) -> None:
     with open_output(location, flush=flush) as file, _write_errors(location):  # a full disk raises here
         file.write(content)
 
@@ -496,7 +370,7 @@ def write_text(location: str, text: str, *, flush: bool = True) -> None:
 def delete(location: str) -> None:
     """Delete a file or a folder with all its contents. A location that does not exist is no error."""
     file_system, path = locate(location)
-    with _read_errors(location):
+    with read_errors(location):
         kind = file_system.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             file_system.delete_dir(path)
@@ -530,152 +404,3 @@ def read_checked(location: str, checksum: Checksum) -> bytes:
     if Checksum.of(content) != checksum:
         raise DamagedError(location, "its bytes are not those that were written")
     return content
-
-
-def encoded(table: pa.Table, *, schema: pa.Schema) -> pa.Buffer:
-    """The content of the file that `write_table` writes."""
-    columns = table.select(schema.names).cast(schema)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(columns, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def write_table(table: pa.Table, location: str, *, schema: pa.Schema, flush: bool = True) -> Checksum:
-    """Write one Parquet file with exactly the columns of the schema, in its order; `flush` as `open_output`."""
-    content = encoded(table, schema=schema)
-    with open_output(location, flush=flush) as file, _write_errors(location):
-        file.write(content)
-    return Checksum.of(content)
-
-
-def read_table(location: str, *, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or all Parquet files of a folder in the order of their names.
-
-    Raises:
-        StudyError: there is no table, or reading it would run code from it.
-        DamagedError: a file is damaged.
-    """
-    if location.endswith(".parquet"):
-        files = [location] if exists(location) else []
-    else:
-        files = [file for _, file in list_files(location, suffixes=[".parquet"])]
-    if not files:
-        raise StudyError(f"There is no table at {location}. Run the stage that writes it first.")
-    return pa.concat_tables([read_rows(file, columns=columns) for file in files])
-
-
-def read_rows(
-    file: str,
-    *,
-    columns: list[str] | None = None,
-    condition: pc.Expression | None = None,
-    checksum: Checksum | None = None,
-    may_lack: Collection[str] = (),
-) -> pa.Table:
-    """The rows of one Parquet file that meet a condition (default: all), with some columns (default: all).
-
-    Args:
-        file: its location.
-        columns: which to read.
-        condition: which rows to read.
-        checksum: of the whole file, which is then read and compared. Without it only the pages that are read are
-            verified.
-        may_lack: columns that are left out where the file does not have them.
-
-    Raises:
-        StudyError: reading the file would run code from it.
-        DamagedError: the file is damaged.
-    """
-    if checksum is None:
-        try:
-            with open_input(file) as source:
-                return _parsed(source, file, columns, condition, may_lack)
-        except (StudyError, FileNotFoundError):
-            raise
-        except (pa.ArrowException, OSError, ValueError):
-            content = read_bytes(file)  # raises where the disk or the store has failed; else the content is damaged
-    else:
-        content = read_checked(file, checksum)
-    with _damage(file):
-        return _parsed(pa.BufferReader(content), file, columns, condition, may_lack)
-
-
-def _parsed(
-    source: pa.NativeFile,
-    file: str,
-    columns: list[str] | None,
-    condition: pc.Expression | None,
-    may_lack: Collection[str],
-) -> pa.Table:
-    """The rows of an opened Parquet file, as `read_rows`; a damaged one raises an error of Arrow."""
-    there = _require_one_schema(source)
-    if columns is not None:
-        columns = [column for column in columns if column in there or column not in may_lack]
-    try:
-        return plain(pq.read_table(source, columns=columns, filters=condition, page_checksum_verification=True), file)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an extension type cannot be filtered
-        plain(pq.read_schema(source), file)
-        raise
-
-
-def _require_one_schema(source: pa.NativeFile) -> list[str]:
-    """The names of the columns. No checksum covers the two places that hold names and types: they must agree."""
-    file = pq.ParquetFile(source)
-    written = (file.metadata.metadata or {}).get(b"ARROW:schema")
-    if written is not None and not pa.ipc.read_schema(pa.BufferReader(base64.b64decode(written))).equals(
-        file.schema_arrow
-    ):
-        raise pa.ArrowInvalid("the names or types of its columns contradict each other")
-    names: list[str] = file.schema_arrow.names
-    return names
-
-
-def read_metadata(file: str) -> dict[bytes, bytes]:
-    """The metadata of the schema of one Parquet file.
-
-    Raises:
-        DamagedError: the file is damaged.
-    """
-    with _damage(file):
-        return dict(pq.read_schema(pa.BufferReader(read_bytes(file))).metadata or {})
-
-
-@contextlib.contextmanager
-def _damage(file: str) -> Iterator[None]:
-    """Turn what Arrow raises for content in memory that is no whole Parquet file into `DamagedError`."""
-    try:
-        yield
-    except StudyError:
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        cause = str(error).partition("\n")[0].rstrip(".")
-        raise DamagedError(file, f"it is no whole Parquet file ({cause})") from error
-
-
-def plain(table: TableOrSchema, location: str) -> TableOrSchema:
-    """Return a table, or the schema of an opened Parquet file, if its values can be read without running code.
-
-    Arrow's extension types may unpickle values when they are read; one of Ray's types does. Our tables have none.
-
-    Raises:
-        StudyError: a column has an extension type.
-    """
-    schema = table if isinstance(table, pa.Schema) else table.schema
-    if names := [field.name for field in schema if _has_extension_type(field)]:
-        raise StudyError(
-            f"{location} was not written by faithad: reading its columns {', '.join(names)} could run code, which is "
-            "never done. Remove the file, and run the stage that writes it again."
-        )
-    return table
-
-
-def _has_extension_type(field: pa.Field[Any]) -> bool:
-    kind = field.type
-    # The metadata tells of a type that this process has not registered.
-    if isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
-        return True
-    if pa.types.is_dictionary(kind):
-        return _has_extension_type(pa.field(field.name, kind.value_type))
-    return any(_has_extension_type(kind.field(position)) for position in range(kind.num_fields))

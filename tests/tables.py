@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import PurePosixPath
 
-from faithad import storage
+from faithad import listing, parquet
 
 # How long something took is not what it came to.
 _ITS_OWN = {"duration_s"}
@@ -14,7 +14,7 @@ _ITS_OWN = {"duration_s"}
 def tables(root: str) -> dict[str, list[str]]:
     """Every table below a folder or a URI: its name, and its file or its shards."""
     found: dict[str, list[str]] = {}
-    for name, location in storage.list_files(root, suffixes=[".parquet"]):
+    for name, location in listing.list_files(root, suffixes=[".parquet"]):
         path = PurePosixPath(name)
         found.setdefault(str(path.parent if path.name.startswith("part-") else path), []).append(location)
     return found
@@ -25,7 +25,7 @@ def rows(files: list[str]) -> Counter[str]:
     return Counter(
         repr(sorted((key, value) for key, value in row.items() if key not in _ITS_OWN))
         for file in files
-        for row in storage.read_table(file).to_pylist()
+        for row in parquet.read_table(file).to_pylist()
     )
 
 

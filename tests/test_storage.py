@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from faithad import storage
+from faithad import listing, parquet, storage
 from faithad.errors import DamagedError, StorageError, StudyError
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
@@ -37,19 +37,19 @@ def test_files_are_listed_sorted_without_hidden_ones_and_whatever_their_case(tmp
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"1234")
-    found = storage.list_files(str(tmp_path), suffixes=[".wav"])
+    found = listing.list_files(str(tmp_path), suffixes=[".wav"])
     assert [relative for relative, _ in found] == ["a.wav", "b.WAV", "deep/er/ü <d>.wav"]
     assert all(storage.read_bytes(location) == b"1234" for _, location in found)
-    assert storage.sizes(str(tmp_path), suffixes=[".wav"])[0] == ("a.wav", 4)
+    assert listing.sizes(str(tmp_path), suffixes=[".wav"])[0] == ("a.wav", 4)
 
 
 def test_a_single_file_is_listed_where_its_suffix_fits(tmp_path: Path) -> None:
     path = tmp_path / "one.WAV"
     path.write_bytes(b"1234")
-    assert storage.sizes(str(path), suffixes=[".wav"]) == [("one.WAV", 4)]
-    assert storage.list_files(str(path), suffixes=[".flac", ".wav"]) == [("one.WAV", str(path))]
-    assert storage.list_files(str(path), suffixes=[".flac"]) == []
-    assert storage.list_files(str(tmp_path / "absent.wav"), suffixes=[".wav"]) == []
+    assert listing.sizes(str(path), suffixes=[".wav"]) == [("one.WAV", 4)]
+    assert listing.list_files(str(path), suffixes=[".flac", ".wav"]) == [("one.WAV", str(path))]
+    assert listing.list_files(str(path), suffixes=[".flac"]) == []
+    assert listing.list_files(str(tmp_path / "absent.wav"), suffixes=[".wav"]) == []
 
 
 def test_a_folder_is_filled_by_whatever_lies_in_it(tmp_path: Path, object_store: str) -> None:
@@ -101,13 +101,13 @@ def test_a_missing_bucket_is_named(object_store: str) -> None:
     location = "s3://nobody/study/stages/a.json"
     for write in (
         lambda: storage.write_text(location, "x"),
-        lambda: storage.write_table(pa.table({"n": [1]}), location, schema=SCHEMA),
+        lambda: parquet.write_table(pa.table({"n": [1]}), location, schema=SCHEMA),
     ):
         with pytest.raises(StudyError, match=rf"{location}' cannot be written: (.|\n)*bucket"):
             write()
     storage.write_text(f"{object_store}/a/b.json", "x")
-    assert storage.sizes(f"{object_store}/a/b.json", suffixes=[".json"]) == [("b.json", 1)]
-    assert storage.list_files(f"{object_store}/a/b.json", suffixes=[".json"]) == [
+    assert listing.sizes(f"{object_store}/a/b.json", suffixes=[".json"]) == [("b.json", 1)]
+    assert listing.list_files(f"{object_store}/a/b.json", suffixes=[".json"]) == [
         ("b.json", f"{object_store}/a/b.json")
     ]
 
@@ -187,9 +187,9 @@ def test_a_folder_without_a_name_is_refused(location: str, object_store: str) ->
 def test_tables_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
     for number in (1, 0):
         table = pa.table({"extra": ["x"], "n": [number]})
-        storage.write_table(table, str(tmp_path / f"part-{number}.parquet"), schema=SCHEMA)
-    assert storage.read_table(str(tmp_path)).to_pydict() == {"n": [0, 1]}
-    assert storage.read_table(str(tmp_path / "part-1.parquet")).schema == SCHEMA
+        parquet.write_table(table, str(tmp_path / f"part-{number}.parquet"), schema=SCHEMA)
+    assert parquet.read_table(str(tmp_path)).to_pydict() == {"n": [0, 1]}
+    assert parquet.read_table(str(tmp_path / "part-1.parquet")).schema == SCHEMA
 
 
 def test_a_table_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path) -> None:
@@ -199,14 +199,14 @@ def test_a_table_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path)
 
     def write() -> None:
         for count in counts:
-            storage.write_table(pa.table({"n": list(range(count))}), location, schema=SCHEMA, flush=False)
+            parquet.write_table(pa.table({"n": list(range(count))}), location, schema=SCHEMA, flush=False)
 
-    storage.write_table(pa.table({"n": [0]}), location, schema=SCHEMA)
+    parquet.write_table(pa.table({"n": [0]}), location, schema=SCHEMA)
     writer = threading.Thread(target=write)
     writer.start()
     seen = set()
     while writer.is_alive():
-        rows = storage.read_table(location)["n"].to_pylist()
+        rows = parquet.read_table(location)["n"].to_pylist()
         assert rows == list(range(len(rows)))
         seen.add(len(rows))
     writer.join()
@@ -215,7 +215,7 @@ def test_a_table_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path)
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"no table at .*absent"):
-        storage.read_table(str(tmp_path / "absent"))
+        parquet.read_table(str(tmp_path / "absent"))
 
 
 def test_an_unknown_scheme_is_named() -> None:
@@ -285,14 +285,14 @@ def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path: Path) -> None:
     """Each byte in turn, and each length: the rows are those that were written, or the file is damaged."""
     table = pa.table({"clip": ["a", "b", None], "score": [1.0, 2.5, 4.0], "spans": [[1], [], [2, 3]]})
     file = tmp_path / "t.parquet"
-    storage.write_table(table, str(file), schema=table.schema)
+    parquet.write_table(table, str(file), schema=table.schema)
     content = file.read_bytes()
     changed = [content[:k] + bytes([byte ^ 1 << k % 8]) + content[k + 1 :] for k, byte in enumerate(content)]
     outcomes = []
     for other in [*changed, *(content[:k] for k in range(0, len(content), 16))]:
         file.write_bytes(other)
         try:
-            assert storage.read_rows(str(file)).equals(table)
+            assert parquet.read_rows(str(file)).equals(table)
             outcomes.append("same")
         except DamagedError:
             outcomes.append("damaged")

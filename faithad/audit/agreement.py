@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.clips.annotations import Annotation
 from faithad.clips.labels.names import look_up
 from faithad.errors import shown
@@ -52,7 +52,7 @@ def reference_intervals(audit: str, reference: Iterable[Annotation], scored: pa.
         for clip in scored.select(["recording", "onset_s", "duration_s"]).to_pylist()
     )
     # Of the ledger, because a recording that gave no score may be called the same as another one.
-    names = storage.read_table(storage.join(audit, layout.LEDGER), columns=["recording"])["recording"].to_pylist()
+    names = parquet.read_table(storage.join(audit, layout.LEDGER), columns=["recording"])["recording"].to_pylist()
     recordings_of = look_up(names)
     marked: list[Stretch] = []
     whole: list[Stretch] = []

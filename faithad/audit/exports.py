@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import soundfile
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.events import EventRow
 from faithad.audit.finished import require_finished
 from faithad.audit.review import REJECT, read_decisions
@@ -102,7 +102,7 @@ def export_changes(audit: str, to: str, *, format: str) -> str:
     location = storage.join(audit, layout.STATES)
     if not storage.exists(location):
         raise StudyError(f"The audit in {audit} was made by a release that did not look for changes: audit again.")
-    parts = [(state, part) for state in storage.read_table(location).to_pylist() for part in state["parts"]]
+    parts = [(state, part) for state in parquet.read_table(location).to_pylist() for part in state["parts"]]
     labels = [_change_label(state, part) for state, part in parts]
     cells = {
         name: [_changes(state) if name == "changes" else _cell(state[name]) for state, _ in parts]

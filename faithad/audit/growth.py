@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.inputs import Inputs, inputs_table, is_indexed, of_files, read_inputs, write_index
 from faithad.audit.steps import SCORE, Step
 from faithad.clips import audio_headers
@@ -88,11 +88,11 @@ def withdraw_changed(out: str, step: Step) -> dict[str, str]:
     if changed:
         write_index(out, layout.INPUTS, inputs_table(inputs.without(changed)))  # first: what it does not name has left
         write_index(out, layout.MANIFEST, manifest.filter(pc.invert(of_files(manifest["recording"], changed))))
-        ledger = storage.read_table(storage.join(out, layout.INDEX_LEDGER)).to_pylist()
+        ledger = parquet.read_table(storage.join(out, layout.INDEX_LEDGER)).to_pylist()
         kept = [row for row in ledger if split_name(row["recording"])[0] not in changed]
         write_index(out, layout.INDEX_LEDGER, ledger_table([*kept, *skipped_rows(changed)]))
         if storage.exists(storage.join(out, layout.HEALTH)):
-            health = storage.read_table(storage.join(out, layout.HEALTH))
+            health = parquet.read_table(storage.join(out, layout.HEALTH))
             write_index(out, layout.HEALTH, health.filter(pc.invert(of_files(health["recording"], changed))))
     return changed
 
@@ -107,7 +107,7 @@ def _skipped(out: str, step: Step, manifest: pa.Table) -> Iterator[tuple[str, st
     shards = dict(zip(manifest["clip_id"].to_pylist(), manifest["shard"].to_pylist(), strict=True))
     for location in shard_files(storage.join(out, step.ledger)):
         with contextlib.suppress(DamagedError):  # it is made again
-            for row in storage.read_rows(location, condition=pc.field("status") == "skipped").to_pylist():
+            for row in parquet.read_rows(location, condition=pc.field("status") == "skipped").to_pylist():
                 # A shard that the clip has left, since its recording was taken again, says nothing of it.
                 is_there = layout.shard(shards.get(row["clip_id"]) or 0) == storage.name_of(location)
                 if step is not SCORE or is_there:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.clips.channels import split_name
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import Recording
@@ -80,7 +80,7 @@ class Inputs:
 
 def read_inputs(out: str) -> Inputs:
     """The recordings of an audit whose index is whole."""
-    rows = storage.read_table(storage.join(out, layout.INPUTS)).to_pylist()
+    rows = parquet.read_table(storage.join(out, layout.INPUTS)).to_pylist()
     files = {row["recording"]: Fingerprint(row["bytes"], row["fingerprint"]) for row in rows}
     return Inputs(files, frozenset(row["recording"] for row in rows if row.get("gone")))
 
@@ -118,10 +118,10 @@ def of_files(recordings: pa.ChunkedArray, files: Collection[str]) -> pa.Array:
 def write_index(out: str, name: str, table: pa.Table) -> None:
     """Write one of the tables of an audit's index, if it is not there as it should be."""
     location = storage.join(out, name)
-    if not is_whole(location) or not storage.read_table(location).equals(table):
+    if not is_whole(location) or not parquet.read_table(location).equals(table):
         require_still_alone()
         mark_format(out)
-        storage.write_table(table, location, schema=INDEXED[name])
+        parquet.write_table(table, location, schema=INDEXED[name])
 
 
 def relocated(out: str, recordings: Sequence[Recording]) -> pa.Table:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.ledger import LedgerRow, unheard
 from faithad.errors import StudyError
@@ -77,7 +77,7 @@ def merge_ledgers(
     columns["status"] = pa.repeat("done", done.num_rows)
     columns["stage"] = pc.if_else(pc.equal(done["split"], "test"), "audit", "features")
     columns["reason"] = pa.nulls(done.num_rows, pa.string())
-    index = storage.read_table(storage.join(root, layout.INDEX_LEDGER))
+    index = parquet.read_table(storage.join(root, layout.INDEX_LEDGER))
     merged = pa.concat_tables(
         [
             pa.table(columns, schema=LEDGER),
@@ -103,7 +103,7 @@ def _require_each_once(tests: pa.Table, scored: pa.Table, folder: str) -> None:
 
 def count_ledger(location: str) -> LedgerCounts:
     """Count the rows of a merged ledger."""
-    table = storage.read_table(location, columns=["clip_id", "recording", "onset_s", "duration_s", "status"])
+    table = parquet.read_table(location, columns=["clip_id", "recording", "onset_s", "duration_s", "status"])
     clips = Counter(table.filter(pc.is_valid(table["clip_id"]))["status"].to_pylist())
     of_parts = table.filter(pc.is_null(table["clip_id"]))
     parts = Counter(of_parts["status"].to_pylist())

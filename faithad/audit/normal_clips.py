@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.outcome import read_scores
 from faithad.audit.rejected_clips import rejected_clips
 from faithad.errors import StudyError
@@ -64,7 +64,7 @@ def read_normal_clips(folder: str, features: FeatureSettings) -> AuditedClips:
 def _in_states(folder: str, clips: pa.Table) -> pa.Array:
     """Which clips lie in a change that lasts."""
     location = storage.join(folder, layout.STATES)
-    states = storage.read_table(location, columns=["parts"])["parts"].to_pylist() if storage.exists(location) else []
+    states = parquet.read_table(location, columns=["parts"])["parts"].to_pylist() if storage.exists(location) else []
     spans: dict[str, list[Span]] = {}
     for part in chain.from_iterable(states):
         spans.setdefault(part["recording"], []).append((part["onset_s"], part["offset_s"]))

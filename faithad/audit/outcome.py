@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.events import find_events
 from faithad.audit.ledger import count_ledger
 from faithad.audit.misfits import Misfit, misfit_words, without_misfits
@@ -89,12 +89,12 @@ def audit_outcome(out: str) -> Outcome:
     parts += [f"{count(counts.parts_skipped, 'part')} of the recordings skipped"] if counts.parts_skipped else []
     see = f" (see {storage.join(out, layout.LEDGER)})" if len(parts) > 1 else ""
     see += f". Not heard: {counts.unheard}" if counts.unheard else ""
-    ledger = storage.read_table(storage.join(out, layout.LEDGER))
+    ledger = parquet.read_table(storage.join(out, layout.LEDGER))
     misfits = "".join(f" {sentence}" for sentence in misfit_words(ledger))
     events = storage.join(out, layout.EVENTS)
-    n_events = storage.read_table(events, columns=["event_id"]).num_rows
+    n_events = parquet.read_table(events, columns=["event_id"]).num_rows
     states = storage.join(out, layout.STATES)
-    n_states = storage.read_table(states, columns=["state_id"]).num_rows if storage.exists(states) else 0
+    n_states = parquet.read_table(states, columns=["state_id"]).num_rows if storage.exists(states) else 0
     lasting = f" {count(n_states, 'change that lasts', 'changes that last')}: {states} " if n_states else ""
     return Outcome(
         line=f"{', '.join(parts)}{see}.{misfits} {count(n_events, 'event')}: {events} {lasting} "

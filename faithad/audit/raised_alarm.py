@@ -6,7 +6,7 @@ import math
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.audit import AuditRun
 from faithad.config.sections import Alarm
 from faithad.errors import StudyError
@@ -39,7 +39,7 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
                 f"The section alarm asks for another threshold than the model's own, and {location}, which it is "
                 "fitted to, is missing. Copy it there from where the model was trained, or leave the section out."
             )
-        validation = storage.read_table(location)
+        validation = parquet.read_table(location)
         scores = validation[POOLINGS[asked.pooling].column]
         if scores.null_count or (is_fitted and asked.pooling != "mean"):
             raise StudyError(
@@ -68,7 +68,7 @@ def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
 def normal_scores(model: str) -> pa.Table:
     """The scores of a model's validation clips, schemas.VALIDATION_SCORES; no row where the model lacks them."""
     location = storage.join(model, layout.VALIDATION_SCORES)
-    return storage.read_table(location) if storage.exists(location) else schemas.VALIDATION_SCORES.empty_table()
+    return parquet.read_table(location) if storage.exists(location) else schemas.VALIDATION_SCORES.empty_table()
 
 
 def say_alarm(alarm: AlarmThreshold, *, clip_s: float) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit import agreement
 from faithad.audit.finished import read_card, require_finished
 from faithad.audit.misfits import without_skipped
@@ -85,7 +85,7 @@ def evaluate_audit(
 def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str:
     run = load_written_audit(storage.join(audit, layout.AUDIT))
     reference = reviewed_reference(annotations)
-    ledger = storage.read_table(storage.join(audit, layout.LEDGER), columns=["clip_id", "status"])
+    ledger = parquet.read_table(storage.join(audit, layout.LEDGER), columns=["clip_id", "status"])
     scores = without_skipped(read_whole(audit, layout.SCORES, schemas.SCORES), ledger)
     manifest = _labelled_manifest(audit, reference, source=annotations)
     scored = manifest.filter(pc.is_in(manifest["clip_id"], value_set=scores["clip_id"].combine_chunks()))
@@ -106,7 +106,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
     for name, summary in SUMMARIES.items():
         tables[name] = summarize(name, sources, experiment)
         require_still_alone()
-        storage.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
+        parquet.write_table(tables[name], storage.join(audit, layout.summary(name)), schema=summary.schema)
     intervals = agreement.reference_intervals(audit, reference, scored)
     detections = agreement.event_stretches(audit)
     keys: dict[str, Any] = {"protocol": PROTOCOL, **tolerances}
@@ -115,7 +115,7 @@ def _evaluate(audit: str, annotations: str, tolerances: dict[str, float]) -> str
         keys | agreement.agreement_row(kind, stretches, intervals, tolerances) for kind, stretches in detections.items()
     ]
     require_still_alone()
-    storage.write_table(
+    parquet.write_table(
         pa.Table.from_pylist(rows, schema=schemas.EVENT_SUMMARY),
         storage.join(audit, layout.summary("events")),
         schema=schemas.EVENT_SUMMARY,
@@ -153,7 +153,7 @@ def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: s
     """
     columns = ["recording", "uri", "onset_s", "duration_s"]
     rows = [ClipRow(**clip, split="test") for clip in read_manifest(audit).select(columns).to_pylist()]
-    ledger = storage.read_table(storage.join(audit, layout.LEDGER)).cast(schemas.LEDGER)
+    ledger = parquet.read_table(storage.join(audit, layout.LEDGER)).cast(schemas.LEDGER)
     # Clips that failed are among the rows; what never became clips is only in the ledger.
     unused = ledger.filter(pc.is_null(ledger["clip_id"])).to_pylist()
     try:

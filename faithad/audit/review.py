@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.finished import is_audit, require_finished
 from faithad.clips.labels import csv_labels
 from faithad.clips.labels.label import Label
@@ -69,7 +69,7 @@ def review_audit(audit: str, decisions: str) -> str:
         }  # fmt: skip
         require_still_alone()
         mark_format(audit)
-        storage.write_table(
+        parquet.write_table(
             pa.Table.from_pylist(rows, schema=DECISIONS), storage.join(audit, layout.DECISIONS), schema=DECISIONS
         )
         for place, of_verdict in labels.items():
@@ -135,7 +135,7 @@ def reviewed_reference(location: str) -> Reference:
 def read_decisions(audit: str) -> dict[str, dict[str, Any]]:
     """The rows of schemas.DECISIONS by event; none where nobody has reviewed the audit."""
     location = storage.join(audit, layout.DECISIONS)
-    rows = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    rows = parquet.read_table(location).to_pylist() if storage.exists(location) else []
     return {row["event_id"]: row for row in rows}
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.clips.audio_kinds import ffmpeg_command
 from faithad.clips.ledger import LedgerRow, ledger_row
 from faithad.clips.manifest import Recording
@@ -95,13 +95,13 @@ def find_left_out(locations: Sequence[str], *, suffixes: Sequence[str] = AUDIO_S
     rows: list[LedgerRow] = []
     for location in map(absolute, locations):
         name = storage.name_of(location)
-        for entry in storage.walk(location) if storage.is_folder(location) else []:
+        for entry in listing.walk(location) if storage.is_folder(location) else []:
             if (left_out := _left_out(entry, suffixes, location)) is not None:
                 rows.append(ledger_row(f"{name}/{entry.path}", *left_out))
     return rows
 
 
-def _left_out(entry: storage.Entry, suffixes: Sequence[str], location: str) -> tuple[str, str] | None:
+def _left_out(entry: listing.Entry, suffixes: Sequence[str], location: str) -> tuple[str, str] | None:
     """The status of an entry of a folder that is left out, and why."""
     ending = posixpath.splitext(entry.path)[1].lower()
     if entry.kind == "unreadable":
@@ -112,7 +112,7 @@ def _left_out(entry: storage.Entry, suffixes: Sequence[str], location: str) -> t
         return None if is_searched else ("skipped", "is a hidden folder, which is not searched")
     if ending in suffixes and entry.is_hidden:
         return "skipped", "is hidden: its name, or that of a folder above it, begins with a dot"
-    if ending in suffixes and not storage.can_be_opened(storage.join_path(location, entry.path)):
+    if ending in suffixes and not listing.can_be_opened(storage.join_path(location, entry.path)):
         needs = 'needs boto3 (pip install "faithad[s3]")' if location.startswith("s3://") else "cannot be opened"
         wrong = f"has a key with an empty part (two slashes in a row), which {needs}"
         return "failed", f"{wrong}. {_rename(location, entry.path)}"
@@ -141,14 +141,14 @@ def _files_at(location: str, suffixes: Sequence[str]) -> list[tuple[str, str]] |
     parent, name = posixpath.split(storage.locate(location)[1].rstrip("/"))
     endings = tuple(suffix.lower() for suffix in suffixes)
     if storage.is_folder(location):
-        paths = _recordings_among(location, storage.walk(location), endings)
+        paths = _recordings_among(location, listing.walk(location), endings)
         return [(f"{name}/{path}", storage.join_path(location, path)) for path in paths]
     if not storage.exists(location):
         return None
     return [(f"{storage.name_of(parent)}/{name}", location)] if name.lower().endswith(endings) else []
 
 
-def _recordings_among(folder: str, entries: Sequence[storage.Entry], suffixes: tuple[str, ...]) -> list[str]:
+def _recordings_among(folder: str, entries: Sequence[listing.Entry], suffixes: tuple[str, ...]) -> list[str]:
     """The paths with the name of a recording. A folder with such a name counts only if no recording lies in it."""
     named = [
         entry
@@ -156,7 +156,7 @@ def _recordings_among(folder: str, entries: Sequence[storage.Entry], suffixes: t
         if entry.path.lower().endswith(suffixes)
         and not entry.is_hidden
         and entry.kind != "unreadable"
-        and storage.can_be_opened(storage.join_path(folder, entry.path))
+        and listing.can_be_opened(storage.join_path(folder, entry.path))
     ]
     used = {
         above.as_posix() for entry in named if entry.kind != "folder" for above in PurePosixPath(entry.path).parents

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import soundfile
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.clips import audio_headers
 from faithad.clips.access import AccessError, for_decoder
 from faithad.clips.audio_kinds import ffmpeg_command
@@ -115,7 +115,7 @@ def _refuse_no_file(uri: str) -> None:
     except FileNotFoundError:
         if os.path.islink(path):
             why = f"is a link to {shown(os.readlink(path))}, which does not exist"
-        elif storage.NO_TEXT in path:
+        elif listing.NO_TEXT in path:
             why = "cannot be opened: its name is not valid text (UTF-8). Rename it"
     except OSError as error:
         if error.errno == errno.ELOOP:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.demo.mark import MARK, read_mark, refuse_foreign_files, refuse_strangers, write_mark
 from faithad.demo.mill import DISTURBED_FRACTION, SyntheticMill, synthesize
 from faithad.errors import ConfigError
@@ -37,7 +37,7 @@ def make_mill(
         return
     with tempfile.TemporaryDirectory() as folder:
         make_local_mill(folder, **settings, workers=workers)
-        files = dict(storage.list_files(folder, suffixes=[""]))
+        files = dict(listing.list_files(folder, suffixes=[""]))
         refuse_strangers(root, files)
         if mark is None:
             refuse_foreign_files(root, files)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.errors import StudyError
 from faithad.vocabulary import AUDIO_SUFFIXES, count, listed
 
@@ -73,7 +73,7 @@ def refuse_strangers(root: str, names: Collection[str]) -> None:
     paths = [
         f"{folder}/{path}"
         for folder in ("train", "test")
-        for path, _ in storage.list_files(storage.join(root, folder), suffixes=AUDIO_SUFFIXES)
+        for path, _ in listing.list_files(storage.join(root, folder), suffixes=AUDIO_SUFFIXES)
     ]
     if strangers := [path for path in paths if path not in names]:
         raise StudyError(
@@ -94,7 +94,7 @@ def refuse_foreign_files(root: str, files: Mapping[str, str]) -> None:
     """
     foreign = [
         name
-        for name, location in storage.list_files(root, suffixes=[""])
+        for name, location in listing.list_files(root, suffixes=[""])
         if name not in files
         or (not name.endswith(AUDIO_SUFFIXES) and storage.read_bytes(location) != storage.read_bytes(files[name]))
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.finished import require_finished
 from faithad.audit.ledger import merge_ledgers
 from faithad.audit.reference import evaluate_audit
@@ -65,7 +65,7 @@ def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> N
     }
     for name, table in {**tables, "ledger": ledger}.items():
         require_still_alone()
-        storage.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
+        parquet.write_table(table, storage.join(study.root, layout.summary(name)), schema=table.schema)
     stage.finish()
 
 

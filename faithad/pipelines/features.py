@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.errors import DamagedError, StudyError
 from faithad.features import Normalization
@@ -144,7 +144,7 @@ def load_n_frames(study: Study, split: str, model: str, *, root: str | None = No
         model: by its name.
         root: of the features; that of the study by default.
     """
-    features = storage.read_table(storage.join(root or study.root, layout.features(split)), columns=["clip_id"])
+    features = parquet.read_table(storage.join(root or study.root, layout.features(split)), columns=["clip_id"])
     manifest = read_manifest(study.root)
     duration_s = dict(zip(manifest["clip_id"].to_pylist(), manifest["duration_s"].to_pylist(), strict=True))
     return [study.frames_in(model, duration_s[clip_id]) for clip_id in sorted(features["clip_id"].to_pylist())]
@@ -172,7 +172,7 @@ def _write_shard(row: ShardRow, *, root: str, settings: FeatureSettings, run: st
     if clips.num_rows:
         table = clips.select([name for name in ("clip_id", "reference", "log_mel") if name in clips.column_names])
         location = storage.join(root, layout.features(split), layout.shard(number))
-        files[f"{split}/{layout.shard(number)}"] = storage.write_table(
+        files[f"{split}/{layout.shard(number)}"] = parquet.write_table(
             table, location, schema=table.schema, flush=False
         )
     write_shard_ledger(failed, _ledger_location(root, split, number), files=files)
@@ -211,7 +211,7 @@ def _check(root: str, split: str, n_clips: int) -> None:
         reason
         for file in shard_files(storage.join(root, layout.FEATURES_LEDGER))
         if storage.name_of(file).startswith(f"{split}-")
-        for reason in storage.read_table(file, columns=["reason"])["reason"].to_pylist()
+        for reason in parquet.read_table(file, columns=["reason"])["reason"].to_pylist()
     ]
     if n_written + len(failed) != n_clips:
         raise StudyError(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.inputs import Inputs, inputs_table, is_indexed, located, of_files, read_inputs, write_index
 from faithad.audit.rejected_clips import Named, read_rejected_clips
 from faithad.clips.channels import split_name
@@ -325,9 +325,9 @@ def _indexed_before(out: str, known: Inputs | None, clips_per_shard: int) -> _Be
     def of_known(table: pa.Table) -> pa.Table:
         return table.filter(of_files(table["recording"], known.files))
 
-    ledger = of_known(storage.read_table(storage.join(out, layout.INDEX_LEDGER))).to_pylist()
+    ledger = of_known(parquet.read_table(storage.join(out, layout.INDEX_LEDGER))).to_pylist()
     health = storage.join(out, layout.HEALTH)
-    rows = of_known(storage.read_table(health)).to_pylist() if storage.exists(health) else None
+    rows = of_known(parquet.read_table(health)).to_pylist() if storage.exists(health) else None
     return _Before(of_known(read_takes(out, clips_per_shard)), ledger, rows, known)
 
 
@@ -414,7 +414,7 @@ def opened_since(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
     ledger = storage.join(run.out, layout.INDEX_LEDGER)
     if not storage.exists(ledger):
         return []
-    rows = storage.read_table(ledger, columns=["recording", "onset_s", "status"]).to_pylist()
+    rows = parquet.read_table(ledger, columns=["recording", "onset_s", "status"]).to_pylist()
     # A part that failed has an onset: its recording was opened.
     failed = {row["recording"] for row in rows if row["status"] == "failed" and row["onset_s"] is None}
     again = [recording for recording in recordings if recording.path in failed]
@@ -424,9 +424,9 @@ def opened_since(run: AuditRun, recordings: Sequence[Recording]) -> list[str]:
 
 def _write(root: str, manifest: pa.Table, ledger: Sequence[LedgerRow], health: pa.Table) -> None:
     require_still_alone()
-    storage.write_table(health, storage.join(root, layout.HEALTH), schema=schemas.HEALTH)
-    storage.write_table(manifest, storage.join(root, layout.MANIFEST), schema=schemas.MANIFEST)
-    storage.write_table(ledger_table(ledger), storage.join(root, layout.INDEX_LEDGER), schema=schemas.LEDGER)
+    parquet.write_table(health, storage.join(root, layout.HEALTH), schema=schemas.HEALTH)
+    parquet.write_table(manifest, storage.join(root, layout.MANIFEST), schema=schemas.MANIFEST)
+    parquet.write_table(ledger_table(ledger), storage.join(root, layout.INDEX_LEDGER), schema=schemas.LEDGER)
 
 
 def _tell_health(health: pa.Table) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.ledger import count_ledger
 from faithad.audit.sounds import clip_sounds
 from faithad.config.study import Study
@@ -94,7 +94,7 @@ def report(study: Study, *, redo: bool = False) -> None:
         wanted = example_clips(study.root) if study.report.sound == "events" else []
         clips = {clip["clip_id"]: clip for clip in manifest.to_pylist() if clip["clip_id"] in set(wanted)}
         sounds = clip_sounds([clips[clip_id] for clip_id in wanted])
-        storage.write_table(sounds, storage.join(study.root, layout.CLIP_SOUNDS), schema=schemas.CLIP_SOUNDS)
+        parquet.write_table(sounds, storage.join(study.root, layout.CLIP_SOUNDS), schema=schemas.CLIP_SOUNDS)
         render_report(study.root)
         stages.report.finish()
     track_study(study)
@@ -189,7 +189,7 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
         raise StudyError(f"{study.root} has no manifest yet. Run `faithad index` with the same configuration first.")
     check_index(study)
     manifest = read_manifest(study.root)
-    ledger = storage.read_table(storage.join(study.root, layout.INDEX_LEDGER))
+    ledger = parquet.read_table(storage.join(study.root, layout.INDEX_LEDGER))
     learned = clips_digest(manifest, ("train", "validation"), ("clip_id", "duration_s", "split"))
     judged = clips_digest(manifest, ("test",), _JUDGED)
     features = features_stage(study, learned)
@@ -206,7 +206,7 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
 def _search_digest(root: str) -> str | None:
     """The digest of the table of a search in the same root, which the report shows."""
     location = storage.join(root, layout.summary("search"))
-    return table_digest(storage.read_table(location)) if storage.exists(location) else None
+    return table_digest(parquet.read_table(location)) if storage.exists(location) else None
 
 
 def _need(stages: Iterable[Stage], *, before: str) -> None:

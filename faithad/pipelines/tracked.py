@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.pipelines.search.plan import MODEL, trial_study
 from faithad.pipelines.search.records import Record
@@ -63,7 +63,7 @@ def _study_runs(study: Study) -> list[TrackedRun]:
                     kind="training",
                     title=f"{model}-{seed}",
                     settings=_settings(study, model, seed),
-                    points=_points(storage.read_table(location).to_pylist()),
+                    points=_points(parquet.read_table(location).to_pylist()),
                     parent="study",
                 )
             )
@@ -79,7 +79,7 @@ def _search_runs(study: Study, records: Iterable[Record]) -> list[TrackedRun]:
 def _trial_run(study: Study, record: Record) -> TrackedRun:
     location = storage.join(study.root, layout.trial(record.trial.name), layout.EPOCHS)
     # Searches of release 0.1.0 kept no curves.
-    points = _points(storage.read_table(location).to_pylist()) if storage.exists(location) else {}
+    points = _points(parquet.read_table(location).to_pylist()) if storage.exists(location) else {}
     for epoch, value in enumerate(record.values, start=1):
         if value is not None:
             points.setdefault(epoch, {})["objective"] = value

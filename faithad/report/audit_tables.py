@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.finished import read_card
 from faithad.audit.misfits import misfit_words, without_skipped
 from faithad.audit.ranking import strongest_first
@@ -197,7 +197,7 @@ def read_audit(out: str) -> AuditTables:
         required(out, table, StudyError(problem))
     manifest = with_one_clock(read_manifest(out).select(_MANIFEST_COLUMNS).to_pandas())
     events = read_events(out).to_pylist()
-    ledger = storage.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names)
+    ledger = parquet.read_table(storage.join(out, layout.LEDGER), columns=schemas.LEDGER.names)
     all_scores = read_whole(out, layout.SCORES, schemas.SCORES, columns=_SCORE_COLUMNS)
     scores = without_skipped(all_scores, ledger).to_pandas()
     model = read_card(out)
@@ -252,7 +252,7 @@ def _read_sounds(out: str, events: list[EventRow]) -> dict[int, dict[str, Any]]:
     if not storage.exists(location):
         return {}
     numbers = {event["event_id"]: number for number, event in enumerate(events)}
-    table = storage.read_table(location)
+    table = parquet.read_table(location)
     pictures = {
         name: list_arrays(table[name]) for name in ("log_mel", "expected_log_mel") if name in table.column_names
     }
@@ -267,7 +267,7 @@ def _read_sounds(out: str, events: list[EventRow]) -> dict[int, dict[str, Any]]:
 def _read_rows(out: str, table: str) -> list[dict[str, Any]]:
     """The rows of a table that not every audit has."""
     location = storage.join(out, table)
-    rows: list[dict[str, Any]] = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    rows: list[dict[str, Any]] = parquet.read_table(location).to_pylist() if storage.exists(location) else []
     return rows
 
 

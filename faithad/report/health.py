@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.clips.health_table import channel_line, problem_line
 from faithad.report.words import UNKNOWN
 from faithad.runs import layout
@@ -33,7 +33,7 @@ def read_health(root: str) -> pa.Table:
     location = storage.join(root, layout.HEALTH)
     if not storage.exists(location):
         return schemas.HEALTH.empty_table()
-    return storage.read_table(location).select(schemas.HEALTH.names).cast(schemas.HEALTH)
+    return parquet.read_table(location).select(schemas.HEALTH.names).cast(schemas.HEALTH)
 
 
 def health_view(health: pa.Table) -> HealthView:

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.errors import ConfigError, StudyError
 from faithad.runs import layout
@@ -121,7 +121,7 @@ def _rows_of(audit: str, table: str, clip_ids: Collection[str]) -> dict[str, lis
         chosen = set(clip_ids).intersection(shard["clip_id"].to_pylist())
         if chosen:
             condition = pc.field("clip_id").isin(sorted(chosen))
-            kept = storage.read_rows(file, condition=condition, checksum=checksum)
+            kept = parquet.read_rows(file, condition=condition, checksum=checksum)
             n_mels, _ = schemas.shape_of(kept.schema)
             for index, clip_id in enumerate(kept["clip_id"].to_pylist()):
                 rows[clip_id].append({name: _cell(name, kept[name][index], n_mels) for name in kept.column_names})

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.errors import StudyError
 from faithad.report.reading import look_up, read_settings, required
 from faithad.runs import layout
@@ -81,7 +81,7 @@ def read_search(root: str) -> Search:
     """
     require_readable(root)
     problem = StudyError(f"There is no search at {root}: no {SUMMARY}. Run `faithad search` first.")
-    trials = storage.read_table(required(root, SUMMARY, problem)).to_pandas()
+    trials = parquet.read_table(required(root, SUMMARY, problem)).to_pandas()
     if "present" in trials:  # a search of release 0.1.0 could not grow, and tried no further settings
         trials = trials[trials["present"]]
     trials = _with_settings(trials)
@@ -91,7 +91,7 @@ def read_search(root: str) -> Search:
     location = storage.join(root, layout.BEST)
     text, best = read_settings(location) if storage.exists(location) else ("", {})
     answers, scores, ensembles = (
-        tuple(storage.read_table(place).to_pylist()) if storage.exists(place) else ()
+        tuple(parquet.read_table(place).to_pylist()) if storage.exists(place) else ()
         for name in ("search_comparison", "search_scores", "search_members")
         for place in [storage.join(root, layout.summary(name))]
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import listing, parquet, schemas, storage
 from faithad.errors import StudyError
 from faithad.report.health import read_health
 from faithad.report.reading import (
@@ -91,7 +91,7 @@ def read_study(root: str) -> StudyTables:
     text, settings = read_settings(required(root, layout.STUDY, StudyError(problem)))
     required(root, layout.MANIFEST, _not_run_yet(root, "index"))
     manifest = with_one_clock(read_manifest(root).select(_MANIFEST_COLUMNS).to_pandas())
-    epochs = storage.list_files(storage.join(root, layout.MODELS), suffixes=["/epochs.parquet"])
+    epochs = listing.list_files(storage.join(root, layout.MODELS), suffixes=["/epochs.parquet"])
     audits = _audits(root)
     if not audits:
         raise _not_run_yet(root, "audit" if epochs else "train")
@@ -102,7 +102,7 @@ def read_study(root: str) -> StudyTables:
         name: _summary(root, "comparison", schemas.COMPARISON, name, needed=False) for name in {protocol, judge}
     }
     annotated = bool(test["annotated"].any())
-    histories = [schemas.EPOCHS.empty_table(), *(storage.read_table(location) for _, location in epochs)]
+    histories = [schemas.EPOCHS.empty_table(), *(parquet.read_table(location) for _, location in epochs)]
     return StudyTables(
         settings=settings,
         settings_text=text,
@@ -139,7 +139,7 @@ def example_clips(root: str) -> list[str]:
 
 def _sounds(root: str) -> dict[str, dict[str, Any]]:
     location = storage.join(root, layout.CLIP_SOUNDS)
-    rows = storage.read_table(location).to_pylist() if storage.exists(location) else []
+    rows = parquet.read_table(location).to_pylist() if storage.exists(location) else []
     return {row["clip_id"]: row for row in rows}
 
 
@@ -148,7 +148,7 @@ def _not_run_yet(root: str, stage: str) -> StudyError:
 
 
 def _read(root: str, path: str, *, stage: str) -> pd.DataFrame:
-    return storage.read_table(required(root, path, _not_run_yet(root, stage))).to_pandas()
+    return parquet.read_table(required(root, path, _not_run_yet(root, stage))).to_pandas()
 
 
 def _summary(root: str, name: str, schema: pa.Schema, protocol: Any, *, needed: bool) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def _faithfulness(root: str, protocol: Any, metric: str = "faithfulness") -> pd.
 def _audits(root: str) -> dict[tuple[str, int], str]:
     """The folder of every audit that has scores, by (model, seed), in order."""
     folder = storage.join(root, layout.AUDITS)
-    paths = [path.split("/") for path, _ in storage.list_files(folder, suffixes=[".parquet"])]
+    paths = [path.split("/") for path, _ in listing.list_files(folder, suffixes=[".parquet"])]
     runs = {parts[0].rpartition("-")[::2] for parts in paths if parts[1:2] == [layout.SCORES]}
     known = sorted((model, int(seed)) for model, seed in runs if seed.isdecimal())
     return {run: storage.join(root, layout.audit(*run)) for run in known}

@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.runs.marks import read_mark
 
 Result = TypeVar("Result")
@@ -110,7 +110,7 @@ def _left_out(clip_ids: Sequence[str], died: dict[str, float], what: str) -> dic
 
 def count_deaths(folder: str) -> float:
     """How many deaths the marks below a folder count: it grows with each attempt that finds an earlier one's mark."""
-    marks = [_read_mark(location) for _, location in storage.list_files(folder, suffixes=[".json"])]
+    marks = [_read_mark(location) for _, location in listing.list_files(folder, suffixes=[".json"])]
     return sum(sum(mark["died"].values()) for mark in marks if mark is not None)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.clips.access import require_reach
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.runs.lookahead import side_by_side
@@ -160,7 +160,7 @@ def folder_fingerprints(folders: Iterable[str], *, suffixes: Sequence[str]) -> d
     files = [
         (relative if relative == storage.name_of(folder) else f"{storage.name_of(folder)}/{relative}", location)
         for folder in folders
-        for relative, location in storage.list_files(folder, suffixes=suffixes, leave_out_unreadable=True)
+        for relative, location in listing.list_files(folder, suffixes=suffixes, leave_out_unreadable=True)
     ]
     digests = [result.digest for result in fingerprints(files)]
     return dict(zip((name for name, _ in files), digests, strict=True))
@@ -176,7 +176,7 @@ def contents(location: str) -> dict[str, str]:
             return UNREADABLE
 
     suffixes = [""] if storage.is_file(location) else LABEL_SUFFIXES  # recordings may lie beside their labels
-    return {name: digest(place) for name, place in storage.list_files(location, suffixes=suffixes)}
+    return {name: digest(place) for name, place in listing.list_files(location, suffixes=suffixes)}
 
 
 def table_digest(table: pa.Table) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.runs import layout
 from faithad.vocabulary import POOLINGS
 
@@ -25,7 +25,7 @@ def write_piece_scores(folder: str, pieces: Mapping[float, pa.Table]) -> None:
         .cast(schema)
         for duration_s, table in pieces.items()
     ]
-    storage.write_table(
+    parquet.write_table(
         pa.concat_tables([schema.empty_table(), *tables]), storage.join(folder, layout.PIECE_SCORES), schema=schema
     )
 
@@ -35,7 +35,7 @@ def read_pieces(folder: str) -> dict[float, pa.Table]:
     location = storage.join(folder, layout.PIECE_SCORES)
     if not storage.exists(location):
         return {}
-    table = storage.read_table(location)
+    table = parquet.read_table(location)
     return {
         duration_s: table.filter(pc.equal(table["duration_s"], duration_s)).drop_columns(["duration_s"])
         for duration_s in pc.unique(table["duration_s"]).to_pylist()

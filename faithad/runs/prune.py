@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faithad import storage
+from faithad import listing, parquet, storage
 from faithad.errors import StudyError
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
@@ -82,7 +82,7 @@ def pruned(root: str) -> list[str]:
 
 
 def _require_finished(root: str) -> None:
-    marks = storage.list_files(storage.join(root, layout.STAGES), suffixes=[".json"])
+    marks = listing.list_files(storage.join(root, layout.STAGES), suffixes=[".json"])
     if not marks:
         raise StudyError(f"There is no run of faithad in {root}: it has no {layout.STAGES}/. Check the folder.")
     begun = [name.removesuffix(".begun.json") for name, _ in marks if name.endswith(".begun.json")]
@@ -106,7 +106,7 @@ def _require_recordings(root: str, removable: Mapping[str, Mapping[str, int]]) -
 
 def _removable(root: str) -> dict[str, dict[str, int]]:
     """Of each kind the files to remove, or to write anew without their maps, below the root, with their bytes."""
-    sizes = dict(storage.sizes(root, suffixes=[""]))
+    sizes = dict(listing.sizes(root, suffixes=[""]))
     audits = [name for name in _audit_folders(root) if not name or is_finished(root, f"audit-{name.split('/')[-1]}")]
     shards = [f"{folder}/{table}/" if folder else f"{table}/" for folder in audits for table in ("spectrograms",)]
     found: dict[str, dict[str, int]] = {kind: {} for kind in MADE_AGAIN}
@@ -167,7 +167,7 @@ def _bytes_of_maps(location: str) -> int:
 
 def _listing(root: str, freed: Mapping[str, int]) -> str:
     kept = dict.fromkeys((*_KEPT, "tables and all else"), 0)
-    for path, n_bytes in storage.sizes(root, suffixes=[""]):
+    for path, n_bytes in listing.sizes(root, suffixes=[""]):
         kind = next((kind for kind, places in _KEPT.items() if path.startswith(places)), "tables and all else")
         kept[kind] += n_bytes
     total, in_models = sum(kept.values()), freed.get(TRIALS, 0)
@@ -195,7 +195,7 @@ def _remove(root: str, removable: Mapping[str, Mapping[str, int]]) -> None:
             in_folder = "/".join(path.split("/")[-2:])
             if kind == MAPS:
                 rows = _without_maps(location)
-                content = storage.encoded(rows, schema=rows.schema)
+                content = parquet.encoded(rows, schema=rows.schema)
                 change_file(folder, in_folder, storage.Checksum.of(content))
                 storage.write_bytes(location, content.to_pybytes())
                 continue
@@ -209,7 +209,7 @@ def _remove(root: str, removable: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _without_maps(location: str) -> pa.Table:
-    rows = storage.read_rows(location)
+    rows = parquet.read_rows(location)
     number = rows.schema.get_field_index("map")
     field = rows.schema.field(number)
     return rows.set_column(number, field, pa.nulls(rows.num_rows, field.type))

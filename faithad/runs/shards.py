@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import listing, parquet, schemas, storage
 from faithad.clips.ledger import LedgerRow, ledger_table
 from faithad.errors import DamagedError
 from faithad.runs import layout
@@ -48,7 +48,7 @@ def at_once(location: str) -> int:
 def write_shard_ledger(rows: Iterable[LedgerRow], location: str, *, files: Files) -> None:
     """Mark a shard as finished, after all its files were written."""
     schema = schemas.LEDGER.with_metadata({_KEY: json.dumps(files)})
-    storage.write_table(ledger_table(rows), location, schema=schema, flush=False)
+    parquet.write_table(ledger_table(rows), location, schema=schema, flush=False)
 
 
 def check_shard(folder: str, ledger: str) -> pa.Table:
@@ -68,7 +68,7 @@ def check_shard(folder: str, ledger: str) -> pa.Table:
     if rows is not None and all(_look(file) == look for file, look in looks.items()):
         return rows
     looks = {ledger: _look(ledger)}
-    rows = storage.read_rows(ledger)
+    rows = parquet.read_rows(ledger)
     for path, checksum in (_files(ledger, rows.schema.metadata or {}) or {}).items():
         file = storage.join(folder, path)
         looks[file] = _look(file)
@@ -96,14 +96,14 @@ def change_file(folder: str, path: str, checksum: Checksum | None) -> None:
         ledger = storage.join(folder, ledgers, storage.name_of(path))
         if not storage.exists(ledger):
             continue
-        rows = storage.read_rows(ledger)
+        rows = parquet.read_rows(ledger)
         files = _files(ledger, rows.schema.metadata or {}) or {}
         if path in files:
             left = {name: content for name, content in files.items() if name != path}
             schema = rows.schema.with_metadata(
                 {_KEY: json.dumps(left if checksum is None else left | {path: checksum})}
             )
-            storage.write_table(rows, ledger, schema=schema)
+            parquet.write_table(rows, ledger, schema=schema)
 
 
 def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None]]:
@@ -114,14 +114,14 @@ def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None
     Raises:
         DamagedError: a file or a ledger is damaged or gone, or the shard is not finished.
     """
-    there = dict(storage.list_files(storage.join(folder, table), suffixes=[".parquet"]))
+    there = dict(listing.list_files(storage.join(folder, table), suffixes=[".parquet"]))
     if table in layout.SHARD_LEDGERS:
         yield from ((location, None) for location in there.values())
         return
     ledgers = [
         entry
         for folder_name in layout.SHARD_LEDGERS
-        for entry in storage.list_files(storage.join(folder, folder_name), suffixes=[".parquet"])
+        for entry in listing.list_files(storage.join(folder, folder_name), suffixes=[".parquet"])
     ]
     files: dict[str, Checksum] = {}
     damaged: dict[str, DamagedError] = {}
@@ -148,7 +148,7 @@ def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None
 
 def _read_files(ledger: str) -> dict[str, Checksum] | DamagedError | None:
     try:
-        return _files(ledger, storage.read_metadata(ledger))
+        return _files(ledger, parquet.read_metadata(ledger))
     except DamagedError as error:
         return error
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.errors import DamagedError, StudyError
 from faithad.progress import console
 from faithad.runs import layout
@@ -227,7 +227,7 @@ def is_whole(location: str) -> bool:
     """Whether a file is there and to its end, as far as it says so itself: a table, JSON or a page."""
     if location.endswith(".parquet"):
         try:
-            storage.read_rows(location)
+            parquet.read_rows(location)
         except (FileNotFoundError, DamagedError):
             return False
         return True

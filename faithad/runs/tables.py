@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import schemas, storage
+from faithad import listing, parquet, schemas, storage
 from faithad.clips.recording_names import read_name
 from faithad.runs import layout
 from faithad.runs.lookahead import side_by_side
@@ -36,7 +36,7 @@ def read_manifest(root: str) -> pa.Table:
     Raises:
         StudyError: there is none.
     """
-    manifest = storage.read_table(storage.join(root, layout.MANIFEST))
+    manifest = parquet.read_table(storage.join(root, layout.MANIFEST))
     recordings = manifest["recording"].combine_chunks().dictionary_encode()
     names = [read_name(recording) for recording in recordings.dictionary.to_pylist()]
     for column in ("utc_offset_s", "recorder"):
@@ -53,7 +53,7 @@ def read_events(root: str) -> pa.Table:
     Raises:
         StudyError: there is no such table.
     """
-    return _with_all_columns(storage.read_table(storage.join(root, layout.EVENTS)), schemas.EVENTS)
+    return _with_all_columns(parquet.read_table(storage.join(root, layout.EVENTS)), schemas.EVENTS)
 
 
 def _with_all_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -65,12 +65,12 @@ def _with_all_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def shard_files(folder: str) -> list[str]:
     """Locations of the shards of a table, in their order; none where there is no such table."""
-    return [location for _, location in storage.list_files(folder, suffixes=[".parquet"])]
+    return [location for _, location in listing.list_files(folder, suffixes=[".parquet"])]
 
 
 def run_folders(root: str, folder: str) -> dict[str, str]:
     """The folders `<model>-<seed>` in a folder of a study, by their names; those that hold anything."""
-    files = storage.list_files(storage.join(root, folder), suffixes=[""])
+    files = listing.list_files(storage.join(root, folder), suffixes=[""])
     return {path.split("/")[0]: storage.join(root, folder, path.split("/")[0]) for path, _ in files if "/" in path}
 
 
@@ -101,7 +101,7 @@ def read_tables(root: str, table: str, *, columns: Collection[str] | None = None
         if not name.endswith(".parquet"):
             yield from read_shards(folder, name, columns=columns)
         elif storage.exists(location):
-            yield storage.read_rows(location, columns=None if columns is None else list(columns))
+            yield parquet.read_rows(location, columns=None if columns is None else list(columns))
 
 
 def _places(root: str, table: str) -> list[tuple[str, str]]:
@@ -140,7 +140,7 @@ def read_shards(
 
     def read(shard: tuple[str, Checksum | None]) -> pa.Table:
         names = None if columns is None else list(columns)
-        rows = storage.read_rows(
+        rows = parquet.read_rows(
             shard[0], columns=names, condition=condition, checksum=shard[1], may_lack=[*may_lack, *added]
         )
         for name, value in added.items():

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.runs import layout
 from faithad.runs.marks import read_mark
 
@@ -93,7 +93,7 @@ def to_tensorboard(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
                     writer.file_writer.add_summary(summary)
             (events,) = Path(temporary).iterdir()
             storage.write_bytes(storage.join(folder, name), events.read_bytes())
-        for other, location in storage.list_files(folder, suffixes=[""]):
+        for other, location in listing.list_files(folder, suffixes=[""]):
             if other != name:  # of fewer epochs, or of other settings
                 storage.delete(location)
 
@@ -264,7 +264,7 @@ _WANDB_SETTINGS = {
 def _wandb_folders(root: str, key: str) -> list[str]:
     """Where earlier exports wrote a run to."""
     folder = storage.join(root, layout.WANDB)
-    names = {relative.split("/")[0] for relative, _ in storage.list_files(folder, suffixes=[""])}
+    names = {relative.split("/")[0] for relative, _ in listing.list_files(folder, suffixes=[""])}
     return [storage.join(folder, name) for name in sorted(names) if name.endswith(f"-{key}")]
 
 

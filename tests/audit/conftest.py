@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.events import find_events
 from faithad.clips.ledger import clip_ledger_row, ledger_row, ledger_table
 from faithad.clips.manifest import ClipRow, manifest_table
@@ -42,7 +42,7 @@ class Audit:
     places: dict[str, Path]
 
     def events(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = storage.read_table(storage.join(self.out, "events.parquet")).to_pylist()
+        rows: list[dict[str, Any]] = parquet.read_table(storage.join(self.out, "events.parquet")).to_pylist()
         return rows
 
 
@@ -86,8 +86,8 @@ def audit(tmp_path: Path, model: str) -> Audit:
     ]
     ledger.append(ledger_row(SECOND, "skipped", "dropped", onset_s=60.0, duration_s=4.0))
     _write_tables(out, manifest, [row for row in rows if row.clip_id != failed.clip_id])
-    storage.write_table(manifest, storage.join(out, "manifest.parquet"), schema=schemas.MANIFEST)
-    storage.write_table(ledger_table(ledger), storage.join(out, "ledger.parquet"), schema=schemas.LEDGER)
+    parquet.write_table(manifest, storage.join(out, "manifest.parquet"), schema=schemas.MANIFEST)
+    parquet.write_table(ledger_table(ledger), storage.join(out, "ledger.parquet"), schema=schemas.LEDGER)
     run = AuditRun(model=model, recordings=(str(mill),), out=out)
     storage.write_text(storage.join(out, "audit.yaml"), run.to_yaml())
     return Audit(out, sounds, places)
@@ -127,9 +127,9 @@ def _write_tables(out: str, manifest: pa.Table, clips: list[ClipRow]) -> None:
         "faithfulness": pa.Table.from_pylist(faithfulness, schema=schemas.FAITHFULNESS),
     }
     for name, table in tables.items():
-        storage.write_table(table, storage.join(out, name, "part-00000.parquet"), schema=table.schema)
+        parquet.write_table(table, storage.join(out, name, "part-00000.parquet"), schema=table.schema)
     events = find_events(
         tables["scores"], manifest, alarm=ALARM, explanations=tables["attributions"],
         faithfulness=tables["faithfulness"], merge_gap_s=10.0, method="saliency", percentile=95.0, features=FEATURES,
     )  # fmt: skip
-    storage.write_table(events, storage.join(out, "events.parquet"), schema=schemas.EVENTS)
+    parquet.write_table(events, storage.join(out, "events.parquet"), schema=schemas.EVENTS)

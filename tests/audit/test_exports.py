@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from faithad import schemas, storage
+from faithad import listing, parquet, schemas, storage
 from faithad.audit.exports import export_clips, export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.clips.labels.files import FORMATS
@@ -28,7 +28,7 @@ FIRST, SECOND, ODD = "mill/MPD_24-05-06_0700_00001.wav", "mill/MPD_24-05-06_0701
 
 def no_events(audit: Any) -> None:
     location = storage.join(audit.out, "events.parquet")
-    storage.write_table(schemas.EVENTS.empty_table(), location, schema=schemas.EVENTS)
+    parquet.write_table(schemas.EVENTS.empty_table(), location, schema=schemas.EVENTS)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_an_audit_that_somebody_writes_is_read_by_nobody(audit: Any, tmp_path: P
 
 def test_one_of_a_kind_is_told_as_one(audit: Any, tmp_path: Path) -> None:
     location = storage.join(audit.out, "events.parquet")
-    storage.write_table(storage.read_table(location).slice(0, 1), location, schema=schemas.EVENTS)
+    parquet.write_table(parquet.read_table(location).slice(0, 1), location, schema=schemas.EVENTS)
     to = str(tmp_path / "to")
     line = export_events(audit.out, to, format="audacity")
     assert line == f"1 event in 1 recording as labels for audacity: 1 file in {to}."
@@ -283,7 +283,7 @@ def test_onto_an_object_store(audit: Any, object_store: str) -> None:
     export_events(audit.out, f"{object_store}/labels", format="audacity")
     assert len(read_labels(f"{object_store}/labels")) == 4
     export_clips(audit.out, f"{object_store}/wav", margin_s=0)
-    files = storage.list_files(f"{object_store}/wav", suffixes=[".wav"])
+    files = listing.list_files(f"{object_store}/wav", suffixes=[".wav"])
     samples, _ = soundfile.read(io.BytesIO(storage.read_bytes(files[0][1])), dtype="int16", always_2d=True)
     assert len(files) == 4
     assert np.array_equal(samples, audit.sounds[FIRST][: 10 * RATE_HZ])

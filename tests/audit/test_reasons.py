@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.reasons import reasons_table, verdict_of, with_method
 from faithad.config.sections import Events
 from faithad.evaluation.decisions import compare
@@ -46,7 +46,7 @@ def written(out: str, n_recordings: int) -> dict[str, np.ndarray]:
         "controls/part-00000.parquet": pa.Table.from_pylist(controls, schema=schemas.CONTROLS),
     }
     for name, table in tables.items():
-        storage.write_table(table, storage.join(out, name), schema=table.schema)
+        parquet.write_table(table, storage.join(out, name), schema=table.schema)
     return differences
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit import reference
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
@@ -39,7 +39,7 @@ def labels(folder: Path, **tracks: str) -> str:
 
 
 def summary(audit: Any, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = storage.read_table(storage.join(audit.out, "summary", f"{name}.parquet")).to_pylist()
+    rows: list[dict[str, Any]] = parquet.read_table(storage.join(audit.out, "summary", f"{name}.parquet")).to_pylist()
     return rows
 
 
@@ -158,8 +158,8 @@ def test_recordings_that_failed_are_named_as_not_heard(audit: Any, tmp_path: Pat
     """One of eleven intervals lies in a recording that was heard, ten in one that could not be opened."""
     location = storage.join(audit.out, "ledger.parquet")
     failed = ledger_table([ledger_row("mill/20240506_080000.wav", "failed", "is truncated")])
-    both = pa.concat_tables([storage.read_table(location), failed])
-    storage.write_table(both, location, schema=schemas.LEDGER)
+    both = pa.concat_tables([parquet.read_table(location), failed])
+    parquet.write_table(both, location, schema=schemas.LEDGER)
     reference = tmp_path / "labels.csv"
     lines = [f"20240506_080000.wav,{k},{k}.5" for k in range(10)] + [f"{FIRST},53,56"]
     reference.write_text("\n".join(["recording,onset_s,offset_s", *lines]))
@@ -254,8 +254,8 @@ def test_nobody_may_change_an_audit_that_is_evaluated(
 def test_an_audit_that_scored_nothing(audit: Any, tmp_path: Path) -> None:
     reference = labels(tmp_path / "labels", first="53 56 x\n")
     location = storage.join(audit.out, "scores", "part-00000.parquet")
-    table = storage.read_table(location)
-    storage.write_table(table.slice(0, 0), location, schema=table.schema)
+    table = parquet.read_table(location)
+    parquet.write_table(table.slice(0, 0), location, schema=table.schema)
     with pytest.raises(StudyError, match="not one clip was audited"):
         evaluate_audit(audit.out, reference)
 
@@ -266,7 +266,7 @@ def test_a_new_summary_is_a_row(audit: Any, tmp_path: Path, monkeypatch: pytest.
     def n_curves(faithfulness: pa.Table, experiment: Experiment) -> list[dict[str, Any]]:
         return [{"n_curves": pc.count_distinct(faithfulness["clip_id"]).as_py()}]
 
-    explained = storage.read_table(storage.join(audit.out, "faithfulness"))
+    explained = parquet.read_table(storage.join(audit.out, "faithfulness"))
     monkeypatch.setitem(SUMMARIES, "curves", Summary({"faithfulness": schemas.FAITHFULNESS}, schema, n_curves))
     evaluate_audit(audit.out, labels(tmp_path / "labels", first="53 56 broken\n"))
     expected = len(set(explained["clip_id"].to_pylist()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.exports import export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.audit.rejected_clips import Named, read_rejected_clips
@@ -46,7 +46,7 @@ def reviewed(audit: Any, tmp_path: Path) -> tuple[Any, str]:
 def test_decisions_become_a_table_and_labels(reviewed: tuple[Any, str]) -> None:
     audit, line = reviewed
     assert line.startswith("3 of 3 events reviewed: 1 confirmed, 1 rejected, 1 unsure. 1 decision is about events that")
-    rows = storage.read_table(storage.join(audit.out, "review/decisions.parquet")).to_pylist()
+    rows = parquet.read_table(storage.join(audit.out, "review/decisions.parquet")).to_pylist()
     assert [(row["verdict"], row["kind"], row["note"]) for row in rows] == [
         ("reject", "a saw", "=1+1"),
         ("confirm", "stuck", ""),

@@ -51,7 +51,7 @@ from audits import (
 from processes import Watch
 from torch import Tensor, nn
 
-from faithad import storage
+from faithad import parquet
 from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.config.audit import load_audit_run
 from faithad.features import log_mel
@@ -143,7 +143,7 @@ def overhead_parts(folder: Path, model: str, sounds: Path) -> dict[str, float]:
     def write() -> None:
         for name in ("scores", "ledger"):
             schema = table_schemas(held.trained)[name]
-            storage.write_table(to_table(tables[name], schema), str(folder / f"{name}.parquet"), schema=schema)
+            parquet.write_table(to_table(tables[name], schema), str(folder / f"{name}.parquet"), schema=schema)
 
     timed = {
         "decode": lambda: [read(row) for row in rows],
@@ -226,7 +226,7 @@ def span(out: Path) -> tuple[float, float, int]:
     """When a tenth and when nine tenths of the shards were done, and how many clips were done in between."""
     ledgers = sorted((out / "ledger").glob("part-*.parquet"), key=lambda path: path.stat().st_mtime)
     first, last = len(ledgers) // 10, len(ledgers) * 9 // 10
-    clips = sum(storage.read_table(str(path), columns=["recording"]).num_rows for path in ledgers[first + 1 : last + 1])
+    clips = sum(parquet.read_table(str(path), columns=["recording"]).num_rows for path in ledgers[first + 1 : last + 1])
     return ledgers[first].stat().st_mtime, ledgers[last].stat().st_mtime, clips
 
 
@@ -294,7 +294,7 @@ def bytes_per_clip(folder: Path, quick: bool) -> dict[str, float]:
     for name, found in (tables | {"attributions": curves, "maps": tables["attributions"]}).items():
         schema = table_schemas(held.trained)["attributions" if name == "maps" else name]
         location = folder / f"{name}.parquet"
-        storage.write_table(to_table(found, schema), str(location), schema=schema)
+        parquet.write_table(to_table(found, schema), str(location), schema=schema)
         figures[f"bytes_{name}"] = location.stat().st_size / n_clips
     return figures | {"bytes_maps": figures["bytes_maps"] - figures["bytes_attributions"]}
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 import yaml
 
-from faithad import storage
+from faithad import parquet
 from faithad.audit.shard import TableRow
 from faithad.config.audit import load_audit_run
 from faithad.pipelines.audit import worker as audit_worker
@@ -49,7 +49,7 @@ def test_clips_that_kill_among_others(
         patch.setattr(audit_worker, "Auditor", Auditing)
         outcome = audit(*mill_and_model, wild)
     assert (outcome.n_done, outcome.n_failed) == (CLIPS - 4, 4)
-    ledger = storage.read_table(str(wild / "ledger.parquet")).to_pylist()
+    ledger = parquet.read_table(str(wild / "ledger.parquet")).to_pylist()
     for row in ledger:
         expected = "Reading" if is_at(row, DEADLY_TO_READ) else "Auditing" if is_at(row, DEADLY_TO_AUDIT) else None
         assert (row["status"] == "done") is (expected is None), row
@@ -66,7 +66,7 @@ def test_clips_that_kill_among_others(
 def rows(out: Path, name: str) -> list[TableRow]:
     """Without the maps: which clips' are kept depends on which are there."""
     columns = {"attributions": ["clip_id", "method", "curve", "profile"]}.get(name)
-    found: list[TableRow] = storage.read_table(str(out / name), columns=columns).to_pylist()
+    found: list[TableRow] = parquet.read_table(str(out / name), columns=columns).to_pylist()
     return found
 
 

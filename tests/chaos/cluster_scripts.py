@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from faithad import storage
+from faithad import parquet
 
 PROJECT = Path(__file__).parents[2]
 LONGEST_S = 400.0
@@ -139,7 +139,7 @@ def stand_ins(folder: Path) -> Path:
 
 
 def durations(epochs: Path) -> list[float]:
-    return storage.read_table(str(epochs))["duration_s"].to_pylist()
+    return parquet.read_table(str(epochs))["duration_s"].to_pylist()
 
 
 def ray_processes() -> set[int]:

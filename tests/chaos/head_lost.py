@@ -29,7 +29,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.demo.mill import synthesize
 from faithad.errors import FaithadError
 from tests.tables import differences
@@ -159,13 +159,13 @@ def test_a_study_whose_head_is_lost_twice(bucket: str, tmp_path: Path) -> None:
     finished = {name: at for name, at in before.items() if name.startswith(("models/ae-0/", "features/", "manifest"))}
     assert {"models/ae-0/model.safetensors", "manifest.parquet"} < set(finished)
     assert "models/mae-0/model.safetensors" not in before
-    trained = storage.read_table(f"{wild}/models/mae-0/epochs.parquet").num_rows
+    trained = parquet.read_table(f"{wild}/models/mae-0/epochs.parquet").num_rows
     assert 3 <= trained < EPOCHS
 
     between = run_until(config, lambda: n_shards(wild) >= 6)
     shards = {name: at for name, at in between.items() if "/ledger/part-" in name}
     # Of what the table held, the last epoch alone may have been ahead of the state that was saved.
-    kept = storage.read_table(f"{wild}/models/mae-0/epochs.parquet").slice(0, trained - 1)
+    kept = parquet.read_table(f"{wild}/models/mae-0/epochs.parquet").slice(0, trained - 1)
     assert 6 <= len(shards) < n_shards(calm)
 
     started = time.monotonic()
@@ -178,7 +178,7 @@ def test_a_study_whose_head_is_lost_twice(bucket: str, tmp_path: Path) -> None:
 
     after = files(wild)
     assert {name: after.get(name) for name in finished | shards} == finished | shards, "something was made twice"
-    assert kept.equals(storage.read_table(f"{wild}/models/mae-0/epochs.parquet").slice(0, trained - 1))
+    assert kept.equals(parquet.read_table(f"{wild}/models/mae-0/epochs.parquet").slice(0, trained - 1))
     assert not (problems := differences(wild, calm)), "\n".join(problems)
 
 
@@ -216,7 +216,7 @@ def files(root: str) -> dict[str, object]:
 
 def n_epochs(root: str, training: str) -> int:
     with contextlib.suppress(FaithadError):  # it is not there yet, or is just being replaced
-        return storage.read_table(storage.join(root, f"models/{training}/epochs.parquet")).num_rows
+        return parquet.read_table(storage.join(root, f"models/{training}/epochs.parquet")).num_rows
     return 0
 
 

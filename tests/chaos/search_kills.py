@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from faithad import storage
+from faithad import parquet
 from faithad.demo.mill import synthesize
 from faithad.pipelines.cluster.session import usable_cores
 from faithad.pipelines.search.plan import Trial, trial_location
@@ -75,7 +75,7 @@ def write_config(mill: Path, folder: Path, *, workers: int = 1) -> Path:
 
 
 def table_of(config: Path) -> pd.DataFrame:
-    table = storage.read_table(str(config.parent / "study" / "summary" / "search.parquet")).to_pandas()
+    table = parquet.read_table(str(config.parent / "study" / "summary" / "search.parquet")).to_pandas()
     return table.drop(columns="duration_s")
 
 

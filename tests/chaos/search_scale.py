@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from faithad import storage
+from faithad import parquet
 from faithad.demo.mill import synthesize
 from faithad.runs import layout
 from tests.clusters import FAITHAD, machines
@@ -137,5 +137,5 @@ def test_four_trials_at_once_on_two_machines_of_one_core(mill: Path, tmp_path: P
             driver.kill()
             assert driver.wait() == 0, (tmp_path / "log").read_text()
         assert most == ([1] if at_once else [2, 2]), "trials at the same moment on each machine"
-        tables.append(storage.read_table(f"{root}/{layout.summary('search')}").to_pandas().drop(columns="duration_s"))
+        tables.append(parquet.read_table(f"{root}/{layout.summary('search')}").to_pandas().drop(columns="duration_s"))
     pd.testing.assert_frame_equal(*tables)

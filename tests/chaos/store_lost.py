@@ -21,7 +21,7 @@ import pytest
 import yaml
 from pyarrow import compute
 
-from faithad import storage
+from faithad import parquet
 from tests.chaos.audits import FAITHAD, audit_values, differences
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
 
@@ -119,7 +119,7 @@ def test_recordings_whose_store_goes_away_and_comes_back(mill_and_model: tuple[P
     assert "Traceback" not in complaint
     before = done()
     assert 4 <= len(before) < len(list((calm / "ledger").iterdir()))
-    statuses = storage.read_table(str(wild / "ledger"), columns=["status"])["status"]
+    statuses = parquet.read_table(str(wild / "ledger"), columns=["status"])["status"]
     assert compute.unique(statuses).to_pylist() == ["done"], "no clip is called failed for it"
     with store("second log") as server:
         subprocess.run([FAITHAD, "audit", "--config", config], check=True, env=os.environ | server.environment)

@@ -27,7 +27,7 @@ import torch
 import yaml
 from ray.cluster_utils import Cluster
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study, parse_study
 from faithad.demo.mill import synthesize
 from faithad.errors import StudyError
@@ -103,7 +103,7 @@ def run(study: Study) -> None:
 
 def epochs(study: Study, name: str = "mae-0") -> pd.DataFrame:
     location = storage.join(study.root, "models", name, "epochs.parquet")
-    return storage.read_table(location).to_pandas() if storage.exists(location) else pd.DataFrame()
+    return parquet.read_table(location).to_pandas() if storage.exists(location) else pd.DataFrame()
 
 
 def assert_went_on(study: Study, reference: Study, before: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from faithad import storage
+from faithad import listing, parquet, storage
 from faithad.clips import access
 from faithad.clips.access import read_or_reason
 from faithad.clips.recordings import read_clip
@@ -202,7 +202,7 @@ def test_a_store_that_refuses_a_fifth_of_all_requests_at_random_loses_nothing(st
     for onset_s in range(25):
         assert isinstance(clip_or_reason("s3://mill/week/a.wav", onset_s=onset_s), np.ndarray)
     assert len(fingerprints([("week/a.wav", "s3://mill/week/a.wav"), ("week/b.wav", "s3://mill/week/b.wav")])) == 2
-    assert [path for path, _ in storage.list_files("s3://mill/week", suffixes=[".wav"])] == ["a.wav", "b.wav"]
+    assert [path for path, _ in listing.list_files("s3://mill/week", suffixes=[".wav"])] == ["a.wav", "b.wav"]
 
 
 def test_a_store_that_sends_half_an_object_at_random_gives_the_whole_sound(store: FaultyStore) -> None:
@@ -234,7 +234,7 @@ def test_a_table_is_read_whole_from_a_store_that_sends_halves(store: FaultyStore
     draw = random.Random(7)
     store.halves = lambda request: request.startswith("GET /mill/week/") and draw.random() < 0.2
     for _ in range(10):
-        assert storage.read_table("s3://mill/week/table.parquet").equals(table)
+        assert parquet.read_table("s3://mill/week/table.parquet").equals(table)
     assert store.n_halved > 2
 
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from faithad import s3_keys, storage
+from faithad import listing, s3_keys, storage
 from faithad.clips.annotations import read_annotations
 from faithad.clips.inputs import find_left_out, find_recordings
 from faithad.clips.layouts import DataFolders
@@ -350,7 +350,7 @@ def test_a_folder_that_may_not_be_listed_is_one_row_and_hidden_ones_are_not_ente
 
 def test_results_in_a_folder_that_may_not_be_listed_are_not_taken_for_none(guarded: Path) -> None:
     with pytest.raises(PermissionError, match=r"lost\+found"):
-        storage.list_files(str(guarded), suffixes=[".wav"])
+        listing.list_files(str(guarded), suffixes=[".wav"])
 
 
 def test_published_spectrograms_that_may_not_be_listed_are_one_row(

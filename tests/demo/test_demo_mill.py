@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.config.data import Data
 from faithad.demo.making import make_mill
 from faithad.errors import StudyError
@@ -59,7 +59,7 @@ def test_other_recordings_are_left_alone(object_store: str) -> None:
         StudyError, match=r"holds 1 recording of other settings or another source, such as train/mine\.wav"
     ):
         make(data)
-    assert [name for name, _ in storage.list_files(data.root, suffixes=[""])] == ["train/mine.wav"]
+    assert [name for name, _ in listing.list_files(data.root, suffixes=[""])] == ["train/mine.wav"]
 
 
 @pytest.mark.parametrize("name", ["annotations.csv", "notes.txt", "train/notes.txt"])
@@ -68,7 +68,7 @@ def test_other_files_are_left_alone(object_store: str, name: str) -> None:
     storage.write_text(f"{data.root}/{name}", "a year's work")
     with pytest.raises(StudyError, match=rf"holds {name} and no mill\.json of a demo mill: its content may be"):
         make(data)
-    assert [found for found, _ in storage.list_files(data.root, suffixes=[""])] == [name]
+    assert [found for found, _ in listing.list_files(data.root, suffixes=[""])] == [name]
     assert storage.read_text(f"{data.root}/{name}") == "a year's work"
 
 

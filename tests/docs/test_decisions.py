@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.evaluation.summary import Experiment, summarize
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -49,11 +49,11 @@ def test_pandas_alone_gives_the_numbers_of_the_comparison(tmp_path: Path, capsys
                 if (each["clip_id"], method, model) != ("clip 1", "saliency", "ae")
             ]  # fmt: skip
     manifest = pa.Table.from_pylist(clips, schemas.MANIFEST)
-    storage.write_table(manifest, f"{tmp_path}/manifest.parquet", schema=schemas.MANIFEST)
+    parquet.write_table(manifest, f"{tmp_path}/manifest.parquet", schema=schemas.MANIFEST)
     tables = {run: pa.Table.from_pylist(of_run, schemas.FAITHFULNESS) for run, of_run in rows.items()}
     for (model, seed), table in tables.items():
         location = f"{tmp_path}/audit/{model}-{seed}/faithfulness/part-00000.parquet"
-        storage.write_table(table, location, schema=schemas.FAITHFULNESS)
+        parquet.write_table(table, location, schema=schemas.FAITHFULNESS)
     *_, code = re.findall(r"```(?:python)?\n(.*?)```", PAGE, flags=re.DOTALL)
     names = {"root": str(tmp_path), "seeds": [0, 1]}
     exec(compile(code, "docs/decisions.md", "exec"), names)

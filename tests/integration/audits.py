@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.audit import AuditRun, load_audit_run
 from faithad.config.study import Study
 
@@ -32,4 +32,4 @@ def make_run(finished: Study, recordings: Path, out: Path, *changes: str, model:
 
 
 def table(out: Path | str, name: str) -> pd.DataFrame:
-    return storage.read_table(storage.join(str(out), name)).to_pandas()
+    return parquet.read_table(storage.join(str(out), name)).to_pandas()

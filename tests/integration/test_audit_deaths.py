@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.shard import TableRow
 from faithad.config.study import Study
 from faithad.pipelines import headers
@@ -67,5 +67,5 @@ def test_what_kills_is_left_out_and_harms_no_other(
 
 
 def scores_in(out: Path) -> list[TableRow]:
-    found: list[TableRow] = storage.read_table(str(out / "scores")).to_pylist()
+    found: list[TableRow] = parquet.read_table(str(out / "scores")).to_pylist()
     return found

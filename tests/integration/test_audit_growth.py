@@ -14,7 +14,7 @@ import pytest
 import ray
 import yaml
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.pipelines.audit.run import Outcome, run_audit
 from tests.integration.audits import make_run, table
@@ -52,7 +52,7 @@ def test_a_killed_second_take_goes_on(
     assert first.items() <= after.items(), "no shard of the first take was written again"
     assert done.items() <= after.items(), "nor one that the killed run had finished"
     for name in ("scores", "ledger.parquet", "faithfulness", "events.parquet"):
-        ours, theirs = (storage.read_table(storage.join(str(place), name)).to_pylist() for place in (out, audited[0]))
+        ours, theirs = (parquet.read_table(storage.join(str(place), name)).to_pylist() for place in (out, audited[0]))
         for row in [*ours, *theirs] if name == "ledger.parquet" else []:
             row["reason"] = (row["reason"] or "").replace(str(sounds), "").replace(str(week), "")
         assert sorted(map(repr, ours)) == sorted(map(repr, theirs)), name

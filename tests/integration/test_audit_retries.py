@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from faithad import storage
+from faithad import parquet
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.pipelines.audit.run import Outcome, run_audit
@@ -27,9 +27,9 @@ NAMES = ("week 7/noise.flac", "week 7/short.wav")
 
 def rows(out: Path, name: str) -> list[dict[str, object]]:
     """The rows of a table that speak of the clips of these recordings."""
-    manifest = storage.read_table(str(out / "manifest.parquet"))
+    manifest = parquet.read_table(str(out / "manifest.parquet"))
     wanted = manifest.filter(pc.is_in(manifest["recording"], value_set=pa.array(NAMES)))["clip_id"].combine_chunks()
-    found = storage.read_table(str(out / name))
+    found = parquet.read_table(str(out / name))
     return sorted(found.filter(pc.is_in(found["clip_id"], value_set=wanted)).to_pylist(), key=str)
 
 

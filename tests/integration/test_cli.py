@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from faithad import storage
+from faithad import parquet
 from faithad.cli import app
 from faithad.config.study import Study, load_study
 from faithad.pipelines.study import STAGES
@@ -115,7 +115,7 @@ def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study
         deadline = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < deadline:
             # pyarrow's `read_table` opens a path twice, and may find two files that were written after each other.
-            if epochs.exists() and len(trained := storage.read_table(str(epochs)).to_pylist()) >= 3:
+            if epochs.exists() and len(trained := parquet.read_table(str(epochs)).to_pylist()) >= 3:
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_a_study_goes_on_after_a_kill_and_then_has_nothing_to_do(finished: Study
     assert (stages / "features.json").stat().st_mtime_ns == before
     assert again.stdout.strip().splitlines()[-1].startswith("16 clips done. Tables: ")
     # The first epochs were not trained again: not even the time that they took has changed.
-    resumed = storage.read_table(str(epochs)).to_pylist()
+    resumed = parquet.read_table(str(epochs)).to_pylist()
     assert len(resumed) == 12
     assert resumed[:2] == trained[:2]
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.errors import AnnotationError, RecordingError
 from faithad.pipelines.study import STAGES, n_failed, run_study
@@ -28,7 +28,7 @@ QUICK: dict[str, Any] = {
 
 
 def table(study: Study, *parts: str) -> pd.DataFrame:
-    return storage.read_table(storage.join(study.root, *parts)).to_pandas()
+    return parquet.read_table(storage.join(study.root, *parts)).to_pandas()
 
 
 def write_sound(path: Path, samples: np.ndarray, subtype: str = "PCM_16") -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.clips.recordings import probe_recording
 from faithad.config.audit import load_audit_run
 from faithad.config.study import Study
@@ -50,11 +50,11 @@ def ledger(audited: tuple[list[Entry], Path, Outcome]) -> pd.DataFrame:
 def scores(audited: tuple[list[Entry], Path, Outcome]) -> pd.DataFrame:
     """Scores with what the manifest says of their clips."""
     manifest = pq.read_table(audited[1] / "manifest.parquet").to_pandas().set_index("clip_id")
-    return storage.read_table(str(audited[1] / "scores")).to_pandas().join(manifest, on="clip_id")
+    return parquet.read_table(str(audited[1] / "scores")).to_pandas().join(manifest, on="clip_id")
 
 
 def test_good_clips_are_scored_as_without_the_odd_ones(scores: pd.DataFrame, finished: Study) -> None:
-    alone = storage.read_table(storage.join(finished.root, "audit", "ae-0", "scores")).to_pandas()
+    alone = parquet.read_table(storage.join(finished.root, "audit", "ae-0", "scores")).to_pandas()
     with_them = scores[scores["recording"].str.startswith("test/")]
     assert len(alone) == len(with_them) == 8
     columns = ["score", "worst_second_score", "worst_onset_s", "worst_mel_band"]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
@@ -57,7 +57,7 @@ def grid(finished: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stu
 
 
 def table_of(study: Study) -> pd.DataFrame:
-    return storage.read_table(storage.join(study.root, "summary", "search.parquet")).to_pandas()
+    return parquet.read_table(storage.join(study.root, "summary", "search.parquet")).to_pandas()
 
 
 def test_the_table_has_a_row_for_each_trial_of_the_grid(grid: tuple[Study, str]) -> None:
@@ -69,9 +69,9 @@ def test_the_table_has_a_row_for_each_trial_of_the_grid(grid: tuple[Study, str])
     assert set(table["status"]) == {"done"}
     assert set(table["epochs"]) == {2}
     assert (table["value"] == table["proxy_auc"]).all()
-    labels = storage.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas().set_index("clip_id")["label"]
+    labels = parquet.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas().set_index("clip_id")["label"]
     for row, trial in zip(table.itertuples(), trials, strict=True):
-        scores = storage.read_table(trial_location(study.root, Trial(*trial), layout.TRIAL_SCORES)).to_pandas()
+        scores = parquet.read_table(trial_location(study.root, Trial(*trial), layout.TRIAL_SCORES)).to_pandas()
         wanted = labels[scores["clip_id"]].astype(int)
         assert row.auc == pytest.approx(auc(scores["score"], wanted))
         assert row.pauc == pytest.approx(pauc(scores["score"], wanted))
@@ -103,7 +103,7 @@ def test_the_best_cell_is_told_and_written_as_a_study_to_train(grid: tuple[Study
     model = load_model(f"{study.root}/best")
     trials = table_of(study).set_index(["mask_ratio", "patch"]).loc[(ratio, patch)].set_index("seed")
     assert model.seed == trials["value"].idxmax()
-    epochs = storage.read_table(f"{study.root}/best/epochs.parquet").to_pandas().set_index("epoch")
+    epochs = parquet.read_table(f"{study.root}/best/epochs.parquet").to_pandas().set_index("epoch")
     assert epochs["validation_loss"][model.best_epoch] == trials["validation_loss"][model.seed]
     assert load_study(f"{study.root}/best/study.yaml") == chosen
 
@@ -148,10 +148,10 @@ def _times(study: Study) -> dict[Path, int]:
 
 def with_labels(study: Study, change: Callable[[pd.Series], pd.Series]) -> None:
     """Change the labels of all test clips in the manifest."""
-    manifest = storage.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas()
+    manifest = parquet.read_table(storage.join(study.root, layout.MANIFEST)).to_pandas()
     manifest["label"] = change(manifest["label"])
     table = pa.Table.from_pandas(manifest, preserve_index=False)
-    storage.write_table(table, storage.join(study.root, layout.MANIFEST), schema=schemas.MANIFEST)
+    parquet.write_table(table, storage.join(study.root, layout.MANIFEST), schema=schemas.MANIFEST)
 
 
 def test_test_labels_change_nothing_but_the_areas_under_the_curve(
@@ -198,7 +198,7 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     assert load_study(f"{study.root}/best/study.yaml").train == chosen
     assert f"train.weight_decay {decay:g}: " in line
     # Of the two scores, `best/` has the one that caught more, and so has the study to train.
-    scores = storage.read_table(f"{study.root}/summary/search_scores.parquet").to_pandas()
+    scores = parquet.read_table(f"{study.root}/summary/search_scores.parquet").to_pandas()
     assert scores["chosen"].tolist() == [True, False]
     assert scores["caught"].is_monotonic_decreasing
     model, wanted = load_model(f"{study.root}/best"), load_study(f"{study.root}/best.yaml").score_of("mae")
@@ -206,7 +206,7 @@ def test_optuna_draws_cells_and_asha_gives_trials_up(
     assert model.score is None or model.score.choices == scores.loc[0, list(model.score.choices)].to_dict()
     assert model.alarm is not None
     # Whether it adds something to a linear model is told, and the better ensemble is there.
-    ensembles = storage.read_table(f"{study.root}/summary/search_members.parquet").to_pylist()
+    ensembles = parquet.read_table(f"{study.root}/summary/search_members.parquet").to_pylist()
     assert {tuple(row["members"]) for row in ensembles} == {("frame_pca",), ("mae",), ("frame_pca", "mae")}
     (better,) = (row["members"] for row in ensembles if row["chosen"])
     ensemble = load_any(f"{study.root}/best_ensemble")
@@ -230,7 +230,7 @@ def test_a_trial_of_two_workers_is_that_of_one(
     study = small_study(train={"epochs": 2, "workers": 2}, search=search)
     taken_over((*READY, *CLIPS), grid[0], study)
     search_study(study)
-    epochs = storage.read_table(storage.join(finished.root, "models", "mae-0", "epochs.parquet")).to_pandas()
+    epochs = parquet.read_table(storage.join(finished.root, "models", "mae-0", "epochs.parquet")).to_pandas()
     row = table_of(study).iloc[0]
     assert (row["status"], row["epochs"]) == ("done", 2)
     assert row["validation_loss"] == pytest.approx(epochs["validation_loss"].min(), rel=1e-4)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
@@ -37,7 +37,7 @@ class Killed(BaseException):
 def test_clips(finished: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features of the small study's test clips, made once."""
     root = tmp_path_factory.mktemp("clips")
-    manifest = storage.read_table(storage.join(finished.root, layout.MANIFEST))
+    manifest = parquet.read_table(storage.join(finished.root, layout.MANIFEST))
     write_features(str(root), manifest, finished.feature_settings, splits=("test",))
     return root / "features"
 
@@ -75,16 +75,16 @@ def run(study: Study, report: Report, trial: Trial = TRIAL, labels: dict[str, in
 def test_a_trial_is_the_training_of_the_study(finished: Study, searched: Callable[..., Study]) -> None:
     study, reports = searched(), list[dict[str, Any]]()
     record = run(study, reports.append)
-    epochs = storage.read_table(storage.join(finished.root, "models", "mae-0", "epochs.parquet")).to_pandas()
+    epochs = parquet.read_table(storage.join(finished.root, "models", "mae-0", "epochs.parquet")).to_pandas()
     assert record is not None
     assert record.status == "done"
     assert record.validation_loss == pytest.approx(epochs.loc[epochs["best"], "validation_loss"].iloc[-1], rel=1e-4)
     assert record.best_epoch == load_model(storage.join(finished.root, "models", "mae-0")).best_epoch
     assert [(report["epoch"], report["value"]) for report in reports] == list(enumerate(record.values, start=1))
     # The test clips' scores are those of the study's audit.
-    audited = storage.read_table(storage.join(finished.root, "audit", "mae-0", "scores")).to_pandas()
+    audited = parquet.read_table(storage.join(finished.root, "audit", "mae-0", "scores")).to_pandas()
     scores = (
-        storage.read_table(trial_location(study.root, TRIAL, layout.TRIAL_SCORES))
+        parquet.read_table(trial_location(study.root, TRIAL, layout.TRIAL_SCORES))
         .to_pandas()
         .set_index("clip_id")["score"]
     )
@@ -102,7 +102,7 @@ def test_a_trial_is_the_training_of_the_study(finished: Study, searched: Callabl
     trained = load_model(trial_location(study.root, TRIAL), expect={"name": "mae", "seed": 0})
     assert trained.alarm is not None
     assert trained.best_epoch == record.best_epoch
-    of_trial = storage.read_table(trial_location(study.root, TRIAL, "epochs.parquet")).to_pandas()
+    of_trial = parquet.read_table(trial_location(study.root, TRIAL, "epochs.parquet")).to_pandas()
     np.testing.assert_allclose(of_trial["train_loss"], epochs["train_loss"], rtol=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_the_proxy_auc_is_what_the_study_s_model_gets(finished: Study, searched:
     trained = load_model(storage.join(finished.root, "models", "mae-0"))
     settings = finished.feature_settings
     normal = load_features(finished.root, "validation", settings)
-    ids = storage.read_table(storage.join(finished.root, "features", "validation"))["clip_id"].to_pylist()
+    ids = parquet.read_table(storage.join(finished.root, "features", "validation"))["clip_id"].to_pylist()
     disturbed = disturbed_clips(normal.numpy(), sorted(ids), settings=settings, seed=0)
 
     def scores(log_mels: torch.Tensor) -> np.ndarray:
@@ -193,7 +193,7 @@ def test_a_trial_that_diverges_at_once_has_failed_and_says_why(searched: Callabl
 @pytest.mark.parametrize("objective", ["validation_loss", "test_auc"])
 def test_other_objectives_are_what_their_names_say(searched: Callable[..., Study], objective: str) -> None:
     study = searched(search={"objective": objective})
-    ids = storage.read_table(storage.join(study.root, "search", "features", "test"))["clip_id"].to_pylist()
+    ids = parquet.read_table(storage.join(study.root, "search", "features", "test"))["clip_id"].to_pylist()
     labels = {clip_id: number % 2 for number, clip_id in enumerate(sorted(ids)[:-1])}
     record = run(study, lambda report: None, labels=labels)
     assert record is not None
@@ -201,7 +201,7 @@ def test_other_objectives_are_what_their_names_say(searched: Callable[..., Study
         assert record.value == record.validation_loss
     else:
         scores = (
-            storage.read_table(trial_location(study.root, TRIAL, layout.TRIAL_SCORES))
+            parquet.read_table(trial_location(study.root, TRIAL, layout.TRIAL_SCORES))
             .to_pandas()
             .set_index("clip_id")["score"]
         )

@@ -21,7 +21,7 @@ import pytest
 import ray
 import yaml
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.exports import export_clips, export_events
 from faithad.audit.reference import evaluate_audit
 from faithad.config.study import Study, load_study
@@ -100,7 +100,7 @@ def kill_once(process: subprocess.Popen[str], is_due: Callable[[], bool]) -> Non
 
 def frame(location: str) -> pd.DataFrame:
     """A table, without the columns that say where the recordings lie."""
-    return storage.read_table(location).to_pandas().drop(columns=["uri", "reason"], errors="ignore")
+    return parquet.read_table(location).to_pandas().drop(columns=["uri", "reason"], errors="ignore")
 
 
 def test_a_study(faithad: Callable[..., Any], study: str, finished: Study, server: S3Server) -> None:

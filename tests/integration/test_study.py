@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import faithad
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.errors import CheckpointError, RecordingError, StudyError
 from faithad.evaluation.detection import auc
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def table(study: Study, *parts: str) -> pd.DataFrame:
-    return storage.read_table(storage.join(study.root, *parts)).to_pandas()
+    return parquet.read_table(storage.join(study.root, *parts)).to_pandas()
 
 
 def test_every_table_has_its_schema_and_opens_without_us(finished: Study) -> None:
@@ -87,7 +87,7 @@ def test_every_clip_is_there_once(finished: Study) -> None:
 
 
 def test_an_audited_clip_equals_the_same_clip_alone(finished: Study) -> None:
-    manifest = storage.read_table(storage.join(finished.root, "manifest.parquet")).to_pylist()
+    manifest = parquet.read_table(storage.join(finished.root, "manifest.parquet")).to_pylist()
     scores = table(finished, "audit", "mae-0", "scores").set_index("clip_id")
     attributions = table(finished, "audit", "mae-0", "attributions").set_index(["clip_id", "method"])
     trained = load_model(storage.join(finished.root, "models", "mae-0"))

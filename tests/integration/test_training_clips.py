@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.features import Normalization
 from faithad.pipelines.training.clips import share_clips, training_clips
@@ -43,7 +43,7 @@ def _written(study: Study, split: str, n_clips: int) -> torch.Tensor:
     log_mels = np.random.default_rng(n_clips).normal(size=(n_clips, 16, 101)).astype(np.float32)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(log_mels.reshape(-1)), 16 * 101)
     table = pa.table({"clip_id": [f"{number:04d}" for number in range(n_clips)], "log_mel": flat})
-    storage.write_table(table, storage.join(study.root, "features", split, "part-00000.parquet"), schema=table.schema)
+    parquet.write_table(table, storage.join(study.root, "features", split, "part-00000.parquet"), schema=table.schema)
     return torch.from_numpy(log_mels)
 
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
@@ -41,7 +41,7 @@ def indexed(finished: Study, study: Study) -> Study:
 
 
 def epochs(study: Study, name: str) -> pd.DataFrame:
-    return storage.read_table(storage.join(study.root, "models", name, "epochs.parquet")).to_pandas()
+    return parquet.read_table(storage.join(study.root, "models", name, "epochs.parquet")).to_pandas()
 
 
 def assert_same_training(study: Study, other: Study, name: str) -> None:
@@ -64,7 +64,7 @@ def test_two_workers_train_what_one_trains(finished: Study, small_study: Callabl
     assert two["best"].any()
     trained = load_model(storage.join(study.root, "models", "mae-0"), expect={"n_mels": 16, "n_frames": 100})
     assert trained.best_epoch in (1, 2)
-    scores = storage.read_table(storage.join(study.root, "models", "mae-0", "validation_scores.parquet"))
+    scores = parquet.read_table(storage.join(study.root, "models", "mae-0", "validation_scores.parquet"))
     assert scores.num_rows == 1
     kept = [path.name for path in Path(study.root, "training", "mae-0").rglob("*") if path.is_file()]
     assert kept == ["state.pt"], "what Ray Train kept is gone once the model stands, but for our own last state"
@@ -153,7 +153,7 @@ def test_the_baselines_stand_beside_the_others(finished: Study, small_study: Cal
     for name in study.models:
         folder = storage.join(study.root, "models", f"{name}-0")
         trained = load_model(folder, expect={"name": name, "seed": 0, "n_mels": 16, "n_frames": 101})
-        scores = storage.read_table(storage.join(folder, "validation_scores.parquet"))
+        scores = parquet.read_table(storage.join(folder, "validation_scores.parquet"))
         assert scores.schema.equals(schemas.VALIDATION_SCORES)
         assert trained.alarm is not None
         assert trained.alarm.pooling == "mean"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.clips.inputs import find_recordings
 from faithad.clips.ledger import ledger_row, ledger_table
@@ -75,7 +75,7 @@ def test_a_recording_whose_end_is_missing_is_not_opened_again(tmp_path: Path, mo
         ledger_row("mill/a.wav", "failed", "is truncated", onset_s=20.0, duration_s=5.0),
         ledger_row("mill/b.wav", "failed", "cannot be read"),
     ]
-    storage.write_table(ledger_table(ledger), str(tmp_path / layout.INDEX_LEDGER), schema=schemas.LEDGER)
+    parquet.write_table(ledger_table(ledger), str(tmp_path / layout.INDEX_LEDGER), schema=schemas.LEDGER)
     monkeypatch.setattr(index, "read_headers", lambda some, **_: iter(AudioHeader(1.0, 8_000, 1, 8_000) for _ in some))
     run = AuditRun(model="m", recordings=("mill",), out=str(tmp_path))
     recordings = [Recording(f"mill/{name}.wav", f"/mill/{name}.wav", "test") for name in "abc"]

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 import faithad
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.audit.review import review_audit
 from faithad.config.audit import load_audit_run
 from faithad.config.normals import load_calibration_run, load_normals_run
@@ -156,7 +156,7 @@ def test_the_clips_of_an_audit_that_did_not_alarm_are_normal(
     quiet, left_out = 24 - normal - click, normal + click
     assert f"{quiet} clips fitted, {left_out} clip" in said
     assert f"calibrate: {left_out} clip" in capsys.readouterr().out
-    ledger = storage.read_table(str(work / "again" / layout.LEDGER)).to_pylist()
+    ledger = parquet.read_table(str(work / "again" / layout.LEDGER)).to_pylist()
     assert sorted(row["status"] for row in ledger) == ["done"] * quiet + ["skipped"] * left_out
     model = load_any(str(work / "again"))
     assert model.alarm is not None
@@ -259,7 +259,7 @@ def test_a_single_model_of_a_study_is_calibrated(
     np.testing.assert_allclose(model.alarm.threshold, scores[26 if rule == "quantile" else 27], rtol=1e-5)
     n_windows = 0 if name == "one_class_svm" else 1 if score is None else 2
     assert len(model.alarm.window_thresholds) == n_windows
-    table = storage.read_table(str(work / f"{name}-calibrated" / layout.VALIDATION_SCORES))
+    table = parquet.read_table(str(work / f"{name}-calibrated" / layout.VALIDATION_SCORES))
     assert table["paper_score"].null_count == (30 if score is None else 0)
 
 
@@ -345,7 +345,7 @@ def test_windows_of_members_that_pool_otherwise_have_their_own_threshold(work: P
             windows = errors.reshape(8, 10).mean(dim=1)  # a quarter of a second is 10 frames
             own = recording[None]
             expected.append(detector.normals.calibrated(windows[:, None], x.double().mean(dim=2), own).max())
-    stored = np.array(storage.read_table(f"{to}/{layout.VALIDATION_SCORES}")["worst_windows"].to_pylist())
+    stored = np.array(parquet.read_table(f"{to}/{layout.VALIDATION_SCORES}")["worst_windows"].to_pylist())
     np.testing.assert_allclose(sorted(stored[:, 0]), sorted(expected), rtol=1e-5)
     scores = [Normals(*each.stored().normals).of_themselves() for each in joined.ensemble.members.values()]
     np.testing.assert_allclose(stored[:, 1], scores[1], rtol=1e-12)
@@ -379,7 +379,7 @@ def test_what_cannot_be_is_refused(work: Path, audited: Path) -> None:
         manifest = read_manifest(str(shutil.copytree(audited, work / "labelled")))
         ones = pa.array([1] * manifest.num_rows, pa.int8())
         manifest = manifest.set_column(manifest.column_names.index("label"), schemas.MANIFEST.field("label"), ones)
-        storage.write_table(manifest, str(work / "labelled" / layout.MANIFEST), schema=schemas.MANIFEST)
+        parquet.write_table(manifest, str(work / "labelled" / layout.MANIFEST), schema=schemas.MANIFEST)
         with pytest.raises(StudyError, match=r"Every clip of the audit in .* alarmed, .* or is labelled"):
             calibrate(work, "model", "labelled", "of-alarms")
         card = work / "labelled" / layout.MODEL

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from faithad import read_table, schemas, storage
+from faithad import parquet, read_table, schemas, storage
 from faithad.config.study import Study, parse_study
 from faithad.demo.mill import synthesize
 from faithad.errors import StudyError
@@ -94,11 +94,11 @@ def _write_model(made: Study, name: str, seed: int, stage: Any) -> None:
     rows = [{"score": error, "worst_second_score": error, "worst_windows": [error]} for error in np.linspace(1, 2, 5)]
     scores = pa.Table.from_pylist(rows, schema=schemas.VALIDATION_SCORES)
     location = storage.join(made.root, layout.validation_scores(name, seed))
-    storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
+    parquet.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
     epoch = {"model": name, "seed": seed, "epoch": 1, "train_loss": 1.0, "validation_loss": 1.0, "best": True,
              "learning_rate": 0.1, "duration_s": 1.0, "diverged": False}  # fmt: skip
     location = storage.join(made.root, layout.epochs(name, seed))
-    storage.write_table(pa.Table.from_pylist([epoch], schemas.EPOCHS), location, schema=schemas.EPOCHS)
+    parquet.write_table(pa.Table.from_pylist([epoch], schemas.EPOCHS), location, schema=schemas.EPOCHS)
     stage.finish()
 
 

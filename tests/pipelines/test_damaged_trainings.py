@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from faithad import storage
+from faithad import parquet
 from faithad.config.study import load_study
 from faithad.pipelines.training.trained import damage
 from tests.pipelines.test_damage import KINDS
@@ -21,8 +21,8 @@ def test_each_damaged_file_of_a_training_is_named(released_study: Path, tmp_path
     folder = tmp_path / "models" / "mae-0"
     shutil.copytree(released_study / "models" / "mae-0", folder)
     for table in ("epochs", "validation_scores"):  # that release wrote no checksums of pages
-        rows = storage.read_table(str(folder / f"{table}.parquet"))
-        storage.write_table(rows, str(folder / f"{table}.parquet"), schema=rows.schema)
+        rows = parquet.read_table(str(folder / f"{table}.parquet"))
+        parquet.write_table(rows, str(folder / f"{table}.parquet"), schema=rows.schema)
     study = load_study(str(folder / "study.yaml"), overrides=[f"root={tmp_path}"])
     assert damage(study, "mae", 0) is None
     damages = flip_a_value if (kind, name[-7:]) == ("flipped", "parquet") else KINDS[kind]

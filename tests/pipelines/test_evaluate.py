@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.steps import SCORE
 from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.clips.manifest import ClipRow, manifest_table
@@ -58,10 +58,10 @@ def study(tmp_path: Path) -> Study:
         f"{layout.FEATURES_LEDGER}/{layout.shard(0)}": done,
     }
     for location, table in tables.items():
-        storage.write_table(table, storage.join(study.root, location), schema=table.schema)
+        parquet.write_table(table, storage.join(study.root, location), schema=table.schema)
     written = {SCORE.ledger: done, layout.SCORES: pa.Table.from_pylist(scores, schema=schemas.SCORES)}
     for folder, table in written.items():
-        storage.write_table(table, storage.join(audit, folder, layout.shard(0)), schema=table.schema)
+        parquet.write_table(table, storage.join(audit, folder, layout.shard(0)), schema=table.schema)
     return study
 
 
@@ -73,7 +73,7 @@ def evaluated(study: Study) -> Stage:
 
 
 def summary(study: Study, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = storage.read_table(storage.join(study.root, layout.summary(name))).to_pylist()
+    rows: list[dict[str, Any]] = parquet.read_table(storage.join(study.root, layout.summary(name))).to_pylist()
     return rows
 
 

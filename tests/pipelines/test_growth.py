@@ -20,7 +20,7 @@ import pytest
 import soundfile
 import torch
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.inputs import read_inputs
 from faithad.audit.outcome import audit_outcome
 from faithad.config.audit import AuditRun, RunAudit, load_audit_run
@@ -110,14 +110,14 @@ def mill_of(run: AuditRun) -> Path:
 
 
 def ledger(run: AuditRun) -> dict[tuple[str, float | None], tuple[str, str | None]]:
-    rows = storage.read_table(f"{run.out}/ledger.parquet").to_pylist()
+    rows = parquet.read_table(f"{run.out}/ledger.parquet").to_pylist()
     return {(storage.name_of(row["recording"]), row["onset_s"]): (row["status"], row["reason"]) for row in rows}
 
 
 def of_one_take(out: str) -> None:
     """Take from the manifest what the takes were: all else must be as if there had been one."""
-    manifest = storage.read_table(f"{out}/manifest.parquet").drop_columns(["take", "shard", "uri"])
-    storage.write_table(manifest, f"{out}/manifest.parquet", schema=manifest.schema)
+    manifest = parquet.read_table(f"{out}/manifest.parquet").drop_columns(["take", "shard", "uri"])
+    parquet.write_table(manifest, f"{out}/manifest.parquet", schema=manifest.schema)
 
 
 def require_equal(run: AuditRun, at_once: Path, tmp_path: Path) -> None:
@@ -150,12 +150,12 @@ def test_recordings_that_come_are_audited_and_no_other_again(
         run_audit(run)
         assert {storage.name_of(name) for name in read} == set(names)
         assert before.items() <= shards(run).items(), "no shard of an earlier take was written again"
-    takes = storage.read_table(f"{run.out}/manifest.parquet").group_by("recording").aggregate([("take", "max")])
+    takes = parquet.read_table(f"{run.out}/manifest.parquet").group_by("recording").aggregate([("take", "max")])
     assert dict(zip(takes["recording"].to_pylist(), takes["take_max"].to_pylist(), strict=True)) == {
         f"mill/{name}": take for name, take in zip(NAMES, (1, 1, 2, 3), strict=True)
     }
     require_equal(run, at_once, tmp_path)
-    events = storage.read_table(f"{run.out}/events.parquet").to_pylist()
+    events = parquet.read_table(f"{run.out}/events.parquet").to_pylist()
     assert any(len(event["parts"]) > 1 for event in events), "an event goes on in a recording of the next take"
     done = shards(run)
     run_audit(run)
@@ -181,8 +181,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
 
         return call
 
-    for name in ("write_table", "write_text", "delete"):
-        monkeypatch.setattr(storage, name, dies(getattr(storage, name)))
+    for module, name in ((parquet, "write_table"), (storage, "write_text"), (storage, "delete")):
+        monkeypatch.setattr(module, name, dies(getattr(module, name)))
     return lambda: left[0] <= 0
 
 
@@ -221,7 +221,7 @@ def test_what_a_killed_run_had_indexed_may_go_or_change(
     record(mill_of(run), NAMES[0])
     run_audit(run)
     came = [record(mill_of(run), name) for name in NAMES[1:3]]
-    written = storage.write_table
+    written = parquet.write_table
 
     def dies(table: Any, location: str, **options: Any) -> Any:
         if location.endswith("inputs.parquet"):
@@ -229,10 +229,10 @@ def test_what_a_killed_run_had_indexed_may_go_or_change(
         return written(table, location, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_table", dies)
+        patch.setattr(parquet, "write_table", dies)
         with pytest.raises(Killed):
             run_audit(run)
-    assert storage.read_table(f"{run.out}/manifest.parquet").num_rows == 6
+    assert parquet.read_table(f"{run.out}/manifest.parquet").num_rows == 6
     came[0].unlink()
     record(mill_of(run), NAMES[2], seconds=30.0)
     assert run_audit(run).n_done == 5
@@ -259,15 +259,15 @@ def test_what_changed_after_it_was_audited_is_refused(run: AuditRun) -> None:
 def test_what_is_gone_for_good_can_be_accepted(run: AuditRun, at_once: Path, tmp_path: Path) -> None:
     files = [record(mill_of(run), name) for name in NAMES[:2]]
     run_audit(run)
-    scores = storage.read_table(f"{run.out}/scores")
+    scores = parquet.read_table(f"{run.out}/scores")
     files[0].rename(tmp_path / "away.wav")
     with pytest.raises(StudyError, match=r"files that went: .*\n.*accept that it is lost \(--accept-missing\)"):
         run_audit(run)
     done = shards(run)
     assert run_audit(run, accept_missing=True).n_done == 4
     assert shards(run) == done
-    assert storage.read_table(f"{run.out}/scores").equals(scores)
-    rows = storage.read_table(f"{run.out}/ledger.parquet").to_pylist()
+    assert parquet.read_table(f"{run.out}/scores").equals(scores)
+    rows = parquet.read_table(f"{run.out}/ledger.parquet").to_pylist()
     assert [(row["status"], row["reason"]) for row in rows if row["reason"]] == [
         ("done", "was audited, and is gone since")
     ]
@@ -380,7 +380,7 @@ def test_a_recording_that_changes_while_it_is_read(
     outcome = run_audit(run)
     assert outcome.n_done == 6 + n_clips
     assert len(read_inputs(run.out).files) == 4
-    assert len(storage.read_table(f"{run.out}/scores")) == 6 + n_clips
+    assert len(parquet.read_table(f"{run.out}/scores")) == 6 + n_clips
 
 
 def test_a_change_that_a_killed_run_had_noticed(run: AuditRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,7 +446,7 @@ def test_top_n_and_maps_hold_for_each_take(model: Path, tmp_path: Path) -> None:
         record(mill_of(run), name)
         run_audit(run)
         for table in ("attributions", "spectrograms"):
-            assert storage.read_table(f"{run.out}/{table}").num_rows == n_takes
+            assert parquet.read_table(f"{run.out}/{table}").num_rows == n_takes
     assert len(tables(run.out)["explained"]) == 4
 
 
@@ -477,7 +477,7 @@ def test_annotations_of_recordings_that_come(model: Path, tmp_path: Path) -> Non
     for name in NAMES[:2]:
         record(mill_of(run), name)
         run_audit(run)
-    manifest = storage.read_table(f"{run.out}/manifest.parquet")
+    manifest = parquet.read_table(f"{run.out}/manifest.parquet")
     assert manifest["label"].to_pylist() == [1, 0, 0, 0]
     assert pc.sum(manifest["annotated"]).as_py() == 1
 

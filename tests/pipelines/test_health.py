@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 import faithad
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.audit.exports import export_clips
 from faithad.clips.health_table import health_table
 from faithad.config.audit import AuditRun, load_audit_run
@@ -180,7 +180,7 @@ def test_a_study_that_is_tested_with_what_it_learns_from_is_refused(folders: Pat
     (folders / "test" / "copy.wav").unlink()
     shutil.copy(folders / "test" / "2.wav", folders / "test" / "copy.wav")
     index_of(study(folders))
-    table = storage.read_table(str(folders / "root" / layout.HEALTH))
+    table = parquet.read_table(str(folders / "root" / layout.HEALTH))
     assert table.schema.equals(schemas.HEALTH)
     assert table["problems"].to_pylist() == [[], ["duplicate (of test/2.wav)"], [], []]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study, parse_study
 from faithad.evaluation.detection import worst_second
 from faithad.features import Normalization
@@ -60,8 +60,8 @@ def write(study: Study, split: str, n_clips: int, *, shard: int) -> Tensor:
         for name in ids
     ]  # fmt: skip
     place = storage.join(study.root, layout.MANIFEST)
-    clips += storage.read_table(place).to_pylist() if storage.exists(place) else []
-    storage.write_table(pa.Table.from_pylist(clips, schema=MANIFEST), place, schema=MANIFEST)
+    clips += parquet.read_table(place).to_pylist() if storage.exists(place) else []
+    parquet.write_table(pa.Table.from_pylist(clips, schema=MANIFEST), place, schema=MANIFEST)
     for k in range(0, n_clips, shard):
         flat = pa.FixedSizeListArray.from_arrays(pa.array(log_mels[k : k + shard].reshape(-1)), F * T)
         table = pa.table({"clip_id": ids[k : k + shard], "log_mel": flat})
@@ -69,7 +69,7 @@ def write(study: Study, split: str, n_clips: int, *, shard: int) -> Tensor:
             values = pa.array(spectra(n_clips)[k : k + shard].numpy().reshape(-1))
             table = table.append_column("reference", pa.FixedSizeListArray.from_arrays(values, F))
         place = storage.join(study.root, layout.features(split), layout.shard(k // shard))
-        storage.write_table(table, place, schema=table.schema)
+        parquet.write_table(table, place, schema=table.schema)
     return torch.from_numpy(log_mels)
 
 
@@ -95,7 +95,7 @@ def test_a_linear_model_is_trained_shard_by_shard(study: Study, model: str, monk
     x = normalization.apply(held_back)
     with torch.inference_mode():
         errors = (found.network(x) - x).square()
-    scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, 0)))
+    scores = parquet.read_table(storage.join(study.root, layout.validation_scores(model, 0)))
     assert scores["score"].to_pylist() == pytest.approx(errors.mean(dim=(1, 2)).tolist(), rel=1e-5)
     seconds = [worst_second(error, 10.0).score for error in errors]
     assert scores["worst_second_score"].to_pylist() == pytest.approx(seconds, rel=1e-5)
@@ -142,7 +142,7 @@ def test_all_models_learn_from_clips_less_the_spectrum_of_their_recording(study:
     )
     assert found.features.reference == "recording"
     x = found.prepare(held_back, spectra(7))
-    scores = storage.read_table(storage.join(study.root, layout.validation_scores("frame_pca", 0)))
+    scores = parquet.read_table(storage.join(study.root, layout.validation_scores("frame_pca", 0)))
     with torch.inference_mode():
         errors = (found.network(x) - x).square().mean(dim=(1, 2))
     assert scores["score"].to_pylist() == pytest.approx(errors.tolist(), rel=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study, parse_study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
@@ -75,7 +75,7 @@ def train(study: Study) -> None:
 
 def same_training(one: str, other: str) -> bool:
     """Whether two models' folders hold the same curves and weights, to the last bit."""
-    tables = [storage.read_table(f"{folder}/{layout.EPOCHS}").drop_columns("duration_s") for folder in (one, other)]
+    tables = [parquet.read_table(f"{folder}/{layout.EPOCHS}").drop_columns("duration_s") for folder in (one, other)]
     first, second = (load_model(folder).network.state_dict() for folder in (one, other))
     return tables[0].equals(tables[1]) and all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -88,7 +88,7 @@ def test_a_training_goes_on_and_ends_as_if_it_had_not_ended(tmp_path: Path, caps
     assert capsys.readouterr().out == "train mae-0: goes on from its last state; train.epochs 2 then, 4 now\n"
     train(study_of(tmp_path / "whole", 4))
     assert same_training(f"{tmp_path}/grown/models/mae-0", f"{tmp_path}/whole/models/mae-0")
-    durations = storage.read_table(f"{tmp_path}/grown/models/mae-0/epochs.parquet")["duration_s"].to_pylist()
+    durations = parquet.read_table(f"{tmp_path}/grown/models/mae-0/epochs.parquet")["duration_s"].to_pylist()
     assert len(durations) == 4
     assert stage_of(grown).is_done()
     assert len(list((tmp_path / "grown" / "training" / "mae-0").rglob("*.pt"))) == 1

@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 import faithad
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit import sounds
 from faithad.audit.outcome import read_scores
 from faithad.config.audit import load_audit_run
@@ -83,7 +83,7 @@ def places(folder: Path, *, out: str = "out") -> dict[str, str | list[str]]:  # 
 
 
 def test_a_broken_file_costs_itself_and_stands_in_the_ledger(work: Path) -> None:
-    ledger = storage.read_table(storage.join(str(work / "model"), layout.LEDGER)).to_pylist()
+    ledger = parquet.read_table(storage.join(str(work / "model"), layout.LEDGER)).to_pylist()
     assert sum(row["status"] == "done" for row in ledger) == 30
     (failed,) = (row for row in ledger if row["status"] == "failed")
     assert failed["recording"].endswith("broken.wav")
@@ -156,7 +156,7 @@ def test_the_click_alarms_and_its_event_names_a_member(work: Path) -> None:
 
 
 def test_the_model_expects_no_click(work: Path) -> None:
-    rows = storage.read_table(storage.join(str(work / "out"), layout.SOUNDS)).to_pylist()
+    rows = parquet.read_table(storage.join(str(work / "out"), layout.SOUNDS)).to_pylist()
     (row,) = (row for row in rows if row["recording"].endswith("click.wav") and 0 < 4.5 - row["onset_s"] < 4)
     levels = {}
     for name in ("opus", "expected"):
@@ -184,13 +184,13 @@ def test_a_second_look_cuts_new_sounds_only(work: Path, tmp_path: Path, monkeypa
     with without_ray():
         runner = AuditRunner(load_audit_run(None, **place, overrides=["audit.explain=none"]))
         runner.look()
-        before = storage.read_table(storage.join(str(tmp_path / "out"), layout.SOUNDS)).to_pylist()
+        before = parquet.read_table(storage.join(str(tmp_path / "out"), layout.SOUNDS)).to_pylist()
         assert set(cut) == {"new/click.wav"}
         cut.clear()
         shutil.copy(work / "new" / "click.wav", tmp_path / "new" / "other.wav")
         runner.look()
     assert set(cut) == {"new/other.wav"}
-    rows = storage.read_table(storage.join(str(tmp_path / "out"), layout.SOUNDS)).to_pylist()
+    rows = parquet.read_table(storage.join(str(tmp_path / "out"), layout.SOUNDS)).to_pylist()
     assert [row for row in rows if row["recording"] == "new/click.wav"] == before
 
 
@@ -246,14 +246,14 @@ def test_another_alarm_is_fitted_to_the_models_own_normals(work: Path) -> None:
     (threshold,) = {row["threshold"] for row in scores if lengths[row["clip_id"]] == 2}
     (short,) = {row["threshold"] for row in scores if lengths[row["clip_id"]] == 1.5}
     assert short != threshold
-    normals = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))["score"]
+    normals = parquet.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))["score"]
     assert pc.sum(pc.greater(normals, threshold)).as_py() == 9
     # Its windows have thresholds of their own, which as many normal clips exceed, by each member.
     scores = read_scores(str(work / "other"))
     assert (
         len(set(scores["window_threshold"].drop_null().to_pylist())) == len(set(scores["raised_by"].to_pylist())) == 2
     )
-    windows = storage.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))[
+    windows = parquet.read_table(storage.join(str(work / "model"), layout.VALIDATION_SCORES))[
         "worst_windows"
     ].to_pylist()
     for used in set(scores["window_threshold"].drop_null().to_pylist()):

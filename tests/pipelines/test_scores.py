@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from faithad import storage
+from faithad import parquet
 from faithad.audit.chosen_score import with_score
 from faithad.audit.model import prepare_audit
 from faithad.audit.raised_alarm import raised_alarm
@@ -82,7 +82,7 @@ def root(clips: dict[str, tuple[str, Tensor, int]], tmp_path_factory: pytest.Tem
          "duration_s": 10.0 if n == T else (n - 1) / 10, "annotated": False}
         for name, (recording, _, n) in clips.items()
     ]  # fmt: skip
-    storage.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), str(folder / layout.MANIFEST), schema=MANIFEST)
+    parquet.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), str(folder / layout.MANIFEST), schema=MANIFEST)
     for split in ("train", "validation"):
         names = [name for name in clips if name.startswith(split)]
         for k in range(0, len(names), 7):
@@ -90,7 +90,7 @@ def root(clips: dict[str, tuple[str, Tensor, int]], tmp_path_factory: pytest.Tem
             table = pa.table(
                 {"clip_id": names[k : k + 7], "log_mel": pa.FixedSizeListArray.from_arrays(pa.array(flat), F * T)}
             )
-            storage.write_table(table, str(folder / layout.features(split) / layout.shard(k // 7)), schema=table.schema)
+            parquet.write_table(table, str(folder / layout.features(split) / layout.shard(k // 7)), schema=table.schema)
     study = study_of(folder)
     normalization = fit_normalization(study)
     for model in study.models:
@@ -107,7 +107,7 @@ def root(clips: dict[str, tuple[str, Tensor, int]], tmp_path_factory: pytest.Tem
 
 
 def read(root: Path, model: str) -> tuple[TrainedModel, dict[str, list[Any]]]:
-    table = storage.read_table(str(root / layout.validation_scores(model, 0)))
+    table = parquet.read_table(str(root / layout.validation_scores(model, 0)))
     return load_model(str(root / layout.model(model, 0))), table.to_pydict()
 
 
@@ -278,7 +278,7 @@ def test_marks_name_the_score_and_not_the_papers(root: Path) -> None:
     assert second == first | {f"score.{key}": value for key, value in asdict(robust("mae")).items()}
     (root / layout.STUDY).write_text("")
     audits = {run: audit_stage(other, *run, of_train[1], "digest") for run in other.runs}
-    manifest = storage.read_table(str(root / layout.MANIFEST))
+    manifest = parquet.read_table(str(root / layout.MANIFEST))
     test = manifest.set_column(
         manifest.column_names.index("split"), "split", pa.array(["test"] * manifest.num_rows, pa.string())
     )

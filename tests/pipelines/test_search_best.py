@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import StudyError
 from faithad.model.checkpoint import load_model
@@ -133,7 +133,7 @@ def test_a_trial_of_earlier_settings_is_in_the_table_and_never_the_best(tmp_path
     keep(study, records, ranked)
     assert best_files(tmp_path) == {"r0.3-p4-s0"}
     _write_table(study, records, {})
-    table = storage.read_table(f"{tmp_path}/summary/search.parquet").to_pandas().set_index("trial")
+    table = parquet.read_table(f"{tmp_path}/summary/search.parquet").to_pandas().set_index("trial")
     assert table["present"].to_dict() == {"r0.3-p4-s0": True, "r0.3-p4-s7": False, "r0.9-p4-s0": False}
     page = storage.read_text(render_search_report(str(tmp_path)))
     assert "1 trial:" in page
@@ -210,7 +210,7 @@ def test_a_search_that_begins_to_try_a_setting_keeps_its_trials(tmp_path: Path) 
     best = load_study(f"{tmp_path}/best.yaml")
     assert (best.train.learning_rate, best.train.mask_ratio) == (2e-3, 0.3)
     _write_table(study, records, {})
-    table = storage.read_table(f"{tmp_path}/summary/search.parquet").to_pandas()
+    table = parquet.read_table(f"{tmp_path}/summary/search.parquet").to_pandas()
     settings = [json.loads(text) for text in table["settings"]]
     assert [of_trial["train.learning_rate"] for of_trial in settings] == [1e-3, 2e-3, 1e-3, 2e-3]
     assert {of_trial["model.dropout"] for of_trial in settings} == {0.1}
@@ -272,7 +272,7 @@ def test_the_best_study_trains_the_trial_s_model_to_the_last_bit(tmp_path: Path)
     weights = trained.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in of_trial.network.state_dict().items())
     epochs = [
-        storage.read_table(storage.join(folder, layout.EPOCHS)).drop_columns("duration_s")
+        parquet.read_table(storage.join(folder, layout.EPOCHS)).drop_columns("duration_s")
         for folder in (trial_location(study.root, trial), storage.join(study.root, layout.model("mae", 0)))
     ]
     assert epochs[0].equals(epochs[1])

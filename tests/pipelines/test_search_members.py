@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 import faithad
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.outcome import read_scores
 from faithad.config.audit import load_audit_run
 from faithad.config.study import Study
@@ -99,7 +99,7 @@ def ensemble_of(study: Study) -> TrainedEnsemble:
 def test_an_ensemble_with_the_network_judges_as_its_row_says(searched: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     choosing(monkeypatch, ("frame_pca", "mae"))
     rows = keep(searched)
-    assert storage.read_table(f"{searched.root}/summary/search_members.parquet").schema.equals(SEARCH_MEMBERS)
+    assert parquet.read_table(f"{searched.root}/summary/search_members.parquet").schema.equals(SEARCH_MEMBERS)
     assert {tuple(row["members"]) for row in rows} == {
         *(("frame_pca",), ("frame_ridge",), ("mae",), LINEAR),
         *(("frame_pca", "mae"), ("frame_ridge", "mae"), (*LINEAR, "mae")),
@@ -120,7 +120,7 @@ def test_an_ensemble_with_the_network_judges_as_its_row_says(searched: Study, mo
     settings, seed = searched.feature_settings, searched.search.seed
     made = disturbed_clips(log_mels.numpy(), clip_ids, settings=settings, seed=seed, kinds=KINDS)
     normal, disturbed = (faithad.score(trained, part)["score"] for part in (log_mels.numpy(), made.log_mels))
-    known = storage.read_table(f"{searched.root}/best_ensemble/validation_scores.parquet")
+    known = parquet.read_table(f"{searched.root}/best_ensemble/validation_scores.parquet")
     np.testing.assert_allclose(known["score"], normal, atol=1e-5)
     assert trained.alarm is not None
     assert trained.alarm.n_validation == N_VALIDATION
@@ -143,7 +143,7 @@ def test_linear_models_alone_rest_on_all_normals_and_are_audited_and_taken_back(
     assert tuple(trained.members) == LINEAR
     assert trained.alarm is not None
     assert trained.alarm.n_validation == N_TRAIN + N_VALIDATION
-    pieces = storage.read_table(str(folder / "piece_scores.parquet")).to_pandas()
+    pieces = parquet.read_table(str(folder / "piece_scores.parquet")).to_pandas()
     assert (pieces.groupby("duration_s").size() >= N_TRAIN + N_VALIDATION).all()
     (tmp_path / "new").mkdir()
     sound = np.random.default_rng(0).normal(0, 0.01, 12 * 20_000)

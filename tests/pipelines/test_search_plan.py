@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study, load_study, parse_study
 from faithad.errors import ConfigError
 from faithad.pipelines.search.plan import (
@@ -321,11 +321,11 @@ def test_the_chosen_cell_is_compared_with_the_paper_s_by_the_rule_of_verdicts(tm
             table = pa.table({"clip_id": clips, "score": scores})
             if ratio != 0.75:  # a trial that was not tested
                 location = trial_location(study.root, trial, layout.TRIAL_SCORES)
-                storage.write_table(table, location, schema=table.schema)
+                parquet.write_table(table, location, schema=table.schema)
 
     def rows(chosen: Cell) -> list[dict[str, Any]]:
         write_verdict(study, records, labelled, chosen)
-        found: list[dict[str, Any]] = storage.read_table(f"{tmp_path}/summary/search_comparison.parquet").to_pylist()
+        found: list[dict[str, Any]] = parquet.read_table(f"{tmp_path}/summary/search_comparison.parquet").to_pylist()
         return found
 
     (row,) = rows(Cell(0.5, 4))

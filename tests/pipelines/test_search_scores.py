@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study, load_study
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.features import load_features
@@ -55,7 +55,7 @@ def test_the_best_model_gets_the_score_that_catches_most_and_gives_it_back(searc
     before = load_model(best)
     wanted = with_scores(searched, (Score("inpainting", "band", "worst_window", "none"), Score(pooling="top_share")))
     chosen = keep(wanted)
-    table = storage.read_table(f"{searched.root}/summary/search_scores.parquet")
+    table = parquet.read_table(f"{searched.root}/summary/search_scores.parquet")
     assert table.schema.equals(SEARCH_SCORES)
     rows = table.to_pylist()
     assert {Score(*(row[name] for name in ("residual", "weighting", "pooling", "calibration"))) for row in rows} == set(

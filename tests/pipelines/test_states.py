@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 import faithad
-from faithad import storage
+from faithad import parquet
 from faithad.audit.exports import export_changes
 from faithad.audit.normal_clips import read_normal_clips
 from faithad.clips.labels.files import FORMATS
@@ -94,7 +94,7 @@ def test_clips_and_minutes_share_the_promised_false_alarms(work: Path) -> None:
     assert state["against_normals"]["n_minutes"] == 24
     assert state["against_normals"]["false_alarm_rate"] == pytest.approx(1 / 25)
     assert state["against_past"] is None
-    scores = storage.read_table(str(work / "model" / layout.VALIDATION_SCORES))["score"].to_numpy()
+    scores = parquet.read_table(str(work / "model" / layout.VALIDATION_SCORES))["score"].to_numpy()
     alarm = fit_promised_alarm(scores, false_alarm_rate=0.025, clip_s=10.0)
     assert card["alarm"]["threshold"] == alarm.threshold
     assert card["alarm"]["false_alarm_rate"] == pytest.approx(3 / 145)

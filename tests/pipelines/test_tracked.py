@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.pipelines import study as stages
@@ -47,7 +47,7 @@ def test_a_training_is_one_run_and_stays_it_with_more_epochs(tmp_path: Path, exp
         track_study(study)
         parent, training = exported
         assert (parent.kind, parent.status, parent.files) == ("study", "running", ())
-        table = storage.read_table(f"{tmp_path}/models/mae-0/epochs.parquet").to_pylist()
+        table = parquet.read_table(f"{tmp_path}/models/mae-0/epochs.parquet").to_pylist()
         assert list(training.points) == [row["epoch"] for row in table] == list(range(1, epochs + 1))
         for row in table:
             for name in ("train_loss", "validation_loss", "learning_rate", "gradient_norm"):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.audit.exports import export_events
 from faithad.audit.inputs import relocated
 from faithad.audit.reference import evaluate_audit
@@ -54,14 +54,14 @@ def test_a_study_is_reported(released_study: Path, tmp_path: Path) -> None:
 def test_a_study_is_done_and_reported_by_its_command(released_study: Path, tmp_path: Path) -> None:
     root = shutil.copytree(released_study, tmp_path / "study")
     study = load_study(str(root / layout.STUDY), overrides=[f"root={root}"])
-    detection = storage.read_table(str(root / layout.summary("detection")))
+    detection = parquet.read_table(str(root / layout.summary("detection")))
     audits = {file: file.stat().st_mtime_ns for file in (root / "audit").rglob("*.parquet")}
     STAGES["evaluate"](study)
     STAGES["report"](study)
     assert (root / layout.REPORT).exists()
     # The evaluation ran again, because this release has summaries that 0.1.0 had not. Of the tables per clip, the
     # fixture holds the scores.
-    found = storage.read_table(str(root / layout.summary("detection")))
+    found = parquet.read_table(str(root / layout.summary("detection")))
     is_old = pc.and_(
         pc.equal(found["anomaly_type"], "all"), pc.is_in(found["metric"], value_set=pa.array(["auc", "pauc"]))
     )
@@ -90,7 +90,7 @@ def test_an_audit_is_evaluated(released_audit: Path, tmp_path: Path) -> None:
     labels.write_text("\n".join([header, *(row for row in rows if "loud" in row)]) + "\n")
     line = evaluate_audit(str(released_audit), str(labels))
     assert "Events: 1 of 5 true" in line
-    detection = storage.read_table(str(released_audit / layout.summary("detection")))
+    detection = parquet.read_table(str(released_audit / layout.summary("detection")))
     assert detection.schema.equals(schemas.DETECTION_SUMMARY)
     assert detection.to_pylist()[0]["n_anomalous"] == 5
     assert require_readable(str(released_audit)) == schemas.FORMAT, "it holds tables of today now"
@@ -109,9 +109,9 @@ def test_an_audit_by_the_engine_that_is_gone_is_evaluated(released_audit: Path, 
 
 
 def test_an_audit_of_moved_recordings_gets_a_manifest_of_today(released_audit: Path) -> None:
-    names = storage.read_table(str(released_audit / layout.MANIFEST))["recording"].unique().to_pylist()
+    names = parquet.read_table(str(released_audit / layout.MANIFEST))["recording"].unique().to_pylist()
     relocated(str(released_audit), [Recording(name, f"/elsewhere/{name}", "test") for name in names])
-    uris = storage.read_table(str(released_audit / layout.MANIFEST))["uri"].unique().to_pylist()
+    uris = parquet.read_table(str(released_audit / layout.MANIFEST))["uri"].unique().to_pylist()
     assert uris == [f"/elsewhere/{name}" for name in names]
     assert require_readable(str(released_audit)) == schemas.FORMAT
 

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 import tests.report.audit.conftest as audits
-from faithad import cli, schemas, storage
+from faithad import cli, parquet, schemas
 from faithad.errors import ConfigError
 from faithad.report.compare import compare_runs
 from faithad.report.compare.runs import beside, run_names
@@ -51,7 +51,7 @@ def name_of_number(number: int) -> str:
 
 
 def write_levels(out: str, *, louder_db: float = 0.0) -> None:
-    names = sorted(set(storage.read_table(f"{out}/manifest.parquet")["recording"].to_pylist()))
+    names = sorted(set(parquet.read_table(f"{out}/manifest.parquet")["recording"].to_pylist()))
     noise = np.random.default_rng(1).normal(0, 0.7, len(names))
     rows = [
         {"recording": name, "sample_rate_hz": 20_000, "channels": 1, "heard": "mean", "sampled_s": 2.5,
@@ -59,23 +59,23 @@ def write_levels(out: str, *, louder_db: float = 0.0) -> None:
         for number, name in enumerate(names)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=schemas.HEALTH)
-    storage.write_table(table, f"{out}/{layout.HEALTH}", schema=schemas.HEALTH)
+    parquet.write_table(table, f"{out}/{layout.HEALTH}", schema=schemas.HEALTH)
 
 
 def change_scores(out: str, more: Callable[[str], float]) -> None:
     """Add to the scores of each recording; alarms follow, events do not."""
-    manifest = storage.read_table(f"{out}/manifest.parquet")
+    manifest = parquet.read_table(f"{out}/manifest.parquet")
     names = dict(zip(manifest["clip_id"].to_pylist(), manifest["recording"].to_pylist(), strict=True))
     (file,) = Path(out, "scores").iterdir()
-    rows = storage.read_table(str(file)).to_pylist()
+    rows = parquet.read_table(str(file)).to_pylist()
     for row in rows:
         row["score"] += more(names[row["clip_id"]])
         row["alarm"] = row["score"] > row["threshold"]
-    storage.write_table(pa.Table.from_pylist(rows, schema=schemas.SCORES), str(file), schema=schemas.SCORES)
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schemas.SCORES), str(file), schema=schemas.SCORES)
 
 
 def read(to: Path | str, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = storage.read_table(f"{to}/{name}.parquet").to_pylist()
+    rows: list[dict[str, Any]] = parquet.read_table(f"{to}/{name}.parquet").to_pylist()
     return rows
 
 
@@ -105,7 +105,7 @@ def test_a_louder_recorder_is_one_sentence(
     page.check_is_whole(html)
     assert "Drift: did recorders change?" in page.text
     for name in ("settings", "numbers", "clips", "events", "drift"):
-        table = storage.read_table(f"{to}/{name}.parquet")
+        table = parquet.read_table(f"{to}/{name}.parquet")
         assert pacsv.read_csv(to / f"{name}.csv").num_rows == table.num_rows
         assert table.schema.names == layout.TABLES[f"compared/{name}"].schema.names
 
@@ -140,7 +140,7 @@ def test_one_recording_is_one_case(week_47: str, tmp_path: Path) -> None:
     shutil.copytree(week_47, again)
     name = name_of_number(45)
     change_scores(again, lambda recording: 20.0 * (recording == name))
-    events = storage.read_table(f"{again}/events.parquet").to_pylist()
+    events = parquet.read_table(f"{again}/events.parquet").to_pylist()
     added = [
         {**events[0], "event_id": f"n{number}", "recording": name, "onset_s": 10.0 * number, "duration_s": 5.0,
          "parts": [{"recording": name, "onset_s": 10.0 * number, "offset_s": 10.0 * number + 5}]}
@@ -148,7 +148,7 @@ def test_one_recording_is_one_case(week_47: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     gone, *others = events
     table = pa.Table.from_pylist([*others, *added], schema=schemas.EVENTS)
-    storage.write_table(table, f"{again}/events.parquet", schema=schemas.EVENTS)
+    parquet.write_table(table, f"{again}/events.parquet", schema=schemas.EVENTS)
     said = compare_runs([week_47, again], str(tmp_path / "to"))
     assert f"{name} is different as a whole in again: 6 of 6 clips alarm, " in said
     assert said.count("different as a whole") == 1
@@ -170,12 +170,12 @@ def test_studies_on_the_same_clips(tmp_path: Path, render: Render) -> None:
     roots = [build_study(tmp_path / name, n_recordings=24) for name in ("old", "new")]
     for seed in (0, 1, 2):
         file = Path(roots[1], f"audit/mae-{seed}/scores/part-0.parquet")
-        rows = storage.read_table(str(file)).to_pylist()
+        rows = parquet.read_table(str(file)).to_pylist()
         labels = {
-            row["clip_id"]: row["label"] for row in storage.read_table(f"{roots[1]}/manifest.parquet").to_pylist()
+            row["clip_id"]: row["label"] for row in parquet.read_table(f"{roots[1]}/manifest.parquet").to_pylist()
         }
         rows = [row | {"score": row["score"] + 30 * labels[row["clip_id"]]} for row in rows]
-        storage.write_table(pa.Table.from_pylist(rows, schema=schemas.SCORES), str(file), schema=schemas.SCORES)
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schemas.SCORES), str(file), schema=schemas.SCORES)
     settings = yaml.safe_load(Path(roots[1], "study.yaml").read_text()) | {"train": {"epochs": 9}}
     Path(roots[1], "study.yaml").write_text(yaml.safe_dump(settings))
     said = compare_runs(roots, str(tmp_path / "to"))

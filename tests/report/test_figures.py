@@ -17,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 from typer.testing import CliRunner
 
-from faithad import cli, schemas, storage
+from faithad import cli, parquet, schemas, storage
 from faithad.errors import ConfigError, StudyError
 from faithad.report import drawing, render_audit_report, render_report, style
 from faithad.report.audit_figures import audit_drawings
@@ -209,7 +209,7 @@ def test_verdicts_and_lines_without_a_model_are_tables(tmp_path: Path) -> None:
         ("comparison", verdicts, schemas.COMPARISON),
         ("controls", lines, schemas.CONTROLS_SUMMARY),
     ):
-        storage.write_table(pa.Table.from_pylist(rows, schema=schema), f"{root}/summary/{name}.parquet", schema=schema)
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), f"{root}/summary/{name}.parquet", schema=schema)
     tables = {table.name: table for table in paper_tables(root)}
     assert list(tables) == ["detection", "explanations", "verdicts", "worth", "means"]
     assert tables["verdicts"].header == ["Question", "Saliency", "Grad-CAM"]
@@ -235,12 +235,12 @@ def test_explanations_and_lines_are_of_the_protocol_of_the_verdicts(tmp_path: Pa
     corrected = {"protocol": "corrected"}
     for name, schema in (("f_score", schemas.F_SCORE_SUMMARY), ("faithfulness", schemas.FAITHFULNESS_SUMMARY)):
         location = f"{root}/summary/{name}.parquet"
-        rows = storage.read_table(location).to_pylist()
+        rows = parquet.read_table(location).to_pylist()
         rows += [row | corrected | {"mean": 0.125} for row in rows]
-        storage.write_table(pa.Table.from_pylist(rows, schema=schema), location, schema=schema)
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), location, schema=schema)
     lines = [line("level", 0.5, model="ae"), line("level", 0.75, model="ae") | corrected]
     location = f"{root}/summary/controls.parquet"
-    storage.write_table(
+    parquet.write_table(
         pa.Table.from_pylist(lines, schema=schemas.CONTROLS_SUMMARY), location, schema=schemas.CONTROLS_SUMMARY
     )
     tables = {table.name: table for table in paper_tables(root)}

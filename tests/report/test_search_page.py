@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.errors import StudyError
 from faithad.report import published, render_search_report
 from faithad.report.search_page import search_section
@@ -63,7 +63,7 @@ def write_search(
     for number, n_epochs in (diverged or {}).items():
         rows[number]["diverged_epochs"] = n_epochs
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
-    storage.write_table(table, storage.join(str(root), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
+    parquet.write_table(table, storage.join(str(root), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
     if chosen is not None:
         best = {"name": name, "search": {"algorithm": algorithm, "scheduler": scheduler, "objective": objective}}
         best["train"] = {"mask_ratio": float(chosen[0]), "patch": chosen[1], "learning_rate": rates[0]}
@@ -95,7 +95,7 @@ def test_whether_the_choice_is_better_than_the_paper_s_cell_is_told(tmp_path: Pa
            "model_a": "mask_ratio 0.5, patch 4", "model_b": "mask_ratio 0.3, patch 4", "estimate": 0.0123,
            "smallest_effect": 0.08, "verdict": "undecided: 12 recordings, 20 are needed", **counts}  # fmt: skip
     table = pa.Table.from_pylist([row], schema=schemas.COMPARISON)
-    storage.write_table(table, f"{root}/summary/search_comparison.parquet", schema=schemas.COMPARISON)
+    parquet.write_table(table, f"{root}/summary/search_comparison.parquet", schema=schemas.COMPARISON)
     _, page = render(root, render_search_report)
     assert (
         "Is the chosen cell better than the paper's (mask_ratio 0.3, patch 4) on the labelled test clips? Undecided: "
@@ -214,7 +214,7 @@ def test_the_chosen_score_is_told_beside_the_paper_s(tmp_path: Path, render: Ren
         for residual, weighting, pooling, calibration, caught in names
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SCORES)
-    storage.write_table(table, f"{root}/summary/search_scores.parquet", schema=schemas.SEARCH_SCORES)
+    parquet.write_table(table, f"{root}/summary/search_scores.parquet", schema=schemas.SEARCH_SCORES)
     _, page = render(root, render_search_report)
     assert (
         "The score of best/ is inpainting, band, worst_window, local: of 2 scores, it catches most at the alarm's "
@@ -248,7 +248,7 @@ def test_whether_the_network_adds_something_is_told(
         for members, share in sorted(caught.items(), key=lambda each: -each[1])
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_MEMBERS)
-    storage.write_table(table, f"{root}/summary/search_members.parquet", schema=schemas.SEARCH_MEMBERS)
+    parquet.write_table(table, f"{root}/summary/search_members.parquet", schema=schemas.SEARCH_MEMBERS)
     html, page = render(root, render_search_report)
     page.check_is_whole(html)
     assert (
@@ -298,7 +298,7 @@ def test_no_search(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="faithad search"):
         render_search_report(str(tmp_path))
     empty = schemas.SEARCH_SUMMARY.empty_table()
-    storage.write_table(empty, storage.join(str(tmp_path), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
+    parquet.write_table(empty, storage.join(str(tmp_path), "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
     with pytest.raises(StudyError, match="has no trial"):
         render_search_report(str(tmp_path))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.audit import reference
 from faithad.audit.exports import export_events
 from faithad.audit.inputs import relocated
@@ -168,7 +168,7 @@ def test_a_driver_that_was_overtaken_marks_no_stage(root: str, write: str) -> No
 
     with pytest.raises(StudyError, match="Another run has taken over"):
         overtaken(root, work)
-    assert [name for name, _ in storage.list_files(root, suffixes=[""])] == []
+    assert [name for name, _ in listing.list_files(root, suffixes=[""])] == []
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study, parse_study
 from faithad.errors import StudyError
 from faithad.pipelines.index import index_stage
@@ -188,7 +188,7 @@ def test_an_index_is_not_done_without_its_manifest(tmp_path: Path, is_whole: boo
     indexing = index_stage(study(tmp_path))
     indexing.begin(redo=False)
     for table in (layout.MANIFEST, layout.INDEX_LEDGER):
-        storage.write_table(schemas.LEDGER.empty_table(), str(tmp_path / "out" / table), schema=schemas.LEDGER)
+        parquet.write_table(schemas.LEDGER.empty_table(), str(tmp_path / "out" / table), schema=schemas.LEDGER)
     indexing.finish()
     if not is_whole:
         (tmp_path / "out" / layout.MANIFEST).unlink()

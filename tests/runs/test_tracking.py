@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from faithad import storage
+from faithad import listing, parquet, storage
 from faithad.errors import ConfigError
 from faithad.runs import layout, tracking
 from faithad.runs.trackers import TrackedRun
@@ -82,7 +82,7 @@ def test_event_files_of_tensorboard(root: str, written: list[str]) -> None:
 def test_event_files_in_an_object_store(object_store: str) -> None:
     tracking.export(["tensorboard"], f"{object_store}/tracked", "mill", lambda: [TRAINING])
     tracking.export(["tensorboard"], f"{object_store}/tracked", "mill", lambda: [GROWN])
-    ((name, location),) = storage.list_files(f"{object_store}/tracked/tensorboard", suffixes=[""])
+    ((name, location),) = listing.list_files(f"{object_store}/tracked/tensorboard", suffixes=[""])
     assert name.startswith("training/mae-0/events.out.tfevents.")
     assert b"train.learning_rate" in storage.read_bytes(location)
 
@@ -193,7 +193,7 @@ def test_a_tracker_that_fails_costs_one_line(
 
 def test_a_damaged_table_costs_no_run(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     storage.write_text(f"{root}/epochs.parquet", "no table")
-    tracking.export(["tensorboard"], root, "mill", lambda: storage.read_table(f"{root}/epochs.parquet").to_pylist())
+    tracking.export(["tensorboard"], root, "mill", lambda: parquet.read_table(f"{root}/epochs.parquet").to_pylist())
     assert capsys.readouterr().out.startswith(
         "track: tensorboard failed, and the run goes on without it: DamagedError:"
     )

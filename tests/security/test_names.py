@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from faithad import cli, schemas, storage
+from faithad import cli, parquet, schemas, storage
 from faithad.audit.exports import export_clips, export_events
 from faithad.clips.inputs import find_left_out, find_recordings
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
@@ -163,7 +163,7 @@ def test_exports_write_below_their_folder_only(tmp_path: Path, climber: str) -> 
     soundfile.write(sound, np.zeros(8_000), 8_000)
     out = build_audit(tmp_path / "a" / "b" / "out", hours=0.5, boards=2)
     for name, schema in (("manifest", schemas.MANIFEST), ("events", schemas.EVENTS)):
-        rows = storage.read_table(f"{out}/{name}.parquet").to_pylist()
+        rows = parquet.read_table(f"{out}/{name}.parquet").to_pylist()
         for number, row in enumerate(rows):
             row["recording"] = climber
             if name == "manifest":
@@ -171,7 +171,7 @@ def test_exports_write_below_their_folder_only(tmp_path: Path, climber: str) -> 
             else:
                 row["event_id"] = f"../../{number}"
                 row["parts"] = [part | {"recording": climber, "onset_s": 0.0, "offset_s": 1.0} for part in row["parts"]]
-        storage.write_table(pa.Table.from_pylist(rows, schema=schema), f"{out}/{name}.parquet", schema=schema)
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), f"{out}/{name}.parquet", schema=schema)
     before = _tree(tmp_path)
     to = tmp_path / "a" / "b" / "to"
     for format in ("audacity", "raven", "label-studio", "csv"):

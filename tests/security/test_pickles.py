@@ -18,7 +18,7 @@ import ray.data  # noqa: F401  (registers the type that unpickles)
 import torch
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.exports import export_clips, export_events
 from faithad.clips.labels.reference import read_reference
 from faithad.clips.layouts import DataFolders
@@ -153,12 +153,12 @@ def test_an_extension_type_is_refused_where_nobody_knows_it(trap: Trap, tmp_path
     nested = pa.StructArray.from_arrays([trap.column(content.num_rows)], ["inner"])
     pq.write_table(content.append_column("outer", nested), table)
     code = (
-        f"import sys; from faithad import storage; assert 'ray' not in sys.modules; storage.read_table({str(table)!r})"
+        f"import sys; from faithad import storage; assert 'ray' not in sys.modules; parquet.read_table({str(table)!r})"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "could run code" in answer.stderr
     with pytest.raises(StudyError, match="outer could run code"):
-        storage.read_table(str(table))
+        parquet.read_table(str(table))
 
 
 def _armed(trap: Trap, folder: Path) -> Any:

@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.clips.annotations import CLIP, RECORDING
 from faithad.clips.labels import audacity, csv_labels, label_studio, raven
 from faithad.clips.labels.label import Label
@@ -36,7 +36,7 @@ def label_texts(location: str) -> dict[str, str]:
         if not is_file and not storage.exists(location):
             raise AnnotationError(f"{location} does not exist. Check the path.")
         places = (
-            {storage.name_of(location): location} if is_file else dict(storage.list_files(location, suffixes=SUFFIXES))
+            {storage.name_of(location): location} if is_file else dict(listing.list_files(location, suffixes=SUFFIXES))
         )
     except OSError as error:
         raise AnnotationError(
@@ -98,7 +98,7 @@ def write_labels(texts: Mapping[str, str], folder: str) -> None:
     suffixes = {posixpath.splitext(path)[1] for path in texts}
     others = [
         path
-        for path, place in storage.list_files(folder, suffixes=suffixes)
+        for path, place in listing.list_files(folder, suffixes=suffixes)
         if path not in texts or storage.read_bytes(place) != texts[path].encode()
     ]
     if others:

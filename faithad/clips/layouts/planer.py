@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.clips.inputs import UNREADABLE, absolute
 from faithad.clips.layouts import DataFolders, LayoutFiles
 from faithad.clips.ledger import ledger_row
@@ -34,8 +34,8 @@ def find_planer(folders: DataFolders) -> LayoutFiles:
     """
     root, chosen = folders.root, folders.training_folders
     try:
-        files = storage.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX], leave_out_unreadable=True)
-        unreadable = [entry.path for entry in storage.walk(absolute(root)) if entry.kind == "unreadable"]
+        files = listing.list_files(absolute(root), suffixes=[SPECTROGRAM_SUFFIX], leave_out_unreadable=True)
+        unreadable = [entry.path for entry in listing.walk(absolute(root)) if entry.kind == "unreadable"]
     except OSError as error:
         wrong = str(error).rstrip(".")
         raise RecordingError(f"{root} cannot be listed: {wrong}. Give the data set's top folder.") from error

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.choice import choose_clips, keep_examples, mark_deep
 from faithad.audit.model import require_baselines
 from faithad.audit.outcome import read_scores
@@ -204,7 +204,7 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
         "n_frames": study.n_frames(model),
         "features": study.feature_settings,
     }
-    scores = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
+    scores = parquet.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
     beside = {name: storage.join(study.root, layout.model(*run)) for name, run in study.beside(model, seed).items()}
     return ModelAudit(

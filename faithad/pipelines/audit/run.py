@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.chosen_score import with_score
 from faithad.audit.events import find_events
 from faithad.audit.growth import (
@@ -337,7 +337,7 @@ def _score(audit: _OpenAudit) -> _OpenAudit:
     run = audit.run
     _describe(audit)
     clips = _index(audit)
-    left_over = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
+    left_over = parquet.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
     if not clips.num_rows and not any(row["status"] == "failed" for row in left_over):
         reasons = listed([f"  {shown(row['recording'])}: {row['reason']}" for row in left_over], separator="\n")
         raise RecordingError(f"There is nothing to audit: not one recording gave a clip.\n{reasons}")
@@ -354,7 +354,7 @@ def _without(audit: _OpenAudit, changed: Mapping[str, str]) -> _OpenAudit:
         names = [f"{shown(name)} {reason}" for name, reason in changed.items()]
         console.print(f"audit: {listed(names, most=3, separator='; ')}")
     known = read_inputs(audit.run.out)
-    ledger = storage.read_table(storage.join(audit.run.out, layout.INDEX_LEDGER)).to_pylist()
+    ledger = parquet.read_table(storage.join(audit.run.out, layout.INDEX_LEDGER)).to_pylist()
     return replace(
         audit,
         recordings=[recording for recording in audit.recordings if recording.path in known.files],
@@ -440,7 +440,7 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> pa.Table | N
         The sounds of the events, if they are known.
     """
     run = audit.run
-    index, inputs = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
+    index, inputs = parquet.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
     outputs = (layout.LEDGER, *_CONCLUSIONS, layout.MODEL, layout.REPORT)
@@ -452,17 +452,17 @@ def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> pa.Table | N
         whole = merge_ledgers(run.out, read_manifest(run.out), [run.out], remarks=inputs.remarks())
         ledger = with_misfits(whole, misfits)
         require_still_alone()
-        storage.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
+        parquet.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
         reasons = reasons_table(run.out, run.events.percentile)
         how = with_method(run.events, reasons, run.attribution.methods)
         trusted = verdict_of(reasons, how.method)
         events = events_table(run.out, audit.trained, how, misfits, trusted=trusted)
         states = states_table(run.out, audit.trained, misfits)
         require_still_alone()
-        storage.write_table(reasons, storage.join(run.out, layout.REASONS), schema=schemas.COMPARISON)
+        parquet.write_table(reasons, storage.join(run.out, layout.REASONS), schema=schemas.COMPARISON)
         storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
-        storage.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
-        storage.write_table(states, storage.join(run.out, layout.STATES), schema=schemas.STATES)
+        parquet.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
+        parquet.write_table(states, storage.join(run.out, layout.STATES), schema=schemas.STATES)
         sounds = _write_for_report(audit, events, misfits)
         render_audit_report(run.out)
         stage.finish()
@@ -491,6 +491,6 @@ def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Mis
         **run.events.model_dump(),
     )
     require_still_alone()
-    storage.write_table(sounds, storage.join(run.out, layout.SOUNDS), schema=schemas.SOUNDS)
-    storage.write_table(points, storage.join(run.out, layout.OPERATING_POINTS), schema=schemas.OPERATING_POINTS)
+    parquet.write_table(sounds, storage.join(run.out, layout.SOUNDS), schema=schemas.SOUNDS)
+    parquet.write_table(points, storage.join(run.out, layout.OPERATING_POINTS), schema=schemas.OPERATING_POINTS)
     return sounds

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
 from faithad.audit.shard import TableRow, audit_clips, table_schemas, to_table
 from faithad.audit.steps import Step
@@ -156,7 +156,7 @@ class Auditor:
             location = shared.location(name, number)
             if tables.get(name):
                 table = to_table(tables[name], schemas[name])
-                files[f"{name}/{layout.shard(number)}"] = storage.write_table(
+                files[f"{name}/{layout.shard(number)}"] = parquet.write_table(
                     table, location, schema=schemas[name], flush=False
                 )
             else:  # an attempt that was cut short may have written some

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
 from faithad.audit.shard import TableRow, audit_clips, table_schemas, to_table
 from faithad.config.data import Data
@@ -197,7 +197,7 @@ def _learning_s(trial: Plan, study: Study) -> dict[str, float]:
     if trial.command == "search":
         return {MODEL: min(record.duration_s for record in read_records(study.root)) / _EPOCHS / n}
     tables = {model: layout.epochs(model, seed) for model, seed in trial.runs if not MODELS[model].fitted}
-    epochs = {model: storage.read_table(f"{study.root}/{table}") for model, table in tables.items()}
+    epochs = {model: parquet.read_table(f"{study.root}/{table}") for model, table in tables.items()}
     return {model: min(table["duration_s"].to_pylist()) / n for model, table in epochs.items()}
 
 
@@ -287,7 +287,7 @@ def _cost(
         for name, table_rows in audit_clips(model, clips, log_mels[:n], explain=explain).items():
             if table_rows:
                 file, schema = f"{folder}/{name}.parquet", table_schema[name]
-                storage.write_table(to_table(table_rows, schema), file, schema=schema)
+                parquet.write_table(to_table(table_rows, schema), file, schema=schema)
                 n_bytes += Path(file).stat().st_size
         return n_bytes
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.config.study import Study
 from faithad.pipelines.features import features_stage, load_features, load_references, write_features
 from faithad.runs import layout
@@ -52,6 +52,6 @@ def load_clips(study: Study, split: str) -> tuple[list[str], torch.Tensor, torch
     references (n, F), see `load_references`.
     """
     root = clips_root(study, split)
-    names = storage.read_table(storage.join(root, layout.features(split)), columns=["clip_id"]).sort_by("clip_id")
+    names = parquet.read_table(storage.join(root, layout.features(split)), columns=["clip_id"]).sort_by("clip_id")
     settings = study.feature_settings
     return names["clip_id"].to_pylist(), load_features(root, split, settings), load_references(root, split, settings)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from faithad import storage
+from faithad import parquet
 from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import disturbed_clips, proxy_auc
 from faithad.model.masking import mean_per_clip
@@ -77,7 +77,7 @@ class Judge:
         if self._task.search.is_tested:
             table = pa.table({"clip_id": self._test[0], "score": self._test_scores(training)}, schema=_TEST_SCORES)
             location = trial_location(self._study.root, trial, layout.TRIAL_SCORES)
-            storage.write_table(table, location, schema=_TEST_SCORES)
+            parquet.write_table(table, location, schema=_TEST_SCORES)
         return Record(
             *trial,
             status="done" if training.finished else "stopped",

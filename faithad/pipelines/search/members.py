@@ -19,7 +19,7 @@ import ray
 import torch
 from torch import Tensor
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.evaluation.alarms import fit_promised_alarm
 from faithad.evaluation.arrays import Reals
@@ -117,7 +117,7 @@ def keep_ensemble(
             compute_features(study, manifest, features, redo=False)
             _choose(study, best, score, stage.fingerprint)
         stage.finish()
-    return list(storage.read_table(storage.join(study.root, table)).to_pylist())
+    return list(parquet.read_table(storage.join(study.root, table)).to_pylist())
 
 
 def _score(study: Study) -> Score:
@@ -154,7 +154,7 @@ def _choose(study: Study, trial: Trial, score: Score, fingerprint: str) -> None:
     storage.delete(folder)
     place = storage.join(study.root, layout.summary("search_members"))
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_MEMBERS)
-    storage.write_table(table, place, schema=table.schema)
+    parquet.write_table(table, place, schema=table.schema)
     save_with_scores(trained, folder, of_sum.scores, of_sum.pieces)
 
 

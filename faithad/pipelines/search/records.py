@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.config.study import Study
 from faithad.pipelines.search.plan import TRIAL_NAME, Settings, Trial, is_present, trial_location
 from faithad.pipelines.training.more_epochs import EPOCHS
@@ -110,7 +110,7 @@ def read_records(root: str) -> list[Record]:
 
 def begun_trials(root: str) -> list[Trial]:
     """All trials that left a file, ordered by mask ratio, patch and seed."""
-    files = storage.list_files(storage.join(root, layout.TRIALS), suffixes=[".pt", ".json"])
+    files = listing.list_files(storage.join(root, layout.TRIALS), suffixes=[".pt", ".json"])
     names = {relative.split("/")[0] for relative, _ in files}
     trials = [Trial.named(name, _read_settings(root, name)) for name in names]
     return sorted(trial for trial in trials if trial is not None)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.detection import auc, pauc
@@ -308,7 +308,7 @@ def _check_labels(labels: Mapping[str, int]) -> None:
 def _write_table(study: Study, records: Sequence[Record], labels: Mapping[str, int]) -> None:
     rows = [_summary_row(study, record, labels) for record in sorted(records, key=lambda record: record.trial)]
     table = pa.Table.from_pylist(rows, schema=schemas.SEARCH_SUMMARY)
-    storage.write_table(table, storage.join(study.root, layout.summary("search")), schema=schemas.SEARCH_SUMMARY)
+    parquet.write_table(table, storage.join(study.root, layout.summary("search")), schema=schemas.SEARCH_SUMMARY)
 
 
 def _write_best(study: Study, best: RankedCell, score: Score) -> None:
@@ -349,7 +349,7 @@ def _test_areas(study: Study, record: Record, labels: Mapping[str, int]) -> dict
     location = trial_location(study.root, record.trial, layout.TRIAL_SCORES)
     if len(set(labels.values())) < 2 or not storage.exists(location):
         return {}
-    scores = {row["clip_id"]: row["score"] for row in storage.read_table(location).to_pylist()}
+    scores = {row["clip_id"]: row["score"] for row in parquet.read_table(location).to_pylist()}
     known = [clip_id for clip_id in labels if clip_id in scores]
     values, wanted = [scores[clip_id] for clip_id in known], [labels[clip_id] for clip_id in known]
     return {"auc": auc(values, wanted), "pauc": pauc(values, wanted)} if len(set(wanted)) == 2 else {}

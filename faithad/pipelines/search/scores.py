@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.evaluation.alarms import fit_alarm
 from faithad.evaluation.disturbances import KINDS, disturbed_clips
@@ -74,13 +74,13 @@ def choose_score(study: Study, trial: Trial) -> Score:
         folder, of_trial = storage.join(study.root, layout.BEST_MODEL), trial_study(study, trial.cell)
         fit = ray.remote(fit_score).options(name="search score")
         results_of([fit.remote(with_score(of_trial, chosen), MODEL, trial.seed, folder)])
-    storage.write_table(table, storage.join(study.root, layout.summary("search_scores")), schema=table.schema)
+    parquet.write_table(table, storage.join(study.root, layout.summary("search_scores")), schema=table.schema)
     return chosen
 
 
 def read_scores(study: Study) -> list[Score]:
     """The scores that were compared, of a finished stage; the first one was chosen."""
-    rows = storage.read_table(storage.join(study.root, layout.summary("search_scores"))).to_pylist()
+    rows = parquet.read_table(storage.join(study.root, layout.summary("search_scores"))).to_pylist()
     return [Score(**{name: row[name] for name in _CHOICES}) for row in rows]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.sections import Train
 from faithad.config.study import Study
 from faithad.evaluation.arrays import Reals
@@ -46,7 +46,7 @@ def write_verdict(study: Study, records: Sequence[Record], labelled: pa.Table, c
             rows.append({**keys, **dataclasses.asdict(answer)})
     table = pa.Table.from_pylist(rows, schemas.COMPARISON)
     location = storage.join(study.root, layout.summary("search_comparison"))
-    storage.write_table(table, location, schema=schemas.COMPARISON)
+    parquet.write_table(table, location, schema=schemas.COMPARISON)
 
 
 def _values(study: Study, records: Sequence[Record], cell: Cell, clip_ids: Sequence[str], labels: Reals) -> list[Reals]:
@@ -55,7 +55,7 @@ def _values(study: Study, records: Sequence[Record], cell: Cell, clip_ids: Seque
     for record in sorted(records, key=lambda record: record.seed):
         location = trial_location(study.root, record.trial, layout.TRIAL_SCORES)
         if record.trial.cell == cell and storage.exists(location):
-            table = storage.read_table(location)
+            table = parquet.read_table(location)
             scores = dict(zip(table["clip_id"].to_pylist(), table["score"].to_pylist(), strict=True))
             values.append(placements(np.array([scores.get(name, np.nan) for name in clip_ids]), labels))
     return values

@@ -22,7 +22,7 @@ import ray
 import torch
 from torch import Tensor
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.finished import is_audit
 from faithad.audit.normal_clips import AuditedClips, read_normal_clips
 from faithad.clips.inputs import find_recordings
@@ -346,12 +346,12 @@ def _write_index(run: CalibrationRun, source: AuditedClips) -> pa.Table:
         )
     reason = f"alarmed, lies in a change that lasts or is labelled in {run.normals[0]}"
     rows = [clip_ledger_row(clip, "skipped", stage=_STAGE, reason=reason) for clip in source.left_out.to_pylist()]
-    storage.write_table(ledger_table(rows), storage.join(run.to, layout.INDEX_LEDGER), schema=schemas.LEDGER)
+    parquet.write_table(ledger_table(rows), storage.join(run.to, layout.INDEX_LEDGER), schema=schemas.LEDGER)
     column = source.normal.column_names.index("split")
     manifest = source.normal.set_column(
         column, schemas.MANIFEST.field("split"), pa.array([SPLIT] * n_normal, pa.string())
     ).cast(schemas.MANIFEST)
-    storage.write_table(manifest, storage.join(run.to, layout.MANIFEST), schema=schemas.MANIFEST)
+    parquet.write_table(manifest, storage.join(run.to, layout.MANIFEST), schema=schemas.MANIFEST)
     return manifest
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from faithad import storage
+from faithad import listing, storage
 from faithad.config.study import Study
 from faithad.progress import console
 from faithad.runs import layout
@@ -77,7 +77,7 @@ def remove_other_states(study: Study, model: str, seed: int, fingerprint: str) -
     if not study.train.ends_anywhere:
         storage.delete(folder)
         return
-    for relative, _ in storage.list_files(folder, suffixes=[".pt"]):
+    for relative, _ in listing.list_files(folder, suffixes=[".pt"]):
         other = relative.split("/")[0]
         if other != fingerprint:
             storage.delete(storage.join(folder, other))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.inputs import write_index
 from faithad.audit.ledger import count_ledger, merge_ledgers
 from faithad.audit.minutes import recorder_minutes
@@ -144,7 +144,7 @@ def index_normals(
         clips_per_shard=CLIPS_PER_SHARD,
     )
     if not manifest.num_rows:
-        reasons = storage.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
+        reasons = parquet.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
         lines = [f"  {shown(row['recording'])}: {row['reason']}" for row in reasons]
         raise RecordingError(f"Not one recording gave a clip.\n{listed(lines, separator=chr(10))}")
     return manifest
@@ -193,7 +193,7 @@ def read_normals(
     n_frames = features.n_frames if n_frames is None else n_frames
     if normalization is None:
         normalization = Normalization.fit(read_features(root, SPLIT, features))
-    there = storage.read_table(storage.join(root, layout.features(SPLIT)), columns=["clip_id"])["clip_id"]
+    there = parquet.read_table(storage.join(root, layout.features(SPLIT)), columns=["clip_id"])["clip_id"]
     manifest = manifest.filter(pc.is_in(manifest["clip_id"], value_set=there.combine_chunks())).sort_by("clip_id")
     rows = manifest.select(["clip_id", "recording", "onset_s", "duration_s"]).to_pylist()
     if len(rows) < _FEWEST_CLIPS:
@@ -234,7 +234,7 @@ def write_ledger(root: str) -> None:
     """Write what became of every second of the recordings."""
     failures = storage.join(root, layout.FEATURES), storage.name_of(layout.FEATURES_LEDGER)
     ledger = merge_ledgers(root, read_manifest(root), [], others=[failures])
-    storage.write_table(ledger, storage.join(root, layout.LEDGER), schema=schemas.LEDGER)
+    parquet.write_table(ledger, storage.join(root, layout.LEDGER), schema=schemas.LEDGER)
 
 
 def say_promise(normals: Normals, alarm: AlarmThreshold, state: StateAlarm | None, *, share: float | None) -> None:

@@ -23,7 +23,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor, nn
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.rejected_clips import Named, read_rejected_clips
 from faithad.clips.inputs import find_recordings
 from faithad.clips.manifest import Recording, manifest_table
@@ -314,7 +314,7 @@ def save_fitted(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mappin
 def save_with_scores(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
     """Write the model, and beside it its card and the scores of normal clips and their pieces."""
     require_still_alone()
-    storage.write_table(scores, storage.join(folder, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
+    parquet.write_table(scores, storage.join(folder, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
     write_piece_scores(folder, pieces)
     storage.write_text(storage.join(folder, layout.MODEL), json.dumps(describe(trained), indent=1))
     save_any(trained, folder)

@@ -22,7 +22,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.attribution.gradient_stream import grad_cam_layer
 from faithad.attribution.methods import choose_methods
 from faithad.config.study import Study
@@ -246,7 +246,7 @@ class _Training:
 
     def _epochs(self) -> list[dict[str, Any]]:
         location = storage.join(self._task.study.root, layout.epochs(self._task.model, self._task.seed))
-        epochs: list[dict[str, Any]] = storage.read_table(location).to_pylist()
+        epochs: list[dict[str, Any]] = parquet.read_table(location).to_pylist()
         return epochs
 
 

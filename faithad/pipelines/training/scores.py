@@ -19,7 +19,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.model.checkpoint import TrainedModel, load_model, save_model, stored_score
@@ -74,7 +74,7 @@ def has_score(study: Study, model: str, seed: int) -> bool:
     """Whether a trained model, and the scores of its validation clips, have the study's score."""
     wanted = study.score_of(model)
     names = None if wanted is None else asdict(wanted)
-    table = storage.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
+    table = parquet.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     of_table = (table.schema.metadata or {}).get(_SCORE, b"null")
     of_model = stored_score(storage.join(study.root, layout.model(model, seed)))
     return bool(of_model == names == json.loads(of_table))
@@ -96,7 +96,7 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
     folder = folder or storage.join(study.root, layout.model(model, seed))
     place = storage.join(folder, layout.VALIDATION_SCORES)
     trained, score = load_model(folder, expect={"name": model, "seed": seed}), study.score_of(model)
-    known = storage.read_table(place)
+    known = parquet.read_table(place)
     # The scores by which the paper's alarm is fitted stay, for a study that returns to it.
     table, pieces = as_paper(known), {duration_s: as_paper(part) for duration_s, part in read_pieces(folder).items()}
     trained = replace(trained, score=None)
@@ -122,14 +122,14 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
         trained = replace(trained, score=detector.stored())
     write_piece_scores(folder, pieces)
     table = table.select(schema.names).cast(schema)
-    storage.write_table(table, place, schema=schema)
+    parquet.write_table(table, place, schema=schema)
     save_model(replace(trained, alarm=fit_study_alarm(study, model, table, folder)), folder)
     return score_name(score, model) + (f", fitted to {n_normals} normal clips" if n_normals else "")
 
 
 def split_clips(study: Study, trained: TrainedModel, split: str) -> dict[str, tuple[str, int]]:
     """Of each clip of a split with features its recording and the frames that hold sound, in the order of clip_id."""
-    there = storage.read_table(storage.join(study.root, layout.features(split)), columns=["clip_id"])["clip_id"]
+    there = parquet.read_table(storage.join(study.root, layout.features(split)), columns=["clip_id"])["clip_id"]
     rows = read_manifest(study.root).select(["clip_id", "recording", "duration_s"]).to_pylist()
     of_clips = {row["clip_id"]: (row["recording"], trained.frames_in(row["duration_s"])) for row in rows}
     return {clip_id: of_clips[clip_id] for clip_id in sorted(there.to_pylist())}

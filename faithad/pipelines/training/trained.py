@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from faithad import schemas, storage
+from faithad import listing, parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.errors import CheckpointError, DamagedError, StudyError
 from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
@@ -56,7 +56,7 @@ def damage(study: Study, model: str, seed: int) -> str | None:
         tables.append(layout.epochs(model, seed))
     try:
         for table in tables:
-            storage.read_rows(storage.join(study.root, table))
+            parquet.read_rows(storage.join(study.root, table))
     except FileNotFoundError:
         return f"A table of {folder} is gone."
     except DamagedError as error:
@@ -70,7 +70,7 @@ def damage_of_model(folder: str) -> str | None:
     Raises:
         OSError: it cannot be reached.
     """
-    for _, file in storage.list_files(folder, suffixes=[".safetensors"]):
+    for _, file in listing.list_files(folder, suffixes=[".safetensors"]):
         storage.read_bytes(file)  # a disk or a store that is away damages nothing
     try:
         load_any(folder)
@@ -217,7 +217,7 @@ def _save(
 ) -> None:
     study = task.study
     location = storage.join(task.folder, layout.VALIDATION_SCORES)
-    storage.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
+    parquet.write_table(scores, location, schema=schemas.VALIDATION_SCORES)
     write_piece_scores(task.folder, pieces)
     storage.write_text(storage.join(task.folder, layout.STUDY), study.to_yaml())
     trained = TrainedModel(

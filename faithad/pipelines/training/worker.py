@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.train.torch
 import torch
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.config.study import Study
 from faithad.errors import ConfigError
 from faithad.model.checkpoint import load_model, read_state
@@ -135,4 +135,4 @@ def write_epochs(training: Training, task: TrainingTask) -> None:
     """The table of all epochs so far, which the driver shows while the training runs."""
     rows = [{"model": task.model, "seed": task.seed, **vars(epoch)} for epoch in training.history]
     location = storage.join(task.folder, layout.EPOCHS)
-    storage.write_table(pa.Table.from_pylist(rows, schema=schemas.EPOCHS), location, schema=schemas.EPOCHS)
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schemas.EPOCHS), location, schema=schemas.EPOCHS)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 from matplotlib.figure import Figure
 
-from faithad import storage
+from faithad import parquet, storage
 from faithad.errors import ConfigError
 from faithad.report import page, style
 from faithad.report.audit_tables import read_audit
@@ -61,7 +61,7 @@ def compare_runs(locations: Sequence[str], to: str | None = None) -> str:
         place = layout.TABLES[f"compared/{name}"]
         table = pa.Table.from_pylist(rows, schema=place.schema)
         location = storage.join(to, str(place.in_comparison))
-        storage.write_table(table, location, schema=place.schema)
+        parquet.write_table(table, location, schema=place.schema)
         out = pa.BufferOutputStream()
         pacsv.write_csv(table, out)
         storage.write_bytes(location.removesuffix("parquet") + "csv", out.getvalue().to_pybytes())

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.audit.events import find_events
 from faithad.audit.operating_points import operating_points
 from faithad.model.alarm import AlarmThreshold
@@ -109,21 +109,21 @@ def build_audit(
     _write(out, "ledger.parquet", _ledger(clips, scored, n_rejected, recording), schemas.LEDGER)
     events = schemas.EVENTS.empty_table()
     if with_alarm:
-        read = [storage.read_table(storage.join(out, name)) for name in ("scores", "manifest.parquet")]
+        read = [parquet.read_table(storage.join(out, name)) for name in ("scores", "manifest.parquet")]
         if with_points:
             normals = pa.table({"score": read[0]["score"], "worst_second_score": read[0]["worst_second_score"]})
             points = operating_points(*read, normals, alarm=alarm, features=features, **EVENTS)
-            storage.write_table(points, storage.join(out, "operating_points.parquet"), schema=schemas.OPERATING_POINTS)
+            parquet.write_table(points, storage.join(out, "operating_points.parquet"), schema=schemas.OPERATING_POINTS)
         events = find_events(
             *read,
             alarm=alarm,
             explanations=pa.concat_tables(tables) if tables else None,
-            faithfulness=storage.read_table(storage.join(out, "faithfulness")) if faithful else None,
+            faithfulness=parquet.read_table(storage.join(out, "faithfulness")) if faithful else None,
             features=features,
             **EVENTS,
         )
         _write(out, "sounds.parquet", list(_sounds(events.to_pylist(), sound_s, shape[0])), schemas.SOUNDS)
-    storage.write_table(events, storage.join(out, "events.parquet"), schema=schemas.EVENTS)
+    parquet.write_table(events, storage.join(out, "events.parquet"), schema=schemas.EVENTS)
     return out
 
 
@@ -161,7 +161,7 @@ def _write(out: str, path: str, rows: list[Row], schema: pa.Schema) -> pa.Table:
         else:
             columns[name] = pa.array(values, kind)
     table = pa.table(columns, schema=schema)
-    storage.write_table(table, storage.join(out, path), schema=schema)
+    parquet.write_table(table, storage.join(out, path), schema=schema)
     return table
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.errors import StudyError
 from faithad.report import render_audit_report
 from faithad.report.audit_page import time_line
@@ -193,10 +193,10 @@ def test_nothing_could_be_audited(write_audit: WriteAudit, tmp_path: Path, rende
     out = write_audit(tmp_path, hours=0.5, boards=0, rate=0.0)
     for name in ("scores", "faithfulness", "attributions"):
         storage.delete(storage.join(out, name))
-    ledger = storage.read_table(storage.join(out, "ledger.parquet")).to_pylist()
+    ledger = parquet.read_table(storage.join(out, "ledger.parquet")).to_pylist()
     rows = [row | {"status": "failed", "reason": "no samples"} for row in ledger]
     location = storage.join(out, "ledger.parquet")
-    storage.write_table(pa.Table.from_pylist(rows, schema=schemas.LEDGER), location, schema=schemas.LEDGER)
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schemas.LEDGER), location, schema=schemas.LEDGER)
     html, page = render(out, render_audit_report)
     page.check_is_whole(html)
     assert "0 of 180 clips audited, 180 failed" in page.text

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.report.audit_findings import todo
 from faithad.report.audit_page import render_audit_report, time_line
 from faithad.report.audit_tables import read_audit
@@ -66,7 +66,7 @@ def test_the_page_has_the_strongest_first_a_table_and_bars_on_the_time_line(
     out = write_audit(tmp_path, hours=0.5, boards=1)
     rows = [state(state_id=f"{k:016d}", strength=1.0 + k, threshold_db=float(k)) for k in range(1, 6)]
     table = pa.Table.from_pylist(rows, schema=schemas.STATES)
-    storage.write_table(table, storage.join(out, "states.parquet"), schema=schemas.STATES)
+    parquet.write_table(table, storage.join(out, "states.parquet"), schema=schemas.STATES)
     audit = read_audit(out)
     tasks = [task.words for task in todo(audit)]
     assert tasks[0] == f"Check a change of the sound: {state_words(state())}"

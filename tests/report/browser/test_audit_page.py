@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from faithad import storage
+from faithad import parquet
 from faithad.pipelines.evaluate import review_audit_and_report
 from faithad.report import render_audit_report
 from tests.report.audit.conftest import build_audit
@@ -91,8 +91,8 @@ def test_the_time_line_zooms_to_a_second_and_back(open_page: Open) -> None:
 
 
 def test_the_slider_counts_as_python_does(open_page: Open, report: Path) -> None:
-    points = storage.read_table(str(report.parent / "operating_points.parquet")).to_pylist()
-    events = storage.read_table(str(report.parent / "events.parquet")).to_pylist()
+    points = parquet.read_table(str(report.parent / "operating_points.parquet")).to_pylist()
+    events = parquet.read_table(str(report.parent / "events.parquet")).to_pylist()
     page = open_page()
     slider, counts = page.locator("#threshold"), page.locator("#counts")
     (raised,) = [number for number, point in enumerate(points) if point["threshold"] == events[0]["threshold"]]

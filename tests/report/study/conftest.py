@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.report.study_tables import StudyTables, example_clips, read_study
 
 METHODS = ("error_map", "saliency", "smooth_grad", "integrated_gradients", "gradient_shap", "grad_cam")
@@ -122,7 +122,7 @@ def build_study(
 def write(root: str, path: str, rows: Iterable[Row], schema: pa.Schema) -> None:
     """Rows whose absent columns are null."""
     columns = {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names}
-    storage.write_table(pa.table(columns, schema=schema), storage.join(root, path), schema=schema)
+    parquet.write_table(pa.table(columns, schema=schema), storage.join(root, path), schema=schema)
 
 
 def write_sounds(root: str) -> None:

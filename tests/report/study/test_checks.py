@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas
 from faithad.report.checks import cost_figure, cost_rows, turned
 from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.verdicts import worth
@@ -63,13 +63,13 @@ def checked(write_study: Callable[..., str], tmp_path_factory: pytest.TempPathFa
     for name, rows in tables.items():
         schema = getattr(schemas, name.upper())
         name = name.removesuffix("_summary")
-        storage.write_table(pa.Table.from_pylist(rows, schema), f"{root}/summary/{name}.parquet", schema=schema)
+        parquet.write_table(pa.Table.from_pylist(rows, schema), f"{root}/summary/{name}.parquet", schema=schema)
     location = f"{root}/summary/faithfulness.parquet"
     normalized = mae | {"mode": "frame", "scope": "annotated", "metric": "normalized_faithfulness"}
     rows = [normalized | {"percentile": 90.0, "mean": 0.4}, normalized | {"percentile": 95.0, "mean": 0.6}]
     new = pa.Table.from_pylist(rows, schemas.FAITHFULNESS_SUMMARY)
-    table = pa.concat_tables([storage.read_table(location).cast(new.schema), new])
-    storage.write_table(table, location, schema=new.schema)
+    table = pa.concat_tables([parquet.read_table(location).cast(new.schema), new])
+    parquet.write_table(table, location, schema=new.schema)
     return root
 
 

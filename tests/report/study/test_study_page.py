@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
 from faithad.report import render_report, style
@@ -163,9 +163,9 @@ def test_a_level_meter_stands_beside_what_the_models_find(
 ) -> None:
     root = write_study(tmp_path, n_recordings=3, seeds=(0,), models=("ae",), n_examples=0)
     location = storage.join(root, "summary/detection.parquet")
-    rows = storage.read_table(location).to_pylist()
+    rows = parquet.read_table(location).to_pylist()
     level = [row | {"model": "level", "score": "level", "mean": row["mean"] + 0.1} for row in rows]
-    storage.write_table(pa.Table.from_pylist([*rows, *level]), location, schema=schemas.DETECTION_SUMMARY)
+    parquet.write_table(pa.Table.from_pylist([*rows, *level]), location, schema=schemas.DETECTION_SUMMARY)
     page = render(root)[1]
     assert "The AE gives an anomalous clip a higher score than a normal one in 85 of 100 pairs" in page.text
     assert "; the level of the loudest second, which needs no model, in 97 (AUC 0.97" in page.text
@@ -177,26 +177,26 @@ def test_a_level_meter_stands_beside_what_the_models_find(
 def test_guessing_is_called_guessing(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
     root = write_study(tmp_path, n_recordings=3, seeds=(0,), n_examples=0)
     location = storage.join(root, "summary/detection.parquet")
-    rows = [row | {"mean": 0.56, "ci_low": 0.33, "ci_high": 0.77} for row in storage.read_table(location).to_pylist()]
-    storage.write_table(pa.Table.from_pylist(rows), location, schema=schemas.DETECTION_SUMMARY)
+    rows = [row | {"mean": 0.56, "ci_low": 0.33, "ci_high": 0.77} for row in parquet.read_table(location).to_pylist()]
+    parquet.write_table(pa.Table.from_pylist(rows), location, schema=schemas.DETECTION_SUMMARY)
     assert "For the AE and the MAE the interval does not rule out guessing" in render(root)[1].text
 
 
 def test_a_studys_own_score_stands_beside_the_papers(write_study: WriteStudy, tmp_path: Path, render: Render) -> None:
     root = write_study(tmp_path, seeds=(0,), models=("ae",), n_examples=0)
     location = storage.join(root, "summary/detection.parquet")
-    paper = [row for row in storage.read_table(location).to_pylist() if row["pooling"] == "mean"]
+    paper = [row for row in parquet.read_table(location).to_pylist() if row["pooling"] == "mean"]
     better = {"score": "robust", "pooling": "fitted", "mean": 0.97}
     own = [row | better for row in paper]
     own += [own[-1] | {"metric": metric, "mean": 0.25} for metric in ("caught", "false_alarms")]
     own += [own[-1] | {"metric": "caught_1", "mean": None, "n_normal_needed": 99}]
     own += [own[0] | {"metric": "dcase", "mean": 0.678}]
     own += [row | {"anomaly_type": kind, "mean": 0.64} for row in own[:3] for kind in ("knock", "saw")]
-    storage.write_table(pa.Table.from_pylist([*paper, *own]), location, schema=schemas.DETECTION_SUMMARY)
+    parquet.write_table(pa.Table.from_pylist([*paper, *own]), location, schema=schemas.DETECTION_SUMMARY)
     scores = storage.join(root, "audit/ae-0/scores/part-0.parquet")
-    table = storage.read_table(scores)
+    table = parquet.read_table(scores)
     place = table.column_names.index("paper_score")
-    storage.write_table(table.set_column(place, "paper_score", table["score"]), scores, schema=schemas.SCORES)
+    parquet.write_table(table.set_column(place, "paper_score", table["score"]), scores, schema=schemas.SCORES)
     _, page = render(root)
     assert "in 97 of 100 pairs" in page.text
     assert "AE robust needs 99 \N{EN DASH} needs 49 \N{EN DASH} 97 %" in page.text
@@ -233,12 +233,12 @@ def test_no_clip_came_through(write_study: WriteStudy, tmp_path: Path, render: R
     root = write_study(tmp_path, models=("ae",), seeds=(0,), n_examples=0)
     for name in ("scores", "attributions"):
         location = storage.join(root, f"audit/ae-0/{name}/part-0.parquet")
-        table = storage.read_table(location)
-        storage.write_table(table.slice(0, 0), location, schema=table.schema)
+        table = parquet.read_table(location)
+        parquet.write_table(table.slice(0, 0), location, schema=table.schema)
     for name in ("detection", "f_score", "faithfulness"):
         location = storage.join(root, f"summary/{name}.parquet")
-        table = storage.read_table(location)
-        storage.write_table(table.slice(0, 0), location, schema=table.schema)
+        table = parquet.read_table(location)
+        parquet.write_table(table.slice(0, 0), location, schema=table.schema)
     _, page = render(root)
     assert "No area under the ROC curve was computed" in page.text
     assert "No faithfulness was computed" in page.text
@@ -285,9 +285,9 @@ def test_damaged_configuration(write_study: WriteStudy, tmp_path: Path, text: st
 def test_other_protocols_stay_out(write_study: WriteStudy, tmp_path: Path) -> None:
     root = write_study(tmp_path, n_recordings=3, models=("ae",), seeds=(0,), n_examples=0)
     location = storage.join(root, "summary/detection.parquet")
-    rows = storage.read_table(location).to_pylist()
+    rows = parquet.read_table(location).to_pylist()
     rows += [row | {"protocol": "corrected", "mean": 0.111} for row in rows]
-    storage.write_table(pa.Table.from_pylist(rows), location, schema=schemas.DETECTION_SUMMARY)
+    parquet.write_table(pa.Table.from_pylist(rows), location, schema=schemas.DETECTION_SUMMARY)
     assert set(read_study(root).detection["protocol"]) == {"paper"}
 
 
@@ -348,7 +348,7 @@ def test_a_study_shows_its_search(write_study: WriteStudy, tmp_path: Path, rende
         for ratio in (0.3, 0.5)
     ]  # fmt: skip
     table = pa.Table.from_pylist(trials, schema=schemas.SEARCH_SUMMARY)
-    storage.write_table(table, storage.join(root, "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
+    parquet.write_table(table, storage.join(root, "summary/search.parquet"), schema=schemas.SEARCH_SUMMARY)
     storage.write_text(storage.join(root, "best.yaml"), "train: {mask_ratio: 0.5, patch: 4}\n")
     html, page = render(root)
     page.check_is_whole(html)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from faithad import schemas, storage
+from faithad import parquet, schemas, storage
 from faithad.report import charts
 from faithad.report.study_tables import StudyTables
 from faithad.report.verdicts import disagreement, telling, verdicts, verdicts_against_chance
@@ -183,7 +183,7 @@ def test_the_verdict_follows_what_is_caught(
 ) -> None:
     root = write_study(tmp_path, seeds=(0,), n_examples=1)
     table = pa.Table.from_pylist([row("saliency", UNDECIDED, ci_low=None)], schema=schemas.COMPARISON)
-    storage.write_table(table, storage.join(root, "summary/comparison.parquet"), schema=schemas.COMPARISON)
+    parquet.write_table(table, storage.join(root, "summary/comparison.parquet"), schema=schemas.COMPARISON)
     html, page = render(root)
     page.check_is_whole(html)
     of_ae, of_mae, verdict = html[html.index('<ul class="answers">') :].split("<li>")[1:4]
