@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from faithad import locations
 from faithad.clips.layouts import LAYOUTS, DataFolders
+from faithad.config.base import Channel, Fraction, Section, Seed, refuse
 from faithad.config.file import KeyProblem
-from faithad.config.sections import Channel, Fraction, Section, Seed, refuse
 
 
 def _wall_clock(value: Any) -> Any:

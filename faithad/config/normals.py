@@ -13,9 +13,11 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from faithad.config.alarm import FalseAlarms
 from faithad.config.audit import Location
+from faithad.config.base import Channel, Section, Seed, refuse
 from faithad.config.file import parse
-from faithad.config.sections import Channel, FalseAlarms, Features, Section, Seed, refuse
+from faithad.config.sections import Features
 from faithad.config.study import absolute
 from faithad.errors import ConfigError
 from faithad.settings import FeatureSettings, minute_s

@@ -17,18 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from faithad.config.base import Fraction, ScoreChoice, Section, Seed, all_different, read_score, refuse
 from faithad.config.file import KeyProblem, SectionError, in_words
-from faithad.config.sections import (
-    Fraction,
-    Network,
-    ScoreChoice,
-    Section,
-    Seed,
-    Train,
-    all_different,
-    read_score,
-    refuse,
-)
+from faithad.config.sections import Network, Train
 from faithad.model.table import MODELS
 
 Value = int | float | str

@@ -1,129 +1,27 @@
-"""The sections of a study that say how it computes: features, training, search, attribution, audit, alarm, evaluation.
+"""The sections of a study that say how it computes: features, training, attribution, audit, evaluation, report.
 
-What it computes on, and the study as a whole, are in `config`. Each section checks itself; what it refuses is told
-under the key concerned, together with all other problems of the file.
+What it computes on, and the study as a whole, are in `config`; when clips alarm is in `config.alarm`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
-from dataclasses import fields
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from faithad import locations
-from faithad.attribution.methods import METHODS, PAPER_METHODS
-from faithad.config.file import KeyProblem, SectionError
-from faithad.errors import ConfigError
-from faithad.evaluation.alarms import RULES
-from faithad.scoring.choices import Score
+from faithad.attribution.methods import PAPER_METHODS
+from faithad.config.base import (
+    Fraction,
+    MethodName,
+    Percentile,
+    Section,
+    Seed,
+    all_different,
+    clips_to_explain,
+    refuse,
+)
+from faithad.config.file import KeyProblem
 from faithad.settings import AttributionSettings, Baseline, Compile, FeatureSettings, Precision, Reference
-from faithad.vocabulary import CHANNEL_NAMES, ERROR_POOLINGS, ChannelChoice
-
-# A WAV header counts no more.
-_MOST_CHANNELS = 65_535
-
-
-def _explain(*names: str) -> AfterValidator:
-    """Which clips are explained: a string must be one of these names, or `top:N`."""
-
-    def check(choice: str) -> str:
-        if choice not in names and re.fullmatch(r"top:[1-9][0-9]{0,8}", choice) is None:
-            raise ValueError(f"allowed: {', '.join(names)}, or top:N with N at least 1")
-        return choice
-
-    return AfterValidator(check)
-
-
-def _one_of(names: Collection[str]) -> AfterValidator:
-    """A string must be one of these names, which are looked up when it is checked."""
-
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"allowed: {', '.join(names)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _channel(choice: Any) -> Any:
-    if isinstance(choice, str) and choice.isdecimal():  # from the command line
-        choice = int(choice)
-    if choice in CHANNEL_NAMES or (isinstance(choice, int) and 1 <= choice <= _MOST_CHANNELS):
-        return choice
-    raise ValueError(f"must be the number of a channel, from 1, or one of {', '.join(CHANNEL_NAMES)}")
-
-
-def read_score(choice: Any) -> Any:
-    if choice in NAMED_SCORES or isinstance(choice, Score):
-        return choice
-    names = [field.name for field in fields(Score)]
-    if not isinstance(choice, dict):
-        raise ValueError(f"allowed: {', '.join(NAMED_SCORES)}, or a choice of {', '.join(names)}")
-    if unknown := sorted(str(key) for key in choice if key not in names):
-        raise ValueError(f"{unknown[0]!r} is no part of a score; allowed: {', '.join(names)}")
-    try:
-        return Score(**{key: str(value) for key, value in choice.items()})
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-
-
-MethodName = Annotated[str, _one_of(METHODS)]
-Explain = Annotated[str, _explain("all", "alarms", "none")]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Channel = Annotated[ChannelChoice, BeforeValidator(_channel)]
-Percentile = Annotated[float, Field(ge=0, le=100)]
-# The method of an audit's events that is chosen by how faithful it is.
-TRUSTED = "trusted"
-NAMED_SCORES = ("paper", "robust")
-ScoreChoice = Annotated[Literal["paper", "robust"] | Score, BeforeValidator(read_score)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-AnySection = TypeVar("AnySection", bound="Section")
-
-
-class Section(BaseModel):
-    """Frozen, so that a study can be hashed and sent to any worker; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
-        """No setting is a truth value, and none may pass for the number 1 or 0."""
-        if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value)):
-            raise ValueError(
-                "true and false (also yes, no, on and off) are no values here: write a number, or quote the word"
-            )
-        return value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_secret(cls, value: Any) -> Any:
-        """What a configuration says is written to the root and shown in the report: no secrets, no line breaks."""
-        for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and (problem := locations.location_problem(text)) is not None:
-                raise ValueError(problem)
-        return value
-
-
-def refuse(section: AnySection, problems: list[KeyProblem]) -> AnySection:
-    """Return the section if it has no problems.
-
-    Raises:
-        SectionError: it has some; the error names all of them.
-    """
-    if problems:
-        raise SectionError(problems)
-    return section
-
-
-def all_different(section: Section, key: str) -> list[KeyProblem]:
-    values = getattr(section, key)
-    if values and len(set(values)) == len(values):
-        return []
-    return [((key,), f"must be one or more different values, found {list(values)}")]
 
 
 class Features(Section):
@@ -305,7 +203,7 @@ class Audit(Section):
     """
 
     percentiles: tuple[Percentile, ...] = tuple(float(p) for p in range(90, 100))
-    explain: Annotated[str, _explain("all", "annotated", "alarms", "none")] = "all"
+    explain: Annotated[str, clips_to_explain("all", "annotated", "alarms", "none")] = "all"
     maps: int = Field(4, ge=-1)
     clips_per_shard: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1)
@@ -327,95 +225,6 @@ def compiled_without_gpu(attribution: Attribution, audit: Audit) -> list[KeyProb
         return []
     reason = f"'{attribution.compile}' is for GPUs: set audit.gpus_per_actor, or leave it at 'none'"
     return [(("attribution.compile", "audit.gpus_per_actor"), reason)]
-
-
-class FalseAlarms(Section):
-    """How often normal sound may alarm: a share of the clips (0.05 by default), or so many times an hour."""
-
-    false_alarm_rate: Fraction | None = 0.05
-    false_alarms_per_hour: float | None = Field(None, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_both(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("false_alarms_per_hour") is None:
-            return values
-        if values.get("false_alarm_rate") is not None:
-            reason = "false_alarm_rate says the same of all clips: leave one of the two out, or set it to null"
-            raise SectionError([(("false_alarms_per_hour", "false_alarm_rate"), reason)])
-        return {**values, "false_alarm_rate": None}
-
-    @model_validator(mode="after")
-    def _one_at_least(self) -> Self:
-        if self.false_alarm_rate is None and self.false_alarms_per_hour is None:
-            return refuse(self, [(("false_alarm_rate",), "is null, and false_alarms_per_hour is not given either")])
-        return self
-
-    def problems(self, clip_s: float) -> list[KeyProblem]:
-        """What is wrong with it for clips of this length."""
-        per_hour = self.false_alarms_per_hour
-        if per_hour is None or per_hour * clip_s < 3600:
-            return []
-        reason = f"{per_hour:g} is as many as an hour has clips of {clip_s:g} s"
-        return [(("alarm.false_alarms_per_hour",), reason)]
-
-    def rate(self, clip_s: float) -> float:
-        """The share of normal clips that may alarm."""
-        if self.false_alarm_rate is not None:
-            return self.false_alarm_rate
-        assert self.false_alarms_per_hour is not None
-        return self.false_alarms_per_hour * clip_s / 3600.0
-
-
-class Alarm(FalseAlarms):
-    """When a clip raises an alarm: its score is above a threshold that is fitted to normal validation clips alone.
-
-    `rule`: how it is fitted, a row of `evaluation.alarms.RULES`: `quantile` (empirical), `gamma` (of a gamma
-    distribution fitted to the scores, as in DCASE) or `conformal` (the guarantee of split conformal prediction).
-    `pooling`: which score alarms, a row of `vocabulary.ERROR_POOLINGS`: the clip's mean error or that of its worst
-    second; an ensemble and any score but the paper's have one number only, and the default means that.
-    `false_alarm_rate`: the share of normal clips that may alarm; or `false_alarms_per_hour`, in the user's unit, whose
-    rule is `conformal` if none is given. The lowest rate that the clips can promise is taken where they are too few.
-    """
-
-    rule: Annotated[str, _one_of(RULES)] = "quantile"
-    pooling: Annotated[str, _one_of(ERROR_POOLINGS)] = "mean"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_state_share(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "state_share" in values:
-            reason = (
-                "the alarm for what lasts compares minutes with a recorder's own past, which split and shuffled clips "
-                "of a study do not have, and is stored with a model. Leave it out: `faithad calibrate --model ... "
-                "--normals ... --set state_share=0.5` gives it to a model of a study, and `faithad train --normals ... "
-                "--set alarm.state_share=0.5` to a new one"
-            )
-            raise SectionError([(("state_share",), reason)])
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rule_of_promises(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("false_alarms_per_hour") is not None and "rule" not in values:
-            return {**values, "rule": "conformal"}
-        return values
-
-    def as_in_marks(self) -> dict[str, Any]:
-        """The settings as a finished stage's mark holds them; those of older studies name no alarms per hour."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
-class Events(Section):
-    """How alarms become events: windows above the threshold at most `merge_gap_s` apart are one. `method` and
-    `percentile` name the explanation that tells the event's seconds and mel bands. `trusted`: the most faithful method
-    that the rule of `evaluation.decisions` finds more faithful than random frames in this audit, the error map aside;
-    the first of `attribution.methods` where it finds none.
-    """
-
-    merge_gap_s: float = Field(1.0, ge=0)
-    method: MethodName | Literal["trusted"] = "saliency"
-    percentile: Percentile = 95.0
 
 
 class Follow(Section):

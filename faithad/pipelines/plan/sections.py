@@ -9,8 +9,8 @@ import yaml
 from pydantic import Field
 
 from faithad import storage
+from faithad.config.base import AnySection, Section
 from faithad.config.file import parse
-from faithad.config.sections import AnySection, Section
 from faithad.config.yaml_text import read_text
 from faithad.pipelines.cluster.machines import Nodes
 
