@@ -2,8 +2,8 @@
 
 The data's way: recordings → clips → features → model → attribution → evaluation → Parquet → report.
 
-From a notebook, `import faithad` gives the functions of `faithad.library`. They are loaded when they are first used, so
-the import itself is quick.
+From a notebook, `import faithad` gives the functions of `faithad.library` and `faithad.results`. They are loaded when
+they are first used, so the import itself is quick, and reading tables loads no torch.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ __all__ = [
 if TYPE_CHECKING:
     from faithad.library import (
         attribute,
-        events,
         faithfulness,
         load_model,
         localization,
         log_mel,
-        open_study,
         peaks,
-        read_table,
         recording_spectrum,
         score,
     )
+    from faithad.results import events, open_study, read_table
+
+_OF_RESULTS = ("events", "open_study", "read_table")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("faithad.library"), name)
+    module = "faithad.results" if name in _OF_RESULTS else "faithad.library"
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a notebook needs: a trained model's scores and explanations of single clips, and the tables of finished runs.
+"""What a notebook needs of a trained model: its scores and explanations of single clips. Tables are in `results`.
 
     model = faithad.load_model("runs/demo/models/mae-0")
     log_mels = faithad.log_mel("clip.wav", model.features)
@@ -16,10 +16,8 @@ These functions hold everything in memory, which suits minutes of sound. `faitha
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from faithad import features, storage
+from faithad import features
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS, choose_methods
-from faithad.audit.finished import require_finished
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
 from faithad.audit.shard import audit_clips, clip_score
 from faithad.clips.channels import heard_channels
@@ -46,8 +43,7 @@ from faithad.clips.recordings import (
     read_clip,
 )
 from faithad.config.sections import Attribution, Audit
-from faithad.config.yaml_text import read_mapping, read_text
-from faithad.errors import ConfigError, RecordingError, StudyError
+from faithad.errors import ConfigError, RecordingError
 from faithad.evaluation import temporal
 from faithad.evaluation.arrays import Bools
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
@@ -56,10 +52,6 @@ from faithad.evaluation.temporal import Intervals, Localization
 from faithad.features import fill_up
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
-from faithad.runs import layout
-from faithad.runs.formats import require_readable
-from faithad.runs.prune import SPECTROGRAMS, pruned
-from faithad.runs.tables import read_manifest, read_tables, run_folders, table_files
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, load_any
 from faithad.settings import AttributionSettings, FeatureSettings, frames_in
 from faithad.vocabulary import ChannelChoice, count
@@ -327,94 +319,6 @@ def _faithfulness(part: AuditModel, x: Tensor, masks: Bools, n_frames: Sequence[
         score=None if detector is None else clip_score(detector, ids),
     )  # fmt: skip
     return faithfulness_score(before[owners], after).reshape(len(x), n_masks)
-
-
-def events(audit: str | Path) -> pd.DataFrame:
-    """The events of a finished audit, by time; see the table `events`.
-
-    Args:
-        audit: the folder or URI that `faithad audit --out` wrote to.
-
-    Raises:
-        StudyError: there is no audit, it has not ended, or a newer faithad made it.
-    """
-    require_finished(str(audit))
-    return read_table(audit, "events")
-
-
-def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A table of a study or of an audit, the shards and models of which come as one frame.
-
-    Args:
-        root: of a study, or the folder of an audit; a local path or a URI.
-        table: a name from `layout.TABLES`, such as `manifest`, `scores`, `attributions`, `f_score`, `events`.
-        columns: which to read, all by default. Curves and maps come as flat arrays, one for each row.
-
-    Raises:
-        StudyError: there is no such table, or a newer faithad wrote it.
-        DamagedError: a file of it is damaged, gone or not finished.
-    """
-    require_readable(str(root))
-    if not table_files(str(root), table):
-        there = ", ".join(_tables_in(str(root))) or "no table at all"
-        if table == "spectrograms" and SPECTROGRAMS in pruned(str(root)):
-            raise StudyError(f"`faithad prune` removed the table {table!r} from {root}. An audit makes it again.")
-        raise StudyError(f"There is no table {table!r} in {root}, but {there}. Check the folder, and the table's name.")
-    wanted = None if columns is None else list(columns)
-    if table == "manifest":  # older ones lack columns
-        manifest = read_manifest(str(root))
-        return (manifest if wanted is None else manifest.select(wanted)).to_pandas()
-    parts = [part.to_pandas() for part in read_tables(str(root), table, columns=wanted)]
-    return pd.concat(parts, ignore_index=True)
-
-
-@dataclass(frozen=True)
-class StudyResults:
-    """What lies in a study's root.
-
-    Attributes:
-        root: a local path or a URI.
-        settings: the study's resolved configuration, section by section.
-        models: the folder of each trained model by its name, such as `mae-0`; see `load_model`.
-        tables: the names of the tables that are there; see `read_table`.
-    """
-
-    root: str
-    settings: dict[str, Any]
-    models: dict[str, str]
-    tables: tuple[str, ...]
-
-    @functools.cached_property
-    def manifest(self) -> pd.DataFrame:
-        """One row for each clip."""
-        return self.table("manifest")
-
-    def table(self, name: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """See `read_table`."""
-        return read_table(self.root, name, columns=columns)
-
-
-def open_study(root: str | Path) -> StudyResults:
-    """Look at a study that has run, as far as it has.
-
-    Args:
-        root: of the study, a local path or a URI.
-
-    Raises:
-        StudyError: there is no study, or a newer faithad made it.
-        ConfigError: its `study.yaml` is damaged.
-    """
-    root = str(root)
-    require_readable(root)
-    location = storage.join(root, layout.STUDY)
-    if not storage.exists(location):
-        raise StudyError(f"There is no study in {root}: no {layout.STUDY}. Check the folder, or run the study first.")
-    settings, _ = read_mapping(read_text(location), name=location)
-    return StudyResults(root, settings, run_folders(root, "models"), tuple(_tables_in(root)))
-
-
-def _tables_in(root: str) -> list[str]:
-    return [name for name in layout.TABLES if table_files(root, name)]
 
 
 def _opened(uri: str, choice: ChannelChoice) -> tuple[AudioHeader, int | None]:
