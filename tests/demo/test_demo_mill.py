@@ -11,7 +11,7 @@ from faithad import listing, storage
 from faithad.config.data import Data
 from faithad.demo.making import make_mill
 from faithad.errors import StudyError
-from faithad.pipelines import headers, index
+from faithad.pipelines import cutting, headers
 from faithad.pipelines.index import find_clips
 
 SMALL = {"train_recordings": 2, "test_recordings": 3}
@@ -29,7 +29,7 @@ def make(data: Data) -> None:
 @pytest.fixture(autouse=True)
 def headers_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Ray, which would read them in other processes."""
-    monkeypatch.setattr(index, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
+    monkeypatch.setattr(cutting, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
 
 
 def test_a_demo_mill_is_made_on_an_object_store_once(object_store: str) -> None:

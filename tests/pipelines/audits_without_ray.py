@@ -12,7 +12,7 @@ import pytest
 
 from faithad.audit import sounds
 from faithad.clips.manifest import Recording
-from faithad.pipelines import features, index
+from faithad.pipelines import audit_index, cutting, features
 from faithad.pipelines.audit import passes, run, worker
 from faithad.pipelines.headers import read_header
 from faithad.pipelines.training import calibrate, normals
@@ -37,7 +37,8 @@ def without_ray() -> Iterator[None]:
         patch.setattr(passes, "_chain", _chain)
         patch.setattr(passes, "consume", _consume)
         patch.setattr(run, "_join_ray", lambda *_: None)
-        patch.setattr(index, "read_headers", _read_headers)
+        for module in (cutting, audit_index):
+            patch.setattr(module, "read_headers", _read_headers)
         patch.setattr(sounds, "LONGEST_S", 2.0)
         yield
 

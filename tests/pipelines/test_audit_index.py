@@ -20,7 +20,7 @@ from faithad.config.data import Data
 from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
-from faithad.pipelines import index
+from faithad.pipelines import audit_index, cutting, index
 from faithad.runs import layout
 from faithad.settings import FeatureSettings
 
@@ -61,11 +61,11 @@ def test_what_is_said_of_the_clips(
         else "cannot be decoded"
         for s in seconds
     ]
-    monkeypatch.setattr(index, "read_headers", lambda *_, **__: iter(headers))
+    monkeypatch.setattr(cutting, "read_headers", lambda *_, **__: iter(headers))
     (tmp_path / "mill").mkdir()
     run = AuditRun(model="m", recordings=(str(tmp_path / "mill"),), out=str(tmp_path / "out"), remainder="drop")
     recordings = [Recording(f"mill/{k}.wav", f"{tmp_path}/mill/{k}.wav", "test") for k in range(len(seconds))]
-    index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000, clips_per_shard=64)
+    audit_index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000, clips_per_shard=64)
     assert capsys.readouterr().out.splitlines()[-1] == said
 
 
@@ -76,10 +76,11 @@ def test_a_recording_whose_end_is_missing_is_not_opened_again(tmp_path: Path, mo
         ledger_row("mill/b.wav", "failed", "cannot be read"),
     ]
     parquet.write_table(ledger_table(ledger), str(tmp_path / layout.INDEX_LEDGER), schema=schemas.LEDGER)
-    monkeypatch.setattr(index, "read_headers", lambda some, **_: iter(AudioHeader(1.0, 8_000, 1, 8_000) for _ in some))
+    opened = AudioHeader(1.0, 8_000, 1, 8_000)
+    monkeypatch.setattr(audit_index, "read_headers", lambda some, **_: iter(opened for _ in some))
     run = AuditRun(model="m", recordings=("mill",), out=str(tmp_path))
     recordings = [Recording(f"mill/{name}.wav", f"/mill/{name}.wav", "test") for name in "abc"]
-    assert index.opened_since(run, recordings) == ["mill/b.wav"]
+    assert audit_index.opened_since(run, recordings) == ["mill/b.wav"]
 
 
 def labelled_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -91,7 +92,7 @@ def labelled_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def read_headers(recordings: list[Recording], **_: object) -> Iterator[AudioHeader | str]:
         return iter(["is truncated" if "08" in r.path else AudioHeader(20.0, 8_000, 1, 160_000) for r in recordings])
 
-    monkeypatch.setattr(index, "read_headers", read_headers)
+    monkeypatch.setattr(cutting, "read_headers", read_headers)
     labels = folder / "labels"
     labels.mkdir()
     head = "Selection\tBegin Time (s)\tEnd Time (s)\tSpecies\tConfidence\n"
@@ -113,7 +114,7 @@ def test_annotations_that_nobody_can_hear_are_named(
     labels = labelled_folders(tmp_path, monkeypatch)
     run = AuditRun(model="m", recordings=(str(tmp_path / "test"),), out=str(tmp_path / "out"), annotations=str(labels))
     recordings = find_recordings([("test", str(tmp_path / "test"))])
-    manifest = index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000, clips_per_shard=64)
+    manifest = audit_index.index_recordings(run, recordings, {}, clip_s=10.0, sample_rate_hz=8_000, clips_per_shard=64)
     *said, index_line = capsys.readouterr().out.splitlines()
     assert said == SAID_OF_LABELS
     assert (

@@ -23,7 +23,7 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
-from faithad.pipelines import headers, index
+from faithad.pipelines import cutting, headers, index
 from faithad.pipelines.audit.run import run_audit
 from faithad.report import render_audit_report
 from faithad.runs import layout
@@ -160,7 +160,7 @@ def study(folder: Path, **data: object) -> Study:
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(index, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
+    monkeypatch.setattr(cutting, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
     monkeypatch.setattr(index, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(index, "require_study_visible", lambda study: None)
     for k, split in enumerate(("train", "train", "test")):

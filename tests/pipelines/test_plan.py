@@ -17,7 +17,7 @@ from faithad.config.sections import Report
 from faithad.config.study import Study, parse_study
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.evaluation.disturbances import disturbed_clips, n_disturbed
-from faithad.pipelines import headers, index
+from faithad.pipelines import cutting, headers, index
 from faithad.pipelines.plan import measure, run
 from faithad.pipelines.plan.estimate import CONCLUDE_S, FORWARD, HAND_OUT_S, INDEX_S, Plan, estimate, total_s, written
 from faithad.pipelines.plan.run import make_plan
@@ -364,7 +364,7 @@ def test_what_is_wrong_with_a_file_of_rates_is_told_as_of_a_study(tmp_path: Path
 def test_the_demo_mill_is_made_to_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"root={tmp_path}/study", f"data.root={tmp_path}/mill", "data.synthetic.train_recordings=3",
                  "data.synthetic.test_recordings=4"]  # fmt: skip
-    monkeypatch.setattr(index, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
+    monkeypatch.setattr(cutting, "read_headers", lambda recordings, **_: map(headers.read_header, recordings))
     rates = tmp_path / "rates.yaml"
     settings = {"settings": run._rate_settings(run._open(str(CONFIGS / "demo.yaml"), overrides, False))}
     write_rates(Rates.model_validate(RATES | settings), str(rates))

@@ -57,9 +57,9 @@ from faithad.pipelines.audit.models import SPREAD
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.takes import choose_by_take, read_takes
 from faithad.pipelines.audit.worker import ModelAudit
+from faithad.pipelines.audit_index import index_recordings, opened_since
 from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
-from faithad.pipelines.index import index_recordings, opened_since
 from faithad.pipelines.shards.log_mels import with_looks
 from faithad.progress import console
 from faithad.report.audit_page import render_audit_report

@@ -24,7 +24,8 @@ from faithad.config.study import Study, load_study
 from faithad.demo.making import make_mill
 from faithad.errors import ConfigError, RecordingError, StudyError
 from faithad.pipelines.cluster.session import usable_cores
-from faithad.pipelines.index import cut_recordings, find_clips
+from faithad.pipelines.cutting import cut_recordings
+from faithad.pipelines.index import find_clips
 from faithad.pipelines.plan.estimate import Plan
 from faithad.pipelines.plan.measure import count_clips, measure, this_machine
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates

@@ -27,8 +27,8 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.state_alarm import StateAlarm
 from faithad.model.training_sound import TrainingSound, mean_spectra, median_spectrum
 from faithad.pipelines.audit.takes import next_shard, number_shards
+from faithad.pipelines.audit_index import IndexedRun, index_recordings
 from faithad.pipelines.features import CLIPS_PER_SHARD, count_features, load_references, read_features, read_inputs
-from faithad.pipelines.index import IndexedRun, index_recordings
 from faithad.pipelines.training.scores import chosen_clips
 from faithad.progress import console
 from faithad.runs import layout
