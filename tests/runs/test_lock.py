@@ -26,7 +26,7 @@ from faithad.clips.manifest import Recording
 from faithad.config.study import load_study
 from faithad.errors import StudyError
 from faithad.pipelines import study as study_stages
-from faithad.pipelines.audit.run import _withdraw_conclusions
+from faithad.pipelines.audit.conclusions import withdraw_conclusions
 from faithad.pipelines.study import STAGES
 from faithad.runs import layout, lock
 from faithad.runs.lock import alone_in, require_still_alone
@@ -183,7 +183,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         lambda root: Stage(root, "score", {}, (SCORE.ledger, layout.MANIFEST), result=SCORE.ledger).reset(),
         lambda root: remove_failed_shards(root, SCORE),
         lambda root: relocated(root, [Recording("week/loud.wav", "/elsewhere/loud.wav", "test")]),
-        _withdraw_conclusions,
+        withdraw_conclusions,
     ],
     ids=["reset", "retry", "moved recordings", "withdraw"],
 )

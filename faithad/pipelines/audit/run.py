@@ -18,42 +18,36 @@ that is raised, so that the results can be read without the model; and `inputs.p
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from faithad import parquet, schemas, storage
+from faithad import parquet, storage
 from faithad.audit.chosen_score import with_score
 from faithad.audit.events import find_events
 from faithad.audit.growth import (
     audited_recordings,
-    is_recording,
     is_still_written,
     skipped_rows,
     with_clips,
     withdraw_changed,
 )
-from faithad.audit.inputs import INDEXED, Inputs, indexed_tables, read_inputs
-from faithad.audit.ledger import merge_ledgers, remove_failed_shards
-from faithad.audit.misfits import Misfit, find_misfits, with_misfits, without_misfits
+from faithad.audit.inputs import Inputs, read_inputs
+from faithad.audit.ledger import remove_failed_shards
+from faithad.audit.misfits import without_misfits
 from faithad.audit.model import require_baselines
-from faithad.audit.operating_points import operating_points
-from faithad.audit.outcome import Outcome, audit_outcome, events_table, read_scores, states_table
-from faithad.audit.raised_alarm import normal_scores, raised_alarm
-from faithad.audit.reasons import reasons_table, verdict_of, with_method
-from faithad.audit.sounds import event_sounds
+from faithad.audit.outcome import Outcome, audit_outcome, read_scores
+from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.steps import EXPLAIN, SCORE, Step
 from faithad.clips.channels import split_name
 from faithad.clips.inputs import find_left_out, find_recordings
-from faithad.clips.ledger import LedgerRow
 from faithad.clips.manifest import Recording
 from faithad.config.audit import AuditRun
 from faithad.errors import ConfigError, RecordingError, StudyError, shown
-from faithad.model.alarm import AlarmThreshold
-from faithad.pipelines.audit.models import SPREAD
+from faithad.pipelines.audit.conclusions import conclude, withdraw_conclusions
+from faithad.pipelines.audit.open_audit import OpenAudit, explain_stage, misfits_of, score_stage, write_settings
 from faithad.pipelines.audit.passes import Pass, is_whole, run_passes, wait_for_room
 from faithad.pipelines.audit.takes import choose_by_take, read_takes
 from faithad.pipelines.audit.worker import ModelAudit
@@ -62,46 +56,12 @@ from faithad.pipelines.cluster.session import ray_session
 from faithad.pipelines.cluster.shared_paths import require_visible
 from faithad.pipelines.shards.log_mels import with_looks
 from faithad.progress import console
-from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
-from faithad.runs.fingerprints import STILL_WRITTEN, Fingerprint, Look, contents, looks, table_digest
-from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.piece_scores import read_piece_scores
-from faithad.runs.stages import FILE_KEY, LABELS_KEY, Stage, differences, flatten, is_finished
-from faithad.runs.tables import read_manifest
-from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, describe, digest_of_files, load_any
+from faithad.runs.fingerprints import STILL_WRITTEN, Look, looks
+from faithad.runs.lock import alone_in
+from faithad.runs.stages import FILE_KEY, differences, is_finished
+from faithad.scoring.trained_ensemble import digest_of_files, load_any
 from faithad.vocabulary import listed
-
-_EXPLAINS = {"explain", "percentiles", "maps"}
-# Tables that are made of all others.
-_CONCLUSIONS = (layout.EVENTS, layout.STATES, layout.REASONS, layout.SOUNDS, layout.OPERATING_POINTS)
-
-
-@dataclass(frozen=True)
-class _OpenAudit:
-    """What an audit works with.
-
-    Attributes:
-        run: what is audited, and how.
-        trained: the model, with the alarm that is raised.
-        model_digest: of the model's file.
-        recordings: all that are audited; those that are still being written are left out.
-        looks: what each file was when it was looked at, by its name.
-        known: the recordings that belong to the audit already, and stay.
-        left_out: rows of the ledger about what else lies there.
-        sounds: of the events of an earlier look at the same folder, whose recordings are what they were.
-        score: the first step.
-    """
-
-    run: AuditRun
-    trained: AnyModel
-    model_digest: str
-    recordings: Sequence[Recording]
-    looks: Mapping[str, Look]
-    known: Inputs
-    left_out: Sequence[LedgerRow]
-    sounds: pa.Table | None
-    score: Stage
 
 
 def run_audit(
@@ -171,10 +131,10 @@ class AuditRunner:
             self._sounds = _work(audit, session, redo=redo, retry_failed=retry_failed, check=check)
         return audit_outcome(run.out)
 
-    def _open(self, recordings: Sequence[Recording], *, redo: bool, accept_missing: bool, settled: bool) -> _OpenAudit:
+    def _open(self, recordings: Sequence[Recording], *, redo: bool, accept_missing: bool, settled: bool) -> OpenAudit:
         """Compare the recordings with those that were audited."""
         run, looks = self._run, self._looks
-        score = _score_stage(run, self._trained.alarm, self._model_digest, {})
+        score = score_stage(run, self._trained.alarm, self._model_digest, {})
         for step, name in ((SCORE, "score"), (EXPLAIN, "explain")):
             if not is_finished(run.out, name):
                 withdraw_changed(run.out, step)  # a run that was killed may not have come to it
@@ -197,8 +157,8 @@ class AuditRunner:
         recordings = [recording for recording in recordings if recording.path not in written]
         came = {recording.path: looks[recording.path] for recording in recordings if recording.path not in known.files}
         files = known.having(came).files
-        score = _score_stage(run, self._trained.alarm, self._model_digest, files, afresh=redo)
-        return _OpenAudit(
+        score = score_stage(run, self._trained.alarm, self._model_digest, files, afresh=redo)
+        return OpenAudit(
             run, self._trained, self._model_digest, recordings, looks, known, left_out, self._sounds, score
         )
 
@@ -229,7 +189,7 @@ def _other_recordings(out: str, known: Inputs, looks: Mapping[str, Look], names:
 
 
 def _work(
-    audit: _OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool, check: bool
+    audit: OpenAudit, session: contextlib.ExitStack, *, redo: bool, retry_failed: bool, check: bool
 ) -> pa.Table | None:
     """Do what is left of an audit, and return the sounds of its events if they are known."""
     run = audit.run
@@ -237,7 +197,7 @@ def _work(
     is_new = audit.score.begin(redo=redo, again=again)
     if is_new:
         _join_ray(run, session)
-        _withdraw_conclusions(run.out)
+        withdraw_conclusions(run.out)
         if retry_failed:
             audit = _forget_failures(audit)
         audit = _score(audit)
@@ -245,19 +205,19 @@ def _work(
     else:
         _index(audit)
     chosen = _choose(audit)
-    explain = _explain_stage(audit, chosen)
+    explain = explain_stage(audit, chosen)
     again = retry_failed or (check and explain.is_done() and not _is_whole(audit, EXPLAIN, chosen))
     if explain.begin(redo=redo, again=again):
         is_new = True
         _join_ray(run, session)
-        _withdraw_conclusions(run.out)
+        withdraw_conclusions(run.out)
         if retry_failed:
             remove_failed_shards(run.out, EXPLAIN)
         _run_pass(audit, EXPLAIN, with_looks(chosen, audit.looks), title="explain")
         if changed := withdraw_changed(run.out, EXPLAIN):
             return _work(_without(audit, changed), session, redo=redo, retry_failed=False, check=check)
         explain.finish()
-    return _conclude(audit, explain, again=is_new)
+    return conclude(audit, explain, again=is_new)
 
 
 def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
@@ -266,15 +226,7 @@ def _join_ray(run: AuditRun, session: contextlib.ExitStack) -> None:
     require_visible([run.model, *run.recordings], [run.out])
 
 
-def _withdraw_conclusions(out: str) -> None:
-    """Remove what was made of tables that are about to change: nobody must read the two together."""
-    require_still_alone()
-    concluded = (layout.LEDGER, *_CONCLUSIONS, layout.REPORT, layout.SUMMARY)
-    for name in (f"{layout.STAGES}/events.json", *concluded):
-        storage.delete(storage.join(out, name))
-
-
-def _forget_failures(audit: _OpenAudit) -> _OpenAudit:
+def _forget_failures(audit: OpenAudit) -> OpenAudit:
     """Remove the shards with clips that failed; recordings that open now, and did not before, count as new ones."""
     opened = opened_since(audit.run, audit.recordings)
     remove_failed_shards(audit.run.out, SCORE)
@@ -284,58 +236,10 @@ def _forget_failures(audit: _OpenAudit) -> _OpenAudit:
     return replace(audit, known=audit.known.without(opened))
 
 
-def _score_stage(
-    run: AuditRun,
-    alarm: AlarmThreshold | None,
-    model_digest: str,
-    files: Mapping[str, Fingerprint],
-    *,
-    afresh: bool = False,
-) -> Stage:
-    """The step that scores the clips of some files; `afresh` as in `Stage.with_known_files`."""
-    settings: dict[str, Any] = {
-        "model": model_digest,
-        "remainder": run.remainder,
-        # Results of releases without these keys are as good.
-        **({} if run.channel == "auto" else {"channel": run.channel}),
-        **({"score": run.score} if run.score == "paper" else {}),
-        **flatten("audit", run.audit.model_dump(mode="json", exclude=SPREAD | _EXPLAINS)),
-        **{f"alarm.{key}": getattr(alarm, key) for key in ("rule", "pooling", "false_alarm_rate", "threshold")},
-    }
-    if alarm is not None and alarm.by_length:  # results by models without are as good
-        settings["alarm.by_length"] = list(map(list, alarm.by_length))
-    if run.annotations is not None:
-        settings |= {f"{LABELS_KEY}{name}": digest for name, digest in contents(run.annotations).items()}
-    # Explanations are those of the clips of these recordings by this model: they go with the scores.
-    explanations = (*EXPLAIN.tables, EXPLAIN.ledger, *(f"{layout.STAGES}/explain{end}.json" for end in ("", ".begun")))
-    outputs = (*INDEXED, *SCORE.tables, SCORE.ledger, *explanations, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
-    needs = indexed_tables(run.out)
-    stage = Stage(run.out, "score", settings, outputs, SCORE.ledger, needs=needs, may_differ=is_recording)
-    stage = stage.with_known_files(afresh=afresh)
-    # What became of recordings was found out by comparing them with `inputs.parquet`.
-    recordings = {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in files.items()}
-    return replace(stage, settings={**stage.settings, **recordings})
-
-
-def _explain_stage(audit: _OpenAudit, chosen: pa.Table) -> Stage:
-    run = audit.run
-    settings = {
-        "score": audit.score.fingerprint,
-        "chosen clips": table_digest(chosen.select(["clip_id", "keep_maps"])),
-        **flatten("audit", run.audit.model_dump(mode="json", include=_EXPLAINS)),
-        **flatten("attribution", run.attribution.as_in_marks()),
-    }
-    # Where no clip is chosen nothing is written, and the mark alone says that the stage is done. Shards of other clips
-    # are made again, and no others: see `passes`.
-    result = EXPLAIN.ledger if chosen.num_rows else ""
-    outputs = (*EXPLAIN.tables, EXPLAIN.ledger)
-    return Stage(run.out, "explain", settings, outputs, result, may_differ={"score", "chosen clips"}.__contains__)
-
-
-def _score(audit: _OpenAudit) -> _OpenAudit:
+def _score(audit: OpenAudit) -> OpenAudit:
     """Index and score. Recordings that change meanwhile leave the audit, until the next run."""
     run = audit.run
-    _describe(audit)
+    write_settings(audit)
     clips = _index(audit)
     left_over = parquet.read_table(storage.join(run.out, layout.INDEX_LEDGER)).to_pylist()
     if not clips.num_rows and not any(row["status"] == "failed" for row in left_over):
@@ -348,7 +252,7 @@ def _score(audit: _OpenAudit) -> _OpenAudit:
     return _without(audit, {})
 
 
-def _without(audit: _OpenAudit, changed: Mapping[str, str]) -> _OpenAudit:
+def _without(audit: OpenAudit, changed: Mapping[str, str]) -> OpenAudit:
     """The audit of what `inputs.parquet` names, after recordings have left it; says which, and why."""
     if changed:
         names = [f"{shown(name)} {reason}" for name, reason in changed.items()]
@@ -360,11 +264,11 @@ def _without(audit: _OpenAudit, changed: Mapping[str, str]) -> _OpenAudit:
         recordings=[recording for recording in audit.recordings if recording.path in known.files],
         known=known,
         left_out=[row for row in ledger if split_name(row["recording"])[0] not in known.files],
-        score=_score_stage(audit.run, audit.trained.alarm, audit.model_digest, known.files),
+        score=score_stage(audit.run, audit.trained.alarm, audit.model_digest, known.files),
     )
 
 
-def _index(audit: _OpenAudit) -> pa.Table:
+def _index(audit: OpenAudit) -> pa.Table:
     return index_recordings(
         audit.run,
         audit.recordings,
@@ -381,20 +285,12 @@ def _clips(run: AuditRun) -> pa.Table:
     return read_takes(run.out, run.audit.clips_per_shard)
 
 
-def _describe(audit: _OpenAudit) -> None:
-    """Write beside the results what they are made with."""
-    require_still_alone()
-    storage.write_text(storage.join(audit.run.out, layout.AUDIT), audit.run.to_yaml())
-    card = json.dumps(describe(audit.trained), indent=1)
-    storage.write_text(storage.join(audit.run.out, layout.MODEL), card)
-
-
-def _choose(audit: _OpenAudit) -> pa.Table:
+def _choose(audit: OpenAudit) -> pa.Table:
     """The clips to explain, with `keep_maps`: of the highest scores, one of each event before a second one of any."""
     scores = read_scores(audit.run.out)
     if not audit.trained.explained:
         scores = scores.slice(0, 0)
-    misfits, clips = _misfits(audit), _clips(audit.run)
+    misfits, clips = misfits_of(audit), _clips(audit.run)
     searched = without_misfits(scores, clips, misfits, but_searched=True)
     pictured = without_misfits(scores, clips, misfits)
     alarm, features = audit.trained.alarm, audit.trained.features
@@ -405,24 +301,18 @@ def _choose(audit: _OpenAudit) -> pa.Table:
     return choose_by_take(clips, searched, audit.run.audit, alarm=alarm, pictured=pictured, event_of=event_of)
 
 
-def _misfits(audit: _OpenAudit) -> list[Misfit]:
-    """The recordings that do not fit the model."""
-    out, sound = audit.run.out, audit.trained.sound
-    return find_misfits(read_scores(out), read_manifest(out), limit_db=None if sound is None else sound.limit_db)
-
-
-def _pass(audit: _OpenAudit, step: Step, clips: pa.Table) -> Pass:
+def _pass(audit: OpenAudit, step: Step, clips: pa.Table) -> Pass:
     run = audit.run
     own = ModelAudit(run.model, run.out, audit.trained.alarm, judging=run.judging, as_paper=run.score == "paper")
     return Pass(own, step, clips)
 
 
-def _is_whole(audit: _OpenAudit, step: Step, clips: pa.Table) -> bool:
+def _is_whole(audit: OpenAudit, step: Step, clips: pa.Table) -> bool:
     """Whether all shards of a step that is marked as done are there and what was written."""
     return not clips.num_rows or is_whole(_pass(audit, step, clips))
 
 
-def _run_pass(audit: _OpenAudit, step: Step, clips: pa.Table, *, title: str) -> None:
+def _run_pass(audit: OpenAudit, step: Step, clips: pa.Table, *, title: str) -> None:
     run, trained = audit.run, audit.trained
     run_passes(
         [_pass(audit, step, clips)],
@@ -431,66 +321,3 @@ def _run_pass(audit: _OpenAudit, step: Step, clips: pa.Table, *, title: str) -> 
         features=trained.features,
         title=title,
     )
-
-
-def _conclude(audit: _OpenAudit, explain: Stage, *, again: bool) -> pa.Table | None:
-    """Replace the whole ledger, the events and the report: they cost little, and nothing is built upon them.
-
-    Returns:
-        The sounds of the events, if they are known.
-    """
-    run = audit.run
-    index, inputs = parquet.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
-    settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
-    settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
-    outputs = (layout.LEDGER, *_CONCLUSIONS, layout.MODEL, layout.REPORT)
-    stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
-    sounds = audit.sounds
-    if stage.begin(redo=True, again=again):
-        _describe(audit)
-        misfits = _misfits(audit)
-        whole = merge_ledgers(run.out, read_manifest(run.out), [run.out], remarks=inputs.remarks())
-        ledger = with_misfits(whole, misfits)
-        require_still_alone()
-        parquet.write_table(ledger, storage.join(run.out, layout.LEDGER), schema=schemas.LEDGER)
-        reasons = reasons_table(run.out, run.events.percentile)
-        how = with_method(run.events, reasons, run.attribution.methods)
-        trusted = verdict_of(reasons, how.method)
-        events = events_table(run.out, audit.trained, how, misfits, trusted=trusted)
-        states = states_table(run.out, audit.trained, misfits)
-        require_still_alone()
-        parquet.write_table(reasons, storage.join(run.out, layout.REASONS), schema=schemas.COMPARISON)
-        storage.delete(storage.join(run.out, layout.SUMMARY))  # an evaluation of other events
-        parquet.write_table(events, storage.join(run.out, layout.EVENTS), schema=schemas.EVENTS)
-        parquet.write_table(states, storage.join(run.out, layout.STATES), schema=schemas.STATES)
-        sounds = _write_for_report(audit, events, misfits)
-        render_audit_report(run.out)
-        stage.finish()
-    return sounds
-
-
-def _write_for_report(audit: _OpenAudit, events: pa.Table, misfits: Sequence[Misfit]) -> pa.Table:
-    """What the report needs recordings or the model for: the events' sound, and what other thresholds would bring.
-
-    Returns:
-        The sounds.
-    """
-    run, trained = audit.run, audit.trained
-    assert trained.alarm is not None
-    manifest, scores = read_manifest(run.out), read_scores(run.out)
-    wanted = events if run.report.sound == "events" else events.slice(0, 0)
-    sounds = event_sounds(wanted, manifest, scores, trained, audit.sounds)
-    points = operating_points(
-        without_misfits(scores, manifest, misfits, but_searched=True),
-        manifest,
-        normal_scores(run.model),
-        alarm=trained.alarm,
-        features=trained.features,
-        pieces=read_piece_scores(run.model, trained.alarm.pooling),
-        lowest=trained.lowest_rescored if isinstance(trained, TrainedEnsemble) else None,
-        **run.events.model_dump(),
-    )
-    require_still_alone()
-    parquet.write_table(sounds, storage.join(run.out, layout.SOUNDS), schema=schemas.SOUNDS)
-    parquet.write_table(points, storage.join(run.out, layout.OPERATING_POINTS), schema=schemas.OPERATING_POINTS)
-    return sounds
