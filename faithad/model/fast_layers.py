@@ -184,7 +184,8 @@ class _Linear(nn.Module):
         super().__init__()
         self.weight, self.transposed = weight.detach().contiguous(), weight.detach().t().contiguous()
         self.bias = None if bias is None else bias.detach()
-        self.packed = _by_onednn(weight)
+        # Without AVX-512, oneDNN rounds a row otherwise at another place among the rows, and so in another batch.
+        self.packed = _by_onednn(weight) and torch.backends.cpu.get_cpu_capability() == "AVX512"
         if self.packed:
             rows = 256  # a hint for the block size: 8 spectrograms of 32 tokens
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
