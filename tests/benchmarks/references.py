@@ -1,6 +1,7 @@
 """What models are to subtract from a clip, and scores to be compared with.
 
-    python -m tests.benchmarks.references [--sounds mill field] [--networks] [--epochs 60] [--threads N]
+    python -m tests.benchmarks.references [--sounds mill field] [--references NAME ...] [--networks]
+        [--epochs 60] [--threads N]
 
 Tried on a synthesised mill (normal: 8 recordings of 10 minutes; 3 of 30 minutes, from four hours later on) and on
 ../shared/data/field_sounds, at the threshold of a promised 5 % of false alarms: both linear models, their scores added
@@ -102,6 +103,7 @@ def inputs(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sounds", nargs="+", choices=["mill", "field"], default=["mill", "field"])
+    parser.add_argument("--references", nargs="+", choices=list(REFERENCES), default=list(REFERENCES))
     parser.add_argument("--networks", action="store_true", help="train networks too: hours on one core")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -115,7 +117,8 @@ def main() -> None:
             continue
         read, tried = sounds[place]
         train, test = read()
-        for name, reference in REFERENCES.items():
+        for name in arguments.references:
+            reference = REFERENCES[name]
             linear = fit_linear_models(train, reference)
             say(figures, f"{place} linear {name}", tried(linear.scores, linear.threshold, test))
             if name == "clip" and place == "mill":
