@@ -1,18 +1,17 @@
-"""Locations, whole writes, tables."""
+"""Locations and whole writes."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
-import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from faithad import listing, parquet, storage
-from faithad.errors import DamagedError, StorageError, StudyError
+from faithad.errors import StorageError, StudyError
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 
@@ -30,26 +29,6 @@ def test_a_file_that_failed_half_way_is_never_seen(tmp_path: Path) -> None:
         fail_half_way()
     assert storage.read_text(location) == "old"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file.txt"]
-
-
-def test_files_are_listed_sorted_without_hidden_ones_and_whatever_their_case(tmp_path: Path) -> None:
-    for name in ("b.WAV", "a.wav", ".hidden.wav", ".cache/c.wav", "deep/er/ü <d>.wav", "notes.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"1234")
-    found = listing.list_files(str(tmp_path), suffixes=[".wav"])
-    assert [relative for relative, _ in found] == ["a.wav", "b.WAV", "deep/er/ü <d>.wav"]
-    assert all(storage.read_bytes(location) == b"1234" for _, location in found)
-    assert listing.sizes(str(tmp_path), suffixes=[".wav"])[0] == ("a.wav", 4)
-
-
-def test_a_single_file_is_listed_where_its_suffix_fits(tmp_path: Path) -> None:
-    path = tmp_path / "one.WAV"
-    path.write_bytes(b"1234")
-    assert listing.sizes(str(path), suffixes=[".wav"]) == [("one.WAV", 4)]
-    assert listing.list_files(str(path), suffixes=[".flac", ".wav"]) == [("one.WAV", str(path))]
-    assert listing.list_files(str(path), suffixes=[".flac"]) == []
-    assert listing.list_files(str(tmp_path / "absent.wav"), suffixes=[".wav"]) == []
 
 
 def test_a_folder_is_filled_by_whatever_lies_in_it(tmp_path: Path, object_store: str) -> None:
@@ -184,40 +163,6 @@ def test_a_folder_without_a_name_is_refused(location: str, object_store: str) ->
         storage.exists(location)
 
 
-def test_tables_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
-    for number in (1, 0):
-        table = pa.table({"extra": ["x"], "n": [number]})
-        parquet.write_table(table, str(tmp_path / f"part-{number}.parquet"), schema=SCHEMA)
-    assert parquet.read_table(str(tmp_path)).to_pydict() == {"n": [0, 1]}
-    assert parquet.read_table(str(tmp_path / "part-1.parquet")).schema == SCHEMA
-
-
-def test_a_table_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path) -> None:
-    """A training's `epochs.parquet` is replaced after each epoch, and watched meanwhile."""
-    location = str(tmp_path / "epochs.parquet")
-    counts = range(1, 400)
-
-    def write() -> None:
-        for count in counts:
-            parquet.write_table(pa.table({"n": list(range(count))}), location, schema=SCHEMA, flush=False)
-
-    parquet.write_table(pa.table({"n": [0]}), location, schema=SCHEMA)
-    writer = threading.Thread(target=write)
-    writer.start()
-    seen = set()
-    while writer.is_alive():
-        rows = parquet.read_table(location)["n"].to_pylist()
-        assert rows == list(range(len(rows)))
-        seen.add(len(rows))
-    writer.join()
-    assert len(seen) > 10
-
-
-def test_a_missing_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"no table at .*absent"):
-        parquet.read_table(str(tmp_path / "absent"))
-
-
 def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(StudyError, match=r"'ftp://host/x' cannot be opened.*s3://bucket/folder"):
         storage.exists("ftp://host/x")
@@ -279,21 +224,3 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypat
     assert not done
     storage.flush_files(str(tmp_path / "a"))
     assert sorted(what for what, _ in done) == ["folder", "more", "whole"]
-
-
-def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path: Path) -> None:
-    """Each byte in turn, and each length: the rows are those that were written, or the file is damaged."""
-    table = pa.table({"clip": ["a", "b", None], "score": [1.0, 2.5, 4.0], "spans": [[1], [], [2, 3]]})
-    file = tmp_path / "t.parquet"
-    parquet.write_table(table, str(file), schema=table.schema)
-    content = file.read_bytes()
-    changed = [content[:k] + bytes([byte ^ 1 << k % 8]) + content[k + 1 :] for k, byte in enumerate(content)]
-    outcomes = []
-    for other in [*changed, *(content[:k] for k in range(0, len(content), 16))]:
-        file.write_bytes(other)
-        try:
-            assert parquet.read_rows(str(file)).equals(table)
-            outcomes.append("same")
-        except DamagedError:
-            outcomes.append("damaged")
-    assert outcomes.count("damaged") > len(content) / 2
