@@ -31,8 +31,9 @@ from torch import Tensor
 from faithad import features
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS, choose_methods
+from faithad.audit.clip_rows import clip_score
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
-from faithad.audit.shard import audit_clips, clip_score
+from faithad.audit.shard import audit_clips
 from faithad.clips.channels import heard_channels
 from faithad.clips.recordings import (
     SHORTEST_CLIP_S,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from faithad.audit.shard import TableRow
+from faithad.audit.judging import TableRow
 from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader
 from faithad.pipelines import headers

@@ -8,45 +8,27 @@ scores of its members, of which some may score only the clips that others find s
 explains a clip is the member that raised it, the one with the highest standardised score.
 Maps, curves, peaks, bands and faithfulness are always those of the score that alarms, before its calibration.
 
-Shape letters: B clips, F mel bands, T frames, P percentiles, M members.
+Shape letters: B clips, F mel bands, T frames, M members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from faithad import schemas
-from faithad.attribution.gradient_stream import attribute_batch
-from faithad.audit.checking import CheckedClip, check_clip
-from faithad.audit.judging import Clip, judge_faithfulness, judge_lines, judge_method, n_judged
+from faithad.audit.clip_rows import TABLES, Scored, clip_rows, forward
+from faithad.audit.judging import TableRow
 from faithad.audit.model import AuditEnsemble, AuditModel
-from faithad.audit.score_rows import differences, fitted_row, levels, paper_row, windows
-from faithad.clips.ledger import clip_ledger_row
-from faithad.evaluation.faithfulness import ClipScore
-from faithad.evaluation.peaks import Floats, curve, is_flat, peak_frames
-from faithad.model.checkpoint import TrainedModel
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.precision import arithmetic
-from faithad.model.training_sound import median_spectrum
-from faithad.runs import layout
 from faithad.scoring.score import Detector, places_of
-from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble
-from faithad.vocabulary import CORRECTED
-
-# A row of the manifest, or of one of the tables that are written.
-TableRow = dict[str, Any]
-
-TABLES = (layout.SCORES, layout.MEDIAN_SPECTRA, *layout.EXPLANATIONS, "ledger")
-
-# Clips that one thread of a CPU takes at once: more are no faster, and would leave other threads without any.
-_FORWARDS_ON_CPU = 4
+from faithad.scoring.trained_ensemble import AnyModel
 
 
 def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
@@ -64,31 +46,6 @@ def table_schemas(trained: AnyModel) -> dict[str, pa.Schema]:
         "spectrograms": schemas.spectrograms(*shape),
         "ledger": schemas.LEDGER,
     }
-
-
-class _Scored(NamedTuple):
-    """Clips (B,) that one model explains, with all that is known of their score.
-
-    Attributes:
-        x: the network's input, (B, F, T).
-        outputs: its reconstruction, (B, F, T); what a model that does not reconstruct gives; None where it is not
-            needed.
-        errors: the error of each cell, (B, F, T), on the CPU; None of a model that gives a score only.
-        explained: the score that is explained, (B,).
-        scores: the score that is written, (B,): calibrated, and of an ensemble the sum.
-        paper: the mean squared error beside another score, (B,); None where it is not known.
-        n_frames: how many frames of each clip hold sound.
-        references: the spectra (B, F) of the clips' recordings, which x lacks; None where it lacks nothing.
-    """
-
-    x: Tensor
-    outputs: Tensor | None
-    errors: Sequence[Tensor] | Tensor | None
-    explained: np.ndarray
-    scores: np.ndarray
-    paper: np.ndarray | None
-    n_frames: list[int]
-    references: Tensor | None = None
 
 
 def audit_clips(
@@ -121,7 +78,7 @@ def audit_clips(
             scored = _detect(model, model.detector, x, references, clip_ids, n_frames, explain)
         else:
             scored = _score(model, x, n_frames)
-        return _rows(model, scored._replace(references=references), clips, log_mels, explain)
+        return clip_rows(model, scored._replace(references=references), clips, log_mels, explain)
 
 
 def _references(trained: AnyModel, clips: Sequence[TableRow]) -> Tensor | None:
@@ -139,7 +96,7 @@ def _detect(
     clip_ids: Sequence[str],
     n_frames: list[int],
     explain: bool,
-) -> _Scored:
+) -> Scored:
     """As `_score`, by a fitted score."""
     errors = _cells(model, x, clip_ids, n_frames)
     raw = _pooled(model, errors)
@@ -147,18 +104,18 @@ def _detect(
     scores = detector.calibrate(raw, places_of(x, n_frames, offsets).cpu())
     outputs = paper = None
     if explain or model.beside_paper:
-        outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
+        outputs = forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
         paper = mean_per_clip((outputs - x).square(), n_frames, dtype=torch.float64).cpu().numpy()
-    return _Scored(x, outputs, errors, raw.numpy(), scores.numpy(), paper if model.beside_paper else None, n_frames)
+    return Scored(x, outputs, errors, raw.numpy(), scores.numpy(), paper if model.beside_paper else None, n_frames)
 
 
-def _score(model: AuditModel, x: Tensor, n_frames: list[int]) -> _Scored:
-    outputs = _forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
+def _score(model: AuditModel, x: Tensor, n_frames: list[int]) -> Scored:
+    outputs = forward(model.network, x, forwards_at_once(model.audit.micro_batch, model.device))
     squared = (outputs - x).square() if model.trained.reconstructs else None
     pooled = outputs if squared is None else mean_per_clip(squared, n_frames, dtype=torch.float64)
     scores = pooled.to(torch.float64).cpu().numpy()
     # All clips in one go: on a GPU each small copy would wait for the device.
-    return _Scored(x, outputs, None if squared is None else squared.cpu(), scores, scores, None, n_frames)
+    return Scored(x, outputs, None if squared is None else squared.cpu(), scores, scores, None, n_frames)
 
 
 def _audit_ensemble(
@@ -201,8 +158,8 @@ def _audit_ensemble(
             continue
         own = x[chosen]
         limit = forwards_at_once(member.audit.micro_batch, member.device)
-        outputs = _forward(member.network, own, limit) if explain else None
-        scored = _Scored(
+        outputs = forward(member.network, own, limit) if explain else None
+        scored = Scored(
             own,
             outputs,
             [errors[number][k] for k in chosen],
@@ -212,7 +169,7 @@ def _audit_ensemble(
             [n_frames[k] for k in chosen],
             None if references is None else references[chosen],
         )
-        part = _rows(member, scored, [clips[k] for k in chosen], log_mels[chosen], explain, ensemble=trained)
+        part = clip_rows(member, scored, [clips[k] for k in chosen], log_mels[chosen], explain, ensemble=trained)
         for table, of_member in part.items():
             rows[table] += of_member
     order = {clip_id: k for k, clip_id in enumerate(clip_ids)}
@@ -237,163 +194,6 @@ def _pooled(member: AuditModel, errors: Sequence[Tensor]) -> Tensor:
     detector = member.detector
     assert detector is not None, f"{member.trained.name!r} has no fitted score"
     return torch.cat([detector.pool(cells[None]) for cells in errors])
-
-
-def _rows(
-    model: AuditModel,
-    scored: _Scored,
-    clips: Sequence[TableRow],
-    log_mels: Tensor,
-    explain: bool,
-    *,
-    ensemble: TrainedEnsemble | None = None,
-) -> dict[str, list[TableRow]]:
-    """The rows of all tables, of clips that one model explains; the tables name the ensemble if it is a member."""
-    rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
-    trained = model.trained
-    x, outputs, errors, explained, scores, paper, n_frames, references = scored
-    maps = _attribute(model, scored, [row["clip_id"] for row in clips]) if explain else {}
-    maps = {method: attribution_maps.cpu() for method, attribution_maps in maps.items()}
-    linear_errors = None
-    if explain and model.linear is not None:
-        linear_errors = _error_curves(model.linear, model.linear.prepare(log_mels, references), model)
-    good: list[tuple[int, Clip]] = []
-    for number, row in enumerate(clips):
-        if not np.isfinite(scores[number]):
-            reason = "the model's error on this clip is not a finite number: check the recording's level and the model"
-            rows["ledger"].append(clip_ledger_row(row, "failed", stage="audit", reason=reason))
-            continue
-        clip = _open_clip(ensemble or trained, row, n_frames[number])
-        error = None if errors is None else errors[number][:, : clip.n_frames]
-        if model.detector is not None and error is not None:
-            raised_by = None if ensemble is None else trained.name
-            score_row = fitted_row(ensemble or trained, raised_by, clip, error, float(scores[number]))
-            score_row["paper_score"] = None if paper is None else float(paper[number])
-        else:
-            score_row = paper_row(trained, clip, error, float(scores[number]))
-        of_clip = None if references is None else references[number : number + 1]
-        if score_row["alarm"]:
-            score_row |= windows(model, ensemble or trained, error, x[number : number + 1], of_clip)
-        log_mel = log_mels[number, :, : clip.n_frames]
-        rows["scores"].append(score_row | differences(trained, log_mel) | levels(trained, log_mel, clip))
-        if not explain and (ensemble or trained).state is not None:
-            median_db = median_spectrum(log_mel, trained.features)
-            rows["median_spectra"].append({**clip.keys, "median_db": median_db.numpy()})
-        for method, attribution_maps in maps.items():
-            _explain(clip, method, attribution_maps[number, :, : clip.n_frames], model, rows)
-        if explain:
-            linear = None if linear_errors is None else linear_errors[number, : clip.n_frames]
-            lines, of_lines = judge_lines(clip, log_mel, error, linear, model)
-            rows["lines"] += lines
-            rows["controls"] += of_lines
-        if explain and row["keep_maps"] and outputs is not None:
-            # Back in the unit of the features: what a person knows from other spectrograms.
-            own = (part[number, :, : clip.n_frames].cpu() for part in (x, outputs))
-            inputs, rebuilt = (trained.normalization.invert(part[None], of_clip).flatten() for part in own)
-            rows["spectrograms"].append({**clip.keys, "log_mel": inputs.numpy(), "reconstruction": rebuilt.numpy()})
-        rows["ledger"].append(clip_ledger_row(row, "done", stage="audit"))
-        good.append((number, clip))
-    if explain and outputs is not None:
-        ids = {number: clip.keys["clip_id"] for number, clip in good}
-        score = None if model.detector is None else clip_score(model.detector, ids)
-        rows["faithfulness"], lines = judge_faithfulness(model, good, x, outputs, explained, n_frames, score)
-        rows["controls"] += lines
-        if CORRECTED in model.judging.protocols:
-            for number, clip in good:
-                if clip.row.get("deep"):
-                    rows["checks"] += check_clip(model, _checked(model, scored, maps, clip, number, log_mels[number]))
-    return rows
-
-
-def _checked(
-    model: AuditModel, scored: _Scored, maps: Mapping[str, Tensor], clip: Clip, number: int, log_mel: Tensor
-) -> CheckedClip:
-    assert scored.outputs is not None, "explained models reconstruct"
-    return CheckedClip(
-        clip,
-        log_mel,
-        scored.x[number],
-        scored.outputs[number],
-        {method: of_clips[number] for method, of_clips in maps.items()},
-        float(scored.explained[number]),
-        n_judged(CORRECTED, clip, model),
-        None if scored.references is None else scored.references[number : number + 1],
-    )
-
-
-def _open_clip(trained: AnyModel, row: TableRow, n_frames: int) -> Clip:
-    intervals = [(interval["onset_s"], interval["offset_s"]) for interval in row["intervals"] or []]
-    keys = {"clip_id": row["clip_id"], "model": trained.name, "seed": trained.seed}
-    return Clip(row, keys, n_frames, n_frames < trained.n_frames, intervals)
-
-
-def _forward(network: nn.Module, x: Tensor, micro_batch: int) -> Tensor:
-    """What the network makes of the clips; the same to the last bit with any number of threads."""
-
-    def evaluate(part: Sequence[int]) -> Tensor:
-        with torch.inference_mode():  # a mode of the thread that runs this
-            return network(x[part[0] : part[-1] + 1])  # type: ignore[no-any-return]
-
-    limit = micro_batch if x.device.type != "cpu" else min(micro_batch, _FORWARDS_ON_CPU)
-    batches = MicroBatches(evaluate, limit=limit, device=x.device)
-    return torch.cat([result for _, result in batches.results([range(len(x))])])
-
-
-def _error_curves(linear: TrainedModel, x: Tensor, model: AuditModel) -> Floats:
-    """The error curves (B, T) of the linear model."""
-    x = x.to(model.device)
-    outputs = _forward(linear.network.to(model.device), x, forwards_at_once(model.audit.micro_batch, model.device))
-    return curve((outputs - x).square())
-
-
-def _attribute(model: AuditModel, scored: _Scored, clip_ids: list[str]) -> dict[str, Tensor]:
-    """The maps (B, F, T) of all methods."""
-    attribution = model.attribution
-    assert model.explained is not None, f"a model {model.trained.name!r} is not explained"
-    return attribute_batch(
-        model.explained,
-        scored.x,
-        methods=attribution.methods,
-        settings=attribution.settings,
-        seed=attribution.seed,
-        clip_ids=clip_ids,
-        n_frames=scored.n_frames,
-        precision=attribution.precision,
-        reconstruction=scored.outputs,
-        score=model.detector,
-        normals=model.trained.normals,
-    )
-
-
-def _explain(
-    clip: Clip, method: str, attribution_map: Tensor, model: AuditModel, rows: dict[str, list[TableRow]]
-) -> None:
-    """The rows of one method's map (F, n_frames), but for its faithfulness."""
-    summed = curve(attribution_map)
-    peaks = peak_frames(summed, model.audit.percentiles[:1])[0]
-    profile = attribution_map[:, torch.from_numpy(peaks)].abs().sum(dim=1).numpy()
-    rows["attributions"].append(
-        {**clip.keys, "method": method, "curve": summed, "profile": profile, "degenerate": is_flat(summed),
-         **_kept_map(attribution_map, clip.row["keep_maps"])}
-    )  # fmt: skip
-    rows["localization"] += judge_method(clip, method, summed, model)
-
-
-def _kept_map(attribution_map: Tensor, keep: bool) -> TableRow:
-    if not keep:
-        return {"map": None, "map_scale": None}
-    scale = float(attribution_map.abs().max())
-    scaled = attribution_map / scale if scale > 0 else attribution_map
-    return {"map": scaled.flatten().numpy().astype(np.float16), "map_scale": scale}
-
-
-def clip_score(detector: Detector, clip_ids: Mapping[int, str]) -> ClipScore:
-    """The score of a detector before calibration, for `errors_after_replacement`; of clips by their numbers."""
-
-    def score(x: Tensor, n_frames: int, clips: np.ndarray) -> Tensor:
-        return detector.pool(detector.cells(x, [clip_ids[int(clip)] for clip in clips])[..., :n_frames])
-
-    return score
 
 
 def to_table(rows: list[TableRow], schema: pa.Schema) -> pa.Table:

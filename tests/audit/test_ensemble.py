@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from faithad.attribution.gradient_stream import attribute_batch
+from faithad.audit.judging import TableRow
 from faithad.audit.model import AuditEnsemble, prepare_audit
-from faithad.audit.shard import TableRow, audit_clips
+from faithad.audit.shard import audit_clips
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.peaks import curve, peak_frames
 from faithad.features import fill_up

@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from faithad.audit.judging import TableRow
 from faithad.audit.model import prepare_audit
-from faithad.audit.shard import TableRow, audit_clips
+from faithad.audit.shard import audit_clips
 from faithad.config.sections import Attribution, Audit
 from faithad.demo.mill import plan_recordings
 from faithad.demo.motion import SAMPLE_RATE_HZ

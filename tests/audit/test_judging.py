@@ -205,12 +205,12 @@ def test_the_error_map_is_1_and_frames_of_a_short_clip_end_with_its_sound(both: 
 
 
 def test_flat_curves_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from faithad.audit import shard
+    from faithad.audit import clip_rows
 
     def flat(attribution_map: torch.Tensor) -> np.ndarray:
         return np.zeros(attribution_map.shape[-1], np.float32)
 
-    monkeypatch.setattr(shard, "curve", flat)
+    monkeypatch.setattr(clip_rows, "curve", flat)
     tables = audited(prepared(BOTH))
     assert of_protocol(tables["faithfulness"], "corrected") == of_protocol(tables["localization"], "corrected") == []
     assert len(of_protocol(tables["faithfulness"], "paper")) == (4 + 2) * len(METHODS) * len(PERCENTILES)

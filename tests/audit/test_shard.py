@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from faithad import schemas
+from faithad.audit.clip_rows import TABLES
 from faithad.audit.model import AuditModel, require_baselines
-from faithad.audit.shard import TABLES, audit_clips, table_schemas, to_table
+from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import ConfigError
 from faithad.features import Normalization

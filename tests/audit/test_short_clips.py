@@ -13,8 +13,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from faithad.audit.clip_rows import TABLES
 from faithad.audit.model import AuditModel
-from faithad.audit.shard import TABLES, audit_clips, table_schemas, to_table
+from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.config.sections import Attribution, Audit
 from faithad.features import Normalization, log_mel

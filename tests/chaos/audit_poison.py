@@ -15,7 +15,7 @@ import ray
 import yaml
 
 from faithad import parquet
-from faithad.audit.shard import TableRow
+from faithad.audit.judging import TableRow
 from faithad.config.audit import load_audit_run
 from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.run import run_audit

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from faithad import parquet, storage
-from faithad.audit.shard import TableRow
+from faithad.audit.judging import TableRow
 from faithad.config.study import Study
 from faithad.pipelines import headers
 from faithad.pipelines.audit import worker as audit_worker

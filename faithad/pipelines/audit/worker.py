@@ -16,8 +16,9 @@ import ray
 import torch
 
 from faithad import parquet, storage
+from faithad.audit.judging import TableRow
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
-from faithad.audit.shard import TableRow, audit_clips, table_schemas, to_table
+from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.audit.steps import Step
 from faithad.clips.ledger import clip_ledger_row, ledger_table
 from faithad.config.sections import Attribution, Audit

@@ -30,8 +30,9 @@ import ray
 import torch
 
 from faithad import parquet, schemas
+from faithad.audit.judging import TableRow
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
-from faithad.audit.shard import TableRow, audit_clips, table_schemas, to_table
+from faithad.audit.shard import audit_clips, table_schemas, to_table
 from faithad.config.data import Data
 from faithad.config.study import Study
 from faithad.demo.mill import CLIP_S, synthesize
