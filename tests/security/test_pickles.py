@@ -153,7 +153,7 @@ def test_an_extension_type_is_refused_where_nobody_knows_it(trap: Trap, tmp_path
     nested = pa.StructArray.from_arrays([trap.column(content.num_rows)], ["inner"])
     pq.write_table(content.append_column("outer", nested), table)
     code = (
-        f"import sys; from faithad import storage; assert 'ray' not in sys.modules; parquet.read_table({str(table)!r})"
+        f"import sys; from faithad import parquet; assert 'ray' not in sys.modules; parquet.read_table({str(table)!r})"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "could run code" in answer.stderr
