@@ -108,10 +108,12 @@ def test_maps_peaks_and_faithfulness_are_those_of_an_audit(
         assert of_method.shape == (5, 16, 40)
         expected = np.stack(curves[curves["method"] == method]["curve"].to_list())
         np.testing.assert_allclose(of_method.sum(axis=1), expected, rtol=0, atol=1e-3 * np.abs(expected).max())
-        # Of two frames that are as high, to rounding, another processor may take the other one.
-        same = [
-            (a == b).all(axis=1) for a, b in zip(map(peaks, of_method.sum(axis=1)), map(peaks, expected), strict=True)
-        ]
+        same = []
+        for curve, released in zip(of_method.sum(axis=1), expected, strict=True):
+            differ = peaks(curve) != peaks(released)
+            same.append(~differ.any(axis=1))
+            # Only of frames that are as high, to rounding, may another processor take another one.
+            assert all(np.ptp(released[frames]) < 1e-3 * np.abs(expected).max() for frames in differ if frames.any())
         assert np.mean(same) > 0.8
         found = faithad.faithfulness(model, log_mels, of_method, percentile=percentiles)
         rows = judged[(judged["method"] == method) & (judged["mode"] == "frame")]

@@ -13,7 +13,7 @@ from faithad.audit.events import find_events
 from faithad.audit.ledger import count_ledger
 from faithad.audit.misfits import Misfit, misfit_words, without_misfits
 from faithad.audit.states import find_states
-from faithad.config.alarm import Events
+from faithad.config.sections import Events
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest, read_whole
 from faithad.scoring.trained_ensemble import AnyModel

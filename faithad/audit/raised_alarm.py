@@ -7,8 +7,8 @@ import math
 import pyarrow as pa
 
 from faithad import parquet, schemas, storage
-from faithad.config.alarm import Alarm
 from faithad.config.audit import AuditRun
+from faithad.config.sections import Alarm
 from faithad.errors import StudyError
 from faithad.evaluation.alarms import expected_share, fit_alarm, too_few_clips, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faithad import schemas
-from faithad.config.alarm import Events
 from faithad.config.base import TRUSTED
+from faithad.config.sections import Events
 from faithad.evaluation.comparison import reason_rows
 from faithad.evaluation.controls import RANDOM
 from faithad.evaluation.seconds import ERROR

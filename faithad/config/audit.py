@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from faithad.config.alarm import Alarm, Events
 from faithad.config.base import TRUSTED, Channel, Explain, ScoreChoice, Section, refuse
 from faithad.config.file import parse, validated
-from faithad.config.sections import Attribution, Audit, Follow, Report, compiled_without_gpu
+from faithad.config.sections import Alarm, Attribution, Audit, Events, Follow, Report, compiled_without_gpu
 from faithad.config.study import Study, absolute, load_study
 from faithad.config.yaml_text import read_mapping, read_text
 from faithad.settings import JudgingSettings

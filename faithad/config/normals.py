@@ -13,11 +13,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from faithad.config.alarm import FalseAlarms
 from faithad.config.audit import Location
 from faithad.config.base import Channel, Section, Seed, refuse
 from faithad.config.file import parse
-from faithad.config.sections import Features
+from faithad.config.sections import FalseAlarms, Features
 from faithad.config.study import absolute
 from faithad.errors import ConfigError
 from faithad.settings import FeatureSettings, minute_s

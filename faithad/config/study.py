@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from faithad.config.alarm import Alarm
 from faithad.config.base import ScoreChoice, Section, Seed, all_different, refuse
 from faithad.config.data import Data
 from faithad.config.file import KeyProblem, parse
 from faithad.config.search import Search
 from faithad.config.sections import (
+    Alarm,
     Attribution,
     Audit,
     Evaluation,

@@ -11,7 +11,7 @@ import pytest
 
 from faithad import parquet, schemas, storage
 from faithad.audit.reasons import reasons_table, verdict_of, with_method
-from faithad.config.alarm import Events
+from faithad.config.sections import Events
 from faithad.evaluation.decisions import compare
 
 # By how much each method is more faithful than random frames, in the mean.

@@ -70,7 +70,7 @@ assert [row["recording"] for row in found.ledger] == ["data/bad/pump_4.mp3"]
 """
 RULE = """
 import numpy as np
-from faithad.config.alarm import Alarm
+from faithad.config.sections import Alarm
 from faithad.evaluation.alarms import fit_alarm
 scores = np.random.default_rng(0).normal(5, 1, 4000)
 settings = Alarm(rule="robust").model_dump()

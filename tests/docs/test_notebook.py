@@ -25,7 +25,7 @@ assert training.history[-1].train_loss < training.history[0].train_loss / 2
 assert scores["score"][audible].median() > scores["score"][~scores["disturbed"]].median()
 assert scores["alarm"][worst]
 assert judged["faithfulness"].between(0, 1).all() and judged["faithfulness"].max() > 0.05
-assert judged["f_score"].max() > 0.2  # of one clip, by a network that other processors train otherwise
+assert judged["f_score"].max() >= 0.5
 assert figures == [1, 1, 4]
 """
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from faithad import schemas
 from faithad.audit.choice import highest
 from faithad.audit.raised_alarm import say_alarm
-from faithad.config.alarm import Alarm
+from faithad.config.sections import Alarm
 from faithad.errors import ConfigError, StudyError
 from faithad.evaluation import alarms
 from faithad.evaluation.alarms import fit_alarm, with_window_thresholds

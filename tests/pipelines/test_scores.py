@@ -20,9 +20,8 @@ from faithad.audit.chosen_score import with_score
 from faithad.audit.model import prepare_audit
 from faithad.audit.raised_alarm import raised_alarm
 from faithad.audit.shard import audit_clips
-from faithad.config.alarm import Alarm
 from faithad.config.audit import AuditRun
-from faithad.config.sections import Attribution, Audit
+from faithad.config.sections import Alarm, Attribution, Audit
 from faithad.config.study import Study, parse_study
 from faithad.errors import CheckpointError, ConfigError, StudyError
 from faithad.model.checkpoint import TrainedModel, load_model, save_model
