@@ -147,5 +147,5 @@ def test_the_linear_models_are_those_of_the_reference_on_field_sounds(reference_
     }
     for name, frame_errors in found.items():
         expected = getattr(reference_module, name)(slow_clips[0])(slow_clips[1])
-        # Without AVX-512 one frame of 20,000 is off by 1.1e-3, evaluated in float64, too: so it is the fit that differs.
+        # Without AVX-512 one frame of 20,000 is off by 1.1e-3, in float64 too: it is the fit that differs.
         np.testing.assert_allclose(frame_errors, expected, rtol=2e-3, err_msg=name)
