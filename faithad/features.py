@@ -22,6 +22,7 @@ from faithad.clips.access import AccessError
 from faithad.clips.recordings import cut_windows, probe_recording, read_clip
 from faithad.errors import RecordingError, StudyError
 from faithad.settings import FeatureSettings
+from faithad.threads import single_threaded
 
 # Added to the mel power before the logarithm: digital silence becomes -100 dB, not minus infinity.
 POWER_FLOOR = 1e-10
@@ -61,7 +62,9 @@ def log_mel(waveform: Tensor, settings: FeatureSettings) -> Tensor:
     )  # fmt: skip
     # Without the root that an absolute value would compute before it is squared.
     power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
-    mel_power = torch.cat([weights @ power[:, bins] for bins, weights in filters], dim=1)
+    # The product of a clip that comes alone would be rounded differently by several threads on some processors.
+    with single_threaded():
+        mel_power = torch.cat([weights @ power[:, bins] for bins, weights in filters], dim=1)
     level = mel_power.add_(POWER_FLOOR).log10_()
     return level.mul_(10.0) if settings.scale == "db" else level
 

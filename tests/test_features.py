@@ -83,6 +83,21 @@ def test_a_clip_is_the_same_alone_and_in_a_batch() -> None:
         torch.testing.assert_close(log_mel(waveform[None], PLANER)[0], batch[i], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_a_clip_is_the_same_with_any_number_of_threads(n_threads: int) -> None:
+    clips = torch.from_numpy(tones_in_noise(3, 200_000, sample_rate_hz=20_000))
+    before, expected = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(1)
+        expected = [log_mel(clip[None], PLANER) for clip in clips]
+        torch.set_num_threads(n_threads)
+        assert torch.equal(log_mel(clips, PLANER), torch.cat(expected))
+        assert all(torch.equal(log_mel(clip[None], PLANER), one) for clip, one in zip(clips, expected, strict=True))
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_samples_in_double_precision_give_float32_features() -> None:
     assert log_mel(torch.zeros(1, 4_000, dtype=torch.float64), PLANER).dtype == torch.float32
 

@@ -23,7 +23,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from faithad.features import POWER_FLOOR, clip_log_mel, fill_up, recording_spectrum
+from faithad.features import POWER_FLOOR, clip_log_mel, fill_up
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fast_network import fast_network
 from faithad.model.precision import arithmetic
@@ -55,7 +55,12 @@ def reconstructing(trained: AnyModel) -> dict[str | None, TrainedModel]:
 
 
 def expected_sound(
-    trained: TrainedModel, clips: Sequence[Mapping[str, Any]], *, onset_s: float, duration_s: float
+    trained: TrainedModel,
+    clips: Sequence[Mapping[str, Any]],
+    *,
+    onset_s: float,
+    duration_s: float,
+    reference: Tensor | None = None,
 ) -> Expected:
     """Some seconds of a recording as a model expects them.
 
@@ -65,6 +70,7 @@ def expected_sound(
             later one in this order counts.
         onset_s: where the seconds begin, from the start of the recording.
         duration_s: how many there are.
+        reference: the spectrum (F,) of the recording, which models with the reference "recording" need.
 
     Raises:
         RecordingError: the recording cannot be read.
@@ -72,11 +78,9 @@ def expected_sound(
     features = trained.features
     n_samples = round(duration_s * features.sample_rate_hz)
     power = torch.zeros(features.n_mels, 1 + n_samples // features.hop_samples)
-    reference = None
-    if features.reference == "recording":
-        reference = recording_spectrum(clips[0]["uri"], channel=clips[0]["channel"], settings=features)[None]
+    references = None if reference is None else reference[None]
     for clip in clips:
-        expected = _expected_power(trained, clip, reference)
+        expected = _expected_power(trained, clip, references)
         first = round((clip["onset_s"] - onset_s) * features.frames_per_s)
         # The last frame of a clip is centred on its end, and not every network takes it in.
         expected = torch.cat([expected, expected[:, -1:]], dim=1)
@@ -87,14 +91,14 @@ def expected_sound(
     return Expected(_griffin_lim(power, features, n_samples).numpy(), level.numpy())
 
 
-def _expected_power(trained: TrainedModel, clip: Mapping[str, Any], reference: Tensor | None) -> Tensor:
+def _expected_power(trained: TrainedModel, clip: Mapping[str, Any], references: Tensor | None) -> Tensor:
     """The mel power (F, T) that the network expects of one clip."""
     features = trained.features
     place = {name: clip[name] for name in ("onset_s", "duration_s")}
     own = clip_log_mel(clip["uri"], **place, channel=clip["channel"], settings=features)
     with arithmetic("float32"), torch.inference_mode():
-        expected = trained.network(trained.prepare(fill_up(own, features.n_frames)[None], reference))
-        level = trained.normalization.invert(expected, reference)[0, :, : trained.frames_in(clip["duration_s"])]
+        expected = trained.network(trained.prepare(fill_up(own, features.n_frames)[None], references))
+        level = trained.normalization.invert(expected, references)[0, :, : trained.frames_in(clip["duration_s"])]
     power = 10 ** (level / 10 if features.scale == "db" else level) - POWER_FLOOR
     # A sine at full scale has less: what is beyond comes from a network that fails.
     return power.nan_to_num().clamp(0, features.n_fft**2)

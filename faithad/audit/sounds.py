@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -32,12 +33,12 @@ from faithad.clips.recordings import read_clip
 from faithad.errors import RecordingError
 from faithad.evaluation.arrays import list_arrays
 from faithad.evaluation.intersection import Span, merge_spans, overlap_s
-from faithad.features import log_mel
-from faithad.model.micro_batches import single_threaded
+from faithad.features import log_mel, recording_spectrum
 from faithad.runs.lookahead import side_by_side
 from faithad.schemas import CLIP_SOUNDS, SOUNDS
 from faithad.scoring.trained_ensemble import AnyModel
 from faithad.settings import FeatureSettings
+from faithad.threads import single_threaded
 from faithad.vocabulary import AUDIO_SUFFIXES, POOLINGS
 
 MOST_SOUNDS, LONGEST_S, MARGIN_S = 200, 30.0, 2.0
@@ -143,6 +144,8 @@ def _expected(
 ) -> list[dict[str, Any]]:
     """The columns of what the model expects at each of some events, which are the first of `stretches` and `sounds`."""
     models = reconstructing(trained) if events else {}
+    # Several events lie in one recording, which may be in an object store.
+    spectrum = cache(partial(recording_spectrum, settings=trained.features))
     made: list[dict[str, Any]] = []
     for event, stretch, sound in zip(events, stretches, sounds, strict=False):
         columns = {name: sound.get(name) for name in _NOT_EXPECTED}
@@ -150,11 +153,14 @@ def _expected(
             around = [clip for clip in clips.values() if stretch.touches(clip)]
             # As above. A recording that was just read may be gone.
             with single_threaded(), contextlib.suppress(RecordingError):
+                needs_spectrum = trained.features.reference == "recording"
+                uri, channel = stretch.clip["uri"], stretch.clip["channel"]
                 samples, levels = expected_sound(
                     models[event["raised_by"]],
                     [*around, stretch.clip],
                     onset_s=stretch.onset_s,
                     duration_s=stretch.duration_s,
+                    reference=spectrum(uri, channel=channel) if needs_spectrum else None,
                 )
                 resampled = resample(torch.from_numpy(samples), trained.features.sample_rate_hz, RATE_HZ).numpy()
                 # As much louder as the recording is played, so that both compare.

@@ -28,12 +28,12 @@ _FEWEST_FRAMES = 16
 
 
 class NormalFeatures(Features):
-    """Features as the linear models need them: standardised, and the median spectrum of the clip, or of its recording,
-    taken out.
+    """Features as the linear models need them: standardised, and the median spectrum of the recording, or of the clip,
+    taken out (docs/references.md).
     """
 
     normalization: Literal["training"] = "training"
-    reference: Literal["clip", "recording"] = "clip"
+    reference: Literal["clip", "recording"] = "recording"
 
 
 class NormalAlarm(FalseAlarms):

@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from faithad.threads import single_threaded
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -98,14 +100,3 @@ def even_parts(items: Sequence[Item], limit: int) -> list[Sequence[Item]]:
     n_parts = math.ceil(len(items) / limit)
     edges = [len(items) * part // n_parts for part in range(n_parts + 1)] if n_parts else [0]
     return [items[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Let this thread compute without helpers, too; afterwards PyTorch has its threads back."""
-    n_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(n_threads)

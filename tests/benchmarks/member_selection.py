@@ -5,7 +5,8 @@
 The linear models and a network that is trained here, with the recommended scores, are compared as `search.members`
 compares them: every ensemble of the three is rated by disturbances of normal clips that no member was fitted to (one
 recording in five). Then each is judged by the labelled test clips. Said are both, Spearman's rank correlation of them
-over the ensembles, and which one is chosen. Figures: runs/bench/member_selection.json.
+over the ensembles, and which one is chosen; and what all three find where the network scores only those clips that a
+share of the held-back normal ones would be among (`rescore_share`). Figures: runs/bench/member_selection.json.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from faithad.evaluation.detection import auc
 from faithad.evaluation.disturbances import KINDS, disturbed_clips
 from faithad.evaluation.member_selection import rate_ensembles
 from faithad.scoring.choices import robust
-from faithad.scoring.ensemble import means_and_deviations
+from faithad.scoring.ensemble import fit_ensemble, means_and_deviations, with_rescoring
 from faithad.scoring.score import fit_detector
 from tests.benchmarks.detection import LINEAR, Data, linear_model, read, trained
 from tests.benchmarks.score_selection import clips_of, part, rank_of_rate, threshold
 from tests.field_sounds import FOLDER, SETTINGS
 
 OUTPUT = Path("runs/bench/member_selection.json")
+SHARES = (1.0, 0.3, 0.1)
 Scores = dict[str, np.ndarray]
 
 
@@ -53,7 +55,8 @@ def main() -> None:
     for model in arguments.models:
         for seed in arguments.seeds:
             network = scored(model, trained(model, seed, arguments.epochs, data), data, kinds)
-            figures[f"{model}-{seed}"] = compare(model, linear | {model: network}, recordings)
+            members = linear | {model: network}
+            figures[f"{model}-{seed}"] = compare(model, members, recordings) | rescored(members)
             OUTPUT.parent.mkdir(parents=True, exist_ok=True)
             OUTPUT.write_text(json.dumps(figures, indent=2))
 
@@ -92,7 +95,7 @@ def compare(network: str, members: dict[str, Scores], recordings: list[str]) -> 
         network=network,
         fit_threshold=threshold,
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for each in rated:
         usual = torch.from_numpy(np.stack([members[name]["held"] for name in each.members]))
         means, deviations = (values[:, None].numpy() for values in means_and_deviations(usual))
@@ -118,6 +121,42 @@ def compare(network: str, members: dict[str, Scores], recordings: list[str]) -> 
               f"{row['tpr05']:.2f}", flush=True)  # fmt: skip
     print("  " + json.dumps({key: round(value, 2) for key, value in rho.items()}), flush=True)
     return {"ensembles": rows, **rho}
+
+
+def rescored(members: dict[str, Scores]) -> dict[str, float]:
+    """What all members find where the network scores some clips only, by how many."""
+    # An ensemble is fitted to the names of its detectors and to their scores.
+    names: dict[str, Any] = dict.fromkeys(members)
+    scores = {kind: torch.from_numpy(np.stack([own[kind] for own in members.values()]))
+              for kind in ("held", "normal", "anomalous")}  # fmt: skip
+    figures: dict[str, float] = {}
+    for share in SHARES:
+        ensemble = fit_ensemble(names, scores["held"])
+        usual = ensemble.standardise(scores["held"])
+        if share < 1:
+            ensemble = with_rescoring(ensemble, usual, torch.zeros(usual.shape[1], dtype=torch.bool), share)
+        totals, by_network = {}, {}
+        for kind, of_members in scores.items():
+            standardised = ensemble.standardise(of_members)
+            is_rescored = ensemble.rescored(standardised, torch.zeros(standardised.shape[1], dtype=torch.bool))
+            totals[kind] = ensemble.add_up(standardised, is_rescored)[0].numpy()
+            by_network[kind] = float(is_rescored.double().mean())
+        tested = np.concatenate([totals["normal"], totals["anomalous"]])
+        alarm = threshold(totals["held"])
+        found = {
+            "auc": auc(tested, np.repeat([0, 1], [len(totals["normal"]), len(totals["anomalous"])])),
+            "tpr05": float((totals["anomalous"] > rank_of_rate(totals["normal"])).mean()),
+            "caught": float((totals["anomalous"] > alarm).mean()),
+            "false": float((totals["normal"] > alarm).mean()),
+            "normal_by_network": by_network["normal"],
+            "anomalous_by_network": by_network["anomalous"],
+        }
+        print(
+            f"  rescore_share {share:g}: {json.dumps({key: round(value, 3) for key, value in found.items()})}",
+            flush=True,
+        )
+        figures |= {f"rescored_{share:g}_{key}": value for key, value in found.items()}
+    return figures
 
 
 if __name__ == "__main__":

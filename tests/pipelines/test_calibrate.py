@@ -85,7 +85,11 @@ def alarms(folder: Path, model: str) -> tuple[int, int]:
     """How many clips of the new recordings alarm: of those without the click, and of the one with it."""
     loaded = faithad.load_model(folder / model)
     of_click, quiet = (
-        faithad.score(loaded, faithad.log_mel(folder / "new" / name, loaded.features))["alarm"].tolist()
+        faithad.score(
+            loaded,
+            faithad.log_mel(folder / "new" / name, loaded.features),
+            reference=faithad.recording_spectrum(folder / "new" / name, loaded.features),
+        )["alarm"].tolist()
         for name in ("click.wav", "quiet.wav")
     )
     return sum(quiet) + sum(of_click) - of_click[2], int(of_click[2])

@@ -205,27 +205,6 @@ def test_labels_give_the_area_of_the_ensembles_score(work: Path) -> None:
     assert set(table["pooling"][table["model"] == "level"]) == {"mean", "worst_second"}
 
 
-def test_a_notebook_gives_what_the_audit_gives(work: Path) -> None:
-    model = faithad.load_model(work / "model")
-    scores = faithad.read_table(work / "out", "scores").merge(faithad.read_table(work / "out", "manifest"))
-    maps = faithad.read_table(work / "out", "attributions")
-    for name in ("click.wav", "short.wav"):
-        log_mels = faithad.log_mel(work / "new" / name, model.features)
-        audited = scores[scores["recording"].str.endswith(name)].sort_values("onset_s")
-        own = faithad.score(model, log_mels)
-        for column in ("score", "raised_by", "alarm", "worst_onset_s", "worst_mel_band"):
-            assert own[column].tolist() == audited[column].tolist()
-        saliency = faithad.attribute(model, log_mels, methods=["saliency"])["saliency"]
-        share = faithad.faithfulness(model, log_mels, saliency)
-        for number, clip_id in enumerate(audited["clip_id"]):
-            rows = maps[(maps["clip_id"] == clip_id) & (maps["method"] == "saliency")]
-            for curve in rows["curve"]:
-                np.testing.assert_allclose(np.nansum(saliency[number], axis=0)[: len(curve)], curve, rtol=1e-4)
-                judged = faithad.read_table(work / "out", "faithfulness")
-                judged = judged[(judged["clip_id"] == clip_id) & (judged["method"] == "saliency")]
-                assert share[number] == pytest.approx(judged["faithfulness"].iloc[0], rel=1e-4)
-
-
 def test_a_score_does_not_depend_on_what_else_is_audited(work: Path) -> None:
     twice = {**places(work, out="twice"), "recordings": [str(work / "normal"), str(work / "new")]}
     with without_ray():
