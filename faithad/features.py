@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from faithad.clips.access import AccessError
@@ -159,7 +158,9 @@ def median_over_frames(x: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _window_and_filters(settings: FeatureSettings, device: torch.device) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
     """Hann's window (n_fft,), and the mel filters of groups of neighbouring bands with the bins that they cover."""
-    all_filters = torchaudio.functional.melscale_fbanks(
+    from torchaudio.functional import melscale_fbanks  # takes a second to import, and most processes get log-mels
+
+    all_filters = melscale_fbanks(
         settings.n_fft // 2 + 1, 0.0, settings.sample_rate_hz / 2, settings.n_mels, settings.sample_rate_hz
     )
     filters = []

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchaudio
 from torch import Tensor
 
 from faithad.features import POWER_FLOOR, clip_log_mel, fill_up
@@ -106,6 +105,8 @@ def _expected_power(trained: TrainedModel, clip: Mapping[str, Any], references: 
 
 def _griffin_lim(power: Tensor, features: FeatureSettings, n_samples: int) -> Tensor:
     """Samples whose mel power is about `power`, (F, T)."""
+    import torchaudio  # takes a second
+
     # Windows must overlap by half: where those of the features do not, longer ones are used, which hold more power.
     n_fft = max(features.n_fft, 2 * features.hop_samples)
     power = power * (n_fft / features.n_fft)

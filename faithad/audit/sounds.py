@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 from faithad.audit.events import EventRow
 from faithad.audit.expected_sounds import expected_sound, reconstructing
@@ -143,6 +142,8 @@ def _expected(
     trained: AnyModel,
 ) -> list[dict[str, Any]]:
     """The columns of what the model expects at each of some events, which are the first of `stretches` and `sounds`."""
+    from torchaudio.functional import resample  # takes a second to import
+
     models = reconstructing(trained) if events else {}
     # Several events lie in one recording, which may be in an object store.
     spectrum = cache(partial(recording_spectrum, settings=trained.features))

@@ -24,8 +24,6 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import torch
-import torchaudio.functional
 
 from faithad.clips.corrections import Correction
 from faithad.clips.health import Health, measure
@@ -264,8 +262,12 @@ def _decode(
 def _resample(waveform: npt.NDArray[np.float32], rate_hz: int, new_rate_hz: int) -> npt.NDArray[np.float32]:
     if rate_hz == new_rate_hz or len(waveform) == 0:
         return waveform
+    # They take seconds to import, and a process that reads headers does without.
+    import torch
+    from torchaudio.functional import resample
+
     ratio = Fraction(new_rate_hz, rate_hz).limit_denominator(_LARGEST_RATIO_TERM)
-    resampled = torchaudio.functional.resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
+    resampled = resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
     return cast(npt.NDArray[np.float32], resampled.numpy())
 
 

@@ -19,12 +19,13 @@ from faithad.clips.manifest import Recording
 from faithad.clips.recordings import AudioHeader, examine_recording, probe_recording
 from faithad.pipelines.cluster.machines import wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_session
-from faithad.pipelines.shards.stream import WorkersLost, first_cause, shard_size
+from faithad.pipelines.shards.failures import WorkersLost, first_cause
 from faithad.runs.attempts import attempt
 from faithad.runs.lookahead import PATIENCE_S, say_waiting, side_by_side
 
-# Recordings of one task: a local one takes some milliseconds, a remote one some tenths of a second.
-_MOST_PER_TASK = 256
+# Recordings of one task: a local one takes some milliseconds, a remote one some tenths of a second, and another process
+# for tasks some seconds to start.
+_FEWEST_PER_TASK, _MOST_PER_TASK, _TASKS = 64, 256, 64
 _REMOTE_AT_ONCE, _LOCAL_AT_ONCE = 32, 2
 
 
@@ -42,7 +43,7 @@ def read_headers(recordings: Sequence[Recording], *, marks: str) -> Iterator[Aud
     if not recordings:
         return
     run = uuid.uuid4().hex
-    size = shard_size(len(recordings), largest=_MOST_PER_TASK)
+    size = min(_MOST_PER_TASK, max(_FEWEST_PER_TASK, len(recordings) // _TASKS))
     with ray_session():
         wait_for_machines({"CPU": 1}, request="A reader asks for 1 CPU", advice="Add a machine with cores.")
         # A task that ends its process is tried again until `attempts` has found the file.

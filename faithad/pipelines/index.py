@@ -24,7 +24,6 @@ from faithad.clips.manifest import ClipRow, manifest_table
 from faithad.clips.splits import hold_out_validation, read_split_csv, split_by_csv, split_by_time
 from faithad.config.data import Data
 from faithad.config.study import Study
-from faithad.demo.making import make_mill
 from faithad.errors import RecordingError, StudyError, shown
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.cluster.shared_paths import require_visible
@@ -42,6 +41,8 @@ def index_stage(study: Study) -> Stage:
     """The index's mark: its settings, and the fingerprints of all files that it reads. Makes the demo mill first."""
     data = study.data
     if data.synthetic is not None:
+        from faithad.demo.making import make_mill  # most studies have recordings of their own
+
         make_mill(data.root, **data.synthetic.model_dump(), workers=usable_cores())
     files = folder_fingerprints(data.folders.locations, suffixes=LAYOUTS[data.layout].suffixes)
     for table in (data.annotations, data.split.csv):

@@ -102,6 +102,6 @@ def audited(finished: Study, week: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of this test session alone, which the pipelines join."""
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()

@@ -29,7 +29,8 @@ from faithad.pipelines.audit import worker as audit_worker
 from faithad.pipelines.audit.worker import ModelAudit, SharedPass
 from faithad.pipelines.cluster.machines import resources_text, wait_for_machines
 from faithad.pipelines.cluster.session import cluster_total, ray_is_ours, ray_session
-from faithad.pipelines.shards.stream import ShardRow, Tally, WorkersLost, consume, dataset
+from faithad.pipelines.shards.failures import WorkersLost
+from faithad.pipelines.shards.stream import ShardRow, Tally, consume, dataset
 from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.attempts import count_deaths

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, UserCodeException
 
 from faithad.errors import StudyError
+from faithad.pipelines.shards.failures import WorkersLost, first_cause
 from faithad.progress import Ticker
 from faithad.runs.lock import require_still_alone
 from faithad.vocabulary import duration
@@ -31,10 +31,6 @@ ShardRow = dict[str, Any]
 # A manifest of so many clips or more has at least this many shards: enough to keep some dozen workers busy until
 # shortly before the end.
 _FEWEST_SHARDS = 64
-
-
-class WorkersLost(StudyError):
-    """Processes or machines went away and Ray could not make up for it. What was written until then is there."""
 
 
 # Ray gives up after so long without progress.
@@ -100,17 +96,6 @@ def consume(results: ray.data.Dataset, *, title: str, tally: Tally) -> None:
         raise StudyError(f"The stage {title!r} stopped: {first_cause(error)}") from error
     except (RayError, SystemException) as error:
         raise WorkersLost(f"The stage {title!r} stopped: {first_cause(error)}") from error
-
-
-# The line of a traceback that names an exception, of ours or any. Ray passes the traceback of a worker on as text.
-_OURS = re.compile(r"^faithad\.errors\.(\w+: .*)$", re.MULTILINE)
-_EXCEPTION = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)(?:: .*)?)$", re.MULTILINE)
-
-
-def first_cause(error: BaseException) -> str:
-    """The first exception in the chained traceback of an error of Ray; one of ours, if there is any."""
-    match = _OURS.search(str(error)) or _EXCEPTION.search(str(error))
-    return match.group(1) if match else f"{type(error).__name__}: {error}"
 
 
 def to_bytes(table: pa.Table) -> bytes:
