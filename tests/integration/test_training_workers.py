@@ -167,7 +167,7 @@ def test_the_baselines_stand_beside_the_others(finished: Study, small_study: Cal
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"workers": 2, "cpus_per_worker": 50}, r"2 workers with 50 CPU each.*3 CPU, 0 GPU.*Lower train\.workers"),
+        ({"workers": 2, "cpus_per_worker": 50}, r"2 workers with 50 CPU each.*2 CPU, 0 GPU.*Lower train\.workers"),
         ({"gpus_per_worker": 1}, r"1 worker with 1 CPU and 1 GPU each.*train\.gpus_per_worker"),
     ],
 )
