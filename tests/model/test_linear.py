@@ -136,7 +136,8 @@ def test_the_linear_models_are_those_of_the_reference_on_field_sounds(reference_
     train, test = (read_split(name, most=50).log_mels[..., :400] for name in ("train", "test"))
     normalization = Normalization.fit([train])
     train, test = normalization.apply(train), normalization.apply(test)
-    slow_clips = [part.numpy() for part in (train, test)]
+    # In double precision: in single, the fit of the reference itself is off by 1e-3 on some processors.
+    slow_clips = [part.double().numpy() for part in (train, test)]
     if reference == "clip":
         slow_clips = [reference_module.without_median(part, np.arange(len(part))) for part in slow_clips]
     pca, ridge = fitted("frame_pca", train, reference=reference), fitted("frame_ridge", train, reference=reference)
@@ -147,5 +148,4 @@ def test_the_linear_models_are_those_of_the_reference_on_field_sounds(reference_
     }
     for name, frame_errors in found.items():
         expected = getattr(reference_module, name)(slow_clips[0])(slow_clips[1])
-        # Without AVX-512 one frame of 20,000 is off by 1.1e-3, in float64 too: it is the fit that differs.
-        np.testing.assert_allclose(frame_errors, expected, rtol=2e-3, err_msg=name)
+        np.testing.assert_allclose(frame_errors, expected, rtol=1e-3, err_msg=name)

@@ -32,7 +32,6 @@ ShardRow = dict[str, Any]
 # shortly before the end.
 _FEWEST_SHARDS = 64
 
-
 # Ray gives up after so long without progress.
 _PATIENCE_S = 600
 
