@@ -21,9 +21,6 @@ from faithad.audit.review import review_audit
 from faithad.config.study import Study
 from faithad.errors import StudyError
 from faithad.evaluation.summary import SUMMARIES, Experiment, read_sources, summarize
-from faithad.report.audit_page import render_audit_report, write_page
-from faithad.report.audit_tables import read_audit
-from faithad.report.reviewed import review_sentences
 from faithad.runs import layout
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
@@ -87,6 +84,8 @@ def evaluate_audit_and_report(audit: str, annotations: str, **tolerances: float)
 
     Args, Returns, Raises: as `audit.reference.evaluate_audit`.
     """
+    from faithad.report.audit_page import render_audit_report  # drawing takes seconds to import
+
     require_finished(audit)
     with alone_in(audit):
         lines = evaluate_audit(audit, annotations, **tolerances)
@@ -99,6 +98,10 @@ def review_audit_and_report(audit: str, decisions: str) -> str:
 
     Args, Returns, Raises: as `audit.review.review_audit`.
     """
+    from faithad.report.audit_page import write_page  # drawing takes seconds to import
+    from faithad.report.audit_tables import read_audit
+    from faithad.report.reviewed import review_sentences
+
     require_finished(audit)
     with alone_in(audit):
         lines = review_audit(audit, decisions)

@@ -27,8 +27,6 @@ from faithad.pipelines.tracked import require_trackers, track_study
 from faithad.pipelines.training.run import train_models, train_stage
 from faithad.pipelines.training.trained import damage
 from faithad.progress import console
-from faithad.report.study_page import render_report
-from faithad.report.study_tables import example_clips
 from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest, table_digest
 from faithad.runs.formats import replace_damaged
@@ -88,6 +86,9 @@ def evaluate_study(study: Study, *, redo: bool = False) -> None:
 
 def report(study: Study, *, redo: bool = False) -> None:
     """All tables → `report.html`. Replaced without `--redo` when its settings or tables changed."""
+    from faithad.report.study_page import render_report  # drawing takes seconds to import
+    from faithad.report.study_tables import example_clips
+
     stages, manifest = open_study(study)
     _need([stages.evaluate], before="evaluate")
     if stages.report.begin(redo=True):

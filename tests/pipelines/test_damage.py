@@ -24,7 +24,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines.audit.run import run_audit
-from faithad.report import render_audit_report
+from faithad.report.audit_page import render_audit_report
 from faithad.runs.prune import prune
 from faithad.settings import FeatureSettings
 from tests.full_disks import places_where_full, small_disk

@@ -29,10 +29,11 @@ from faithad.features import Normalization
 from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
-from faithad.pipelines.audit import conclusions, worker
 from faithad.pipelines.audit import run as audit_run
+from faithad.pipelines.audit import worker
 from faithad.pipelines.audit.run import run_audit
 from faithad.pipelines.audit.takes import choose_by_take
+from faithad.report import audit_page
 from faithad.runs.fingerprints import STILL_WRITTEN
 from faithad.settings import FeatureSettings
 from tests.pipelines.audits_without_ray import without_ray
@@ -51,7 +52,7 @@ LONG_AGO = 1_000_000_000
 def light() -> Iterator[None]:
     """Audits without Ray and with an empty report, which takes most of the time otherwise."""
     with without_ray(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conclusions, "render_audit_report", empty_report)
+        patch.setattr(audit_page, "render_audit_report", empty_report)
         yield
 
 
@@ -485,14 +486,14 @@ def test_annotations_of_recordings_that_come(model: Path, tmp_path: Path) -> Non
 FOLLOW = """
 import sys
 from faithad.cli_endings import ending
-from faithad.pipelines.audit import conclusions
+from faithad.report import audit_page
 from faithad.pipelines.audit.follow import follow_audit
 from pathlib import Path
 from tests.pipelines.audits_without_ray import without_ray
 from tests.pipelines.test_growth import empty_report, make_run
 model, mill, out = map(Path, sys.argv[1:])
 run = make_run(model, mill, out, "follow.every_s=0.2", "follow.settle_s=1.5")
-conclusions.render_audit_report = empty_report
+audit_page.render_audit_report = empty_report
 with ending("audit"), without_ray():
     how = {"redo": False, "retry_failed": False, "accept_missing": False}
     outcome = follow_audit(run, **how, say=lambda text: print(text, flush=True))

@@ -25,7 +25,7 @@ from faithad.model.checkpoint import TrainedModel, save_model
 from faithad.model.skip_cae_transformer import SkipCAETransformer
 from faithad.pipelines import cutting, headers, index
 from faithad.pipelines.audit.run import run_audit
-from faithad.report import render_audit_report
+from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import same_bytes
 from faithad.settings import FeatureSettings

@@ -22,8 +22,8 @@ from faithad.config.study import load_study
 from faithad.errors import ConfigError, StudyError
 from faithad.model.checkpoint import load_model
 from faithad.pipelines.study import STAGES
-from faithad.report import render_report
 from faithad.report.audit_page import render_audit_report
+from faithad.report.study_page import render_report
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from faithad import storage
-from faithad.report import render_report
+from faithad.report.study_page import render_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

@@ -19,14 +19,15 @@ from typer.testing import CliRunner
 
 from faithad import cli, parquet, schemas, storage
 from faithad.errors import ConfigError, StudyError
-from faithad.report import drawing, render_audit_report, render_report, style
+from faithad.report import drawing, style
 from faithad.report.audit_figures import audit_drawings
-from faithad.report.audit_page import time_line
+from faithad.report.audit_page import render_audit_report, time_line
 from faithad.report.audit_tables import read_audit
 from faithad.report.drawing import COLUMNS_IN, Drawing
 from faithad.report.figures import write_figures
 from faithad.report.paper_tables import paper_tables, write_tables
 from faithad.report.study_figures import study_drawings
+from faithad.report.study_page import render_report
 from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.words import UNKNOWN
 from tests.report.audit.conftest import build_audit

@@ -16,8 +16,8 @@ import yaml
 
 from faithad import parquet, schemas, storage
 from faithad.errors import StudyError
-from faithad.report import published, render_search_report
-from faithad.report.search_page import search_section
+from faithad.report import published
+from faithad.report.search_page import render_search_report, search_section
 from faithad.report.search_tables import cells, read_search
 from faithad.report.search_views import heat_maps, scatter_figure
 

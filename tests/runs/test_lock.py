@@ -25,9 +25,9 @@ from faithad.audit.steps import SCORE
 from faithad.clips.manifest import Recording
 from faithad.config.study import load_study
 from faithad.errors import StudyError
-from faithad.pipelines import study as study_stages
 from faithad.pipelines.audit.conclusions import withdraw_conclusions
 from faithad.pipelines.study import STAGES
+from faithad.report import study_page
 from faithad.runs import layout, lock
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.stages import Stage
@@ -205,7 +205,7 @@ def test_a_command_that_was_overtaken_leaves_the_other_ones_page(
     root = shutil.copytree(released_study, tmp_path / "study")
     study = load_study(str(root / layout.STUDY), overrides=[f"root={root}"])
     STAGES["evaluate"](study)  # 0.1.0 had fewer summaries
-    render = study_stages.render_report
+    render = study_page.render_report
 
     def render_late(root: str) -> None:
         take_over(root)
@@ -213,7 +213,7 @@ def test_a_command_that_was_overtaken_leaves_the_other_ones_page(
         time.sleep(2)  # a busy machine notices it late
         render(root)
 
-    monkeypatch.setattr(study_stages, "render_report", render_late)
+    monkeypatch.setattr(study_page, "render_report", render_late)
     with pytest.raises(StudyError, match="Another run has taken over"):
         STAGES["report"](study)
     assert (root / layout.REPORT).read_text() == "the page of the other driver"

@@ -33,7 +33,9 @@ from faithad.clips.problems import ProblemList
 from faithad.config.study import load_study
 from faithad.errors import ConfigError, StudyError, shown
 from faithad.progress import console
-from faithad.report import render_audit_report, render_report, render_search_report
+from faithad.report.audit_page import render_audit_report
+from faithad.report.search_page import render_search_report
+from faithad.report.study_page import render_report
 from faithad.runs.stages import Stage
 from tests.report.audit.conftest import build_audit
 from tests.report.conftest import Page

@@ -29,7 +29,9 @@ from faithad.config.audit import is_study, load_audit_run
 from faithad.config.study import load_study
 from faithad.errors import AnnotationError, CheckpointError, ConfigError, FaithadError, RecordingError, StudyError
 from faithad.model.checkpoint import load_model, read_state
-from faithad.report import render_audit_report, render_report, render_search_report
+from faithad.report.audit_page import render_audit_report
+from faithad.report.search_page import render_search_report
+from faithad.report.study_page import render_report
 from faithad.runs.tables import read_whole
 from tests.report.audit.conftest import build_audit
 from tests.report.study.conftest import build_study

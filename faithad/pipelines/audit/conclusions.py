@@ -16,7 +16,6 @@ from faithad.audit.raised_alarm import normal_scores
 from faithad.audit.reasons import reasons_table, verdict_of, with_method
 from faithad.audit.sounds import event_sounds
 from faithad.pipelines.audit.open_audit import OpenAudit, misfits_of, write_settings
-from faithad.report.audit_page import render_audit_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import require_still_alone
@@ -43,6 +42,8 @@ def conclude(audit: OpenAudit, explain: Stage, *, again: bool) -> pa.Table | Non
     Returns:
         The sounds of the events, if they are known.
     """
+    from faithad.report.audit_page import render_audit_report  # drawing takes seconds to import
+
     run = audit.run
     index, inputs = parquet.read_table(storage.join(run.out, layout.INDEX_LEDGER)), read_inputs(run.out)
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}

@@ -16,8 +16,7 @@ import pytest
 
 from faithad import parquet, schemas, storage
 from faithad.errors import StudyError
-from faithad.report import render_audit_report
-from faithad.report.audit_page import time_line
+from faithad.report.audit_page import render_audit_report, time_line
 from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, AuditTables, read_audit
 from faithad.report.trust import trust_of
 from faithad.vocabulary import POOLINGS

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from faithad.report import render_audit_report
+from faithad.report.audit_page import render_audit_report
 from tests.report.audit.conftest import build_audit
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,7 +12,7 @@ import pytest
 
 from faithad import parquet
 from faithad.pipelines.evaluate import review_audit_and_report
-from faithad.report import render_audit_report
+from faithad.report.audit_page import render_audit_report
 from tests.report.audit.conftest import build_audit
 from tests.report.browser.conftest import Open
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faithad.report import render_report
+from faithad.report.study_page import render_report
 from tests.report.browser.conftest import Open
 from tests.report.browser.test_audit_page import WIDTHS, wait
 from tests.report.study.conftest import build_study, write_sounds

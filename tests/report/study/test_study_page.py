@@ -21,8 +21,9 @@ import yaml
 from faithad import parquet, schemas, storage
 from faithad.attribution import methods as attribution
 from faithad.errors import StudyError
-from faithad.report import render_report, style
+from faithad.report import style
 from faithad.report.findings import alarm_rows, few_normals, few_recordings, missing_runs
+from faithad.report.study_page import render_report
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 from tests.report.study.conftest import write_sounds
 
