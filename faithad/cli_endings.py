@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and what is said last."""
+"""How a command ends: its exit status, and its last message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from faithad.errors import FaithadError
 
 # Exit status of a command that Ctrl-C ended.
 _INTERRUPTED = 128 + signal.SIGINT
-# Commands that keep what an interrupted one has done.
+# Commands whose results stay when they are interrupted.
 _GO_ON = ("train", "calibrate", "audit", "search", "study")
 # For how long a second SIGTERM counts as the first one.
 _UNWINDING_S = 10.0
@@ -20,7 +20,7 @@ _UNWINDING_S = 10.0
 
 @contextlib.contextmanager
 def ending(command: str) -> Iterator[None]:
-    """Run a command in the block. What a user can act on is said in one message, last, without a traceback.
+    """Run a command in the block. An error that a user can act on becomes one last message, without a traceback.
 
     SIGTERM, by which `timeout`, Slurm and Kubernetes end a command, unwinds it as Ctrl-C does.
     """

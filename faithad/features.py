@@ -29,7 +29,7 @@ POWER_FLOOR = 1e-10
 MIN_STD = 1e-3
 # A band covers few bins, so most products of all bands with all bins would be zero.
 _BANDS_AT_ONCE = 10
-# How much of a long recording its spectrum rests on: so many seconds, and so many clips where these are long.
+# How much of a long recording its spectrum rests on: this many seconds, and this many clips where these are long.
 _MOST_HEARD_S, _FEWEST_CLIPS = 120.0, 3
 
 
@@ -88,7 +88,7 @@ def fill_up(spectrogram: Tensor, n_frames: int) -> Tensor:
         return spectrogram
     if n == 1:
         return spectrogram.expand(*spectrogram.shape[:-1], n_frames)
-    # The last frame of a run is not said twice: it lies on the mirror.
+    # The last frame of a run is not repeated: it lies on the mirror.
     runs = [spectrogram.flip(-1)[..., 1:], spectrogram[..., 1:]]
     n_runs = -(-(n_frames - n) // (n - 1))
     return torch.cat([spectrogram, *(runs[k % 2] for k in range(n_runs))], dim=-1)[..., :n_frames]
@@ -113,11 +113,11 @@ def clip_log_mel(
 
 
 def recording_spectrum(uri: str, *, channel: int | None, settings: FeatureSettings) -> Tensor:
-    """The median level of each mel band over a recording, (F,): what the reference "recording" is.
+    """The median level of each mel band over a recording, (F,): the reference "recording".
 
-    It is that of all clips of up to two minutes, and of a longer recording that of two minutes of its clips, which lie
-    evenly between the first and the last one. So it depends on nothing but the recording. A clip that cannot be decoded
-    or holds no sound is left out where there are others. A recording that is shorter than a clip is filled up, as for a
+    Up to two minutes, it is taken over all clips; of a longer recording, over two minutes of clips that lie evenly
+    between the first and the last one. So it depends on nothing but the recording. A clip that cannot be decoded or
+    holds no sound is left out where there are others. A recording that is shorter than a clip is filled up, as for a
     model, and so has the median spectrum of its only clip.
 
     Args:
@@ -217,8 +217,8 @@ class Normalization:
         return cls(mean=torch.tensor(mean, dtype=torch.float32), std=torch.tensor(std, dtype=torch.float32))
 
     def apply(self, x: Tensor, references: Tensor | None = None) -> Tensor:
-        """Features (..., F, T) as normalised spectrograms: less `references` (..., F) if they are given, else less the
-        mean.
+        """Features (..., F, T) as normalised spectrograms: minus `references` (..., F) if they are given, else minus
+        the mean.
         """
         return (x - self._column(self.mean if references is None else references, x)) / self._column(self.std, x)
 
@@ -227,7 +227,7 @@ class Normalization:
         return x * self._column(self.std, x) + self._column(self.mean if references is None else references, x)
 
     def offsets(self, references: Tensor | None) -> Tensor | None:
-        """How much less `apply` gives with references (..., F) than without, (..., F); None without references."""
+        """By how much `apply` is lower with references (..., F) than without, (..., F); None without references."""
         return None if references is None else self.apply(references[..., None])[..., 0]
 
     @staticmethod

@@ -98,9 +98,9 @@ def _parsed(
     may_lack: Collection[str],
 ) -> pa.Table:
     """The rows of an opened Parquet file, as `read_rows`; a damaged one raises an error of Arrow."""
-    there = _require_one_schema(source)
+    names = _require_one_schema(source)
     if columns is not None:
-        columns = [column for column in columns if column in there or column not in may_lack]
+        columns = [column for column in columns if column in names or column not in may_lack]
     try:
         return plain(pq.read_table(source, columns=columns, filters=condition, page_checksum_verification=True), file)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an extension type cannot be filtered

@@ -39,7 +39,7 @@ class Ticker:
         self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
-        """Show that `done` of the total are finished, with a note beside it."""
+        """Show that `done` of the total are finished, followed by a note."""
         self._done, self._note = done, note
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)

@@ -34,7 +34,7 @@ def events(audit: str | Path) -> pd.DataFrame:
 
 
 def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A table of a study or of an audit, the shards and models of which come as one frame.
+    """A table of a study or of an audit, with all shards and models in one frame.
 
     Args:
         root: of a study, or the folder of an audit; a local path or a URI.
@@ -47,10 +47,10 @@ def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = 
     """
     require_readable(str(root))
     if not table_files(str(root), table):
-        there = ", ".join(_tables_in(str(root))) or "no table at all"
+        names = ", ".join(_tables_in(str(root))) or "no table at all"
         if table == "spectrograms" and SPECTROGRAMS in pruned(str(root)):
             raise StudyError(f"`faithad prune` removed the table {table!r} from {root}. An audit makes it again.")
-        raise StudyError(f"There is no table {table!r} in {root}, but {there}. Check the folder, and the table's name.")
+        raise StudyError(f"There is no table {table!r} in {root}, but {names}. Check the folder, and the table's name.")
     wanted = None if columns is None else list(columns)
     if table == "manifest":  # older ones lack columns
         manifest = read_manifest(str(root))
@@ -61,7 +61,7 @@ def read_table(root: str | Path, table: str, *, columns: Sequence[str] | None = 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """What lies in a study's root.
+    """The contents of a study's root.
 
     Attributes:
         root: a local path or a URI.
@@ -86,7 +86,7 @@ class StudyResults:
 
 
 def open_study(root: str | Path) -> StudyResults:
-    """Look at a study that has run, as far as it has.
+    """Open a study that has run, in whole or in part.
 
     Args:
         root: of the study, a local path or a URI.

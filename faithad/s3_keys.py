@@ -1,4 +1,4 @@
-"""Objects of S3 whose key has an empty part, such as `week//day.wav`: pyarrow lists them and opens none; boto3 does.
+"""Objects of S3 whose key has an empty part, such as `week//day.wav`: pyarrow only lists them; boto3 opens them.
 
 boto3 is optional (`pip install "faithad[s3]"`), since few buckets have such keys.
 """

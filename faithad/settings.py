@@ -1,4 +1,4 @@
-"""What the core is told: constants of features, training and attribution, as plain values. Without torch.
+"""The settings of the core: constants of features, training and attribution, as plain values. Without torch.
 
 A study's YAML sets them (see `config`); a notebook makes them itself.
 """
@@ -14,11 +14,11 @@ from faithad.errors import ConfigError
 
 # Of matrix products and convolutions.
 Precision = Literal["float32", "tf32", "bfloat16"]
-# No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few beside 256 gradients.
+# No mode with CUDA graphs: they overwrite what an earlier pass gave, and launches are few compared with 256 gradients.
 Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
 # Where the paths of the path methods begin.
 Baseline = Literal["zero", "normals"]
-# What a clip is taken less before a model takes it in.
+# What is subtracted from a clip before a model takes it in.
 Reference = Literal["none", "recording"]
 # Gauss-Legendre nodes of Integrated Gradients; `auto`: as many as each clip needs.
 Steps = int | Literal["auto"]
@@ -80,7 +80,7 @@ class FeatureSettings:
                 )
 
     def as_json(self) -> dict[str, Any]:
-        """All values; without a reference, as releases that had none wrote them."""
+        """All values; without a reference, in the form of the releases that had none."""
         values = asdict(self)
         return values if self.reference != "none" else {key: values[key] for key in values if key != "reference"}
 
@@ -114,7 +114,8 @@ class TrainingSettings:
     """Constants of one training. `mask_ratio` None trains a plain autoencoder.
 
     `schedule`, with `restart_period`, `warmup_epochs`: see `learning_rate`. `divergence_factor`: a validation loss
-    above so many times the best one counts as diverged. `precision`, `optimizer`: see `low_precision`, `new_optimizer`.
+    above this many times the best one counts as diverged. `precision`, `optimizer`: see `low_precision`,
+    `new_optimizer`.
     """
 
     epochs: int
@@ -193,7 +194,7 @@ NOT_CHECKED = Checks(0, 0, 0)
 
 
 def frames_in(duration_s: float, frames_per_s: float) -> int:
-    """Centred frames of so much sound: the first one lies on its start, the last one on its end or before it."""
+    """Centred frames of this much sound: the first one lies on its start, the last one on its end or before it."""
     return 1 + math.floor(duration_s * frames_per_s + _ROUNDING_FRAMES)
 
 

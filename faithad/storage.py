@@ -52,7 +52,7 @@ _REFUSED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|HTTP status 403")
 
 _FLUSHES_AT_ONCE = 16
 
-# How a disk answers that is full, or of which a user has filled his part.
+# The errors of a disk that is full, or of which a user has filled his part.
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of this user is used up"}
 
 Result = TypeVar("Result")
@@ -172,8 +172,8 @@ def asked_again(location: str, ask: Callable[[], Result]) -> Result:
     return ask()
 
 
-# Arrow's threads drop a table's file a moment after it was read. Were theirs the last reference, they would need the
-# interpreter, and abort the process where that is ending.
+# Arrow's threads drop a table's file a moment after it was read. If their reference were the last one, they would need
+# the interpreter, and abort the process where that is ending.
 _kept: deque[pa.PythonFile] = deque(maxlen=64)
 
 

@@ -1,4 +1,4 @@
-"""Names that several rooms of the house share, and how things are counted and listed in sentences. Without torch."""
+"""Names that several packages of faithad share, and how things are counted and listed in sentences. Without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 
-class Pooling(NamedTuple):
+class AlarmPooling(NamedTuple):
     """How the errors of a clip's cells become its score. A new pooling is a row of `ERROR_POOLINGS`.
 
     Attributes:
@@ -25,8 +25,8 @@ class Pooling(NamedTuple):
 
 # Of one model.
 ERROR_POOLINGS = {
-    "mean": Pooling("score", "whole clip", "the clip's mean error"),
-    "worst_second": Pooling("worst_second_score", "worst second", "the clip's worst second"),
+    "mean": AlarmPooling("score", "whole clip", "the clip's mean error"),
+    "worst_second": AlarmPooling("worst_second_score", "worst second", "the clip's worst second"),
 }
 # `fitted` is any score but the paper's, `ensemble` that of a model that `faithad train --normals` has made, see
 # `faithad.scoring`.
@@ -34,8 +34,8 @@ FITTED, ENSEMBLE = "fitted", "ensemble"
 POOLINGS = ChainMap(
     ERROR_POOLINGS,
     {
-        FITTED: Pooling("score", "fitted score", "the clip's fitted score", has_ratio=False),
-        ENSEMBLE: Pooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False),
+        FITTED: AlarmPooling("score", "fitted score", "the clip's fitted score", has_ratio=False),
+        ENSEMBLE: AlarmPooling("score", "ensemble", "the sum of its models' calibrated scores", has_ratio=False),
     },
 )
 
@@ -58,7 +58,7 @@ CHANNEL_NAMES: tuple[ChannelName, ...] = get_args(ChannelName)
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 # How maps are judged. `paper`: as in Deschênes et al. 2026. `corrected`: frames by rank, all models on one frame grid,
-# flat curves left out, faithfulness with its sign and beside chance.
+# flat curves left out, faithfulness with its sign and compared with chance.
 PAPER, CORRECTED = "paper", "corrected"
 
 # Files that are recordings, and files that are one clip's spectrogram; compared without case.
@@ -78,7 +78,7 @@ def listed(items: Sequence[str], *, most: int = 10, separator: str = ", ") -> st
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """So many significant digits, never as a power of ten: `0.56`, `260`, `3,600`."""
+    """A number with this many significant digits, never as a power of ten: `0.56`, `260`, `3,600`."""
     return f"{float(f'{value:.{digits}g}'):,.10g}"
 
 

@@ -6,10 +6,10 @@ look at the clip itself share one pass.
 
 A micro-batch holds:
 1. On a CPU, points of one method and one clip only. Each clip and method is cut into micro-batches in the same way
-   whatever is computed beside it, and one thread computes each. So a map is the same to the last bit in every batch,
-   order and process, with any number of threads and any other methods. With a fast form of the network it is also the
-   same for any size of the micro-batch, as far as the tests can show; other networks round differently in a batch of
-   another size.
+   whatever else is computed, and one thread computes each. So a map is the same to the last bit in every batch, order
+   and process, with any number of threads and any other methods. With a fast form of the network it is also the same
+   for any size of the micro-batch, as far as the tests can show; other networks round differently in a batch of another
+   size.
 2. On a GPU, any points of equally long clips: a GPU needs many at once, and its sums are not repeatable to the last
    bit anyhow.
 
@@ -37,9 +37,9 @@ from faithad.attribution.methods import (
     CHANGE,
     FIRST_STEPS,
     MOST_STEPS,
-    Evaluation,
     Method,
     Needs,
+    NetworkEvaluation,
     Points,
     choose_methods,
 )
@@ -77,7 +77,7 @@ class _Run(NamedTuple):
     clip: int
     method: Method | None
     points: Points
-    evaluation: Evaluation
+    evaluation: NetworkEvaluation
 
 
 def attribute_batch(
@@ -106,7 +106,7 @@ def attribute_batch(
         methods: names from `METHODS`.
         settings: the constants of the methods.
         seed: of the noise, together with each clip's id.
-        clip_ids: B names; the same clip has the same noise whatever is computed before or beside it.
+        clip_ids: B names; the same clip has the same noise whatever else is computed.
         n_frames: how many frames of each clip hold sound; all T by default. The rest of x is not looked at.
         micro_batch: the most spectrograms in one pass (on a CPU: of each thread). None: a size that suits the device.
         precision: of matrix products and convolutions, see `fast_network`.
@@ -207,15 +207,15 @@ class _Stream:
         self.watched = threading.local()
 
     def maps(self, limit: int) -> dict[str, Tensor]:
-        """The maps (B, F, T) of all methods, with so many points in one pass at most."""
+        """The maps (B, F, T) of all methods, with at most `limit` points in one pass."""
         maps = {method.name: torch.zeros_like(self.x) for method in self.methods}
         with self.watching():
             batches = MicroBatches(self.evaluate, limit=limit, device=self.x.device)
-            at_the_clips: dict[int, Evaluation] = {}
+            at_the_clips: dict[int, NetworkEvaluation] = {}
             for _, runs in batches.results(self.groups()):
                 for run in runs:
                     if run.method is None:
-                        at_the_clips[run.clip] = Evaluation(run.evaluation.error, run.evaluation.reconstruction)
+                        at_the_clips[run.clip] = NetworkEvaluation(run.evaluation.error, run.evaluation.reconstruction)
                     for method in [run.method] if run.method else self.methods_at_the_clip:
                         part = method.reduce(run.points, run.evaluation, at_the_clips.get(run.clip))
                         maps[method.name][run.clip, :, : self.n_frames[run.clip]] += part
@@ -291,7 +291,7 @@ class _Stream:
         noise = Noise(self.seed, self.clip_ids[clip], method.name, self.normals)
         return method.points(own, [pair.sample for pair in run], self.settings, noise)
 
-    def _evaluate(self, points: Tensor, needs: Needs, clip_ids: Sequence[str]) -> Evaluation:
+    def _evaluate(self, points: Tensor, needs: Needs, clip_ids: Sequence[str]) -> NetworkEvaluation:
         if needs == "forward":
             with torch.no_grad():
                 return self._errors(self.network, points, clip_ids)
@@ -306,7 +306,7 @@ class _Stream:
             activation: Tensor | None = vars(self.watched).pop("output", None)
             if needs == "gradient":
                 (gradient,) = torch.autograd.grad(error.sum(), points)
-                return Evaluation(error.detach(), reconstruction.detach(), gradient, cells=cells)
+                return NetworkEvaluation(error.detach(), reconstruction.detach(), gradient, cells=cells)
             if activation is None:
                 raise ConfigError(
                     f"{type(network).__name__} does not call the layer that its attribute grad_cam_layer names, "
@@ -315,9 +315,9 @@ class _Stream:
                 )
             gradients = torch.autograd.grad(error.sum(), (points, activation))
         seen = (error.detach(), reconstruction.detach(), gradients[0], activation.detach(), gradients[1])
-        return Evaluation(*seen, network_frames=self.x.shape[2], cells=cells)
+        return NetworkEvaluation(*seen, network_frames=self.x.shape[2], cells=cells)
 
-    def _errors(self, network: nn.Module, points: Tensor, clip_ids: Sequence[str]) -> Evaluation:
+    def _errors(self, network: nn.Module, points: Tensor, clip_ids: Sequence[str]) -> NetworkEvaluation:
         """The explained error of each point, and the reconstruction."""
         if self.score is None:
             return _compare(points, self._reconstruct(network, points))
@@ -327,7 +327,7 @@ class _Stream:
         detector = replace(self.score, network=watchable(network))
         with low_precision(self.precision, points.device):
             cells = detector.cells(fill_up(points, self.x.shape[2]), clip_ids)[..., : points.shape[2]]
-        return Evaluation(detector.pool(cells).to(points.dtype), reconstruction, cells=cells)
+        return NetworkEvaluation(detector.pool(cells).to(points.dtype), reconstruction, cells=cells)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -360,14 +360,14 @@ class _Stream:
 
 
 def _baselines(settings: AttributionSettings, normals: Tensor | None, x: Tensor) -> Tensor | None:
-    """The normals that baselines are drawn from, beside the clips; None where baselines are zero."""
+    """The normals that baselines are drawn from, on the device of the clips; None where baselines are zero."""
     if settings.baseline == "zero":
         return None
     if normals is None or not len(normals) or normals.shape[1:] != x.shape[1:]:
-        found = "none" if normals is None else str(tuple(normals.shape))
+        shape = "none" if normals is None else str(tuple(normals.shape))
         raise ConfigError(
             f"baseline is {settings.baseline!r}, which needs normals of the clips' shape, (normals, {x.shape[1]}, "
-            f"{x.shape[2]}); found {found}. Give the model's own, or set baseline to 'zero'."
+            f"{x.shape[2]}); found {shape}. Give the model's own, or set baseline to 'zero'."
         )
     return normals.to(x.device, x.dtype)
 
@@ -395,13 +395,13 @@ def _spans_clips(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _compare(points: Tensor, reconstruction: Tensor) -> Evaluation:
-    return Evaluation(mse_per_clip(reconstruction, points), reconstruction)
+def _compare(points: Tensor, reconstruction: Tensor) -> NetworkEvaluation:
+    return NetworkEvaluation(mse_per_clip(reconstruction, points), reconstruction)
 
 
-def _rows(evaluation: Evaluation, rows: slice) -> Evaluation:
+def _rows(evaluation: NetworkEvaluation, rows: slice) -> NetworkEvaluation:
     parts = (part[rows] if isinstance(part, Tensor) else part for part in evaluation)
-    return Evaluation(*parts)  # type: ignore[arg-type]
+    return NetworkEvaluation(*parts)  # type: ignore[arg-type]
 
 
 def _clip_and_method(pair: _Pair) -> tuple[int, str]:

@@ -48,7 +48,7 @@ class Points(NamedTuple):
     factor: Tensor
 
 
-class Evaluation(NamedTuple):
+class NetworkEvaluation(NamedTuple):
     """The network's results at N points; None where a result was not asked for.
 
     Attributes:
@@ -86,7 +86,7 @@ class Method:
             has no points of its own, or needs forward passes only.
         points: from (clip (F, T), numbers of the wanted points, settings, noise) to those points; None for the clip
             itself.
-        n_points: from (settings, (F, T)) to the number of points beside the clip itself.
+        n_points: from (settings, (F, T)) to the number of points other than the clip itself.
         stochastic: whether the map depends on noise, hence on a seed, also where baselines are zero.
     """
 
@@ -95,31 +95,31 @@ class Method:
     reference: str
     signed: bool
     needs: Needs
-    reduce: Callable[[Points, Evaluation, Evaluation | None], Tensor]
+    reduce: Callable[[Points, NetworkEvaluation, NetworkEvaluation | None], Tensor]
     points: Callable[[Tensor, Sequence[int], AttributionSettings, Noise], Points] | None = None
     n_points: Callable[[AttributionSettings, tuple[int, int]], int] = lambda settings, shape: 0
     stochastic: bool = False
 
 
-def _errors(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _errors(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     if evaluation.cells is not None:
         return evaluation.cells.sum(dim=0)
     return (evaluation.reconstruction - points.at).square().sum(dim=0)
 
 
-def _gradients(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _gradients(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     return (points.factor * _given(evaluation.gradient)).sum(dim=0)
 
 
-def _magnitudes(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _magnitudes(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     return (points.factor * _given(evaluation.gradient).abs()).sum(dim=0)
 
 
-def _input_times_gradient(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _input_times_gradient(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     return (points.at * _given(evaluation.gradient)).sum(dim=0)
 
 
-def _weighted_channels(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _weighted_channels(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     from faithad.attribution.tensors import resized
 
     # Without a ReLU: the channels that lower the error count as much as those that raise it.
@@ -130,7 +130,7 @@ def _weighted_channels(points: Points, evaluation: Evaluation, clip: Evaluation 
     return maps[:, 0].sum(dim=0)
 
 
-def _drops(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _drops(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     drops = _given(clip).error - evaluation.error
     return (points.factor * drops[:, None, None]).sum(dim=0)
 
@@ -146,7 +146,7 @@ def _n_steps(settings: AttributionSettings) -> int:
     return FIRST_STEPS if steps == "auto" else steps
 
 
-def _error_sums(points: Points, evaluation: Evaluation, clip: Evaluation | None) -> Tensor:
+def _error_sums(points: Points, evaluation: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
     return (points.factor * evaluation.error[:, None, None]).sum(dim=0)
 
 

@@ -1,6 +1,4 @@
-"""Noise and baselines that are a function of keys, so that a clip's maps do not depend on what is computed before or
-beside it.
-"""
+"""Noise and baselines that are a function of keys, so that a clip's maps do not depend on what else is computed."""
 
 from __future__ import annotations
 

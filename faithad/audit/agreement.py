@@ -22,7 +22,7 @@ from faithad.runs import layout
 from faithad.runs.tables import read_events
 from faithad.vocabulary import count, listed
 
-# What of an event is matched with the reference; values of `detections` in `summary/events`.
+# The part of an event that is matched with the reference; values of `detections` in `summary/events`.
 EVENTS, SECONDS = "events", "seconds"
 # Spans that share less than this overlap by rounding alone.
 _SHORTEST_S = 0.001
@@ -34,9 +34,9 @@ class ReferenceIntervals:
 
     Attributes:
         marked: all of them as they were given, and windows in which the expert marked no interval.
-        stretches: that lie, at least in part, in clips that were scored.
-        not_heard: the others.
-        n_whole: how many windows without an interval count whole.
+        stretches: the intervals that lie, at least in part, in clips that were scored.
+        not_heard: the other intervals.
+        n_whole: how many scored windows without an interval count as one interval each.
     """
 
     marked: list[Stretch]
@@ -51,7 +51,7 @@ def reference_intervals(audit: str, reference: Iterable[Annotation], scored: pa.
         (clip["recording"], (clip["onset_s"], clip["onset_s"] + clip["duration_s"]))
         for clip in scored.select(["recording", "onset_s", "duration_s"]).to_pylist()
     )
-    # Of the ledger, because a recording that gave no score may be called the same as another one.
+    # From the ledger: a recording without a score may have the same file name as one with a score.
     names = parquet.read_table(storage.join(audit, layout.LEDGER), columns=["recording"])["recording"].to_pylist()
     recordings_of = look_up(names)
     marked: list[Stretch] = []
@@ -77,7 +77,7 @@ def _is_heard(span: Span, audited: Sequence[Span]) -> bool:
 
 
 def event_stretches(audit: str) -> dict[str, list[list[Stretch]]]:
-    """The stretches of each event, and each stretch of the seconds that carry them by itself."""
+    """The stretches of each event; and the stretches of the seconds that carry the events, each by itself."""
     events = read_events(audit).select(["parts", "seconds"]).to_pylist()
     return {
         EVENTS: [_stretches(event["parts"]) for event in events],

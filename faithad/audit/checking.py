@@ -14,7 +14,7 @@
 
     seconds                         that the method takes for the clip when it is computed alone
 
-All are of the frames that the protocol `corrected` judges. `randomisation` to `sensitivity` are for the
+All checks concern the frames that the protocol `corrected` judges. `randomisation` to `sensitivity` are for the
 clips that are checked for sanity, each of which is explained 14 times more, and `seconds` are those of one clip.
 
 Shape letters: B clips, F mel bands, T frames, N inputs of one clip, G groups of mel bands.
@@ -96,7 +96,7 @@ class CheckedClip(NamedTuple):
 
 
 def check_clip(model: AuditModel, checked: CheckedClip) -> list[TableRow]:
-    """The rows of one deep clip; none where it has no error to explain."""
+    """The rows of one deep clip; no rows where the clip has no error to explain."""
     if checked.error == 0:
         return []
     rows = [*_other_replacements(model, checked), *_deletion_and_insertion(model, checked), *_bands(model, checked)]
@@ -275,7 +275,8 @@ def max_sensitivity(of_clip: Reals, of_perturbed: Reals) -> float:
 
 
 def reset_networks(network: nn.Module, x: Tensor) -> Iterator[tuple[float, nn.Module]]:
-    """Copies of a network with more and more of its layers reset, from the output inwards, each with its share.
+    """Copies of a network with more and more layers reset, from the output inwards, each with the share of reset
+    layers.
 
     Layers are modules that hold parameters of their own, in the order in which they are called for a clip x (F, T). A
     fitted model has none, and gives no copies.
@@ -312,7 +313,7 @@ def _holds_parameters(module: nn.Module) -> bool:
 
 
 def _reset(module: nn.Module) -> None:
-    """As before any training; parameters of a module that cannot do so get a normal distribution as wide as theirs."""
+    """Reset a module as before any training; without a reset of its own, it gets normal values of the same spread."""
     for name in ("reset_parameters", "_reset_parameters"):
         if hasattr(module, name):
             getattr(module, name)()
@@ -352,11 +353,11 @@ def _maps(
         score=model.detector,
         normals=model.trained.normals,
     )
-    return {name: found[..., : x.shape[-1]].cpu().numpy().astype(np.float64) for name, found in maps.items()}
+    return {name: map_[..., : x.shape[-1]].cpu().numpy().astype(np.float64) for name, map_ in maps.items()}
 
 
 def _score(model: AuditModel, checked: CheckedClip) -> ClipScore | None:
-    """What E is, if it is not the mean squared error; of inputs that are all made from one clip."""
+    """The score E of inputs that are all made from one clip; None where E is the mean squared error."""
     detector, clip_id = model.detector, checked.clip.row["clip_id"]
     if detector is None:
         return None

@@ -103,8 +103,9 @@ def keep_examples(clips: pa.Table, n: int) -> pa.Table:
 def mark_deep(clips: pa.Table, checks: Checks, *, seed: int) -> pa.Table:
     """The clips with columns `deep`, `sanity` and `timed`: what is checked of each, see `Checks`.
 
-    Every annotated clip comes first, then the others. Of either, one clip of each recording comes before the second of
-    any, since verdicts count recordings. Which one, the seed keys; clips of other recordings do not change it.
+    Every annotated clip comes first, then the others. In both groups, one clip of each recording comes before a second
+    one of any recording, since verdicts count recordings. The seed decides which clip that is; clips of other
+    recordings do not change it.
     """
     ids, annotated, recordings = (clips[name].to_pylist() for name in ("clip_id", "annotated", "recording"))
     by_key = sorted(range(len(ids)), key=lambda clip: key_of(seed, ids[clip], "deep"))

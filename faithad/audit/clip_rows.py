@@ -39,14 +39,14 @@ class Scored(NamedTuple):
 
     Attributes:
         x: the network's input, (B, F, T).
-        outputs: its reconstruction, (B, F, T); what a model that does not reconstruct gives; None where it is not
-            needed.
+        outputs: the network's reconstruction, (B, F, T), or what a model that does not reconstruct returns; None where
+            it is not needed.
         errors: the error of each cell, (B, F, T), on the CPU; None of a model that gives a score only.
         explained: the score that is explained, (B,).
         scores: the score that is written, (B,): calibrated, and of an ensemble the sum.
-        paper: the mean squared error beside another score, (B,); None where it is not known.
+        paper: the mean squared error, where another score is written, (B,); None where it is not known.
         n_frames: how many frames of each clip hold sound.
-        references: the spectra (B, F) of the clips' recordings, which x lacks; None where it lacks nothing.
+        references: the spectra (B, F) of the clips' recordings that were subtracted from x; None where nothing was.
     """
 
     x: Tensor
@@ -68,7 +68,7 @@ def clip_rows(
     *,
     ensemble: TrainedEnsemble | None = None,
 ) -> dict[str, list[TableRow]]:
-    """The rows of all tables, of clips that one model explains; the tables name the ensemble if it is a member."""
+    """The rows of all tables for clips that one model explains. Rows of an ensemble's member name the ensemble."""
     rows: dict[str, list[TableRow]] = {table: [] for table in TABLES}
     trained = model.trained
     x, outputs, errors, explained, scores, paper, n_frames, references = scored

@@ -1,8 +1,8 @@
 """From alarmed clips to events: when something happened, how strong it was, and which seconds and mel bands carry it.
 
-Where alarmed clips are above the threshold, see `alarmed_clips`, is an event: what lies at most `merge_gap_s` apart is
-one, within a recording and across recordings of one recorder that continue each other by the clock. So a clip may hold
-several events.
+An event is where alarmed clips are above the threshold, see `alarmed_clips`. Stretches that lie at most `merge_gap_s`
+apart are one event, within a recording and across recordings of one recorder that continue each other by the clock. So
+a clip may hold several events.
 
 Conventions
     Times are seconds from the start of a recording, half-open; clips may overlap.
@@ -40,7 +40,7 @@ from faithad.vocabulary import POOLINGS
 EventRow = dict[str, Any]  # of schemas.EVENTS, or some columns of one
 
 
-class _Stretch(NamedTuple):
+class _AlarmedStretch(NamedTuple):
     """Where an alarm is in one clip, in seconds from the start of its recording."""
 
     clip: AlarmedClip
@@ -80,8 +80,8 @@ def find_events(
         scores: schemas.SCORES of one model and seed; rows in any order.
         manifest: schemas.MANIFEST with all clips, also those without alarm.
         alarm: which score alarms, and above what.
-        explanations: rows of schemas.attributions; of other methods and of clips without an alarm none is used.
-        faithfulness: rows of schemas.FAITHFULNESS; of other methods, modes, percentiles and clips none is used.
+        explanations: rows of schemas.attributions; rows of other methods and of clips without an alarm are ignored.
+        faithfulness: rows of schemas.FAITHFULNESS; those of other methods, modes, percentiles and clips are ignored.
         merge_gap_s: alarms at most this far apart are one event, measured between windows above the threshold.
         method: whose explanation gives the seconds and bands.
         percentile: of that explanation's peaks.
@@ -129,11 +129,11 @@ def find_events(
     return pa.Table.from_pylist(rows, schema=EVENTS)
 
 
-def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[_Stretch]]:
+def _merged(alarms: Sequence[AlarmedClip], merge_gap_s: float) -> list[list[_AlarmedStretch]]:
     """The stretches of all alarms in order, in groups that lie further apart than the gap or on different axes."""
-    groups: list[list[_Stretch]] = []
+    groups: list[list[_AlarmedStretch]] = []
     reached_s = -math.inf
-    stretches = [_Stretch(clip, *span) for clip in alarms for span in clip.spans]
+    stretches = [_AlarmedStretch(clip, *span) for clip in alarms for span in clip.spans]
     # Clips may overlap: their stretches are not in the order of the clips.
     for stretch in sorted(stretches, key=lambda stretch: (stretch.clip.axis, stretch.clip.on_axis(stretch.onset_s))):
         clip = stretch.clip
@@ -185,9 +185,9 @@ def _judged(table: pa.Table | None, *, method: str, percentile: float) -> dict[s
     return {clip_id: (value, normalized) for clip_id, value, normalized in zip(*columns, strict=True)}
 
 
-def _parts(stretches: Sequence[_Stretch]) -> list[EventRow]:
+def _parts(stretches: Sequence[_AlarmedStretch]) -> list[EventRow]:
     """One part per recording, from where its first alarm begins to where its last one ends, in the order of time."""
-    recordings: dict[str, list[_Stretch]] = {}
+    recordings: dict[str, list[_AlarmedStretch]] = {}
     for stretch in stretches:
         recordings.setdefault(stretch.clip.recording, []).append(stretch)
     return [
@@ -200,7 +200,7 @@ def _parts(stretches: Sequence[_Stretch]) -> list[EventRow]:
     ]
 
 
-def _place(stretches: Sequence[_Stretch]) -> EventRow:
+def _place(stretches: Sequence[_AlarmedStretch]) -> EventRow:
     """Where an event begins, and when it begins and ends."""
     first, last = stretches[0], max(stretches, key=lambda stretch: stretch.clip.on_axis(stretch.offset_s))
     lasts_s = last.clip.on_axis(last.offset_s) - first.clip.on_axis(first.onset_s)
@@ -247,10 +247,10 @@ def _carrying_seconds(
         of_clips += [(clip.recording, span) for span in spans if span[1] - span[0] > NOISE_S]
     # A clip may hold several events: the seconds of another one are not this one's reason.
     places = {part["recording"]: (part["onset_s"], part["offset_s"]) for part in parts}
-    here = [(recording, span) for recording, span in of_clips if overlap_s(span, places[recording]) > NOISE_S]
+    of_event = [(recording, span) for recording, span in of_clips if overlap_s(span, places[recording]) > NOISE_S]
     return [
         {"recording": recording, "onset_s": round(onset, 6), "offset_s": round(offset, 6)}
-        for recording, spans in by_recording(here or of_clips).items()
+        for recording, spans in by_recording(of_event or of_clips).items()
         for onset, offset in spans
     ]
 
@@ -270,7 +270,7 @@ def _bands(members: Sequence[AlarmedClip], reasons: Sequence[_Explanation], feat
     }
 
 
-def _event_id(keys: EventRow, members: Sequence[AlarmedClip], first: _Stretch) -> str:
+def _event_id(keys: EventRow, members: Sequence[AlarmedClip], first: _AlarmedStretch) -> str:
     """16 hex digits: the same alarms of the same model are the same event, whatever else was audited."""
     # Several events of one clip begin at different places in it, all but the first one after its start.
     after_s = round(first.onset_s - first.clip.onset_s, 6)

@@ -33,7 +33,7 @@ _ITERATIONS, _MOMENTUM = 32, 0.99
 _SEED = 0  # of the phases at the start
 
 
-class Expected(NamedTuple):
+class ExpectedSound(NamedTuple):
     """What a model expects to hear: `samples` at the rate of its features, and their log-mel spectrogram (F, T)."""
 
     samples: npt.NDArray[np.float32]
@@ -41,8 +41,8 @@ class Expected(NamedTuple):
 
 
 def reconstructing(trained: AnyModel) -> dict[str | None, TrainedModel]:
-    """The models that say what they expect, ready to be asked, by what `raised_by` of an event names; none of a model
-    that only scores.
+    """The models that reconstruct, ready for `expected_sound`, by the name that an event's `raised_by` gives; empty for
+    a model that only scores.
     """
     members: Mapping[Any, TrainedModel]
     members = trained.members if isinstance(trained, TrainedEnsemble) else {None: trained}
@@ -60,7 +60,7 @@ def expected_sound(
     onset_s: float,
     duration_s: float,
     reference: Tensor | None = None,
-) -> Expected:
+) -> ExpectedSound:
     """Some seconds of a recording as a model expects them.
 
     Args:
@@ -87,7 +87,7 @@ def expected_sound(
         part = power[:, inside]
         power[:, inside] = expected[:, inside.start - first :][:, : part.shape[1]]
     level = torch.log10(power + POWER_FLOOR) * (10 if features.scale == "db" else 1)
-    return Expected(_griffin_lim(power, features, n_samples).numpy(), level.numpy())
+    return ExpectedSound(_griffin_lim(power, features, n_samples).numpy(), level.numpy())
 
 
 def _expected_power(trained: TrainedModel, clip: Mapping[str, Any], references: Tensor | None) -> Tensor:

@@ -43,7 +43,7 @@ _LARGEST_WAV_BYTES = 2**32 - 2**16
 class _Cut(NamedTuple):
     """One review file: a stretch of a recording, in seconds, and the name of the file.
 
-    `of_s` is how long the event with its margin is there, if the file holds only a part of it.
+    `of_s` is the length of the event with its margin, if the file holds only a part of it.
     """
 
     recording: str
@@ -64,7 +64,7 @@ class _Audited(NamedTuple):
 
 
 def export_events(audit: str, to: str, *, format: str) -> str:
-    """Write the parts of all events as labels; after a review without those that were rejected, and with their kinds.
+    """Write the parts of all events as labels; after a review, without rejected events and with the reviewer's kinds.
 
     Args:
         audit: folder or URI that `faithad audit --out` wrote to.
@@ -121,7 +121,7 @@ def _require_format(format: str) -> None:
 def _write_all(
     labels: list[Label], audit: str, to: str, *, format: str, more: dict[str, list[str]], what: str, ids: list[str]
 ) -> str:
-    """Write labels in a format, and say so; `more` are further columns of a table, `ids` name what each belongs to."""
+    """Write labels in a format; `more`: further columns of a table, `ids`: the event of each label."""
     if format == "csv":
         texts = csv_labels.files(labels, more=more)
     elif format == "label-studio":
@@ -148,8 +148,9 @@ def export_clips(audit: str, to: str, *, margin_s: float, longest_s: float = LON
         audit: folder or URI that `faithad audit --out` wrote to.
         to: folder or URI to write to.
         margin_s: seconds before and after, as far as the recording goes.
-        longest_s: seconds of a WAV at most, with its margin. Of a longer part, these lie around its strongest moment:
-            the worst second of the clip with the highest score. The name of such a file ends in `_<these>s_of_<all>s`.
+        longest_s: the most seconds of a WAV, margin included. From a longer part they are cut around its strongest
+            moment: the worst second of the clip with the highest score. The name of such a file ends in
+            `_<these>s_of_<all>s`.
 
     Returns:
         A line for the user.
@@ -227,7 +228,7 @@ def _changes(state: dict[str, Any]) -> str:
 
 
 def _event_cells(parts: list[tuple[EventRow, dict[str, Any]]]) -> dict[str, list[str]]:
-    """The columns of a CSV table beside the label: what is known of the event, one cell per part."""
+    """The columns of a CSV table after those of the label: what is known of the event, one cell per part."""
     seconds = [_seconds(event, part) for event, part in parts]
     return {
         name: seconds if name == "seconds" else [_cell(event[name]) for event, _ in parts]

@@ -1,8 +1,8 @@
 """An audit of a folder that grows: which recordings belong to it, and which leave it because they changed.
 
 Recordings come while others are audited, and recorders write while somebody reads. A recording belongs to an audit as
-soon as `inputs.parquet` names it (see `inputs`). One whose file changes while it is read leaves the audit again, with
-all its clips, and the next run takes it as it is then.
+soon as `inputs.parquet` names it (see `inputs`). A recording whose file changes while it is read leaves the audit
+again, with all its clips, and the next run takes it as it is then.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def with_clips(out: str, known: Inputs) -> set[str]:
     return {split_name(name)[0] for name in read_manifest(out)["recording"].unique().to_pylist()}
 
 
-def is_still_written(uri: str, look: Look, *, within_s: float, settled: bool) -> bool:
+def is_still_written(uri: str, look: Look, *, within_s: float, only_settled: bool) -> bool:
     """Whether a recording is taken for one that a recorder has not finished.
 
     Args:
         uri: where it lies.
         look: what the file is now.
-        within_s: only one that was modified in the last seconds is still being written.
-        settled: whether that is enough; else its header must have no length yet, too.
+        within_s: a file that was not modified in this many last seconds is finished.
+        only_settled: whether a recent change alone is enough; if not, the header must also lack a length.
     """
     if not is_recent(look, within_s=within_s):
         return False
-    if settled:
+    if only_settled:
         return True
     try:
         with storage.open_input(uri) as file:
@@ -76,7 +76,7 @@ def withdraw_changed(out: str, step: Step) -> dict[str, str]:
 
     Args:
         out: the audit's folder.
-        step: that read them.
+        step: the pass that read them.
 
     Returns:
         Their names, and what became of them.
@@ -108,7 +108,7 @@ def _skipped(out: str, step: Step, manifest: pa.Table) -> Iterator[tuple[str, st
     for location in shard_files(storage.join(out, step.ledger)):
         with contextlib.suppress(DamagedError):  # it is made again
             for row in parquet.read_rows(location, condition=pc.field("status") == "skipped").to_pylist():
-                # A shard that the clip has left, since its recording was taken again, says nothing of it.
+                # The clip may have left this shard, because its recording was taken again.
                 is_there = layout.shard(shards.get(row["clip_id"]) or 0) == storage.name_of(location)
                 if step is not SCORE or is_there:
                     yield split_name(row["recording"])[0], row["reason"]

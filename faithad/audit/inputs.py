@@ -47,19 +47,19 @@ class Inputs:
     gone: frozenset[str] = frozenset()
 
     def having(self, looks: Mapping[str, Look]) -> Inputs:
-        """With further recordings, as they are now."""
+        """These inputs with further recordings, as they are now."""
         return replace(self, files={**self.files, **{name: look.fingerprint for name, look in looks.items()}})
 
     def without(self, names: Collection[str]) -> Inputs:
         return Inputs({name: file for name, file in self.files.items() if name not in names}, self.gone - set(names))
 
     def accepting(self, now: Mapping[str, Look], *, missing: bool) -> Inputs:
-        """With those that are gone marked as such, if they are accepted as `missing`; those that are back are not."""
+        """These inputs with absent recordings marked as gone, if `missing`; recordings that are back lose the mark."""
         gone = set(self.files) - set(now)
         return replace(self, gone=frozenset(gone if missing else gone & self.gone))
 
     def differing(self, now: Mapping[str, Look]) -> dict[str, str | None]:
-        """The digest of each file that has changed; None if it went. A file that is out of reach has not changed.
+        """The digest of each changed file; None if the file is gone. A file that is out of reach has not changed.
 
         Nor has one that could not be read at the index, although it can be read now: `--retry-failed` asks for it.
         """
@@ -74,7 +74,7 @@ class Inputs:
         return differ
 
     def remarks(self) -> list[LedgerRow]:
-        """A row of the ledger for each recording that is gone, which is about no second of it: its clips are there."""
+        """A ledger row for each recording that is gone. It covers no seconds: the recording's clips are there."""
         return [ledger_row(name, "done", _GONE, onset_s=0.0, duration_s=0.0) for name in sorted(self.gone)]
 
 
@@ -98,7 +98,7 @@ def inputs_table(inputs: Inputs) -> pa.Table:
 
 
 def is_indexed(out: str) -> bool:
-    """Whether the manifest of an audit and what was written beside it are whole."""
+    """Whether the manifest of an audit and the other tables of its index are whole."""
     return all(is_whole(storage.join(out, table)) for table in indexed_tables(out))
 
 
@@ -111,12 +111,12 @@ def indexed_tables(out: str) -> tuple[str, ...]:
 def of_files(recordings: pa.ChunkedArray, files: Collection[str]) -> pa.Array:
     """Whether each recording of a table is one of some files, or a channel of one."""
     encoded = recordings.combine_chunks().dictionary_encode()
-    is_theirs = pa.array([split_name(name)[0] in files for name in encoded.dictionary.to_pylist()], pa.bool_())
-    return pc.take(is_theirs, encoded.indices)
+    is_of_files = pa.array([split_name(name)[0] in files for name in encoded.dictionary.to_pylist()], pa.bool_())
+    return pc.take(is_of_files, encoded.indices)
 
 
 def write_index(out: str, name: str, table: pa.Table) -> None:
-    """Write one of the tables of an audit's index, if it is not there as it should be."""
+    """Write one of the tables of an audit's index, unless the same table is already there."""
     location = storage.join(out, name)
     if not is_whole(location) or not parquet.read_table(location).equals(table):
         require_still_alone()

@@ -1,6 +1,6 @@
 """A clip's curves → what they are worth: their peaks against the annotations, and the score once peaks are replaced.
 
-Each protocol of the study judges the same curves. Beside the methods stand lines, which are judged in the same way:
+Each protocol of the study judges the same curves. Lines are judged in the same way as the methods:
 curves that need no model and, under `corrected`, the error of the linear model, random frames, and the frames with the
 highest error; the last two also in an audit of recordings, at the percentile of its events. `corrected` judges the
 first frames of a clip, those on the grid that all models share.
@@ -104,7 +104,7 @@ def judge_lines(
         log_mel: (F, T), in the unit of the features.
         error: squared error of each cell, (F, T).
         linear: error curve (T,) of the linear model; None where there is none.
-        model: that is audited.
+        model: the audited model.
     """
     features, percentiles = model.trained.features, model.audit.percentiles
     training = model.training
@@ -150,7 +150,7 @@ def judge_faithfulness(
     """The rows of `faithfulness`, and those of `controls` that are about it.
 
     Args:
-        model: that is audited.
+        model: the audited model.
         clips: each with its position in the shard.
         x: all clips of the shard as the network takes them in, (B, F, T).
         reconstruction: what it makes of them, (B, F, T).
@@ -183,8 +183,8 @@ def judge_faithfulness(
 
 
 def _streams(model: AuditModel) -> list[set[tuple[str, bool]]]:
-    """Which masks, by protocol and by whether they are a line's, are computed together. Lines under `paper` come last:
-    the rounding of its other numbers does not depend on them.
+    """The groups of masks that are computed together, by protocol and by whether they belong to a line. Lines under
+    `paper` come last: the rounding of its other numbers does not depend on them.
     """
     streams = [{(protocol, False), (protocol, True)} for protocol in model.judging.protocols]
     if PAPER in model.judging.protocols:
@@ -232,7 +232,7 @@ def _replaced(
 def _faithfulness_rows(
     clip: Clip, before: float, answers: Sequence[tuple[MaskSet, Reals]]
 ) -> tuple[list[TableRow], list[TableRow]]:
-    """The rows of one clip under one protocol; `answers` have the errors (P,) after each set of masks was replaced."""
+    """The rows of one clip under one protocol; `answers` are the errors (P,) after each set of masks was replaced."""
     rows: list[TableRow] = []
     lines: list[TableRow] = []
     is_corrected = bool(answers) and answers[0][0].protocol == CORRECTED

@@ -47,7 +47,7 @@ def merge_ledgers(
     others: Sequence[tuple[str, str]] = (),
     remarks: Sequence[LedgerRow] = (),
 ) -> pa.Table:
-    """The ledger of a whole root: one row for each clip, and for each part of a recording that became none.
+    """The ledger of a whole root: one row for each clip, and for each part of a recording that became no clip.
 
     A clip has failed if any stage failed on it, and is done if no stage did.
 

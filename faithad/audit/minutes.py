@@ -1,9 +1,9 @@
 """From clips to the minutes of each recorder, whose spectra the alarm for what lasts compares (`scoring.state`).
 
 A minute is 60 s of sound along a time axis (see `alarmed_clips`), counted from where the axis begins; longer clips are
-minutes by themselves. It counts where the clips that were heard make at least half of it.
+minutes by themselves. A minute counts if the clips that were heard fill at least half of it.
 
-Minutes of one recorder follow each other by the clock. Recordings without a clock have nobody's past but their own.
+Minutes of one recorder follow each other by the clock. A recording without a clock has only its own past.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Recordings that do not sound like what the model was trained on: another microphone, gain or channel.
 
-All clips of such a recording may alarm, and would make one event of an hour. It is a verdict of its own instead. How
+All clips of such a recording may alarm, and would be one event of an hour. Instead, the recording gets a verdict. How
 far a clip is from the training clips is measured as it is scored, see `model.training_sound`. The rule:
 
 1. A recording does not fit the model where nine in ten of its clips, of at least six, differ from every training clip
@@ -12,8 +12,9 @@ far a clip is from the training clips is measured as it is scored, see `model.tr
    folder of undated names may hold those of several microphones.
 4. No maps are kept of the clips of a misfit.
 
-A fault that leaves half of the mel bands as they were is never a misfit, however long it lasts. One that changes more
-of them from the first clip to the last of all recordings of a recorder is, and the verdict names its recordings.
+A fault that leaves half of the mel bands as they were is never a misfit, however long it lasts. A fault that changes
+more bands, from the first clip to the last of all recordings of a recorder, is one, and the verdict names the
+recordings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A trained model as an audit uses it: on its device, in the forms that score and explain, and what is beside it."""
+"""A trained model as an audit uses it: on its device, in the forms that score and explain, with all settings."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class AuditModel:
         explained: for the attributions, in the form that their settings ask for; None if the model is not explained.
         attribution: the settings of the attributions.
         audit: the settings of the audit.
-        device: where all is computed.
+        device: that computes everything.
         training: what the features of its training clips were, in their own unit; None where that is not known.
         detector: what its score is made of; None for the mean squared error.
-        beside_paper: whether the mean squared error is written beside another score.
+        beside_paper: whether the mean squared error is written in addition to another score.
         judging: how the maps are judged.
-        linear: the linear model whose error is a line beside the methods; None where there is none.
+        linear: the linear model whose error is one of the lines; None where there is none.
         inpainter: the MAE that predicts the hidden frames of deep clips; None where there is none.
     """
 
@@ -68,7 +68,7 @@ class AuditModel:
         linear: TrainedModel | None = None,
         inpainter: TrainedModel | None = None,
     ) -> AuditModel:
-        """Once for each model: the fast networks hold copies of its weights.
+        """Prepare a model; call this once for each model, because fast networks hold copies of its weights.
 
         Raises:
             ConfigError: the clips are to be explained, and the network lacks what one of the methods needs.
@@ -76,20 +76,20 @@ class AuditModel:
         network = trained.network.to(device)
         if inpainter is not None:
             inpainter = replace(inpainter, network=fast_network(inpainter.network.to(device)))
-        beside: dict[str, Any] = {"training": training, "judging": judging, "linear": linear, "inpainter": inpainter}
-        beside |= {"detector": detector, "beside_paper": beside_paper}
+        options: dict[str, Any] = {"training": training, "judging": judging, "linear": linear, "inpainter": inpainter}
+        options |= {"detector": detector, "beside_paper": beside_paper}
         if trained.score is not None:
-            beside["detector"] = Detector.of(trained.score, network, trained.features.frames_per_s)
+            options["detector"] = Detector.of(trained.score, network, trained.features.frames_per_s)
         if not trained.explained:
-            return cls(trained, network, None, attribution, audit, device, **beside)
+            return cls(trained, network, None, attribution, audit, device, **options)
         if audit.explain != "none":
             grad_cam_layer(network, choose_methods(attribution.methods))
         explained = fast = fast_network(network)
         if (attribution.precision, attribution.compile) != ("float32", "none"):
             explained = fast_network(network, attribution.precision, attribution.compile)
-        if beside["detector"] is not None:
-            beside["detector"] = replace(beside["detector"], network=fast)
-        return cls(trained, fast, explained, attribution, audit, device, **beside)
+        if options["detector"] is not None:
+            options["detector"] = replace(options["detector"], network=fast)
+        return cls(trained, fast, explained, attribution, audit, device, **options)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def prepare_audit(
 
 
 def require_baselines(trained: AnyModel, attribution: Attribution) -> None:
-    """Return if the model keeps what its paths are to begin at.
+    """Return if the model keeps the baselines at which the paths of its explanations begin.
 
     Raises:
         ConfigError: it keeps no training clips.

@@ -42,7 +42,7 @@ def read_normal_clips(folder: str, features: FeatureSettings) -> AuditedClips:
 
     Args:
         folder: of the audit.
-        features: that the clips are for; those of the audit's model must be the same.
+        features: of the model that the clips are for; the audit's model must have the same.
 
     Raises:
         StudyError: the audit is not finished, or its model has other features.
@@ -76,11 +76,11 @@ def _in_states(folder: str, clips: pa.Table) -> pa.Array:
 
 
 def _require_same_features(folder: str, card: Mapping[str, Any], features: FeatureSettings) -> None:
-    there = asdict(FeatureSettings(**card["features"]))
+    audited_features = asdict(FeatureSettings(**card["features"]))
     differences = [
-        f"{name} is {there[name]!r} there and {value!r} here"
+        f"{name} is {audited_features[name]!r} there and {value!r} here"
         for name, value in asdict(features).items()
-        if there[name] != value
+        if audited_features[name] != value
     ]
     if differences:
         raise StudyError(

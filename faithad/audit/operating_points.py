@@ -50,7 +50,7 @@ def operating_points(
         schemas.OPERATING_POINTS by rising threshold.
     """
     by_threshold = {}
-    # "mean" is the paper's score, beside which a model may keep another one.
+    # "mean" is the paper's score; a model may have another one as well.
     of_clips = paper_scores(normals) if alarm.pooling == "mean" else normals[POOLINGS[alarm.pooling].column]
     of_clips = of_clips.drop_null().to_numpy()
     for rate in RATES if len(of_clips) else ():
@@ -71,7 +71,7 @@ def operating_points(
     rows = []
     for _, point in sorted(by_threshold.items()):
         above = _at(point, alarm, scores, duration_s, clip_s=features.clip_s)
-        found = find_events(
+        point_events = find_events(
             above, manifest, alarm=point, explanations=None, faithfulness=None, features=features, **events
         )
         rows.append(
@@ -80,7 +80,7 @@ def operating_points(
                 "false_alarms_per_hour": point.expected_rate * 3_600.0 / features.clip_s,
                 "threshold": point.threshold,
                 "n_alarms": pc.sum(above["alarm"]).as_py() or 0,
-                "n_events": found.num_rows,
+                "n_events": point_events.num_rows,
             }
         )
     return pa.Table.from_pylist(rows, schema=OPERATING_POINTS)

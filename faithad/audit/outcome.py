@@ -22,7 +22,7 @@ from faithad.vocabulary import count
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an audit came to. `line` says it to a person; failed and skipped count recordings without clips as well."""
+    """What an audit came to. `line` is for a person; `failed` and `skipped` count recordings without clips, too."""
 
     line: str
     n_done: int

@@ -23,7 +23,7 @@ from faithad.vocabulary import ENSEMBLE, FITTED, POOLINGS, count, rounded
 
 
 def raised_alarm(run: AuditRun, trained: AnyModel) -> AlarmThreshold:
-    """The alarm of the run's section `alarm`, fitted to the model's validation scores, or that of the model; says so.
+    """The alarm of the run's section `alarm`, fitted to the model's validation scores, or that of the model; printed.
 
     Raises:
         StudyError: there is neither, or the model lacks the scores that the alarm needs.

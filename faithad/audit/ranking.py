@@ -8,8 +8,8 @@ from typing import Any
 
 
 def strongest_first(events: Sequence[dict[str, Any]]) -> list[int]:
-    """Positions of rows of schemas.EVENTS by strength; where scores have no ratio to their thresholds, by what they are
-    above them.
+    """Positions of rows of schemas.EVENTS by strength; where scores have no ratio to their thresholds, by the
+    difference from them.
     """
     above = [
         event["strength"] if math.isfinite(event["strength"]) else event["score"] - event["threshold"]

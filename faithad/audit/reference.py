@@ -146,7 +146,7 @@ def _score_names(audit: str) -> dict[str, str]:
 
 
 def _labelled_manifest(audit: str, reference: Sequence[Annotation], *, source: str) -> pa.Table:
-    """The audit's manifest with the labels and intervals of this reference, whatever it bore before.
+    """The audit's manifest with the labels and intervals of this reference, whatever labels it had before.
 
     Raises:
         AnnotationError: the reference does not fit the recordings.
@@ -240,14 +240,14 @@ def _method_of_events(audit: str, run: AuditRun) -> str:
 
 
 def _second_words(tables: dict[str, pa.Table], run: AuditRun, method: str) -> str:
-    """How well the explanation that gives the events their seconds finds those of the reference, beside what needs no
-    model; all others are in the tables.
+    """How well the explanation that gives the events their seconds finds the reference's seconds, compared with the
+    curves that need no model; all other explanations are in the tables.
     """
     percentile = run.events.percentile
     for row in tables["f_score"].to_pylist():
         if (row["method"], row["percentile"], row["anomaly_type"]) == (method, percentile, "all"):
-            beside = [f"every second flagged: {row['control_every_second']:.3f}"]
-            beside += [
+            comparisons = [f"every second flagged: {row['control_every_second']:.3f}"]
+            comparisons += [
                 f"{line['line'].replace('_', ' ')}: {line['mean']:.3f}"
                 for line in tables["controls"].to_pylist()
                 if line["metric"] == "f_score" and line["line"] in NO_MODEL and line["percentile"] == percentile
@@ -260,6 +260,6 @@ def _second_words(tables: dict[str, pa.Table], run: AuditRun, method: str) -> st
             ]
             return (
                 f"Seconds: F {row['mean']:.3f} over {row['n_clips']} explained clips ({method}, percentile "
-                f"{percentile:g}; {', '.join(beside)}).{''.join(ranked)}"
+                f"{percentile:g}; {', '.join(comparisons)}).{''.join(ranked)}"
             )
     return "Seconds: no F-score, as no annotated clip was explained."

@@ -1,4 +1,4 @@
-"""What a reviewer decided about the events: a file that the report saves → a table and labels beside the audit."""
+"""What a reviewer decided about the events: a file that the report saves → a table and labels in the audit's folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Decisions(BaseModel):
 
 
 def review_audit(audit: str, decisions: str) -> str:
-    """Write the decisions beside the audit: as a table, and as labels of what was confirmed and what was rejected.
+    """Write the decisions into the audit's folder: as a table, and as labels of confirmed and of rejected events.
 
     An earlier review is replaced. Decisions about events that the audit does not have are left out and counted.
 

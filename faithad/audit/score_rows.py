@@ -24,11 +24,11 @@ _NO_WINDOWS: TableRow = {"windows": None, "window_threshold": None}
 
 
 def paper_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score: float) -> TableRow:
-    """By the mean squared error, or by the score of a model that gives nothing else.
+    """The row by the mean squared error, or by the score of a model that gives nothing else.
 
     Args:
         trained: the model.
-        clip: that was scored.
+        clip: the scored clip.
         squared: the error of each cell, (F, n_frames); None of a model that gives a score only.
         score: of the clip.
     """
@@ -52,12 +52,12 @@ def paper_row(trained: TrainedModel, clip: Clip, squared: Tensor | None, score: 
 
 
 def fitted_row(trained: AnyModel, raised_by: str | None, clip: Clip, errors: Tensor, score: float) -> TableRow:
-    """By a fitted score; the worst second of its errors has none.
+    """The row by a fitted score, which has no score of the worst second.
 
     Args:
         trained: the model.
         raised_by: the member that raised the clip, of an ensemble.
-        clip: that was scored.
+        clip: the scored clip.
         errors: the weighted error of each cell, (F, n_frames); of an ensemble that of this member.
         score: of the clip.
     """
@@ -76,7 +76,7 @@ def fitted_row(trained: AnyModel, raised_by: str | None, clip: Clip, errors: Ten
 
 
 def _alarm(trained: AnyModel, clip: Clip) -> AlarmThreshold | None:
-    """The alarm of clips that are as long."""
+    """The alarm of clips of this length."""
     if trained.alarm is None or not clip.is_short:
         return trained.alarm
     return trained.alarm.of_length(clip.row["duration_s"], clip_s=trained.features.clip_s)
@@ -95,7 +95,7 @@ def windows(
         trained: the model that alarmed.
         errors: the error of each cell, (F, n_frames); None of a model that gives a score only.
         x: the clip as the model takes it in, (1, F, T).
-        references: the spectrum of the clip's recording, (1, F), which x lacks; None where it lacks nothing.
+        references: the spectrum of the clip's recording, (1, F), that was subtracted from x; None where nothing was.
     """
     thresholds = () if trained.alarm is None else trained.alarm.window_thresholds
     if errors is None or not thresholds:

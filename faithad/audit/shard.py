@@ -58,7 +58,7 @@ def audit_clips(
         clips: rows of the manifest, with a column `keep_maps` where they are to be explained, and `reference` as
             `add_log_mels` gives it to models that need it.
         log_mels: (B, F, at least T), in the unit of the features; short clips are filled up.
-        explain: whether they are explained; only networks that are can be asked.
+        explain: whether the clips are explained; the model must have been prepared for that.
 
     Returns:
         The rows of each of `TABLES`. A clip whose score is no finite number is in the ledger alone, as failed.
@@ -97,7 +97,7 @@ def _detect(
     n_frames: list[int],
     explain: bool,
 ) -> Scored:
-    """As `_score`, by a fitted score."""
+    """As `_score`, but by a fitted score."""
     errors = _cells(model, x, clip_ids, n_frames)
     raw = _pooled(model, errors)
     offsets = model.trained.normalization.offsets(references)
@@ -135,7 +135,7 @@ def _audit_ensemble(
     places = places_of(x, n_frames, trained.normalization.offsets(references)).cpu()
 
     def score(number: int, chosen: list[int]) -> None:
-        """By one member, some of the clips."""
+        """Score some of the clips by one member."""
         if chosen:
             member, detector = model.members[number], list(ensemble.members.values())[number]
             cells = _cells(member, x[chosen], [clip_ids[k] for k in chosen], [n_frames[k] for k in chosen])
@@ -173,7 +173,7 @@ def _audit_ensemble(
         for table, of_member in part.items():
             rows[table] += of_member
     order = {clip_id: k for k, clip_id in enumerate(clip_ids)}
-    return {table: sorted(found, key=lambda row: order[row["clip_id"]]) for table, found in rows.items()}
+    return {table: sorted(unordered, key=lambda row: order[row["clip_id"]]) for table, unordered in rows.items()}
 
 
 def _cells(member: AuditModel, x: Tensor, clip_ids: Sequence[str], n_frames: Sequence[int]) -> list[Tensor]:
@@ -197,7 +197,7 @@ def _pooled(member: AuditModel, errors: Sequence[Tensor]) -> Tensor:
 
 
 def to_table(rows: list[TableRow], schema: pa.Schema) -> pa.Table:
-    """Rows whose lists may be numpy arrays as an Arrow table of the schema."""
+    """An Arrow table of the schema from rows, whose lists may be NumPy arrays."""
     columns: dict[str, Any] = {
         column.name: pa.array([row[column.name] for row in rows], type=column.type) for column in schema
     }

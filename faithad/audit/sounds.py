@@ -1,7 +1,7 @@
 """The sound of each event, for the report: its strongest seconds as Ogg Opus, and their spectrogram; and that of clips.
 
-A row holds one stretch of one recording: the event and 2 s around it, or where that is longer than 30 s, those around
-its strongest moment. Nothing is read that was not heard: a stretch ends where the scored clips around it end.
+A row holds one stretch of one recording: the event and 2 s around it, or, where that is longer than 30 s, the 30 s
+around its strongest moment. Nothing is read that was not heard: a stretch ends where the scored clips around it end.
 
 Opus at 24 kHz and 16 kbit/s makes 2 kB of a second. The spectrogram is that of the recording, not of the Opus file. The
 strongest events also have the sound that the model expects there, see `expected_sounds`.
@@ -56,7 +56,7 @@ _BYTES_PER_S = 2_000  # of Opus
 _Clip = Mapping[str, Any]  # of schemas.MANIFEST
 
 
-class _Stretch(NamedTuple):
+class _SoundStretch(NamedTuple):
     """Seconds of a recording; `clip` is the strongest one of its event."""
 
     event_id: str
@@ -83,7 +83,7 @@ def event_sounds(
         manifest: schemas.MANIFEST; says where the recordings are, and which channel is heard.
         scores: schemas.SCORES; clips without a score are not read.
         trained: the model.
-        former: what this function gave when the audit had other recordings besides; what is in it is not made again.
+        former: what this function returned earlier, with other recordings in the audit; its sounds are not made again.
     """
     rows = events.to_pylist()
     strongest = [rows[place] for place in strongest_first(rows)[:MOST_SOUNDS]]
@@ -111,7 +111,7 @@ def event_sounds(
 
 
 def sounds_bytes(n_events: int, features: FeatureSettings) -> int:
-    """About how many bytes the table holds for so many events, each with a clip of sound around it."""
+    """About how many bytes the table holds for this many events, each with a clip of sound around it."""
     duration_s = min(LONGEST_S, features.clip_s + 2 * MARGIN_S)
     n_sounds = min(n_events, MOST_SOUNDS)
     n_columns = min(_MOST_COLUMNS, round(duration_s * features.frames_per_s))
@@ -136,7 +136,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _expected(
     events: Sequence[EventRow],
-    stretches: Sequence[_Stretch],
+    stretches: Sequence[_SoundStretch],
     sounds: Sequence[Mapping[str, Any]],
     clips: Mapping[str, _Clip],
     trained: AnyModel,
@@ -193,7 +193,7 @@ def _clip_sound(clip: _Clip) -> dict[str, Any]:
 
 def _strongest_stretch(
     event: EventRow, clips: Mapping[str, _Clip], score_of: Mapping[str, _Clip], heard: Mapping[str, Sequence[Span]]
-) -> _Stretch:
+) -> _SoundStretch:
     column = POOLINGS[event["pooling"]].column
     clip = clips[max(event["clip_ids"], key=lambda clip_id: score_of[clip_id][column])]
     worst_s = score_of[clip["clip_id"]]["worst_onset_s"]
@@ -205,10 +205,10 @@ def _strongest_stretch(
     if offset_s - onset_s > LONGEST_S:
         onset_s = min(max(onset_s, moment_s - LONGEST_S / 2), offset_s - LONGEST_S)
         offset_s = onset_s + LONGEST_S
-    return _Stretch(event["event_id"], clip["recording"], clip, onset_s, offset_s - onset_s)
+    return _SoundStretch(event["event_id"], clip["recording"], clip, onset_s, offset_s - onset_s)
 
 
-def _sound(stretch: _Stretch, features: FeatureSettings) -> dict[str, Any]:
+def _sound(stretch: _SoundStretch, features: FeatureSettings) -> dict[str, Any]:
     """A row of schemas.SOUNDS."""
     clip, duration_s = stretch.clip, stretch.duration_s
     row = {"event_id": stretch.event_id, "recording": stretch.recording, "onset_s": stretch.onset_s}

@@ -18,14 +18,14 @@ from faithad.audit.minutes import Minutes, recorder_minutes
 from faithad.evaluation.mel_bands import mel_band_edges_hz
 from faithad.model.state_alarm import StateAlarm
 from faithad.schemas import STATES
-from faithad.scoring.state import Change, Compared, changed_bands, follow
+from faithad.scoring.state import Compared, StateChange, changed_bands, follow
 from faithad.settings import FeatureSettings
 
 StateRow = dict[str, Any]  # of schemas.STATES
 
 
 def find_states(spectra: pa.Table, manifest: pa.Table, *, alarm: StateAlarm, features: FeatureSettings) -> pa.Table:
-    """The changes of each recorder's sound; those of one do not depend on the clips of others.
+    """The changes of each recorder's sound; the changes of one recorder do not depend on the clips of others.
 
     Args:
         spectra: schemas.MEDIAN_SPECTRA of the clips that are searched, of one model; rows in any order.
@@ -47,7 +47,7 @@ def find_states(spectra: pa.Table, manifest: pa.Table, *, alarm: StateAlarm, fea
 
 
 def _row(
-    minutes: Minutes, compared: list[Compared], change: Change, features: FeatureSettings
+    minutes: Minutes, compared: list[Compared], change: StateChange, features: FeatureSettings
 ) -> tuple[pd.Timestamp, StateRow]:
     """A row without its name, after the clock by which it is sorted."""
     clips = minutes.clips.iloc[minutes.spans[change.alarmed[0], 0] : minutes.spans[change.alarmed[-1], 1]]

@@ -12,7 +12,7 @@ class Step(NamedTuple):
 
     Attributes:
         ledger: folder of the ledger that says which shards are done.
-        tables: what is written beside it.
+        tables: the tables that are written as well.
         explains: whether clips are explained.
         stage: what a ledger calls this step.
     """

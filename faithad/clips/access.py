@@ -28,7 +28,7 @@ _PAUSES_S = (0.5, 2.0, 5.0)
 _PATIENCE_S = 8.0
 # A network drive may lose a file for a moment.
 _LOCAL_PAUSES_S = (0.2,)
-# A folder that does not answer for so long is out of reach; the client of a store would wait for minutes.
+# A folder that does not answer for this long is out of reach; the client of a store would wait for minutes.
 _LOOK_S = 30.0
 # The recording of a published spectrogram is a file name without folders; the file lies two or three folders deep.
 _LEVELS_OF_SPECTROGRAMS = 3

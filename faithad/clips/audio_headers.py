@@ -1,4 +1,4 @@
-"""Why a sound file is unusable, or what of its header is wrong: a decoder only says that it failed.
+"""Why a sound file is unusable, or what is wrong in its header: a decoder only says that it failed.
 
 Contents
     foreign(file, uri)      what kind of file it is, if neither WAV nor FLAC
@@ -42,7 +42,7 @@ def foreign(file: BinaryIO, uri: str) -> str | None:
 
 
 def correct(file: BinaryIO, size: int, *, until_s: float | None) -> Correction | str:
-    """How a WAV or FLAC file must be read whose header is wrong, or why it cannot be.
+    """How a WAV or FLAC file with a wrong header must be read, or why it cannot be.
 
     Args:
         file: the whole file.

@@ -1,4 +1,4 @@
-"""How a sound file is read whose header is wrong, so that all of its sound is heard and nothing else."""
+"""How a sound file with a wrong header is read, so that all of its sound is heard and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Correction:
 
 
 class CorrectedFile(io.RawIOBase):
-    """A file as the decoder shall see it, see `Correction`.
+    """A file as the decoder is to see it, see `Correction`.
 
     To seek the end costs nothing here, while it would empty the buffer of a file that reads ahead.
     """

@@ -1,4 +1,4 @@
-"""How many samples a FLAC file really holds: its last frame bears their number, whatever its header announces.
+"""How many samples a FLAC file really holds: its last frame holds their number, whatever its header announces.
 
 A decoder stops at the announced number, or looks for samples that are not there. The end of the file is read, and, to
 see whether the numbers rise all the way as they must, a few places between. Reference: RFC 9639 (FLAC), sections 8.2
@@ -34,10 +34,10 @@ class Stream:
     """What the header of a FLAC file says.
 
     Attributes:
-        start: where its mark `fLaC` stands.
+        start: position of its mark `fLaC`.
         frames_start: where the first frame begins.
         largest_block: samples in a frame, at the most.
-        n_samples: announced for each channel; 0 if it is not told.
+        n_samples: announced for each channel; 0 if the header does not say.
     """
 
     start: int
@@ -50,12 +50,12 @@ class Stream:
 
     @property
     def length_at(self) -> int:
-        """Where the number of samples stands: the lower 36 bits of five bytes."""
+        """Position of the number of samples: the lower 36 bits of five bytes."""
         return self.start + 8 + 13
 
     @property
     def uncompressed_bytes(self) -> int:
-        """No frame is longer: its samples as they are, one more bit for the difference of channels, and its header."""
+        """The most bytes of a frame: its samples as they are, a bit more for the difference of channels, its header."""
         return self.largest_block * self.channels * (self.bits + 1) // 8 + 64
 
 
@@ -73,7 +73,7 @@ class _Frame:
 
 
 def flac_start(file: BinaryIO) -> int | None:
-    """Where `fLaC` stands, before which there may be an ID3 tag. None for other files."""
+    """Position of `fLaC`, before which there may be an ID3 tag. None for other files."""
     start = _read(file, 0, 10)
     place = 0
     if start[:3] == b"ID3" and len(start) == 10:
@@ -115,7 +115,7 @@ def correct_flac(file: BinaryIO, size: int, stream: Stream, *, until: float | No
         file: the whole file.
         size: in bytes.
         stream: its header.
-        until: sample up to which the file is going to be read: only its header is looked at if that announces so many.
+        until: sample up to which the file is going to be read: only the header is looked at if it announces that many.
             None: the file is examined as a whole.
     """
     if until is not None and until < stream.n_samples + 1:
@@ -126,7 +126,7 @@ def correct_flac(file: BinaryIO, size: int, stream: Stream, *, until: float | No
     if until is None and _begins_again(file, size, stream, headers, is_right=is_right):
         return (
             "holds two or more FLAC files, one behind the other, whose samples have the same numbers. "
-            "Use the single files instead, or split this one where the bytes 'fLaC' stand."
+            "Use the single files instead, or split this one where the bytes 'fLaC' are."
         )
     if n_present is None or is_right or (n_present == 0 and stream.n_samples == 0):
         return Correction()
@@ -192,10 +192,10 @@ def _begins_again(
     reach = stream.uncompressed_bytes + _LONGEST_FRAME_HEADER_BYTES
     before = 0
     for place in _places_between(first, size):
-        found = next(headers(_read_only(file, place, reach)), None)
-        if found is None or found.first < before:
+        frame = next(headers(_read_only(file, place, reach)), None)
+        if frame is None or frame.first < before:
             return _holds_start(file, first, size)
-        before = found.first
+        before = frame.first
     return False
 
 
@@ -221,7 +221,7 @@ def _holds_start(file: BinaryIO, start: int, stop: int) -> bool:
 
 
 def _header_reader(file: BinaryIO, stream: Stream) -> Callable[[bytes], Iterator[_Frame]]:
-    """A function that gives the frames whose headers stand in some bytes; all have some bits of the first in common."""
+    """A function that returns the frames whose headers are in some bytes; all have some bits of the first in common."""
     pattern = _read(file, stream.frames_start, 4)
     block = _frame_at(pattern + _read(file, stream.frames_start + 4, _LONGEST_FRAME_HEADER_BYTES), 0, 1)
     n_block = block.n_samples if block is not None else stream.largest_block
@@ -298,7 +298,7 @@ def _crc_8(content: bytes) -> int:
 
 
 def _crc_16(content: bytes) -> int:
-    """Of a whole frame, which ends with its own checksum, it is 0."""
+    """The checksum of some bytes: 0 for a whole frame, which ends with its own checksum."""
     value = 0
     for byte in content:
         value = (value << 8 & 0xFFFF) ^ _CRC_16[value >> 8 ^ byte]

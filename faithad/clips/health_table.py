@@ -1,4 +1,4 @@
-"""The table `health`: what is known of the sound of each recording, and the lines that the index says of it."""
+"""The table `health`: what is known of the sound of each recording, and the lines that the index prints about it."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def health_row(recording: str, header: AudioHeader, choice: ChannelChoice) -> He
 def health_table(
     rows: Iterable[HealthRow], *, model_rate_hz: int, same_bytes: Iterable[Sequence[str]] = ()
 ) -> pa.Table:
-    """The table, with what shows only when recordings are compared with each other and with the model.
+    """The table, with the problems that only a comparison of recordings with each other and with the model shows.
 
     Args:
         rows: from `health_row`, or of an earlier table.
-        model_rate_hz: the sample rate at which the model hears.
+        model_rate_hz: the sample rate of the model's features.
         same_bytes: groups of recordings that are copies of each other.
 
     Returns:

@@ -14,7 +14,7 @@ from faithad import storage
 from faithad.errors import FaithadError
 from faithad.vocabulary import count
 
-# So many problems of a file are told one by one.
+# The most problems of a file that are named one by one.
 _MOST = 10
 _TAB = "\t"
 

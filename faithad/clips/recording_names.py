@@ -3,7 +3,7 @@
 A time stamp is a date with a year of four digits and a time with seconds: `20240506_070000` (AudioMoth, Song Meter),
 `2024-05-06T07-00-00`, `2024-05-06_07.00.00`, `2024-05-06 at 7.00.00 PM`. Fractions of a second (`070000.250`) and the
 offset from UTC (`Z`, `+0100`, `-0500`) may follow. The published names `MPD_YY-MM-DD_HHMM_NNNNN` have minutes. A piece
-of a recording may have its place there at the end of its name (`_590.0s_600.0s`): it begins so much later.
+of a recording may have its place there at the end of its name (`_590.0s_600.0s`): it begins that much later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from faithad import storage
 from faithad.clips.channels import channel_name, split_name
 from faithad.vocabulary import AUDIO_SUFFIXES, SPECTROGRAM_SUFFIX
 
-# `_k` stands behind the name of the k-th clip of a recording.
+# `_k` ends the name of the k-th clip of a recording.
 _PUBLISHED = re.compile(r"(MPD)_(\d\d)-(\d\d)-(\d\d)_(\d\d)(\d\d)_\d+(?:_\d+)?")
 # A counter such as `-0012` is no offset: the minutes of offsets are 00, 30 or 45, and hours go from -12 to +14.
 _STAMP = re.compile(
@@ -82,7 +82,7 @@ def read_name(recording: str) -> RecordingName:
 
 
 def folder_of(recording: str) -> str:
-    """The folder of a recording without days: the recorder of files whose names do not tell theirs apart."""
+    """The folder of a recording without days: it counts as the recorder where file names do not say which one."""
     recording, channel = split_name(recording)
     folder = _DAY.sub("", posixpath.dirname(recording)).rstrip("/")
     return folder if channel is None else channel_name(folder, channel)

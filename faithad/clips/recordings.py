@@ -27,7 +27,7 @@ import soundfile
 
 from faithad.clips.corrections import Correction
 from faithad.clips.health import Health, measure
-from faithad.clips.sound_files import DamagedError, lower_24_bits, open_sound, refusal
+from faithad.clips.sound_files import DamagedRecordingError, lower_24_bits, open_sound, refusal
 from faithad.errors import RecordingError, shown
 
 Remainder = Literal["drop", "pad", "overlap"]
@@ -194,7 +194,7 @@ def read_clip(
     """
     try:
         samples, wanted, rate = _read_window(uri, onset_s, duration_s, until_s=onset_s + duration_s)
-    except DamagedError:
+    except DamagedRecordingError:
         # The decoder looks for the last samples of a FLAC file in vain where the header announces too many.
         samples, wanted, rate = _read_window(uri, onset_s, duration_s, until_s=math.inf)
     if len(samples) < wanted:

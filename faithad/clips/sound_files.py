@@ -27,7 +27,7 @@ _READ_AHEAD_BYTES = 1 << 18
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 100, 1_000_000
 
 
-class DamagedError(RecordingError):
+class DamagedRecordingError(RecordingError):
     """The decoder gave up in the middle of a file."""
 
 
@@ -38,7 +38,7 @@ def reasons(uri: str) -> Iterator[None]:
         yield
     except soundfile.LibsndfileError as error:
         wrong = "cannot be decoded: it is damaged or truncated. Copy it again."
-        raise DamagedError(f"{shown(uri)} {wrong}") from error
+        raise DamagedRecordingError(f"{shown(uri)} {wrong}") from error
     except FileNotFoundError as error:
         wrong = "does not exist. Was it moved or removed since the folder was listed?"
         raise AccessError(f"{shown(uri)} {wrong}") from error
@@ -50,11 +50,11 @@ def reasons(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_sound(uri: str, *, until_s: float | None = None) -> Iterator[tuple[soundfile.SoundFile, Correction]]:
-    """The decoder, and what of the file's header was corrected, see `audio_headers.correct`."""
+    """The decoder, and what was corrected in the file's header, see `audio_headers.correct`."""
     _refuse_no_file(uri)
     with reasons(uri), storage.open_input(uri) as raw, for_decoder(raw, _READ_AHEAD_BYTES) as file:
         size = file.seek(0, io.SEEK_END)
-        # libsndfile accepts other formats, too, but silently shortens a truncated file of theirs.
+        # libsndfile accepts other formats, too, but silently shortens truncated files in those formats.
         if (wrong := audio_headers.foreign(file, uri)) is not None:
             raise refusal(uri, wrong)
         correction = audio_headers.correct(file, size, until_s=until_s)
@@ -85,7 +85,7 @@ def open_sound(uri: str, *, until_s: float | None = None) -> Iterator[tuple[soun
 
 
 def lower_24_bits(uri: str, words: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Samples that stand in the lower three bytes of four, at the scale of 32 bits.
+    """Samples that are stored in the lower three bytes of four, at the scale of 32 bits.
 
     Raises:
         RecordingError: the highest byte is neither the sign nor zero, so that these are other samples.

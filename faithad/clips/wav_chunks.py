@@ -45,7 +45,7 @@ class _Wav:
         order: of the bytes, as `struct` writes it.
         names: of the chunks that were read.
         fmt: content of the chunk that describes the sound, which begins at `fmt_at`.
-        size_at: where the size of the sound stands.
+        size_at: position of the size of the sound.
         size_format: of that number, as `struct` writes it.
         data_at: where the sound begins.
         promised: bytes of sound according to the header.
@@ -75,7 +75,7 @@ class _Wav:
 
     @property
     def encoding(self) -> int:
-        """As in `fields`; of an extensible header, the one that it names further behind."""
+        """As in `fields`; of an extensible header, the encoding that its extension names."""
         if self.fields[0] == _EXTENSIBLE and len(self.fmt) >= 26:
             return int(struct.unpack(f"{self.order}H", self.fmt[24:26])[0])
         return self.fields[0]
@@ -138,7 +138,7 @@ def correct_wav(file: BinaryIO, size: int, *, behind: bool) -> Correction | str:
     # Notes follow the sound in chunks of their own. Other bytes are sound, if they last more than a tenth of a second.
     negligible = 0 if wav.promised == 0 else bytes_per_s // 10
     if wav.is_open or wav.promised > wav.present:
-        # Of a block that is cut in two, a decoder makes noise.
+        # A decoder makes noise of a block that is cut in two.
         end = size if is_by_sample else size - wav.present % max(1, frame_bytes)
     if wav.is_open:
         remarks.append(
@@ -211,7 +211,7 @@ def complaint(file: BinaryIO) -> str:
     if _read(file, 0, 4) == b"RF64" and b"ds64" not in wav.names:
         return "the chunk that says how long the sound is ('ds64') is missing. Export the file again"
     if wav.names.index(b"data") < wav.names.index(b"fmt "):
-        return "the sound stands before the chunk that says what it is ('fmt '). Export the file again"
+        return "the sound comes before the chunk that says what it is ('fmt '). Export the file again"
     if len(wav.fmt) < _FMT_BYTES:
         return f"its 'fmt ' chunk has {len(wav.fmt)} bytes where {_FMT_BYTES} are needed. Export the file again"
     _, channels, rate_hz, _, frame_bytes, bits = wav.fields

@@ -1,4 +1,4 @@
-"""When a WAV file was recorded, by the chunks that recorders write beside the sound.
+"""When a WAV file was recorded, by the chunks that recorders write in addition to the sound.
 
 `bext` (EBU Tech 3285, Broadcast Wave Format) holds the date and the time at which the recording began, without a zone.
 `guan` (GUANO 1.0, of bat recorders and AudioMoth's tools) holds lines `key: value`, with a `Timestamp` as in ISO 8601.

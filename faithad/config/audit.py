@@ -69,7 +69,7 @@ class AuditRun(Section):
 
     @property
     def judging(self) -> JudgingSettings:
-        """As in the paper; random frames stand beside the explanations that the events name."""
+        """As in the paper, and with random frames to compare the explanations of the events with."""
         return JudgingSettings(chance_at=(self.events.percentile,))
 
     def to_yaml(self) -> str:

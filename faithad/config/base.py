@@ -1,6 +1,6 @@
 """What all sections of a configuration have in common, and the kinds of values that several of them have.
 
-Each section checks itself; what it refuses is told under the key concerned, together with all other problems of the
+Each section checks itself; what it refuses is reported under the key concerned, together with all other problems of the
 file.
 """
 
@@ -20,7 +20,7 @@ from faithad.errors import ConfigError
 from faithad.scoring.choices import Score
 from faithad.vocabulary import CHANNEL_NAMES, ChannelChoice
 
-# A WAV header counts no more.
+# The most channels that a WAV header can count.
 _MOST_CHANNELS = 65_535
 
 

@@ -1,9 +1,9 @@
 """From YAML to a validated model, with every problem of the file in one error.
 
 Pydantic checks a section as a whole only if all its values are valid, so one wrong value would hide other problems.
-Therefore wrong keys are removed, as if the file had left them to their defaults, and the rest is validated again. What
-the next validation finds in a removed key follows from the first problem and is not reported. A required key has no
-default; the first of its `Field(examples=[...])` replaces a wrong or missing value.
+Therefore wrong keys are removed, as if the file had left them to their defaults, and the rest is validated again. A
+problem that the next validation finds in a removed key follows from the first problem and is not reported. A required
+key has no default; the first of its `Field(examples=[...])` replaces a wrong or missing value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WORDS = {
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
-# Of more unknown keys than this, only the number is told.
+# Of more unknown keys than this, the message gives only the number.
 _MOST_UNKNOWN = 10
 # Characters of a wrong value in a message.
 _MOST_SHOWN = 200

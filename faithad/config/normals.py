@@ -1,6 +1,6 @@
 """What `faithad train --normals` and `faithad calibrate` are given: normal recordings, and where the model goes.
 
-Everything has a default but these two, so that a first audit needs no file. Defaults that a study shares are in
+Everything but these two has a default, so that a first audit needs no file. Defaults that a study shares are in
 `sections`. Relative paths start where those of a study do, see `study`.
 """
 
@@ -38,7 +38,7 @@ class NormalFeatures(Features):
 
 class NormalAlarm(FalseAlarms):
     """`state_share`: how much of the promised false alarms the alarm for what lasts may raise, the alarm of clips the
-    rest; 0: there is no such alarm; null: half, where the normal recordings are long enough to compare minutes with a
+    rest; 0: no such alarm; null: half, where the normal recordings are long enough to compare minutes with a
     recorder's own past. A rate of 0.05 then is 0.025 of the clips, and changes that begin with 0.025 of the minutes; 2
     false alarms per hour are one of each.
     """
@@ -47,7 +47,7 @@ class NormalAlarm(FalseAlarms):
 
 
 class _NormalRecordings(Section):
-    """Recordings of normal operation, and where the model that comes of them goes.
+    """Recordings of normal operation, and the folder of the model that is fitted to them.
 
     `normals`: folders, files or URIs of recordings. `to`: the model's folder. `remainder`: what happens to the end of a
     recording that is shorter than a clip. `channel`: which channel of a recording is heard, see

@@ -1,4 +1,4 @@
-"""The section `search` of a study: which settings its trials have, and by what they are compared."""
+"""The section `search` of a study: which settings its trials have, and how they are compared."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Features(Section):
     reference: Literal["none", "clip", "recording"] = "none"
 
     def settings(self, clip_s: float) -> FeatureSettings:
-        """What a spectrogram of a clip is, and what models take it less."""
+        """What a spectrogram of a clip is, and what is subtracted from it before a model takes it in."""
         values = self.model_dump(exclude={"normalization", "reference"})
         reference: Reference = "recording" if self.reference == "recording" else "none"
         return FeatureSettings(**values, clip_s=clip_s, reference=reference)
@@ -72,8 +72,8 @@ class Features(Section):
 class Network(Section):
     """The network of `ae` and `mae`; the defaults are the paper's.
 
-    `dropout`: inside its transformer layers. `width`: so many times the channels. `depth`: transformer layers in the
-    encoder, and in the decoder.
+    `dropout`: inside its transformer layers. `width`: factor of the number of channels. `depth`: transformer layers in
+    the encoder, and in the decoder.
     """
 
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -198,7 +198,7 @@ class Audit(Section):
     `explain`: which clips are explained once all are scored: `all`, `annotated` (in a study), `alarms`, `top:N` (the N
     highest scores) or `none`.
     `maps`: for how many explained clips the whole maps are kept (-1: for all); curves always are. In an audit of a
-    folder that grows, `top:N` and `maps` hold for each take, the recordings that one run found. `actors` null: as
+    folder that grows, `top:N` and `maps` apply to each take, the recordings that one run found. `actors` null: as
     many as the cluster's CPUs (or GPUs, where gpus_per_actor asks for them) carry; `readers` null: as many tasks that
     read and decode as the rest of the CPUs carries. `clips_per_shard` is the most: a shard, the unit of work, holds
     fewer where workers would be left without one. `micro_batch`: spectrograms in one forward pass; null: what suits the
@@ -231,7 +231,7 @@ def compiled_without_gpu(attribution: Attribution, audit: Audit) -> list[KeyProb
 
 
 class FalseAlarms(Section):
-    """How often normal sound may alarm: a share of the clips (0.05 by default), or so many times an hour."""
+    """How often normal sound may alarm: a share of the clips (0.05 by default), or a number of times an hour."""
 
     false_alarm_rate: Fraction | None = 0.05
     false_alarms_per_hour: float | None = Field(None, gt=0)
@@ -253,7 +253,7 @@ class FalseAlarms(Section):
         return self
 
     def problems(self, clip_s: float) -> list[KeyProblem]:
-        """What is wrong with it for clips of this length."""
+        """What is wrong with the section for clips of this length."""
         per_hour = self.false_alarms_per_hour
         if per_hour is None or per_hour * clip_s < 3600:
             return []
@@ -309,7 +309,7 @@ class Alarm(FalseAlarms):
 
 class Events(Section):
     """How alarms become events: windows above the threshold at most `merge_gap_s` apart are one. `method` and
-    `percentile` name the explanation that tells the event's seconds and mel bands. `trusted`: the most faithful method
+    `percentile` name the explanation that gives the event's seconds and mel bands. `trusted`: the most faithful method
     that the rule of `evaluation.decisions` finds more faithful than random frames in this audit, the error map aside;
     the first of `attribution.methods` where it finds none.
     """

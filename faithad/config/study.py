@@ -1,8 +1,8 @@
 """A study's configuration: YAML in, one frozen and validated `Study` out.
 
-Every default of the system stands here or in `config.sections`, and nowhere else. Unknown keys are errors, and all
-problems of a file are told at once, each under its key. `--set train.epochs=3` on the command line is a change to the
-YAML before validation.
+Every default of the system is here or in `config.sections`, and nowhere else. Unknown keys are errors, and all problems
+of a file are reported at once, each under its key. `--set train.epochs=3` on the command line is a change to the YAML
+before validation.
 
 Relative paths inside `data` start at `data.root`. `root`, `data.root`, `data.add_normals` and `train.init_from` start
 at the current folder, or at the folder that FAITHAD_HOME names: that of a submitted job is a copy that Ray deletes.
@@ -68,8 +68,8 @@ class Study(Section):
     """The whole study. See configs/demo.yaml and configs/paper.yaml.
 
     `score`: what is made of a model's error: `paper`, the mean squared error of the clip; `robust`, the recommended
-    choices for each model, or the four choices themselves, rows of the tables in `scoring`. Models that give a score
-    only keep theirs.
+    choices for each model, or the four choices themselves, rows of the tables in `scoring`. Models that only
+    give a score keep that score.
     `protocol`: how maps are judged, as in the `paper`, `corrected`, or both: see docs/decisions.md.
     `models`: `ae` and `mae` are the study's question. `dense_ae`, `cae`, `skip_cae`, `one_class_svm` and
     `isolation_forest` are the model paper's baselines, for the detection table. `cae` and `skip_cae` are explained as
@@ -119,7 +119,7 @@ class Study(Section):
         return frames - frames % math.lcm(row.frames_multiple, self.train.patch if row.masked else 1)
 
     def network_options(self, model: str) -> dict[str, float]:
-        """What a model's network is built with beside its shape: the settings of `model` that are not the paper's."""
+        """What a model's network is built with besides its shape: the settings of `model` that are not the paper's."""
         return self.model.model_dump(exclude_defaults=True) if MODELS[model].sized else {}
 
     def score_of(self, model: str) -> Score | None:
@@ -146,7 +146,7 @@ class Study(Section):
         return Checks(n_deep, n_sanity, min(1, n_deep))
 
     def beside(self, model: str, seed: int) -> dict[str, tuple[str, int]]:
-        """The models that an explained one is judged with: `linear`, whose error is a line beside its methods, and
+        """The models that an explained one is judged with: `linear`, whose error is one of its lines, and
         `inpainter`, which predicts the hidden frames of deep clips.
         """
         if CORRECTED not in self.judging.protocols or not MODELS[model].explained:
@@ -158,8 +158,8 @@ class Study(Section):
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """All (model, seed) pairs, in the order in which they are trained. A model without chance has the first seed
-        only: it would come out the same with each.
+        """All (model, seed) pairs, in the order in which they are trained. A model whose training is not random has
+        the first seed only: every seed would give the same model.
         """
         return [(model, seed) for model in self.models for seed in self._seeds(model)]
 
@@ -276,7 +276,7 @@ def parse_study(text: str, *, name: str, overrides: Sequence[str] = ()) -> Study
 
 
 def absolute(location: str) -> str:
-    """Independent of the current folder, which is another one on every worker."""
+    """The location, independent of the current folder, which is another one on every worker."""
     if "://" in location:
         return location
     return os.path.normpath(os.path.join(os.environ.get("FAITHAD_HOME", os.getcwd()), os.path.expanduser(location)))

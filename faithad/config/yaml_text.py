@@ -1,7 +1,7 @@
 """The keys and values of a YAML text, whoever wrote it: a configuration is small, and a large one is refused at once.
 
 A few aliases of aliases can stand for billions of values, and a long text takes minutes to parse. So both the bytes of
-a file and the number of its values are limited; an alias counts as all that it stands for.
+a file and the number of its values are limited; an alias counts as all values that it repeats.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def read_mapping(text: str, *, name: str, hint: str = "") -> tuple[dict[str, Any
     """
     values, repeated = read_yaml(text, name=name)
     if not isinstance(values, dict):
-        found = "nothing: it is empty" if values is None else type(values).__name__
-        raise ConfigError(f"{name} must hold keys and values{hint}, found {found}")
+        kind = "nothing: it is empty" if values is None else type(values).__name__
+        raise ConfigError(f"{name} must hold keys and values{hint}, found {kind}")
     return values, repeated
 
 

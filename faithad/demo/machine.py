@@ -44,7 +44,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Drift:
+class MachineDrift:
     """The state after some hours: knives wear within a shift, the hall warms up by day, the gain drifts."""
 
     wear: float  # 0 (sharp) to 1
@@ -65,17 +65,17 @@ def machine_of(seed: int) -> Machine:
     return Machine(head_hz, harmonics, tuple(idle_turns), duct_hz, _room(rng))
 
 
-def drift_at(seed: int, hours: float) -> Drift:
-    """The state after so many hours of a run that begins with sharp knives; a shift has eight hours."""
+def drift_at(seed: int, hours: float) -> MachineDrift:
+    """The state after this many hours of a run that begins with sharp knives; a shift has eight hours."""
     phases = stream(seed, _DRIFT).uniform(0, 2 * np.pi, size=3)
-    return Drift(
+    return MachineDrift(
         wear=(hours % 8.0) / 8.0,
         warmth=float(np.sin(2 * np.pi * hours / 24.0 + phases[0])),
         gain=float(10 ** (0.03 * np.sin(hours / 0.9 + phases[1]) + 0.02 * np.sin(hours / 0.21 + phases[2]))),
     )
 
 
-def tones(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Generator) -> tuple[Signal, Signal]:
+def tones(machine: Machine, drift: MachineDrift, moved: Motion, rng: np.random.Generator) -> tuple[Signal, Signal]:
     """The sound of all rotating parts (N,), and the strokes of the first head (N,) that modulate the cutting noise."""
     n_points = moved.time_s.size
     total = np.zeros((n_points - 1) * POINT_SAMPLES, dtype=np.float32)
@@ -132,8 +132,8 @@ def _blade_pass(own: Curve, knives: int, *, tilt: float) -> Curve:
 def _side_bands(own: Curve, knives: int) -> Curve:
     """Amplitudes of the orders that are 1 or 2 away from a blade-pass harmonic."""
     order = np.arange(1, own.size + 1)
-    beside = np.isin(order % knives, (1, 2, knives - 2, knives - 1))
-    return np.asarray(np.where(beside, own * np.maximum(order / knives, 0.6) ** -0.5, 0.0))
+    is_side_band = np.isin(order % knives, (1, 2, knives - 2, knives - 1))
+    return np.asarray(np.where(is_side_band, own * np.maximum(order / knives, 0.6) ** -0.5, 0.0))
 
 
 def _turn(amplitudes: Curve) -> Signal:

@@ -12,7 +12,7 @@ Contents
     annotate(planned)           what an expert would mark in it
     write_recording(planned)    one WAV file, unless it is already there
     synthesize(out, ...)        a whole mill in one folder
-    recordings_in(hours)        how many recordings make so many hours
+    recordings_in(hours)        how many recordings make this many hours
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SyntheticMill:
 
 
 def recordings_in(hours: float) -> tuple[int, int]:
-    """How many train and test recordings of a minute make so many hours: `recordings_in(48)` is 1,920 and 960.
+    """How many train and test recordings of a minute make this many hours: `recordings_in(48)` is 1,920 and 960.
 
     There are at least two of each: one to train and one to validate, a normal and a disturbed one to test.
 
@@ -248,17 +248,17 @@ def annotate(planned: PlannedRecording) -> Iterator[Annotation]:
     """A row of the annotation table for each disturbed clip: its audible seconds."""
     for window in range(int(planned.timeline.duration_s // CLIP_S)):
         onset_s, offset_s = CLIP_S * window, CLIP_S * (window + 1)
-        here = [
+        in_clip = [
             disturbance
             for disturbance in planned.timeline.disturbances
             if disturbance.marked_s[0] < offset_s and disturbance.marked_s[1] > onset_s
         ]
-        if here:
-            marked = [disturbance.marked_s for disturbance in here if disturbance.audible]
+        if in_clip:
+            marked = [disturbance.marked_s for disturbance in in_clip if disturbance.audible]
             yield Annotation(
                 recording=planned.path.name,
                 window=window + 1,
-                anomaly_type=here[0].anomaly_type,
+                anomaly_type=in_clip[0].anomaly_type,
                 onset_s=onset_s,
                 offset_s=offset_s,
                 intervals=tuple((max(a, onset_s) - onset_s, min(b, offset_s) - onset_s) for a, b in marked),

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from faithad.demo.machine import Drift, Machine, Signal, drift_at, machine_of, tones
+from faithad.demo.machine import Machine, MachineDrift, Signal, drift_at, machine_of, tones
 from faithad.demo.motion import POINT_SAMPLES, SAMPLE_RATE_HZ, Curve, Motion, motion
 from faithad.demo.timeline import BROKEN, STUCK, Disturbance, Timeline, stream
 
@@ -62,7 +62,7 @@ def _share(power: Curve) -> Curve:
     return np.asarray(power / power.sum())
 
 
-def _background(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Generator) -> Signal:
+def _background(machine: Machine, drift: MachineDrift, moved: Motion, rng: np.random.Generator) -> Signal:
     """Extraction, hall, bearings and rolls."""
     slope = np.maximum(_NOISE_HZ, 60.0) ** -1.3 / (1.0 + (_NOISE_HZ / 3000.0) ** 2)
     duct = np.sum([_hump(hz * (1 + 0.02 * drift.warmth), 0.09) for hz in machine.duct_hz], axis=0)
@@ -76,7 +76,7 @@ def _background(machine: Machine, drift: Drift, moved: Motion, rng: np.random.Ge
     return _noise(rng, sources)
 
 
-def _cutting(timeline: Timeline, drift: Drift, moved: Motion, rng: np.random.Generator) -> Signal:
+def _cutting(timeline: Timeline, drift: MachineDrift, moved: Motion, rng: np.random.Generator) -> Signal:
     """Chips, whose brightness depends on the board and the wear of the knives, and the hum of each board's body."""
     load = moved.load.mean(axis=0) * moved.hiss
     bright = np.full(load.size, 0.15 * drift.wear)

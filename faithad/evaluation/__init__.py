@@ -1,1 +1,1 @@
-"""MAPS → NUMBERS: detection, peaks and their F-score, faithfulness, the controls beside them, and the summaries."""
+"""MAPS → NUMBERS: detection, peaks and their F-score, faithfulness, their controls, and the summaries."""

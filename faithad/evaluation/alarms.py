@@ -104,7 +104,7 @@ def fit_alarm(
             it, the rule `conformal` takes the lowest rate that they can promise, and the alarm says what was asked for.
         pieces: scores of pieces of the normal clips, by their duration in seconds; see `scoring.pieces`.
         lowest: of an ensemble whose members score clips in turn, see `Rescoring` in `scoring.ensemble`; a threshold
-            below would judge clips by scores that some members had no part in.
+            below it would judge clips by scores to which some members did not contribute.
 
     Raises:
         StudyError: there are no scores, some are not finite, or they are too few (or too equal) for the rule; or the
@@ -150,7 +150,7 @@ def _above(lowest: float, scores: Reals, rule: str, rate: float) -> float:
     threshold = RULES[rule].fit(scores, rate)
     if threshold < lowest:
         raise StudyError(
-            f"A false-alarm rate of {rate:g} is above the model's rescore_share: some members do not score so many "
+            f"A false-alarm rate of {rate:g} is above the model's rescore_share: some members do not score that many "
             "clips. Lower the rate, or calibrate the model with a larger rescore_share (1: all members score all)."
         )
     return threshold
@@ -167,7 +167,8 @@ def fit_promised_alarm(
     """The alarm of an ensemble, above the r-th smallest score, with the rate that its normal clips can promise.
 
     r = ceil((n + 1)(1 - a)), or n where the clips are too few for a. The expected rate of false alarms is
-    (n + 1 - r) / (n + 1), whatever the distribution of the scores is, if clips are independent; it stands in the alarm.
+    (n + 1 - r) / (n + 1), whatever the distribution of the scores is, if clips are independent; the alarm holds that
+    rate.
 
     Args:
         scores: of n normal clips, each compared with clips of other recordings than its own.
@@ -213,7 +214,7 @@ def expected_share(alarm_rate: float, n_validation: int, n_clips: int) -> tuple[
     Args:
         alarm_rate: the expected one, (v + 1 - r) / (v + 1), see `AlarmThreshold.expected_rate`.
         n_validation: v.
-        n_clips: n; 0 for the true rate itself, which ever more clips come to.
+        n_clips: n; 0 for the true rate itself, the limit for many clips.
     """
     from scipy import stats
 
@@ -260,13 +261,13 @@ def _by_length(alarm: AlarmThreshold, pieces: Mapping[float, ArrayLike]) -> Iter
 def with_window_thresholds(alarm: AlarmThreshold, validation_scores: pa.Table) -> AlarmThreshold:
     """The alarm with thresholds for the windows of 0.25 s of alarmed clips.
 
-    They are fitted by the alarm's rule and at its rate to the worst windows of normal clips. So a window counts as
-    above where a clip whose worst window it is would alarm, if clips were judged by their worst windows and by this
+    They are fitted by the alarm's rule and at its rate to the worst windows of normal clips. So a window is above its
+    threshold if a clip with this as its worst window would alarm, were clips judged by their worst windows and by this
     model alone. Each model has a threshold of its own: the mean error of 0.25 s varies more than that of a clip, and
     that of one member of an ensemble less than a sum.
 
     Args:
-        alarm: that was fitted to the scores of the same clips.
+        alarm: the alarm that was fitted to the scores of the same clips.
         validation_scores: schemas.VALIDATION_SCORES. Without `worst_windows`, as of a model that gives one score for
             a whole clip and of release 0.1.0, the alarm has no such threshold.
     """

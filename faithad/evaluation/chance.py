@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from faithad.evaluation.arrays import Reals
 from faithad.model.alarm import Tail
 
-# Above which p-value the scores of an audit are called no more than chance can bring.
+# Above this p-value, the scores of an audit are called no more than chance can bring.
 LEVEL = 0.01
 _FEWEST_ABOVE, _MOST_ABOVE, _SHARE_ABOVE = 5, 50, 0.1
 
@@ -78,6 +78,6 @@ def _of_all(excess: Reals, k: int, n: int, m: int) -> float:
     each = -math.log((k + 1) / (n + 1))
     w = excess.sum() + len(excess) * each
     numbers = np.arange(1, m + 1)
-    # The mean excess that so many clips need for W; below 0, their number is enough.
+    # The mean excess that this many clips need for W; below 0, their number is enough.
     reached = stats.f.sf(np.maximum(w / numbers - each, 0.0), 2 * numbers, 2 * k)
     return float((stats.betabinom.pmf(numbers, m, k + 1, n - k) * reached).sum())

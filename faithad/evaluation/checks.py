@@ -1,9 +1,9 @@
-"""What the checks of the deep clips come to: other replacements, mel bands, and the sanity of methods.
+"""The results of the checks of the deep clips: other replacements, mel bands, and the sanity of methods.
 
     replacements    faithfulness with three replacements, and whether they order the methods alike (Kendall's tau); the
                     areas below E(x') / E(x) while frames are deleted and inserted (Petsiuk et al. 2018)
     bands           Spearman's rho, over ten groups of mel bands, of what replacing a group takes away from the score
-                    and the share of the map in it; beside it that of the outlier mass, which needs no model
+                    and the share of the map in it; also that of the outlier mass, which needs no model
     sanity          whether a map depends on the network's weights (Adebayo et al. 2018), is complete, and stays as it
                     is under a little noise (Yeh et al. 2019) and from one training to the next; and what it costs
 
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from faithad import schemas
 from faithad.evaluation.arrays import Reals
-from faithad.evaluation.clip_values import Clips, Cube, read_cube
+from faithad.evaluation.clip_values import Cube, EvaluatedClips, read_cube
 from faithad.evaluation.estimates import SummaryRow, estimates, known_mean
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> Reals:
     return rho
 
 
-def band_rhos(checks: pa.Table, clips: Clips) -> Cube:
+def band_rhos(checks: pa.Table, clips: EvaluatedClips) -> Cube:
     """Spearman's rho over the groups of bands, of each clip: columns (model, method or line)."""
     drops, masses = (_by_place(checks, check, clips) for check in (BAND_DROP, BAND_MASS))
     columns = sorted(key for key in masses if (key[0], "") in drops)
@@ -88,7 +88,7 @@ def band_rows(checks: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
             yield {"model": model, "method": method, "scope": scope, **row}
 
 
-def replaced_faithfulness(checks: pa.Table, faithfulness: pa.Table, clips: Clips) -> Cube:
+def replaced_faithfulness(checks: pa.Table, faithfulness: pa.Table, clips: EvaluatedClips) -> Cube:
     """Faithfulness in mode `frame`, as the mean over the percentiles: columns (model, method, replacement).
 
     Of `reconstruction`, on the clips that have another replacement as well.
@@ -153,7 +153,7 @@ def sanity_rows(checks: pa.Table, attributions: pa.Table, experiment: Experiment
         yield {**keys, **row, "n_seeds": _n_seeds(attributions, model), "passed": None}
 
 
-def seed_agreement(attributions: pa.Table, clips: Clips) -> Cube:
+def seed_agreement(attributions: pa.Table, clips: EvaluatedClips) -> Cube:
     """Spearman's rho of the curves of a clip, mean over the pairs of seeds: values (1, N, C), columns (model, method).
 
     Args:
@@ -182,7 +182,7 @@ def _n_seeds(attributions: pa.Table, model: str) -> int:
     return len(pc.unique(attributions.filter(pc.equal(attributions["model"], model))["seed"]))
 
 
-def _falling(checks: pa.Table, clips: Clips) -> dict[tuple[str, str], bool]:
+def _falling(checks: pa.Table, clips: EvaluatedClips) -> dict[tuple[str, str], bool]:
     """Whether the mean correlation falls, or stays, with each further share of the layers that is reset."""
     cube = _read(checks, RANDOMISATION, clips)
     means = known_mean(known_mean(cube.values, axis=0), axis=0)
@@ -192,7 +192,7 @@ def _falling(checks: pa.Table, clips: Clips) -> dict[tuple[str, str], bool]:
     return {key: bool((np.diff(shares) <= 0).all()) for key, shares in of_methods.items()}
 
 
-def _areas(checks: pa.Table, check: str, clips: Clips) -> Cube:
+def _areas(checks: pa.Table, check: str, clips: EvaluatedClips) -> Cube:
     """The area below each clip's ratios, over shares from 0 to 1, by the trapezoidal rule: columns (model, method)."""
     cube = _read(checks, check, clips)
     of_methods: dict[tuple[str, str], list[int]] = {}
@@ -205,7 +205,7 @@ def _areas(checks: pa.Table, check: str, clips: Clips) -> Cube:
     return Cube(np.stack(areas, axis=2) if areas else cube.values, list(of_methods))
 
 
-def _by_place(checks: pa.Table, check: str, clips: Clips) -> dict[tuple[str, str], Reals]:
+def _by_place(checks: pa.Table, check: str, clips: EvaluatedClips) -> dict[tuple[str, str], Reals]:
     """The values (S, N, places) of a check, by model and method; of the clip itself, the method is ''."""
     cube = _read(checks, check, clips)
     columns: dict[tuple[str, str], list[int]] = {}
@@ -214,7 +214,7 @@ def _by_place(checks: pa.Table, check: str, clips: Clips) -> dict[tuple[str, str
     return {key: cube.values[:, :, places] for key, places in columns.items()}
 
 
-def _read(checks: pa.Table, check: str, clips: Clips) -> Cube:
+def _read(checks: pa.Table, check: str, clips: EvaluatedClips) -> Cube:
     """The values of a check: columns (model, method, at), in order."""
     rows = checks.filter(pc.equal(checks["check"], check))
     filled = {"method": pc.fill_null(rows["method"], ""), "at": pc.fill_null(rows["at"], 0.0)}

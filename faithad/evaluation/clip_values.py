@@ -24,7 +24,7 @@ from faithad.evaluation.temporal import Intervals
 
 
 @dataclass(frozen=True)
-class Clips:
+class EvaluatedClips:
     """The test clips of a manifest, sorted by `clip_id`, as columns (N,); `all_ids` are those of all its clips."""
 
     all_ids: pa.Array[Any]
@@ -51,12 +51,12 @@ class Cube:
         return Cube(self.values[:, chosen], self.columns)
 
 
-def read_test_clips(manifest: pa.Table) -> Clips:
+def read_test_clips(manifest: pa.Table) -> EvaluatedClips:
     """The rows of schemas.MANIFEST whose split is `test`."""
     manifest = manifest.sort_by("clip_id")
     test = manifest.filter(pc.equal(manifest["split"], pa.scalar("test")))
     recordings = np.array(test["recording"].to_pylist(), dtype=object)
-    return Clips(
+    return EvaluatedClips(
         all_ids=manifest["clip_id"].combine_chunks(),
         ids=[str(clip_id) for clip_id in test["clip_id"].to_pylist()],
         recording=np.unique(recordings, return_inverse=True)[1].astype(np.int64),
@@ -84,7 +84,7 @@ def refuse_unknown_clips(clip_ids: pa.ChunkedArray[Any], known: pa.Array[Any]) -
         )
 
 
-def read_cube(table: pa.Table, value: str, keys: Sequence[str], clips: Clips) -> Cube:
+def read_cube(table: pa.Table, value: str, keys: Sequence[str], clips: EvaluatedClips) -> Cube:
     """One value column of an audit's table, by seed, test clip and the key columns; other clips' rows are left out.
 
     Raises:

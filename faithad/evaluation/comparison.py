@@ -10,8 +10,8 @@ A question is asked of every method, for the F-score, for faithfulness and, unde
 normalised faithfulness; `against_chance` and `against_no_model` need the lines of faithfulness, which only `corrected`
 has. Of the deep clips, it is also asked for faithfulness with other replacements and for mel bands (`checks`). What is
 compared is one value per clip: the mean over all percentiles of the study, never the best one, because that would be
-chosen on the same clips; beside it stands percentile 95. The best curve without a model is chosen on these clips, which
-favours the curve.
+chosen on the same clips. Percentile 95 is compared as well. The best curve without a model is chosen on these clips,
+which favours the curve.
 
 Shape letters: S seeds, N clips, M methods.
 """
@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.checks import INPAINTING, RECONSTRUCTION, TRAINING_MEAN, band_rhos, replaced_faithfulness
-from faithad.evaluation.clip_values import Clips, Cube, mean_over_percentiles, read_cube, read_test_clips
+from faithad.evaluation.clip_values import Cube, EvaluatedClips, mean_over_percentiles, read_cube, read_test_clips
 from faithad.evaluation.controls import NO_MODEL, RANDOM
 from faithad.evaluation.decisions import Comparison, compare, placements
 from faithad.evaluation.estimates import SummaryRow, known_mean
@@ -47,7 +47,7 @@ AGAINST_LINEAR = "against_linear"
 LINEAR_MODELS = ("frame_pca", "frame_ridge")
 # What a linear model locates anomalies by.
 _OWN_ERROR = "error_map"
-# Shown beside the mean over all percentiles.
+# Shown in addition to the mean over all percentiles.
 _PERCENTILE = 95.0
 # The largest difference of two values of a metric, where it is bounded.
 _LARGEST_DIFFERENCES = {"f_score": 1.0, "auc": 1.0, "band_rho": 2.0}
@@ -64,7 +64,7 @@ class Measure(NamedTuple):
         percentile: None for the mean over all.
         replacement: what replaces frames or bands; None for the F-score.
         values: of each model and method, (S, N); NaN where a clip was not measured.
-        lines: of each model and line that stands beside the methods, (S, N), or (1, N) where no seed matters.
+        lines: of each model and line that methods are compared with, (S, N), or (1, N) where no seed matters.
     """
 
     metric: str
@@ -112,7 +112,7 @@ def comparison_rows(
 
 
 def _between_models(measure: Measure, recordings: Integers) -> Iterator[SummaryRow]:
-    """Nothing where one of the two models is missing."""
+    """The MAE's methods against the AE's; nothing where one of the two models is missing."""
     methods = [method for method in measure.methods(MASKED) if (PLAIN, method) in measure.values]
     if methods:
         a, b = (measure.stacked(model, methods) for model in (MASKED, PLAIN))
@@ -208,7 +208,7 @@ def measures(
                     yield from _measure(metric, mode, "all", everywhere, percentile, *pair)
 
 
-def deep_measures(checks: pa.Table, faithfulness: pa.Table, clips: Clips) -> Iterator[Measure]:
+def deep_measures(checks: pa.Table, faithfulness: pa.Table, clips: EvaluatedClips) -> Iterator[Measure]:
     """What is compared on the deep clips: faithfulness with other replacements, and mel bands."""
     everywhere = np.ones(len(clips.ids), dtype=np.bool_)
     replaced = replaced_faithfulness(checks, faithfulness, clips)
@@ -252,7 +252,9 @@ def reason_rows(
         yield from _against_lines(measure, clips.recording)
 
 
-def faithfulness_cubes(faithfulness: pa.Table, controls: pa.Table, metric: str, clips: Clips) -> dict[str, Cube]:
+def faithfulness_cubes(
+    faithfulness: pa.Table, controls: pa.Table, metric: str, clips: EvaluatedClips
+) -> dict[str, Cube]:
     """The values of a metric by model, method and percentile, of both modes, and by model, line and percentile.
 
     All are read as one, so that their seeds are the same.

@@ -25,7 +25,7 @@ from faithad.evaluation.peaks import PEAKS, highest_frames
 from faithad.evaluation.temporal import Intervals, localization, segment_truth
 from faithad.vocabulary import LEVEL, PAPER
 
-# The lines that stand beside an F-score, as the tables name them.
+# The lines that an F-score is compared with, as the tables name them.
 RANDOM, ALWAYS = "random", "always"
 LEVEL_CHANGE, OUTLIER = "level_change", "outlier"
 NO_MODEL = (LEVEL, LEVEL_CHANGE, OUTLIER)

@@ -8,11 +8,10 @@
                                      section; the anomalous clips are those of the section, whatever their domain
                                      (Dohi et al. 2022, arXiv 2206.05876)
 
-Beside the models, and named as if it were one, stands the level of the clip and that of its loudest second, which needs
-none.
+The level of the clip and that of its loudest second, which need no model, are added under the name of a model.
 
-All of them over all anomalous clips and over those of each type, against all normal clips. Intervals are those of
-resampled recordings, the same in all rows.
+All metrics are taken over all anomalous clips and over those of each type, against all normal clips. Intervals are
+those of resampled recordings, the same in all rows.
 
 Shape letters: S seeds, N clips, R resamples, M metrics.
 """
@@ -28,7 +27,7 @@ import pyarrow.compute as pc
 
 from faithad.evaluation import detection
 from faithad.evaluation.arrays import Bools, Integers, Reals
-from faithad.evaluation.clip_values import Clips, read_cube
+from faithad.evaluation.clip_values import EvaluatedClips, read_cube
 from faithad.evaluation.estimates import SummaryRow, estimate
 from faithad.evaluation.statistics import n_normal_needed, percentile_interval, resample_counts
 from faithad.scoring.choices import OWN, PAPER_NAME, ROBUST
@@ -83,8 +82,8 @@ def _by_score(scores: pa.Table, experiment: Experiment) -> Iterator[tuple[str | 
         # A classical detector leaves its scores of seconds null.
         yield None, pooling, column, alone.filter(pc.and_(is_papers, pc.is_valid(alone[column])))
     if "paper_score" in alone.column_names:
-        beside = alone.filter(pc.and_(pc.invert(is_papers), pc.is_valid(alone["paper_score"])))
-        yield PAPER_NAME, "mean", "paper_score", beside.drop_columns(["alarm"])
+        by_paper = alone.filter(pc.and_(pc.invert(is_papers), pc.is_valid(alone["paper_score"])))
+        yield PAPER_NAME, "mean", "paper_score", by_paper.drop_columns(["alarm"])
     if "level_db" in scores.column_names:
         known = scores.filter(pc.is_valid(scores["level_db"]))
         # All models hear the same clips.
@@ -124,7 +123,9 @@ def _as_numbers(scores: pa.Table, column: str) -> pa.Table:
     return known.set_column(place, "alarm", known["alarm"].cast(pa.int8()).cast(pa.float64()))
 
 
-def _figures(values: Reals, raised: Reals | None, clips: Clips, labelled: Bools, *, seed: int) -> Iterator[SummaryRow]:
+def _figures(
+    values: Reals, raised: Reals | None, clips: EvaluatedClips, labelled: Bools, *, seed: int
+) -> Iterator[SummaryRow]:
     """The metrics of one model's scores (S, N), and of its alarms (S, N) if they are of this score."""
     labels, kinds = clips.label[labelled], clips.anomaly_type[labelled]
     groups = np.unique(clips.recording[labelled], return_inverse=True)[1]
@@ -177,7 +178,7 @@ def _estimates(values: Reals, labels: Reals, groups: Integers, drawn: Integers) 
             yield metric, {"mean": None, "std": None, "ci_low": None, "ci_high": None, "n_seeds": len(points)}
 
 
-def _sections(clips: Clips, labelled: Bools) -> list[tuple[float, Bools]]:
+def _sections(clips: EvaluatedClips, labelled: Bools) -> list[tuple[float, Bools]]:
     """The parts of a data set whose areas DCASE averages: the highest rate of false positives, and whether each
     labelled clip is in the part.
     """
@@ -185,10 +186,10 @@ def _sections(clips: Clips, labelled: Bools) -> list[tuple[float, Bools]]:
     anomalous = clips.label[labelled] == 1
     parts = []
     for place in sorted({place for place in zip(machine, section, strict=True) if place[1] is not None}, key=str):
-        here = (machine == place[0]) & (section == place[1])
-        for name in sorted({name for name in domain[here] if name is not None}) or [None]:
-            parts.append((1.0, here & (anomalous | (domain == name))))
-        parts.append((_MAX_FPRS["pauc"], here))
+        in_section = (machine == place[0]) & (section == place[1])
+        for name in sorted({name for name in domain[in_section] if name is not None}) or [None]:
+            parts.append((1.0, in_section & (anomalous | (domain == name))))
+        parts.append((_MAX_FPRS["pauc"], in_section))
     return parts
 
 
@@ -214,7 +215,7 @@ def _dcase(
 
 
 def _harmonic_mean(areas: Sequence[float] | Sequence[Reals]) -> Any:
-    """Of each place; 0 where one area is."""
+    """The harmonic mean at each place; 0 where one area is 0."""
     with np.errstate(divide="ignore"):
         return len(areas) / np.sum(1.0 / np.asarray(areas), axis=0)
 

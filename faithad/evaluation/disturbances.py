@@ -19,7 +19,7 @@ normalisation makes the task easy or impossible. The kinds:
     rubbing     broad noise that swells and fades once or a few times a second
 
 The first five, `PROXY_KINDS`, are those of the proxy AUC, by which searches choose mask ratio, patch and settings;
-searches of release 0.1.0 had them. Scores are chosen by all of them.
+searches of release 0.1.0 used only these. Scores are chosen by all kinds.
 
 All that is drawn for a disturbance is keyed by (seed, clip_id, kind): every model is judged on the very same task.
 
@@ -65,7 +65,7 @@ class DisturbedClips(NamedTuple):
 
 
 def n_disturbed(n_clips: int, *, n_kinds: int | None = None) -> int:
-    """How many disturbed clips the task makes of so many normal ones; of the kinds of the proxy AUC by default."""
+    """How many disturbed clips the task makes of this many normal ones; of the kinds of the proxy AUC by default."""
     return n_clips * min(n_kinds or len(PROXY_KINDS), math.ceil(_DISTURBED_CLIPS / max(1, n_clips)))
 
 
@@ -224,7 +224,7 @@ def _rubbing(rng: np.random.Generator, n_mels: int, n_frames: int, frames_per_s:
 _BITS_PER_DB = math.log2(10.0) / 10.0
 
 # For each kind its pattern (F, T), in dB relative to the disturbance's level, and the range of that level above the
-# clip's own, in level spreads: what fills fewer cells must stand out further to be noticed at all.
+# clip's own, in level spreads: a pattern that fills fewer cells must stand out further to be noticed at all.
 _KINDS: dict[str, tuple[Callable[[np.random.Generator, int, int, float], Reals], float, float]] = {
     "impact": (_impact, 0.5, 5.0),
     "rattle": (_rattle, 0.5, 5.0),

@@ -1,6 +1,6 @@
 """Did a quantity of recordings change: from one set to another, or at some moment of a series?
 
-The unit is the recording, because its clips share a machine and a place. What is compared is a median of each, by
+The unit is the recording, because its clips share a machine and a place. The medians of the recordings are compared, by
 ranks, so that a few odd recordings decide nothing. A p says only that a change is no chance; whether it matters follows
 from its size.
 
@@ -20,19 +20,19 @@ from faithad.evaluation.arrays import Bools, Reals
 ALPHA = 0.01
 LEAST = 5
 _PERMUTATIONS = 999
-# A recording stands out beyond so many median absolute deviations from the others.
+# A recording stands out beyond this many median absolute deviations from the others.
 _FAR = 6.0
 
 
-class Change(NamedTuple):
-    """From what to what a quantity changed.
+class MedianChange(NamedTuple):
+    """A change of a quantity: its medians before and after, and how certain the change is.
 
     Attributes:
         before: median of the recordings before.
         after: median of those after.
-        p: of no change.
-        n_before: number of the recordings.
-        n_after: the same.
+        p: the p-value of no change.
+        n_before: number of recordings before.
+        n_after: number of recordings after.
     """
 
     before: float
@@ -43,11 +43,11 @@ class Change(NamedTuple):
 
     @property
     def is_real(self) -> bool:
-        """Whether chance would hardly bring it, and enough recordings speak."""
+        """Whether chance alone is unlikely to cause the change, and there are enough recordings."""
         return self.p <= ALPHA and min(self.n_before, self.n_after) >= LEAST
 
 
-def change(before: npt.ArrayLike, after: npt.ArrayLike) -> Change | None:
+def change(before: npt.ArrayLike, after: npt.ArrayLike) -> MedianChange | None:
     """Whether recordings of two sets differ, by the test of Mann and Whitney (1947).
 
     Args:
@@ -64,14 +64,14 @@ def change(before: npt.ArrayLike, after: npt.ArrayLike) -> Change | None:
         return None
     p = float(stats.mannwhitneyu(first, second, method="asymptotic").pvalue)
     medians = float(np.median(first)), float(np.median(second))
-    return Change(*medians, 1.0 if np.isnan(p) else p, len(first), len(second))
+    return MedianChange(*medians, 1.0 if np.isnan(p) else p, len(first), len(second))
 
 
-def find_step(values: npt.ArrayLike, *, seed: int = 0) -> tuple[int, Change] | None:
+def find_step(values: npt.ArrayLike, *, seed: int = 0) -> tuple[int, MedianChange] | None:
     """Where a series of recordings changed most, and how.
 
-    Whether it changed is tested by ranks (Pettitt 1979, with a p from permutations); where, follows from the least
-    squares of the values, without their extreme 2 %, because ranks draw the place towards the middle.
+    A test by ranks decides whether it changed (Pettitt 1979, with a p from permutations). The least squares of the
+    values, without their extreme 2 %, say where, because ranks draw the place towards the middle.
 
     Args:
         values: (G,), in the order of time; NaN where it is not known.
@@ -96,7 +96,7 @@ def find_step(values: npt.ArrayLike, *, seed: int = 0) -> tuple[int, Change] | N
     largest = _standardised(shuffled).max(axis=1)
     p = (1 + int((largest >= observed.max()).sum())) / (_PERMUTATIONS + 1)
     before, after = (float(np.median(given[part])) for part in (known[:step], known[step:]))
-    return int(known[step]), Change(before, after, p, step, n - step)
+    return int(known[step]), MedianChange(before, after, p, step, n - step)
 
 
 def _standardised(values: Reals) -> Reals:
@@ -117,14 +117,14 @@ def _standardised(values: Reals) -> Reals:
 
 
 def stands_out(values: npt.ArrayLike, *, least: float) -> Bools:
-    """Which recordings are unlike the others: beyond 6 median absolute deviations, and by at least so much.
+    """Which recordings are unlike the others: beyond 6 median absolute deviations, and by at least `least`.
 
     Args:
-        values: (G,); NaN stands for no value, and does not stand out.
-        least: what matters, in the unit of the values.
+        values: (G,); NaN where it is not known, which does not stand out.
+        least: the smallest difference that matters, in the unit of the values.
 
     Returns:
-        (G,); nothing stands out of fewer than 2 * LEAST known values.
+        (G,); all False with fewer than 2 * LEAST known values.
     """
     given = np.asarray(values, dtype=np.float64)
     known = np.isfinite(given)

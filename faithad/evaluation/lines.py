@@ -1,4 +1,4 @@
-"""The lines that stand beside every score: chance, curves that need no model, a linear model, and the best possible.
+"""The lines that every score is compared with: chance, curves without a model, a linear model, the best possible.
 
 Shape letters: N clips, C columns (model, line, percentile), A annotated clips.
 """

@@ -2,9 +2,9 @@
 
 The polyphonic sound detection score of one class (Bilen et al. 2020, arXiv 1910.08440): the share of labels that are
 found, as the mean over rates of false detections from 0 to 100 an hour. Detections are made as the events of an audit
-are: windows of 0.25 s whose error is above a threshold, those up to 1 s apart as one. What is true and found is decided
-by the intersection criteria, see `intersection`. The error is that of the score itself, the curve of `error_map`, of
-annotated and of normal clips, and is not calibrated.
+are: windows of 0.25 s whose error is above a threshold, those up to 1 s apart as one. The intersection criteria decide
+which detections are true and which labels are found, see `intersection`. The error is that of the score itself, the
+curve of `error_map`, of annotated and of normal clips, and is not calibrated.
 
 Shape letters: G recordings, K thresholds, R resamples, T frames, W windows, J rates.
 """
@@ -43,9 +43,9 @@ class Heard(NamedTuple):
     recording: int
 
 
-class Counts(NamedTuple):
-    """Of each recording and threshold: false detections (G, K), labels that are found (G, K); all labels (G,); hours of
-    sound (G,).
+class DetectionCounts(NamedTuple):
+    """Counts by recording and threshold: false detections (G, K), found labels (G, K); by recording: all labels (G,),
+    hours of sound (G,).
     """
 
     false: Reals
@@ -65,7 +65,7 @@ def spans_above(windows: Reals, threshold: float, duration_s: float) -> list[Spa
     return [(float(part[0] * WINDOW_S), float(end)) for part, end in zip(parts, ends, strict=True)]
 
 
-def count_detections(clips: Sequence[Heard], thresholds: Sequence[float] | Reals) -> Counts:
+def count_detections(clips: Sequence[Heard], thresholds: Sequence[float] | Reals) -> DetectionCounts:
     """What detections at each threshold find, and how many of them are false."""
     n_recordings = max(clip.recording for clip in clips) + 1
     hours, of_recordings = np.zeros(n_recordings), np.zeros(n_recordings)
@@ -85,10 +85,10 @@ def count_detections(clips: Sequence[Heard], thresholds: Sequence[float] | Reals
         of_detection = np.array([clips[int(k)].recording for ((k, _),) in detections], dtype=np.int64)
         np.add.at(false[:, column], of_detection[~np.array(matches.true, dtype=np.bool_)], 1.0)
         np.add.at(found[:, column], of_label[np.array(matches.found, dtype=np.bool_)], 1.0)
-    return Counts(false, found, of_recordings, hours)
+    return DetectionCounts(false, found, of_recordings, hours)
 
 
-def found_at(counts: Counts, drawn: Integers) -> Reals:
+def found_at(counts: DetectionCounts, drawn: Integers) -> Reals:
     """The share of labels found at each of `RATES`, of resampled recordings: (R, J), NaN without a label.
 
     At each rate, the best threshold with no more false detections counts; without any detection nothing is found.
@@ -143,7 +143,7 @@ def psds_rows(attributions: pa.Table, experiment: Experiment) -> Iterator[Summar
 
 
 def _heard(errors: pa.Table, model: str, experiment: Experiment) -> list[Heard]:
-    """The annotated and the normal clips of one model and seed; of others it is not known where their labels are."""
+    """The annotated and the normal clips of one model and seed; other clips have no known labels."""
     clips = experiment.clips
     place = {clip_id: number for number, clip_id in enumerate(clips.ids)}
     parts = []

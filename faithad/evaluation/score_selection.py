@@ -22,7 +22,7 @@ from faithad.scoring.calibration import CALIBRATIONS
 from faithad.scoring.choices import Score
 from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, frame_errors, weighted
 from faithad.scoring.residuals import RESIDUALS
-from faithad.scoring.score import Clips, places_of
+from faithad.scoring.score import ClipBatch, places_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def rate_scores(
     network: nn.Module,
     scores: Sequence[Score],
     *,
-    normals: Clips,
-    held_back: Clips,
-    disturbed: Clips,
+    normals: ClipBatch,
+    held_back: ClipBatch,
+    disturbed: ClipBatch,
     frames_per_s: float,
     fit_threshold: Callable[[Reals], float],
 ) -> list[RatedScore]:
@@ -89,7 +89,7 @@ def rate_scores(
     return sorted(rated, key=lambda each: (-each.caught, -each.proxy_auc, scores.index(each.score)))
 
 
-def _errors(network: nn.Module, residual: str, clips: Clips) -> Iterator[Tensor]:
+def _errors(network: nn.Module, residual: str, clips: ClipBatch) -> Iterator[Tensor]:
     """The error of each cell of each clip over the frames that hold sound, (F, n) each."""
     lengths = [clips.x.shape[-1]] * len(clips.x) if clips.n_frames is None else clips.n_frames
     with torch.no_grad():

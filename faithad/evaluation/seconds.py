@@ -7,7 +7,7 @@ annotated clips, ranked in two ways:
     per_clip    the seconds of each clip; the mean over the clips that have seconds of both kinds
 
 The error itself (`error_map`) also ranks the seconds of annotated and of normal clips together, as it is: it is the
-only curve whose values can be compared from clip to clip. Beside the methods stand the curves of `controls`. A flat
+only curve whose values can be compared from clip to clip. The curves of `controls` are ranked as well. A flat
 curve points nowhere and is left out.
 
 Shape letters: N seconds, G recordings, R resamples, S seeds.
@@ -45,7 +45,7 @@ class Seconds(NamedTuple):
     Attributes:
         clip: its place among the clips of the experiment.
         values: the highest value of each second, (N,).
-        scaled: the same, the curve less its mean and by its deviation.
+        scaled: the same, of the curve minus its mean and divided by its deviation.
         truth: whether each second is annotated, (N,).
     """
 
@@ -136,7 +136,7 @@ def second_rows(attributions: pa.Table, lines: pa.Table, experiment: Experiment)
 def _read(table: pa.Table, name: str, experiment: Experiment) -> dict[tuple[str, str], list[list[Seconds]]]:
     """The seconds of each clip, for each model, method or line, and seed."""
     place = {clip_id: number for number, clip_id in enumerate(experiment.clips.ids)}
-    found: dict[tuple[str, str], dict[int, list[Seconds]]] = {}
+    by_curve: dict[tuple[str, str], dict[int, list[Seconds]]] = {}
     columns = (table[key].to_pylist() for key in ("clip_id", "model", name, "seed"))
     for clip_id, model, of, seed, curve in zip(*columns, list_arrays(table["curve"]), strict=True):
         judged = curve[: experiment.n_frames.get(model, len(curve))]
@@ -147,8 +147,8 @@ def _read(table: pa.Table, name: str, experiment: Experiment) -> dict[tuple[str,
         clip = place[clip_id]
         truth = segment_truth(experiment.clips.intervals[clip], len(values), experiment.frames_per_s)
         seconds = Seconds(clip, highest, (highest - values.mean()) / values.std(), truth)
-        found.setdefault((model, of), {}).setdefault(seed, []).append(seconds)
-    return {key: [of_seeds[seed] for seed in sorted(of_seeds)] for key, of_seeds in found.items()}
+        by_curve.setdefault((model, of), {}).setdefault(seed, []).append(seconds)
+    return {key: [of_seeds[seed] for seed in sorted(of_seeds)] for key, of_seeds in by_curve.items()}
 
 
 def _pooled(

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from faithad import schemas
 from faithad.evaluation.arrays import Bools, Integers, Reals
 from faithad.evaluation.checks import CURVES, band_rows, replacement_rows, sanity_rows
-from faithad.evaluation.clip_values import Clips, read_cube, read_test_clips
+from faithad.evaluation.clip_values import EvaluatedClips, read_cube, read_test_clips
 from faithad.evaluation.comparison import comparison_rows
 from faithad.evaluation.controls import control_f_scores, oracle_f_score
 from faithad.evaluation.detection_summary import detection_rows
@@ -65,7 +65,7 @@ class Experiment:
     scores: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def clips(self) -> Clips:
+    def clips(self) -> EvaluatedClips:
         return read_test_clips(self.manifest)
 
     def f_score_controls(self, n_frames: int, percentiles: Sequence[float]) -> tuple[Reals, Reals]:
@@ -126,7 +126,7 @@ def _of_protocol(table: pa.Table, protocol: str) -> pa.Table:
 
 
 def f_score_rows(localization: pa.Table, experiment: Experiment) -> Iterator[SummaryRow]:
-    """Mean F-score over the annotated clips, all of them and by anomaly type, beside its two controls."""
+    """Mean F-score over the annotated clips, all of them and by anomaly type, with its two controls."""
     clips = experiment.clips
     cube = read_cube(localization, "f_score", ["model", "method", "percentile"], clips)
     percentiles = sorted({percentile for *_, percentile in cube.columns})
@@ -218,7 +218,7 @@ def read_sources(read: Callable[..., pa.Table], manifest: pa.Table) -> dict[str,
     return sources
 
 
-def _by_type(clips: Clips) -> Iterator[tuple[str, Bools]]:
+def _by_type(clips: EvaluatedClips) -> Iterator[tuple[str, Bools]]:
     """`all` annotated clips, then those of each anomaly type."""
     yield "all", clips.annotated
     for anomaly_type in sorted({name for name in clips.anomaly_type[clips.annotated] if name is not None}):

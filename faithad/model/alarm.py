@@ -30,11 +30,11 @@ class Tail:
 
 @dataclass(frozen=True)
 class AlarmThreshold:
-    """Alarm where a clip's score is above `threshold`, or, for a short clip, above that of its length.
+    """Alarm where a clip's score is above `threshold`, or, for a short clip, above the threshold of its length.
 
     Attributes:
         rule: how it was fitted: quantile, gamma or conformal.
-        pooling: which score it speaks of: mean (over the clip), worst_second, or ensemble (the sum of several models).
+        pooling: which score it concerns: mean (over the clip), worst_second, or ensemble (the sum of several models).
         false_alarm_rate: the share of normal clips that was allowed to alarm.
         threshold: in the unit of the score, of whole clips.
         false_alarms_per_hour: to be expected of normal sound, by the rule.

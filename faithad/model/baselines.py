@@ -1,9 +1,9 @@
 """The networks that the model paper compares with: a dense, a convolutional, and a skip-connected autoencoder.
 
-They stand beside the Skip-CAE-Transformer in the detection table ("Planing It by Ear", Deschênes et al. 2025, arXiv
-2501.04819), and train on the same data in the same way. The two convolutional ones are explained as it is; Grad-CAM
-explains their encoder's last convolution, before its activation. All map (B, F, T) to (B, F, T) for any F and T of at
-least 16, odd ones too, and are initialised as PyTorch does by default.
+They are compared with the Skip-CAE-Transformer in the detection table ("Planing It by Ear", Deschênes et al. 2025,
+arXiv 2501.04819), and train on the same data in the same way. The two convolutional ones are explained as it is;
+Grad-CAM explains their encoder's last convolution, before its activation. All map (B, F, T) to (B, F, T) for any F and
+T of at least 16, odd ones too, and are initialised as PyTorch does by default.
 
 Shape letters: B clips, F mel bands, T frames, W windows of consecutive frames.
 """
@@ -37,9 +37,9 @@ class DenseAE(nn.Module):
     128 bands of DCASE, 206,248 at 80. A dense layer over all windows of a clip is a convolution, and is written as one.
 
     The baseline's loss and score are the mean squared error over all windows, in which a cell of the spectrogram has up
-    to five reconstructions. `forward` gives the one value whose squared error is theirs: it lies off x by the root
-    of their mean squared error, on the side of their mean, so that E(x), the mean of (f(x) - x)² over the clip, is
-    exactly the baseline's. (The mean of the windows would be another model, whose windows correct each other.)
+    to five reconstructions. `forward` returns the one value whose squared error is the mean of their squared errors: it
+    differs from x by the root of that mean, on the side of their mean, so that E(x), the mean of (f(x) - x)² over the
+    clip, is exactly the baseline's. (The mean of the windows would be another model, whose windows correct each other.)
 
     Departures from the baseline:
     1. It trains as the other networks here do: AdamW, 32 clips a batch. The baseline draws 512 windows of any clips.

@@ -61,7 +61,7 @@ class Parent:
     """The model whose alarm was fitted again to other normal clips.
 
     Attributes:
-        folder: where it lay.
+        folder: where it was.
         sha256: of its file, see `trained_ensemble.digest_of_files`.
     """
 
@@ -84,7 +84,7 @@ class TrainedModel:
         best_epoch: the epoch, counted from 1, that the weights come from; 0 for a fitted model, which has no epochs.
         config_hash: of the training's settings.
         sound: what its training clips, or those that it was calibrated on, sounded like; None where that is not known.
-        parent: the model that it is, but for its alarm and calibration; None where it was trained.
+        parent: the model that it was before its alarm and calibration were fitted again; None where it was trained.
         score: what is made of its error; None for the paper's score, and for a model that gives a score only.
         normals: (N, F, T), some training clips as the network takes them in, at most `most_normals`: baselines of the
             path methods. None where none are kept.

@@ -65,7 +65,7 @@ def _doubles(module: nn.ConvTranspose2d) -> bool:
 
 
 def _is_plain(module: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> bool:
-    """Whether it has the settings that PyTorch gives it by default, but for the order of its axes."""
+    """Whether a layer has PyTorch's default settings, but for the order of its axes."""
     has_bias = module.linear1.bias is not None
     return not module.norm_first and module.self_attn.batch_first and module.activation is functional.relu and has_bias
 

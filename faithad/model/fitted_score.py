@@ -1,4 +1,4 @@
-"""What is stored with a model of a score that is fitted to its training normals; `faithad.scoring` computes with it."""
+"""The part of a score, fitted to normal clips, that is stored with the model; `faithad.scoring` computes with it."""
 
 from __future__ import annotations
 

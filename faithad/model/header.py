@@ -97,7 +97,7 @@ class StatePart(HeaderPart):
     against_past: _StateThresholdPart | None
 
 
-class _Header(HeaderPart):
+class _ModelHeader(HeaderPart):
     format: int
     digest: str
     name: str
@@ -159,7 +159,7 @@ def require_possible(model: Mapping[str, Any], location: str) -> None:
         CheckpointError: a value is not; the first such value is named.
     """
     try:
-        _Header.model_validate(dict(model))
+        _ModelHeader.model_validate(dict(model))
         features = FeatureSettings(**model["features"])
     except ValidationError as error:
         first = error.errors()[0]

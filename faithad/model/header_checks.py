@@ -34,7 +34,7 @@ def check_header(location: str, header: Mapping[str, Any], announced: FileHeader
     """Refuse a header that contradicts itself or the shapes of the tensors, before these are read.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: the header contradicts itself or the shapes.
     """
     if header.get("format") not in (FORMAT_OF_TENSORS_ALONE, FORMAT):
         raise CheckpointError(
@@ -79,19 +79,19 @@ def check_header(location: str, header: Mapping[str, Any], announced: FileHeader
 
 def _score_problems(choices: Mapping[str, str] | None, shapes: dict[str, tuple[int, ...]], n_mels: int) -> list[str]:
     """What is wrong with the tensors of a fitted score; they are taken out of the shapes."""
-    found = {key: shape for key in (WEIGHTS, *NORMALS) if (shape := shapes.pop(key, None)) is not None}
+    stored = {key: shape for key in (WEIGHTS, *NORMALS) if (shape := shapes.pop(key, None)) is not None}
     wanted: dict[str, tuple[int, ...]] = {}
     if choices is not None and choices["weighting"] != "none":
         wanted[WEIGHTS] = (n_mels,)
     if choices is not None and choices["calibration"] != "none":
-        n = (found.get(NORMALS[0]) or (0,))[0]
+        n = (stored.get(NORMALS[0]) or (0,))[0]
         if not 1 <= n <= MOST_NORMALS:
             return [f"{NORMALS[0]} holds {n:,} normal clips; 1 to {MOST_NORMALS:,} are allowed"]
         wanted |= dict(zip(NORMALS, ((n,), (n, n_mels), (n,)), strict=True))
     return [
-        f"{key} is {found.get(key, 'missing')} instead of {wanted.get(key, 'unknown')}"
+        f"{key} is {stored.get(key, 'missing')} instead of {wanted.get(key, 'unknown')}"
         for key in SCORE_TYPES
-        if found.get(key) != wanted.get(key)
+        if stored.get(key) != wanted.get(key)
     ]
 
 

@@ -36,7 +36,7 @@ def halve(x: Tensor) -> Tensor:
 
 
 def pad(x: Tensor, channels: int) -> Tensor:
-    """Append zero channels up to so many."""
+    """Append zero channels up to this many."""
     return functional.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
@@ -45,7 +45,7 @@ def first(x: Tensor, channels: int) -> Tensor:
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, align_corners false; an image of that size already is given back as it is."""
+    """Bilinear, align_corners false; an image that has this size already is returned as it is."""
     if x.shape[2:] == (height, width):
         return x
     return functional.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)

@@ -42,7 +42,7 @@ class SkipCAETransformer(nn.Module):
         n_mels: F, at least 16.
         n_frames: T, at least 16.
         dropout: probability inside the transformer layers; none elsewhere.
-        width: so many times the paper's channels.
+        width: factor of the paper's number of channels.
         depth: transformer layers in the encoder, and in the decoder; the paper has one each.
 
     Raises:
@@ -104,7 +104,7 @@ class SkipCAETransformer(nn.Module):
 
     @property
     def options(self) -> dict[str, float]:
-        """The arguments beside the shape that it was built with; width and depth where they are not the paper's."""
+        """The arguments that it was built with besides the shape; width and depth where they are not the paper's."""
         sizes = {"width": self.width, "depth": self.depth}
         return {"dropout": self.dropout, **{name: value for name, value in sizes.items() if value != 1}}
 

@@ -48,7 +48,7 @@ from faithad.model.random_bits import random_bits
 from faithad.settings import Precision, TrainingSettings
 
 _RATE_AFTER_DIVERGENCE = 0.5
-# Drawing the hidden patches of so many clips at once takes about 50 MB at 2,000 patches each.
+# Drawing the hidden patches of this many clips at once takes about 50 MB at 2,000 patches each.
 _CLIPS_AT_ONCE = 512
 
 

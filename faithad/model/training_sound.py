@@ -1,5 +1,5 @@
-"""What the clips sounded like that a model learned from, to tell a recording of another microphone, gain or channel;
-and some of these clips, where the paths of the path methods may begin.
+"""What the training clips of a model sounded like, to recognise a recording of another microphone, gain or channel; and
+some of these clips, where the paths of the path methods may begin.
 
 A clip is described by its mean spectrum: the mean level of each mel band over its frames, in decibels. Its difference
 from a training clip is the median over the bands of the differences in level, so a sound that changes less than half of
@@ -33,7 +33,7 @@ _LEAST_LIMIT_DB = 1.0
 
 
 class Difference(NamedTuple):
-    """Of a clip from the nearest training clip, in decibels: medians over the mel bands.
+    """The difference of a clip from the nearest training clip, in decibels: medians over the mel bands.
 
     `spectrum_db` is that of the absolute differences, `level_db` that of the differences: above 0 where it is louder.
     """
@@ -48,7 +48,7 @@ class TrainingSound:
 
     Attributes:
         spectra: (N, F) float32, in decibels; N is at most `MOST_CLIPS`.
-        limit_db: a clip whose spectrum differs by more sounds like none of the training.
+        limit_db: a clip whose spectrum differs by more than this sounds like no training clip.
     """
 
     spectra: Tensor

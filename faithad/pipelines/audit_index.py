@@ -33,7 +33,7 @@ _ROWS_AT_ONCE = 1024
 
 
 class IndexedRun(Protocol):
-    """What is said of recordings that are not those of a study, as `config.audit.AuditRun` says it."""
+    """The settings of a run on recordings that belong to no study, such as `config.audit.AuditRun`."""
 
     @property
     def recordings(self) -> Sequence[str]: ...
@@ -67,10 +67,10 @@ def index_recordings(
         recordings: all of them.
         looks: what each file was when it was looked at, by its name.
         clip_s: length of a clip.
-        sample_rate_hz: at which the model hears.
+        sample_rate_hz: of the model's features.
         clips_per_shard: how many clips a shard holds at most.
         known: the recordings that belong to the audit already, and stay; those of `inputs.parquet` by default.
-        left_out: rows of the ledger about what else lies there; by default what `find_left_out` finds.
+        left_out: rows of the ledger about other files that lie there; by default what `find_left_out` finds.
 
     Returns:
         The manifest. Clips have the split of their recordings, and a label only where there are annotations.
@@ -80,31 +80,31 @@ def index_recordings(
         WorkersLost: as `headers.read_headers`.
     """
     before = _indexed_before(run.out, known, clips_per_shard)
-    came = [recording for recording in recordings if recording.path not in before.inputs.files]
+    new_recordings = [recording for recording in recordings if recording.path not in before.inputs.files]
     ledger = [*before.ledger, *(find_left_out(run.recordings) if left_out is None else left_out)]
     take = _Take(schemas.MANIFEST.empty_table(), [], set())
-    if came:
-        take = _cut_take(run, came, looks, ledger, before, clip_s=clip_s, clips_per_shard=clips_per_shard)
+    if new_recordings:
+        take = _cut_take(run, new_recordings, looks, ledger, before, clip_s=clip_s, clips_per_shard=clips_per_shard)
     manifest = pa.concat_tables([located(before.clips, recordings), take.clips])
     order = pc.sort_indices(manifest, sort_keys=[("recording", "ascending"), ("onset_s", "ascending")])
     manifest = manifest.take(order).combine_chunks()
-    came_looks = {recording.path: looks[recording.path] for recording in came if recording.path in looks}
-    inputs = before.inputs.having(came_looks).without(take.still_written)
+    new_looks = {recording.path: looks[recording.path] for recording in new_recordings if recording.path in looks}
+    inputs = before.inputs.having(new_looks).without(take.still_written)
     health = None
-    if came:
+    if new_recordings:
         health = _compared([*(before.health or []), *take.health], recordings, inputs, sample_rate_hz)
         write_index(run.out, layout.HEALTH, health)
     elif before.health is not None:  # a release before FORMAT 3 wrote none
         write_index(run.out, layout.HEALTH, pa.Table.from_pylist(before.health, schema=schemas.HEALTH))
     write_index(run.out, layout.MANIFEST, manifest)
     write_index(run.out, layout.INDEX_LEDGER, ledger_table(ledger))
-    # Last: where a recording stands there, its clips are in the manifest.
+    # Written last: where this table has a recording, the manifest has its clips.
     write_index(run.out, layout.INPUTS, inputs_table(inputs))
-    if came or not manifest.num_rows:
+    if new_recordings or not manifest.num_rows:
         n_recordings = pc.count_distinct(take.clips["recording"]).as_py()
         in_all = f", {manifest.num_rows:,} in all" if before.clips.num_rows else ""
-        said = f"{count(take.clips.num_rows, 'clip')} of {count(n_recordings, 'recording')}{in_all}"
-        console.print(f"index: {said}{left_over(ledger)}")
+        clips_taken = f"{count(take.clips.num_rows, 'clip')} of {count(n_recordings, 'recording')}{in_all}"
+        console.print(f"index: {clips_taken}{left_over(ledger)}")
         if health is not None:
             tell_health(health)
     return manifest
@@ -120,7 +120,7 @@ class _Before(NamedTuple):
 
 
 class _Take(NamedTuple):
-    """Clips and health of recordings that came, and those of them that somebody is writing."""
+    """Clips and health of new recordings, and the new recordings that are still being written."""
 
     clips: pa.Table
     health: list[HealthRow]
@@ -146,7 +146,7 @@ def _indexed_before(out: str, known: Inputs | None, clips_per_shard: int) -> _Be
 
 def _cut_take(
     run: IndexedRun,
-    came: Sequence[Recording],
+    new_recordings: Sequence[Recording],
     looks: Mapping[str, Look],
     ledger: list[LedgerRow],
     before: _Before,
@@ -160,8 +160,8 @@ def _cut_take(
     marks = storage.join(run.out, layout.HEADER_ATTEMPTS)
 
     def cut() -> Iterator[ClipRow]:
-        parts = cut_recordings(came, clip_s=clip_s, remainder=run.remainder, channel=run.channel, marks=marks)
-        for recording, part in zip(came, parts, strict=True):
+        parts = cut_recordings(new_recordings, clip_s=clip_s, remainder=run.remainder, channel=run.channel, marks=marks)
+        for recording, part in zip(new_recordings, parts, strict=True):
             if recording.path in looks and _was_touched(recording.uri, looks[recording.path]):
                 still_written.add(recording.path)
                 ledger.append(ledger_row(recording.path, "skipped", STILL_WRITTEN))

@@ -35,7 +35,7 @@ class Indexed(NamedTuple):
 def cut_recordings(
     recordings: Sequence[Recording], *, clip_s: float, remainder: Remainder, channel: ChannelChoice, marks: str
 ) -> Iterator[Indexed]:
-    """The clips of each recording in turn, a ledger row for each part of it that is in none, and its health.
+    """The clips of each recording in turn, a ledger row for each part that is in no clip, and its health.
 
     Only headers and some windows are read. A recording that cannot be opened gives a ledger row with the reason.
 
@@ -56,9 +56,9 @@ def cut_recordings(
 def annotated_clips(
     rows: list[ClipRow], location: str, ledger: list[LedgerRow], *, known: Mapping[str, object] | None = None
 ) -> list[ClipRow]:
-    """The clips with the labels of their annotations; says what could not be read, and which are in no clip.
+    """The clips with the labels of their annotations; prints which annotations could not be read or are in no clip.
 
-    Those of recordings that are `known` already have their labels.
+    Clips of recordings that are `known` have their labels already.
     """
     reference = read_reference(location)
     if known:

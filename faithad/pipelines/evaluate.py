@@ -23,21 +23,23 @@ from faithad.errors import StudyError
 from faithad.evaluation.summary import SUMMARIES, Experiment, read_sources, summarize
 from faithad.runs import layout
 from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.runs.tables import read_whole
 from faithad.scoring.choices import score_name
 from faithad.vocabulary import CORRECTED, listed
 
 
-def evaluate_stage(study: Study, audits: list[Stage], features: Stage, ledger_digest: str) -> Stage:
+def evaluate_stage(
+    study: Study, audits: list[ResumableStage], features: ResumableStage, ledger_digest: str
+) -> ResumableStage:
     settings: dict[str, Any] = {"evaluation.seed": study.evaluation.seed, "protocol": study.protocol}
     settings |= {stage.name: stage.fingerprint for stage in [features, *audits]}
     settings["index ledger"] = ledger_digest
     outputs = tuple(layout.summary(name) for name in (*SUMMARIES, "ledger"))
-    return Stage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"), needs=outputs)
+    return ResumableStage(study.root, "evaluate", settings, outputs, result=layout.summary("ledger"), needs=outputs)
 
 
-def evaluate(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
+def evaluate(study: Study, manifest: pa.Table, stage: ResumableStage, *, redo: bool) -> None:
     """Write the summary tables and the study's ledger.
 
     Raises:
@@ -94,7 +96,7 @@ def evaluate_audit_and_report(audit: str, annotations: str, **tolerances: float)
 
 
 def review_audit_and_report(audit: str, decisions: str) -> str:
-    """Write the decisions about one audit's events beside it, and make its report anew with what follows from them.
+    """Write the decisions about one audit's events into its folder, and make its report anew with them.
 
     Args, Returns, Raises: as `audit.review.review_audit`.
     """

@@ -26,7 +26,7 @@ from faithad.pipelines.shards.stream import ShardRow, Tally, consume, dataset, f
 from faithad.progress import console, progress
 from faithad.runs import layout
 from faithad.runs.shards import check_shard, write_shard_ledger
-from faithad.runs.stages import Stage, flatten
+from faithad.runs.stages import ResumableStage, flatten
 from faithad.runs.tables import read_manifest, read_shards, shard_files
 from faithad.settings import FeatureSettings
 from faithad.storage import Checksum
@@ -36,15 +36,15 @@ TRAINING_SPLITS = ("train", "validation")
 CLIPS_PER_SHARD = 64
 
 
-def features_stage(study: Study, clips_digest: str) -> Stage:
+def features_stage(study: Study, clips_digest: str) -> ResumableStage:
     settings = flatten("features", study.features.model_dump(mode="json", exclude={"normalization", "reference"}))
     settings |= {"data.clip_s": study.data.clip_s, "clips": clips_digest}
     if study.feature_settings.reference != "none":
         settings["features.reference"] = study.feature_settings.reference
-    return Stage(study.root, "features", settings, (layout.FEATURES,), result=layout.features("train"))
+    return ResumableStage(study.root, "features", settings, (layout.FEATURES,), result=layout.features("train"))
 
 
-def compute_features(study: Study, manifest: pa.Table, stage: Stage, *, redo: bool) -> None:
+def compute_features(study: Study, manifest: pa.Table, stage: ResumableStage, *, redo: bool) -> None:
     """Materialise the log-mel features of the clips that models learn from.
 
     Raises:

@@ -2,7 +2,7 @@
 
     recordings → clips (see `cutting`) → splits → manifest
 
-What is particular to a data set stands in its layout, see `clips.layouts`.
+What is particular to a data set is in its layout, see `clips.layouts`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import contents, folder_fingerprints, same_bytes
 from faithad.runs.lock import require_still_alone
 from faithad.runs.marks import read_mark
-from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.stages import FILE_KEY, ResumableStage, flatten
 from faithad.vocabulary import count, listed
 
 
-def index_stage(study: Study) -> Stage:
+def index_stage(study: Study) -> ResumableStage:
     """The index's mark: its settings, and the fingerprints of all files that it reads. Makes the demo mill first."""
     data = study.data
     if data.synthetic is not None:
@@ -56,7 +56,7 @@ def index_stage(study: Study) -> Stage:
     outputs = (*tables, layout.HEALTH, layout.HEADER_ATTEMPTS)
     # Earlier releases wrote no table `health`.
     needs = (*tables, layout.HEALTH) if storage.exists(storage.join(study.root, layout.HEALTH)) else tables
-    return Stage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs=needs)
+    return ResumableStage(study.root, "index", settings, outputs, result=layout.INDEX_LEDGER, needs=needs)
 
 
 def check_index(study: Study) -> None:
@@ -98,7 +98,7 @@ def require_study_visible(study: Study) -> None:
         require_visible([*data.folders.locations, *read], [study.root])
 
 
-def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
+def build_index(study: Study, stage: ResumableStage, *, redo: bool) -> None:
     """Write a study's manifest, the health of its recordings and the index's ledger.
 
     Raises:
@@ -129,7 +129,7 @@ def build_index(study: Study, stage: Stage, *, redo: bool) -> None:
     stage.finish()
 
 
-def _is_unused(root: str, stage: Stage) -> bool:
+def _is_unused(root: str, stage: ResumableStage) -> bool:
     """Whether there is an index of other files, with all else the same, whose clips no model learned from or judged."""
     mark = read_mark(storage.join(root, layout.STAGES, "index.json")) or {}
     differ = [key for key in {*mark, *stage.settings} if mark.get(key) != stage.settings.get(key)]
@@ -139,8 +139,8 @@ def _is_unused(root: str, stage: Stage) -> bool:
 
 
 def find_clips(data: Data, *, marks: str) -> Indexed:
-    """All clips of a study, labelled and split, what became none, and the recordings' health; the demo mill must have
-    been made.
+    """All clips of a study, labelled and split; the parts that became no clip; and the recordings' health. The demo
+    mill must have been made before.
 
     Args:
         data: the study's section.

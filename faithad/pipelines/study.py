@@ -32,7 +32,7 @@ from faithad.runs.fingerprints import clips_digest, table_digest
 from faithad.runs.formats import replace_damaged
 from faithad.runs.lock import alone_in
 from faithad.runs.prune import FEATURES, pruned
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.runs.tables import read_manifest
 
 # What audits depend on. Other columns may come with new releases, whose studies go on with audits of older ones.
@@ -44,11 +44,11 @@ _JUDGED = tuple(name for name in schemas.MANIFEST.names if name not in _NOT_JUDG
 class Stages:
     """The marks of all stages after the index."""
 
-    features: Stage
-    train: dict[tuple[str, int], Stage]
-    audit: dict[tuple[str, int], Stage]
-    evaluate: Stage
-    report: Stage
+    features: ResumableStage
+    train: dict[tuple[str, int], ResumableStage]
+    audit: dict[tuple[str, int], ResumableStage]
+    evaluate: ResumableStage
+    report: ResumableStage
 
 
 def index(study: Study, *, redo: bool = False) -> None:
@@ -200,7 +200,7 @@ def open_study(study: Study) -> tuple[Stages, pa.Table]:
     settings = {"evaluate": evaluation.fingerprint, "search": _search_digest(study.root)}
     settings |= {"report.sound": study.report.sound}
     outputs = (layout.REPORT, layout.CLIP_SOUNDS)
-    page = Stage(study.root, "report", settings, outputs, result=layout.REPORT, needs=outputs)
+    page = ResumableStage(study.root, "report", settings, outputs, result=layout.REPORT, needs=outputs)
     return Stages(features, trainings, audits, evaluation, page), manifest
 
 
@@ -210,7 +210,7 @@ def _search_digest(root: str) -> str | None:
     return table_digest(parquet.read_table(location)) if storage.exists(location) else None
 
 
-def _need(stages: Iterable[Stage], *, before: str) -> None:
+def _need(stages: Iterable[ResumableStage], *, before: str) -> None:
     for stage in stages:
         if not stage.is_done():
             raise StudyError(

@@ -99,7 +99,7 @@ def _detection_answer(study: StudyTables) -> str:
     level = records(rows[(rows["model"] == LEVEL) & (rows["pooling"] == "worst_second")])
     rows = rows[rows["model"] != LEVEL]
     fitted = rows[rows["pooling"] == FITTED]
-    # The score of the study, where the paper's stands beside it.
+    # The score of the study, where the table also has the paper's.
     is_paper = (rows["pooling"] == "mean") & ~rows["model"].isin(fitted["model"])
     ranked = records(rows[is_paper | (rows["pooling"] == FITTED)].sort_values("mean", ascending=False))
     if not ranked:

@@ -1,4 +1,4 @@
-"""The charts of an audit beside the score along the time: how the scores are distributed, and one event's explanation.
+"""Further charts of an audit: how the scores are distributed, and one event's explanation.
 
 Shape letters: F mel bands, T frames.
 """
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from faithad.report.maps import ClipScale
-from faithad.report.style import EVENT, MUTED, RC, SHADE, Method, new_axes, size
+from faithad.report.style import EVENT, MUTED, RC, SHADE, MethodLook, new_axes, size
 from faithad.report.timeline import PIXEL_COLUMNS, THRESHOLD, by_column, spans_decades
 
 
@@ -56,7 +56,7 @@ def event_figure(
     seconds: Sequence[tuple[float, float]],
     profile: np.ndarray,
     bands: tuple[int, int],
-    look: Method,
+    look: MethodLook,
     scale: ClipScale,
     column_in: float | None = None,
 ) -> Figure:

@@ -12,7 +12,7 @@ import pandas as pd
 from faithad.evaluation import chance
 from faithad.evaluation.alarms import expected_share, too_few_clips
 from faithad.report import style
-from faithad.report.audit_tables import Alarm, AuditTables, EventRow
+from faithad.report.audit_tables import AuditAlarm, AuditTables, EventRow
 from faithad.report.health import health_view
 from faithad.report.ledger import ledger_view
 from faithad.report.states import state_words, strongest_states
@@ -25,7 +25,7 @@ _LISTEN_FIRST = 5
 _STATES_FIRST = 3
 
 
-class Expected(NamedTuple):
+class ExpectedAlarms(NamedTuple):
     """False alarms to be expected of the audited clips if all were normal.
 
     Attributes:
@@ -39,7 +39,7 @@ class Expected(NamedTuple):
     per_hour: float
 
 
-def expected_of(alarm: Alarm, *, n_clips: int, hours: float) -> Expected | None:
+def expected_of(alarm: AuditAlarm, *, n_clips: int, hours: float) -> ExpectedAlarms | None:
     """How many of n normal clips alarm, and how much that number may vary, see `evaluation.alarms.expected_share`."""
     rate = alarm.expected_rate
     if rate is None or alarm.threshold is None or not hours:
@@ -48,7 +48,7 @@ def expected_of(alarm: Alarm, *, n_clips: int, hours: float) -> Expected | None:
     if alarm.n_validation and alarm.counts_ranks:
         low, high = (round(share * n_clips) for share in expected_share(rate, alarm.n_validation, n_clips))
         between = low, high
-    return Expected(n=n_clips * rate, range=between, per_hour=n_clips * rate / hours)
+    return ExpectedAlarms(n=n_clips * rate, range=between, per_hour=n_clips * rate / hours)
 
 
 def audited_hours(scores: pd.DataFrame) -> float:
@@ -140,10 +140,10 @@ def _against_chance(audit: AuditTables, hours: float) -> str | None:
         f"At this threshold {alarm.expected_rate * 100:.3g} % of normal clips alarm as well. If all of this sound "
         f"were normal, about {count(round(expected.n), 'false alarm')} would be expected"
     )
-    there = f"There {'is' if n == 1 else 'are'} {count(n, 'alarm')}"
+    alarms = f"There {'is' if n == 1 else 'are'} {count(n, 'alarm')}"
     p = _chance(audit)
     if expected.range is None and p is None:
-        return f"{text}. {there}."
+        return f"{text}. {alarms}."
     first, last = expected.range or (0, 0)
     text += f"; in 95 of 100 cases {first:,} to {last:,}. " if expected.range else ". "
     if expected.range and last > 2 * expected.n:
@@ -154,19 +154,19 @@ def _against_chance(audit: AuditTables, hours: float) -> str | None:
         more, weighed = p <= chance.LEVEL, f", by their number and strength (p {_p_value(p)})"
     if more:
         return (
-            f"{text}{there}{weighed}: more than chance would bring. Either something happened, or machine or "
+            f"{text}{alarms}{weighed}: more than chance would bring. Either something happened, or machine or "
             "microphone changed since the training."
         )
     if n >= first:
         return (
-            f"{text}{there}{weighed}: no more than chance can bring. A weak event by itself says little; begin with "
+            f"{text}{alarms}{weighed}: no more than chance can bring. A weak event by itself says little; begin with "
             "the strongest."
         )
-    return f"{text}{there}: fewer than expected. The sound is quieter, or more even, than that of the training."
+    return f"{text}{alarms}: fewer than expected. The sound is quieter, or more even, than that of the training."
 
 
 def _chance(audit: AuditTables) -> float | None:
-    """The probability that whole clips of normal sound score so high so often; None where their tail is not known."""
+    """The probability that whole clips of normal sound score as high as often; None where their tail is not known."""
     fitted = audit.alarm.fitted
     if fitted is None or fitted.tail is None:
         return None
@@ -184,7 +184,7 @@ def _clip_s(audit: AuditTables) -> float:
 
 
 def _too_few_normals(audit: AuditTables) -> str | None:
-    """What was asked for of false alarms, if the normal clips can only promise more."""
+    """The rate of false alarms that was asked for, if the normal clips can only promise a higher one."""
     fitted = audit.alarm.fitted
     if fitted is None or fitted.asked_per_hour is None:
         return None
@@ -194,7 +194,7 @@ def _too_few_normals(audit: AuditTables) -> str | None:
 
 
 def _no_states(audit: AuditTables) -> str | None:
-    """That nothing lasts, if the model has an alarm for it."""
+    """The sentence that nothing lasts, if the model has an alarm for what lasts."""
     if audit.states or not audit.model.get("state"):
         return None
     return "No change that lasts: no minute's spectrum is far from those that it is compared with."
@@ -218,8 +218,8 @@ def _short_clips(audit: AuditTables) -> str | None:
     are = "is of a clip" if n == 1 else "are of clips"
     return (
         f"{count(n, 'alarm')} {are} shorter than {duration(clip_s)}, such as the end of a recording. The model has no "
-        "thresholds of short clips: theirs is that of whole clips, and their scores spread more. Such an alarm says "
-        "less; train the model again for such thresholds."
+        "thresholds of short clips: the threshold of whole clips is used, although scores of short clips spread more. "
+        "Such an alarm says less; train the model again for such thresholds."
     )
 
 
@@ -329,7 +329,7 @@ def has_ratio(event: EventRow) -> bool:
 
 
 def level(event: EventRow, threshold: float | None) -> float:
-    """The score that a whole clip would have that is as far above its threshold; short clips have other thresholds."""
+    """The score of a whole clip that is as far above its threshold as the event; short clips have other thresholds."""
     score, own = float(event["score"]), float(event["threshold"])
     if threshold is None or own == threshold:
         return score

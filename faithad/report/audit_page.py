@@ -10,7 +10,7 @@ import pandas as pd
 from faithad import storage
 from faithad.evaluation.alarms import RULES
 from faithad.report import audit_figures, audit_findings, event_views, page, style, timeline
-from faithad.report.audit_tables import Alarm, AuditTables, read_audit
+from faithad.report.audit_tables import AuditAlarm, AuditTables, read_audit
 from faithad.report.changes import changes
 from faithad.report.health import health_view
 from faithad.report.instrument import page_data
@@ -45,7 +45,7 @@ def render_audit_report(out: str) -> str:
 
 
 def write_page(out: str, audit: AuditTables) -> str:
-    """The same of tables that are read already."""
+    """As `render_audit_report`, from tables that are read already."""
     values = _values(audit)
     if removed := [kind for kind in pruned(out) if kind in (MAPS, SPECTROGRAMS)]:
         values["remarks"] = [
@@ -134,7 +134,7 @@ def _values(audit: AuditTables) -> dict[str, Any]:
     }
 
 
-def _lengths(alarm: Alarm) -> str:
+def _lengths(alarm: AuditAlarm) -> str:
     """The thresholds of short clips in words."""
     by_length = () if alarm.fitted is None else alarm.fitted.by_length
     return ", ".join(f"{threshold:.4g} at {length_s:g} s" for length_s, threshold in by_length)

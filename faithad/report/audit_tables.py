@@ -1,4 +1,4 @@
-"""What the report reads of an audit's folder; nothing is loaded that is not shown.
+"""The tables of an audit's folder that the report reads; nothing is loaded that is not shown.
 
 Scores, ledger and events are read whole. Of the explanations, which are the bulk, only the rows of the clips of shown
 events are kept, shard by shard.
@@ -40,7 +40,7 @@ from faithad.report.reading import (
 from faithad.runs import layout
 from faithad.runs.formats import require_readable
 from faithad.runs.tables import read_events, read_manifest, read_shards, read_whole
-from faithad.vocabulary import ENSEMBLE, FITTED, LEVEL, POOLINGS, Pooling
+from faithad.vocabulary import ENSEMBLE, FITTED, LEVEL, POOLINGS, AlarmPooling
 
 # Of the events that are shown with their explanation, how many and how much of each.
 MAX_EVENTS = 200
@@ -56,7 +56,7 @@ EventRow = dict[str, Any]  # of schemas.EVENTS
 
 
 @dataclass(frozen=True)
-class Alarm:
+class AuditAlarm:
     """When a clip alarms; what is not known is None.
 
     Attributes:
@@ -69,7 +69,7 @@ class Alarm:
     """
 
     threshold: float | None
-    pooling: Pooling
+    pooling: AlarmPooling
     rule: str | None
     false_alarm_rate: float | None
     n_validation: int | None
@@ -132,7 +132,7 @@ class AuditTables:
     settings: dict[str, Any]
     settings_text: str
     model: dict[str, Any]
-    alarm: Alarm
+    alarm: AuditAlarm
     clips: pd.DataFrame
     scores: pd.DataFrame
     score_of: dict[str, float]
@@ -271,11 +271,11 @@ def _read_rows(out: str, table: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _pooling(alarm: Alarm) -> str | None:
+def _pooling(alarm: AuditAlarm) -> str | None:
     return next((name for name, pooling in POOLINGS.items() if pooling == alarm.pooling), None)
 
 
-def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> Alarm:
+def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRow], scores: pd.DataFrame) -> AuditAlarm:
     """The model's alarm, unless the audit asked for another one; the threshold as it was used."""
     own, stored = (alarm if isinstance(alarm := of.get("alarm"), dict) else {} for of in (settings, model))
     used = scores.loc[scores["threshold"].notna()]
@@ -289,9 +289,9 @@ def _alarm(settings: dict[str, Any], model: dict[str, Any], events: list[EventRo
     raised = own if any(stored.get(key) != value for key, value in given.items()) else stored
     raised_pooling = (stored if has_one else raised).get("pooling", "mean")
     pooling = str(events[0]["pooling"] if events else raised_pooling)
-    return Alarm(
+    return AuditAlarm(
         threshold=threshold,
-        pooling=POOLINGS.get(pooling, Pooling("score", pooling, pooling)),
+        pooling=POOLINGS.get(pooling, AlarmPooling("score", pooling, pooling)),
         rule=raised.get("rule"),
         false_alarm_rate=raised.get("false_alarm_rate"),
         n_validation=raised.get("n_validation", stored.get("n_validation")),

@@ -104,9 +104,9 @@ def percentile_figure(
                 axes.fill_between(rows["percentile"], rows["ci_low"].astype(float), rows["ci_high"].astype(float),
                                   color=look.color, alpha=0.13, linewidth=0, gid=series_id("band", *names))  # fmt: skip
             if column_in is None and published is not None:
-                theirs = published[(published["model"] == model_name) & (published["method"] == method_name)]
-                axes.plot(theirs["percentile"], theirs["value"], color=look.color, linestyle=line.dashes, linewidth=0.7,
-                          gid=series_id("published", *names))  # fmt: skip
+                published_curve = published[(published["model"] == model_name) & (published["method"] == method_name)]
+                axes.plot(published_curve["percentile"], published_curve["value"], color=look.color,
+                          linestyle=line.dashes, linewidth=0.7, gid=series_id("published", *names))  # fmt: skip
             axes.plot(rows["percentile"], rows["mean"], color=look.color, linestyle=line.dashes, marker=look.marker,
                       markersize=4.2, markerfacecolor=look.color if line.filled else SURFACE, markeredgewidth=0.9,
                       linewidth=1.3, label=f"{line.title} {look.title}", gid=series_id("line", *names))  # fmt: skip
@@ -125,7 +125,7 @@ def verdict_figure(
     """Differences of all methods, one below the other, with their intervals; an open end of an interval is not drawn.
 
     Args:
-        rows: of `summary/comparison`; what stands in `by` names a row in place of its method.
+        rows: of `summary/comparison`; the value of `by` names a row in place of its method.
         x_label: what the difference is.
         marks: other differences by name, each a line across all methods.
         column_in: width of the figure; its height follows from the methods.

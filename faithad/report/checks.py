@@ -41,7 +41,7 @@ def cost_rows(study: StudyTables) -> list[dict[str, Any]]:
 
 
 def cost_drawing(study: StudyTables) -> Drawing | None:
-    """None where no method has both a cost and a value."""
+    """The drawing of the costs; None where no method has both a cost and a value."""
     rows = cost_rows(study)
     label = "Seconds a clip and normalised faithfulness of each model and method"
     return Drawing("cost", label, partial(cost_figure, rows)) if rows else None
@@ -77,7 +77,7 @@ def replacement_sentences(study: StudyTables) -> list[str]:
 
 
 def turned(comparison: pd.DataFrame) -> list[str]:
-    """Where the sign of the MAE's difference from the AE turns with the replacement: a conclusion that does is none."""
+    """Where the sign of the MAE's difference from the AE turns with the replacement: no conclusion holds there."""
     rows = comparison[(comparison["question"] == "masked_training") & (comparison["metric"] == "faithfulness")]
     rows = rows[rows["percentile"].isna() & (rows["mode"] == "frame") & (rows["scope"] == _scope(rows))]
     signs = rows.assign(sign=rows["estimate"] > 0).groupby("method")["sign"].nunique()

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from faithad.report.style import RC, Entry, to_svg
+from faithad.report.style import RC, LegendEntry, to_svg
 
 # Widths of a column and of both, in inches: 86 and 178 mm, as the template of ICASSP has them.
 COLUMNS_IN = {"single": 3.39, "double": 7.01}
@@ -30,13 +30,13 @@ class Drawing(NamedTuple):
         name: unique in a report; also of its files.
         label: what it shows.
         draw: makes it, as wide as a column (inches), or, without one, as wide as on the page.
-        legend: what stands below it in a paper; None: the lines that it names itself. A page has legends of its own.
+        legend: its legend in a paper, below it; None: made of the names of its lines. A page has legends of its own.
     """
 
     name: str
     label: str
     draw: Callable[..., Figure]
-    legend: Sequence[Entry] | None = None
+    legend: Sequence[LegendEntry] | None = None
 
     def svg(self) -> Markup:
         """The figure for a page."""
@@ -60,7 +60,7 @@ class Drawing(NamedTuple):
 
 
 def _keep_labels_inside(figure: Figure) -> None:
-    """Move what is written below narrow axes, and make it smaller, so far that it is not cut off."""
+    """Move the texts below narrow axes, and make them smaller, until none is cut off."""
     room = figure.bbox.padded(-3)
     for axes in figure.axes:
         label = axes.xaxis.label
@@ -74,7 +74,7 @@ def _keep_labels_inside(figure: Figure) -> None:
         label.set_x(0.5 + by / axes.bbox.width)
 
 
-def _add_legend(figure: Figure, entries: Sequence[Entry] | None) -> None:
+def _add_legend(figure: Figure, entries: Sequence[LegendEntry] | None) -> None:
     """A strip below the figure, which grows by it."""
     handles = _named(figure) if entries is None else {entry.title: _sample(entry) for entry in entries}
     if not handles:
@@ -92,7 +92,7 @@ def _add_legend(figure: Figure, entries: Sequence[Entry] | None) -> None:
                   borderpad=0.2, borderaxespad=0)  # fmt: skip
 
 
-def _sample(entry: Entry) -> Line2D:
+def _sample(entry: LegendEntry) -> Line2D:
     return Line2D([], [], color=entry.color, linestyle=entry.dashes, marker=entry.marker or None, markersize=4.2,
                   markerfacecolor=entry.face, linewidth=1.3)  # fmt: skip
 

@@ -56,7 +56,7 @@ def _span(part: dict[str, Any]) -> str:
 
 
 def _clock_span(part: dict[str, Any], started_at: dict[str, datetime]) -> str:
-    """By the wall clock, or by the recording where that has none."""
+    """When a part of an event was, by the wall clock, or by the recording where it has no clock."""
     start = started_at.get(part["recording"])
     if start is None:
         return f"{part['recording']}, {_span(part)}"
@@ -115,7 +115,7 @@ def pictures(audit: AuditTables, number: int) -> dict[str, Any]:
 
 
 def _curves(audit: AuditTables, number: int) -> dict[str, Curve]:
-    """Those that are not flat, of the clips around the strongest one."""
+    """The curves that are not flat, of the clips around the strongest one."""
     near = clips_around_the_strongest(audit.events[number]["clip_ids"], audit.score_of)
     return {id_: audit.curves[id_] for id_ in near if id_ in audit.curves and not audit.curves[id_].degenerate}
 

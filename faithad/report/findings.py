@@ -1,4 +1,4 @@
-"""What a study's tables say, in small tables and counts, and what they cannot say."""
+"""What a study's tables show, in small tables and counts, and what they cannot show."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def in_scope(faithfulness: pd.DataFrame, mode: str) -> pd.DataFrame:
 
 
 def controls(f_score: pd.DataFrame, lines: pd.DataFrame) -> dict[str, pd.Series]:
-    """F-scores of what stands beside the methods, over percentiles, as means over the models.
+    """F-scores of the lines that methods are compared with, over percentiles, as means over the models.
 
     Args:
         f_score: the rows of the methods, which hold two of them.
@@ -103,7 +103,7 @@ def lines_beside(lines: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Seri
 
 
 def faithfulness_lines(curves: pd.DataFrame, lines: pd.DataFrame, metric: str) -> dict[str, pd.Series]:
-    """What stands beside faithfulness in mode `frame`, in the scope of the methods' rows."""
+    """The lines that faithfulness in mode `frame` is compared with, in the scope of the methods' rows."""
     of_metric = lines[(lines["metric"] == metric) & lines["scope"].isin(curves["scope"])]
     return lines_beside(of_metric, ("random", "outlier", "frame_pca", "oracle"))
 
@@ -185,7 +185,7 @@ def alarm_rows(study: StudyTables) -> list[TableRow]:
 
 
 def few_recordings(study: StudyTables) -> str | None:
-    """What is said of the alarm where its normal clips come from few recordings: they are no independent sample."""
+    """A warning about the alarm where its normal clips come from few recordings: they are no independent sample."""
     clips = study.manifest[study.manifest["split"] == "validation"]
     n = clips["recording"].nunique()
     if not n or n >= FEW_RECORDINGS:
@@ -197,7 +197,7 @@ def few_recordings(study: StudyTables) -> str | None:
 
 
 def few_normals(study: StudyTables) -> str | None:
-    """What was asked for of false alarms per hour, if the validation clips can only promise more of them."""
+    """The false alarms per hour that were asked for, if the validation clips can only promise more of them."""
     asked = study.setting("alarm.false_alarms_per_hour")
     if asked is None or study.setting("alarm.rule") != "conformal":
         return None

@@ -18,7 +18,7 @@ MAX_ROWS = 50
 @dataclass(frozen=True)
 class HealthView:
     """Attributes:
-    sentences: what is wrong, and what was heard; none where nothing has to be said.
+    sentences: what is wrong, and what was heard; empty where there is nothing to report.
     rows: the first recordings with faults, or of which one channel was heard.
     more: how many further such recordings there are.
     """

@@ -10,7 +10,7 @@ import pandas as pd
 
 from faithad.report import audit_findings
 from faithad.report.audit_tables import AuditTables
-from faithad.report.changes import Change
+from faithad.report.changes import ChangeMark
 from faithad.report.timeline import TimeLine
 
 _DIGITS = 5  # of a score
@@ -18,7 +18,7 @@ _PAUSE_S = 1.0
 
 
 def page_data(
-    audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[str, Any]], changed: Sequence[Change]
+    audit: AuditTables, line: TimeLine | None, sounds: dict[int, dict[str, Any]], changed: Sequence[ChangeMark]
 ) -> dict[str, Any]:
     """Everything as plain numbers and text, ready for JSON. Times are seconds of the axis.
 

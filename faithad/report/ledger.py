@@ -1,4 +1,4 @@
-"""A ledger as the pages show it: how many clips went through, and what did not, with the reasons."""
+"""A ledger as the pages show it: how many clips are done, and which sound is not, with the reasons."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def ledger_view(ledger: pd.DataFrame) -> LedgerView:
     n_rejected = int((~is_clip & (ledger["status"] != "done")).sum())
     pieces = count(n_rejected, "piece of recordings", "pieces of recordings")
     # A row that is done and has a reason is about a header that was corrected, or a recording that does not fit.
-    told = ledger[(ledger["status"] != "done") | ledger["reason"].notna()]
+    with_reason = ledger[(ledger["status"] != "done") | ledger["reason"].notna()]
     # All clips of a recording that does not fit the model are skipped for one reason: one row.
-    is_skipped_clip = told["clip_id"].notna() & (told["status"] == "skipped")
-    by_reason = told[is_skipped_clip].groupby(["recording", "status", "stage", "reason"], as_index=False)
+    is_skipped_clip = with_reason["clip_id"].notna() & (with_reason["status"] == "skipped")
+    by_reason = with_reason[is_skipped_clip].groupby(["recording", "status", "stage", "reason"], as_index=False)
     at_once = by_reason.agg(onset_s=("onset_s", "min"), duration_s=("duration_s", "sum"))
-    told = pd.concat([told[~is_skipped_clip], at_once]) if len(at_once) else told
-    order = told["status"].map({"failed": 0, "skipped": 1, "done": 2})
-    bad = told.assign(order=order).sort_values(["order", "recording", "onset_s"], kind="stable")
+    with_reason = pd.concat([with_reason[~is_skipped_clip], at_once]) if len(at_once) else with_reason
+    order = with_reason["status"].map({"failed": 0, "skipped": 1, "done": 2})
+    bad = with_reason.assign(order=order).sort_values(["order", "recording", "onset_s"], kind="stable")
     return LedgerView(
         clips={status: int(clips.get(status, 0)) for status in schemas.STATUSES},
         hours={status: float(hours.get(status, 0.0)) for status in schemas.STATUSES},

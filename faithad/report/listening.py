@@ -1,4 +1,4 @@
-"""What one listens to: the sound of an event, its spectrogram and its score, on one axis of time."""
+"""The sound of an event, its spectrogram and its score, on one axis of time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WEBP_QUALITY = 60
 
 
 def event_sounds(audit: AuditTables) -> dict[int, dict[str, Any]]:
-    """What the page plays and draws, by the position of the event: of as many as the page has room for."""
+    """What the page plays and draws, by the position of the event, for as many events as the page has room for."""
     views: dict[int, dict[str, Any]] = {}
     n_bytes = 0
     for number in audit.shown:
@@ -82,15 +82,15 @@ def _picture(levels: np.ndarray, limits: tuple[float, float]) -> str:
 
 
 def _score_steps(audit: AuditTables, sound: dict[str, Any], frames_per_s: float) -> dict[str, Any] | None:
-    """What one hears scored, as the path of an SVG of 1000 x 100, and the height of the threshold.
+    """The score along the sound, as the path of an SVG of 1000 x 100, and the height of the threshold.
 
     The values are those of windows less their threshold, since each member of an ensemble has its own; only clips that
     alarmed have them. Without any (of a model that gives one score for a clip) they are the scores of clips.
     """
     scores, threshold = audit.scores, audit.alarm.threshold
     first_s, last_s = sound["onset_s"], sound["onset_s"] + sound["duration_s"]
-    here = (scores["recording"] == sound["recording"]) & (scores["onset_s"] < last_s)
-    clips = scores[here & (scores["onset_s"] + scores["duration_s"] > first_s)].sort_values("onset_s")
+    is_in_sound = (scores["recording"] == sound["recording"]) & (scores["onset_s"] < last_s)
+    clips = scores[is_in_sound & (scores["onset_s"] + scores["duration_s"] > first_s)].sort_values("onset_s")
     windows = clips[clips["windows"].notna()]
     steps = [
         (*place, value - clip["window_threshold"])

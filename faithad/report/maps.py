@@ -99,7 +99,7 @@ def draw_clip(
     """One panel: the picture above, its curve below, annotated intervals as brackets above and bands behind.
 
     Args:
-        figure: is filled by it.
+        figure: the panel is drawn into it.
         grid: (F, T), or None where no map was kept.
         curve: (T,).
         scale: the clip's axes.
@@ -175,7 +175,7 @@ def css_gradient(kind: Kind) -> str:
 
 
 class Panel(NamedTuple):
-    """What is drawn of a clip: the arguments of `draw_clip`, with a title and what else is to be said."""
+    """One panel of a clip: the arguments of `draw_clip`, with a title and a note."""
 
     title: str
     note: str

@@ -1,7 +1,7 @@
 """The way from a template and its values to a page; all pages share `page.html.j2` and the macros of `parts.html.j2`.
 
 Autoescape is on, and only our own SVG and scripts are marked as safe: names, reasons and YAML come from files and are
-text. Should one get through all the same, the page's policy keeps a browser from running or fetching anything.
+text. If one gets through all the same, the page's policy keeps a browser from running or fetching anything.
 """
 
 from __future__ import annotations

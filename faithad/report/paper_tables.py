@@ -5,7 +5,7 @@
     explanations    in place of table 3: F-score and faithfulness of each model and method
     verdicts        is one model's method better than another's, than random frames, than a curve without a model?
     worth           is a network better than a linear model?
-    means           F-score and faithfulness of the explanations, and of lines beside them, over all percentiles
+    means           F-score and faithfulness of the explanations, and of the lines, over all percentiles
 
 How table 3 of the paper is laid out is not known here. What it would hold, the paper draws as curves over the
 percentile (figures 4 and 5). `explanations` is laid out as the authors tabulate faithfulness for a second data set
@@ -30,7 +30,7 @@ from faithad.errors import ConfigError
 from faithad.report import event_views, findings, style, verdicts
 from faithad.report.audit_tables import AuditTables, read_audit
 from faithad.report.reading import is_study
-from faithad.report.search_tables import SUMMARY, Search, cells, read_search
+from faithad.report.search_tables import SUMMARY, SearchTables, cells, read_search
 from faithad.report.study_tables import StudyTables, read_study
 from faithad.report.trust import trust_of
 from faithad.report.words import UNKNOWN, number, records
@@ -117,7 +117,7 @@ def _detection(study: StudyTables) -> PaperTable:
     )
 
 
-def _mask_ratio(search: Search) -> PaperTable:
+def _mask_ratio(search: SearchTables) -> PaperTable:
     areas = cells(search.trials, "auc")
     patches = sorted(set(search.trials["patch"]))
     ratios = sorted(set(search.trials["mask_ratio"]), reverse=True)
@@ -149,9 +149,9 @@ def _explanations(study: StudyTables) -> PaperTable:
         for model in style.in_model_order(frame["model"]):
             of_model = frame[frame["model"] == model]
             if title == "F-score":
-                found = {row["method"]: row for row in findings.best(of_model, ["method"])}
-                texts = {name: f"{number(row['mean'])} ({row['percentile']:g})" for name, row in found.items()}
-                means = {name: row["mean"] for name, row in found.items()}
+                best_rows = {row["method"]: row for row in findings.best(of_model, ["method"])}
+                texts = {name: f"{number(row['mean'])} ({row['percentile']:g})" for name, row in best_rows.items()}
+                means = {name: row["mean"] for name, row in best_rows.items()}
             else:
                 of_highest = of_model[of_model["percentile"].isin(highest)]
                 means = of_highest.groupby("method")["mean"].mean().to_dict()

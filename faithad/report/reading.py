@@ -1,4 +1,4 @@
-"""What the pages read alike: configurations, files that must be there, and the arrays of a few clips.
+"""What all pages read: configurations, files that must be there, and the arrays of a few clips.
 
 Curves exist for every explained clip, and whole (F, T) maps may, too. So arrays are read for a few clips only: first
 the column `clip_id` of each shard, then the shards that hold a chosen clip.

@@ -1,4 +1,4 @@
-"""What a review says of an audit: its precision, and its false alarms as they were against as they were promised."""
+"""What a review says about an audit: its precision, and its false alarms compared with what was promised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from faithad.audit.review import CONFIRM, REJECT, UNSURE, clip_verdicts
-from faithad.report.audit_findings import Expected, audited_hours, expected_of
+from faithad.report.audit_findings import ExpectedAlarms, audited_hours, expected_of
 from faithad.report.audit_tables import AuditTables
 from faithad.report.words import percent
 from faithad.vocabulary import count
@@ -39,7 +39,7 @@ class Reviewed(NamedTuple):
     n_false: int
     n_perhaps: int
     hours: float
-    promised: Expected | None
+    promised: ExpectedAlarms | None
 
 
 def review_figures(audit: AuditTables) -> Reviewed | None:
@@ -83,10 +83,10 @@ def _precision(figures: Reviewed) -> str | None:
     n_decided = figures.n_confirmed + figures.n_rejected
     left_out = [f"{figures.n_unsure:,} unsure"] if figures.n_unsure else []
     left_out += [f"{count(figures.n_open, 'event')} not reviewed"] if figures.n_open else []
-    beside = f" ({' and '.join(left_out)} left out)" if left_out else ""
+    omitted = f" ({' and '.join(left_out)} left out)" if left_out else ""
     are = "is" if figures.n_confirmed == 1 else "are"
     return (
-        f"Review: of {count(n_decided, 'event')}, {figures.n_confirmed:,} {are} confirmed{beside}. The precision is "
+        f"Review: of {count(n_decided, 'event')}, {figures.n_confirmed:,} {are} confirmed{omitted}. The precision is "
         f"{percent(figures.precision)}, its 95 % interval {percent(low)} to {percent(high)}."
     )
 

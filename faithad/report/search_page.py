@@ -1,8 +1,7 @@
 """The search over mask ratio, patch size and further settings: a section of a study's page, and a page of its own.
 
 A grid of ratios and patches becomes a heat map beside the published one; continuous ratios and further settings become
-scatters. The first thing that is said is which
-objective chose, and whether it saw test labels.
+scatters. The first sentence says which objective chose, and whether it saw test labels.
 """
 
 from __future__ import annotations
@@ -17,7 +16,15 @@ from faithad import storage
 from faithad.evaluation.decisions import SEEDS_NEEDED
 from faithad.report import page, search_views
 from faithad.report.reading import look_up
-from faithad.report.search_tables import SUMMARY, Search, cell_name, cells, further_settings, read_search, went_back
+from faithad.report.search_tables import (
+    SUMMARY,
+    SearchTables,
+    cell_name,
+    cells,
+    further_settings,
+    read_search,
+    went_back,
+)
 from faithad.report.words import number, records
 from faithad.runs import layout
 from faithad.vocabulary import count, duration, listed
@@ -25,7 +32,7 @@ from faithad.vocabulary import count, duration, listed
 MAX_TRIALS = 200
 OBJECTIVES = {"proxy_auc": "proxy AUC", "validation_loss": "validation loss", "test_auc": "test AUC"}
 _MEANING = {
-    "proxy_auc": "how well synthetic disturbances, put into validation normals, are told from these; no test label was "
+    "proxy_auc": "how well synthetic disturbances, put into validation normals, stand out there; no test label was "
     "seen",
     "validation_loss": "the loss on validation normals; no test label was seen. It is the error at hidden cells: how "
     "many are hidden changes how hard they are to tell, so losses of different mask ratios are not the same quantity",
@@ -75,7 +82,7 @@ def search_section(root: str) -> dict[str, Any] | None:
     return _section(read_search(root)) if storage.exists(storage.join(root, SUMMARY)) else None
 
 
-def _section(search: Search) -> dict[str, Any]:
+def _section(search: SearchTables) -> dict[str, Any]:
     title = OBJECTIVES.get(search.objective, search.objective)
     further = further_settings(search.trials)
     return {
@@ -93,7 +100,7 @@ def _section(search: Search) -> dict[str, Any]:
     }
 
 
-def _answers(search: Search, title: str) -> list[str]:
+def _answers(search: SearchTables, title: str) -> list[str]:
     trials, by_cell = search.trials, cells(search.trials, "value")
     sentences = ["No cell was chosen: there is no best.yaml."]
     if search.chosen is not None and search.chosen in by_cell.index:
@@ -105,7 +112,7 @@ def _answers(search: Search, title: str) -> list[str]:
     if _trained_once(search):
         sentences.append(
             "Each cell was trained once: how much its value varies from one training to the next is not known, so "
-            "cells that differ by little cannot be told apart. More seeds would tell."
+            "cells that differ by little cannot be told apart. More seeds would show it."
         )
     sentences += [_on_test(search)] if trials["auc"].notna().any() else []
     sentences += [_against_the_paper(search.verdict)] if search.verdict else []
@@ -122,7 +129,7 @@ def _answers(search: Search, title: str) -> list[str]:
     return sentences
 
 
-def _trained_once(search: Search) -> bool:
+def _trained_once(search: SearchTables) -> bool:
     return bool(cells(search.trials, "value")["count"].max() == 1)
 
 
@@ -130,8 +137,8 @@ def _went_back(n: int) -> str:
     return f"diverged and went back to {'its' if n == 1 else 'their'} best epoch"
 
 
-def _on_test(search: Search) -> str:
-    """What the choice is worth on the test clips, beside the best that it could have been."""
+def _on_test(search: SearchTables) -> str:
+    """How good the choice is on the test clips, compared with the best possible choice."""
     areas = cells(search.trials, "auc")["mean"].dropna()
     best = areas.idxmax()
     text = "On the labelled test clips "
@@ -145,7 +152,7 @@ def _on_test(search: Search) -> str:
 
 
 def _on_scores(scores: Sequence[dict[str, Any]]) -> str:
-    """Which score `best/` has, and what it caught beside the paper's."""
+    """Which score `best/` has, and what it caught compared with the paper's."""
 
     def caught(row: dict[str, Any]) -> str:
         return f"{row['caught']:.0%} of the disturbed validation clips (AUC {number(row['proxy_auc'])})"
@@ -200,7 +207,7 @@ def _against_the_paper(verdict: dict[str, Any]) -> str:
     return text + "."
 
 
-def _agreement(search: Search) -> float | None:
+def _agreement(search: SearchTables) -> float | None:
     """Rank correlation of objective and test AUC over cells, the better the higher in both; None for under 4 cells."""
     both = pd.DataFrame({key: cells(search.trials, key)["mean"] for key in ("value", "auc")}).dropna()
     if len(both) < 4 or both.nunique().min() < 2:

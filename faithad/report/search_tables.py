@@ -1,8 +1,8 @@
 """The results of a search over mask ratio, patch size and further settings, cell by cell.
 
 A cell is one mask ratio with one patch size, and one value of each further setting that differs among the trials; its
-value is the mean over its trials, one per seed. A trial that was
-stopped early counts with the value that it had, for the choice as well, and is marked.
+value is the mean over its trials, one per seed. A trial that was stopped early counts with its last value, for the
+choice as well, and is marked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Cell = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchTables:
     """A search that has run.
 
     Attributes:
@@ -62,8 +62,8 @@ class Search:
     @property
     def columns(self) -> list[str]:
         """The columns of the trials to show: the objective, and the test AUC where it is known and another one."""
-        beside = self.objective != "test_auc" and self.trials["auc"].notna().any()
-        return ["value", "auc"] if beside else ["value"]
+        shows_auc = self.objective != "test_auc" and self.trials["auc"].notna().any()
+        return ["value", "auc"] if shows_auc else ["value"]
 
     @property
     def is_grid(self) -> bool:
@@ -73,7 +73,7 @@ class Search:
         return crossed and not further_settings(self.trials) and look_up(self.best, "search.algorithm") != "optuna"
 
 
-def read_search(root: str) -> Search:
+def read_search(root: str) -> SearchTables:
     """Read a search's summary and its choice.
 
     Raises:
@@ -95,11 +95,11 @@ def read_search(root: str) -> Search:
         for name in ("search_comparison", "search_scores", "search_members")
         for place in [storage.join(root, layout.summary(name))]
     )
-    return Search(trials, best, text, verdict=answers[0] if answers else None, scores=scores, ensembles=ensembles)
+    return SearchTables(trials, best, text, verdict=answers[0] if answers else None, scores=scores, ensembles=ensembles)
 
 
 def further_settings(trials: pd.DataFrame) -> list[str]:
-    """The settings that differ among the trials beside mask ratio and patch; their names have a dot."""
+    """The settings other than mask ratio and patch that differ among the trials; their names have a dot."""
     return [name for name in trials if "." in name]
 
 
@@ -110,7 +110,7 @@ def cell_name(trials: pd.DataFrame, cell: Cell) -> str:
 
 
 def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
-    """With a column for each setting of the column `settings` that differs among the trials."""
+    """The trials with a column for each setting of the column `settings` that differs among them."""
     values = [json.loads(text) for text in trials.get("settings", [])]
     names = sorted({name for settings in values for name in settings})
     columns = {name: [settings.get(name) for settings in values] for name in names}
@@ -135,5 +135,5 @@ def cells(trials: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def went_back(trials: pd.DataFrame) -> pd.Series:
-    """Which trials diverged and went back to their best epoch; a failed one had none to go back to."""
+    """Which trials diverged and went back to their best epoch; a failed trial has no epoch to go back to."""
     return (trials["diverged_epochs"] > 0) & (trials["status"] != "failed")

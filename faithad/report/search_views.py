@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from faithad.report import published, style
 from faithad.report.drawing import Drawing
-from faithad.report.search_tables import Search, cells, further_settings, went_back
+from faithad.report.search_tables import SearchTables, cells, further_settings, went_back
 from faithad.report.words import records
 
 HeatMap = dict[str, Any]
@@ -30,7 +30,7 @@ _LOG_FROM = 20
 _NOT_USED = "(not used for the choice)"
 
 
-def heat_maps(search: Search, title: str) -> list[HeatMap]:
+def heat_maps(search: SearchTables, title: str) -> list[HeatMap]:
     """The objective, the test AUC where it is another one, and Table 2 of the paper; AUCs share their colours."""
     maps = []
     for column in search.columns:
@@ -100,14 +100,14 @@ def _shade(maps: list[HeatMap]) -> None:
             cell["shade"] = round(_WEAKEST + (_STRONGEST - _WEAKEST) * place)
 
 
-def scatter(search: Search, title: str) -> dict[str, Any]:
+def scatter(search: SearchTables, title: str) -> dict[str, Any]:
     """Scatters of the objective, and of the test AUC where it is another one, over each setting, and their legend."""
     headings = {"value": f"{title} of each trial", "auc": f"test AUC of each trial {_NOT_USED}"}
     panels = [{"title": headings[column], "svg": drawing.svg()} for column, drawing in scatter_drawings(search, title)]
     return {"panels": panels, "legend": [[_swatch(entry) for entry in _legend(search)]]}
 
 
-def scatter_drawings(search: Search, title: str) -> list[tuple[str, Drawing]]:
+def scatter_drawings(search: SearchTables, title: str) -> list[tuple[str, Drawing]]:
     """Each with the column that it shows, over each setting; none of a grid, whose values are heat maps."""
     if search.is_grid:
         return []
@@ -130,24 +130,24 @@ def scatter_drawings(search: Search, title: str) -> list[tuple[str, Drawing]]:
     ]
 
 
-def _legend(search: Search) -> list[style.Entry]:
+def _legend(search: SearchTables) -> list[style.LegendEntry]:
     looks = _patch_looks(search).items()
-    return [style.Entry(f"patch {patch}", color, marker=marker, dashes="") for patch, (color, marker) in looks]
+    return [style.LegendEntry(f"patch {patch}", color, marker=marker, dashes="") for patch, (color, marker) in looks]
 
 
-def _swatch(entry: style.Entry) -> tuple[str, Markup]:
+def _swatch(entry: style.LegendEntry) -> tuple[str, Markup]:
     name = entry.title.replace(" ", "-")
     return entry.title, style.to_svg(style.swatch(entry), name=name, label=entry.title)
 
 
-def _patch_looks(search: Search) -> dict[int, tuple[str, str]]:
+def _patch_looks(search: SearchTables) -> dict[int, tuple[str, str]]:
     colors = (style.COLORS[name][0] for name in cycle(_PATCH_COLORS))
     return dict(zip(sorted(set(search.trials["patch"])), zip(colors, cycle(_PATCH_MARKERS)), strict=False))
 
 
 @mpl.rc_context(style.RC)
 def scatter_figure(
-    search: Search, column: str, label: str, setting: str = "mask_ratio", column_in: float | None = None
+    search: SearchTables, column: str, label: str, setting: str = "mask_ratio", column_in: float | None = None
 ) -> Figure:
     """Value over a setting, a colour and marker per patch; stopped trials hollow, those that diverged crossed, failed
     ones as ticks at the bottom, the chosen one ringed.

@@ -1,4 +1,4 @@
-"""What lasts, as the page says it: which bands changed by how many dB, since when and until when."""
+"""Changes that last, as the page describes them: which bands changed by how many dB, since when and until when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFERENCES = {"past": "the recorder's past", "normals": "the normal recordings"
 
 
 def strongest_states(states: list[StateRow]) -> list[StateRow]:
-    """Those furthest above their thresholds first."""
+    """The changes, those furthest above their thresholds first."""
     return sorted(states, key=lambda state: (-state["strength"], state["state_id"]))
 
 

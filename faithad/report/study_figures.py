@@ -13,7 +13,7 @@ from faithad.report.checks import cost_drawing
 from faithad.report.drawing import Drawing
 from faithad.report.reading import Example
 from faithad.report.study_tables import StudyTables
-from faithad.report.style import Entry
+from faithad.report.style import LegendEntry
 from faithad.report.verdicts import Verdict, verdicts, verdicts_against_chance, worth_rows
 from faithad.report.words import records
 from faithad.vocabulary import ERROR_POOLINGS, FITTED
@@ -66,7 +66,7 @@ def verdict_drawings(study: StudyTables) -> list[tuple[Verdict, Drawing]]:
 
 
 def worth_drawings(study: StudyTables) -> list[Titled]:
-    """One for each network and linear model."""
+    """One drawing for each network and linear model."""
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in worth_rows(study):
         title = f"{style.model(row['model_a']).title} against {style.model(row['model_b']).title}"
@@ -146,7 +146,7 @@ def f_score_drawing(study: StudyTables) -> Drawing:
 
 
 def faithfulness_drawings(study: StudyTables) -> dict[str, Drawing]:
-    """By mode, as far as there is a value."""
+    """The drawings by mode, where there is a value."""
     return {
         mode: _percentile_drawing(
             study,
@@ -234,34 +234,34 @@ def _peak_percentiles(study: StudyTables, model: str) -> dict[str, float]:
     return {row["method"]: row["percentile"] for row in findings.best(curves[curves["model"] == model], ["method"])}
 
 
-def roc_legend(study: StudyTables) -> list[list[Entry]]:
+def roc_legend(study: StudyTables) -> list[list[LegendEntry]]:
     looks = map(style.model, style.in_model_order(study.scores["model"]))
-    return [[Entry(look.title, look.color, dashes=look.dashes) for look in looks]]
+    return [[LegendEntry(look.title, look.color, dashes=look.dashes) for look in looks]]
 
 
-def method_legend(study: StudyTables) -> list[list[Entry]]:
+def method_legend(study: StudyTables) -> list[list[LegendEntry]]:
     """Colours and markers of the methods, and dashes of the models that are explained."""
     methods = style.in_method_order({*study.faithfulness["method"], *study.f_score["method"]})
     models = style.in_model_order({*study.faithfulness["model"], *study.f_score["model"]})
     return [
         [
-            Entry(look.title, look.color, marker=look.marker, shows=name)
+            LegendEntry(look.title, look.color, marker=look.marker, shows=name)
             for name, look in zip(methods, map(style.method, methods), strict=True)
         ],
         [
-            Entry(look.title, style.INK, marker="o", dashes=look.dashes, filled=look.filled, shows=name)
+            LegendEntry(look.title, style.INK, marker="o", dashes=look.dashes, filled=look.filled, shows=name)
             for name, look in zip(models, map(style.model, models), strict=True)
         ],
     ]
 
 
-def f_score_legend(study: StudyTables) -> list[list[Entry]]:
-    """The same, with the lines that stand beside the methods."""
+def f_score_legend(study: StudyTables) -> list[list[LegendEntry]]:
+    """The same, with the lines that methods are compared with."""
     methods, models = method_legend(study)
     return [methods, models + _line_entries(findings.controls(study.f_score, study.figure_controls))]
 
 
-def faithfulness_legend(study: StudyTables) -> list[list[Entry]]:
+def faithfulness_legend(study: StudyTables) -> list[list[LegendEntry]]:
     """The same for both kinds of faithfulness of frames."""
     methods, models = method_legend(study)
     normalized = findings.in_scope(study.normalized, "frame")
@@ -272,7 +272,9 @@ def faithfulness_legend(study: StudyTables) -> list[list[Entry]]:
     return [methods, models + _line_entries(drawn)]
 
 
-def _line_entries(drawn: Mapping[str, Any]) -> list[Entry]:
+def _line_entries(drawn: Mapping[str, Any]) -> list[LegendEntry]:
     return [
-        Entry(title, style.MUTED, dashes=dashes) for title, dashes in style.CONTROL_DASHES.items() if title in drawn
+        LegendEntry(title, style.MUTED, dashes=dashes)
+        for title, dashes in style.CONTROL_DASHES.items()
+        if title in drawn
     ]

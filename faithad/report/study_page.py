@@ -151,7 +151,7 @@ def _legends(study: StudyTables) -> dict[str, list[list[tuple[str, Markup, str]]
     }
 
 
-def _swatch(section: str, entry: style.Entry) -> tuple[str, Markup, str]:
+def _swatch(section: str, entry: style.LegendEntry) -> tuple[str, Markup, str]:
     name = f"{section}-{re.sub('[^a-z0-9]+', '-', entry.title.lower())}"
     shows = style.class_name(entry.shows) if entry.shows else ""
     return entry.title, style.to_svg(style.swatch(entry), name=name, label=entry.title), shows
@@ -187,7 +187,7 @@ def _clips(study: StudyTables) -> list[dict[str, Any]]:
 
 
 def _sound(study: StudyTables, clip_id: str) -> dict[str, Any]:
-    """What is played of a clip, or why nothing is; None where nobody asked for it."""
+    """The sound of a clip, or why there is none; None where the study asks for no sound."""
     row = study.sounds.get(clip_id)
     if row is None or row["opus"] is None:
         return {"sound": None, "no_sound": row and row["reason"]}

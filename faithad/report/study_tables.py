@@ -1,4 +1,4 @@
-"""What the report reads below a study's root, as pandas frames; nothing is loaded that is not drawn."""
+"""The tables below a study's root that the report reads, as pandas frames; nothing is loaded that is not drawn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SCORE_COLUMNS = ["clip_id", "model", "seed", "score", "worst_second_score", "pa
 
 @dataclass(frozen=True)
 class StudyTables:
-    """A finished study. `scores` has the manifest's columns of each clip beside its own.
+    """A finished study. `scores` has the manifest's columns of each clip in addition to its own.
 
     Under several protocols, detection, F-scores and faithfulness are those of `paper`, whose figures were published;
     the verdicts, in `comparison` and `controls`, are those of `corrected`, as are `judged_f_score` and
@@ -196,8 +196,8 @@ def _examples(audits: dict[tuple[str, int], str], manifest: pd.DataFrame) -> lis
     """The example clips under the first seed of each model that kept their spectrograms, clip by clip."""
     pictured, kept = _pictured(audits)
     chosen = _choose(manifest, kept)
-    found = [example for folder in pictured.values() for example in examples(folder, chosen)]
-    return sorted(found, key=lambda example: (chosen.index(example.clip_id), example.model))
+    shown = [example for folder in pictured.values() for example in examples(folder, chosen)]
+    return sorted(shown, key=lambda example: (chosen.index(example.clip_id), example.model))
 
 
 def _pictured(audits: dict[tuple[str, int], str]) -> tuple[dict[str, str], set[str]]:

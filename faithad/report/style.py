@@ -82,7 +82,7 @@ _LOWEST_IN = 1.7
 _METADATA = ("Creator", "Date", "Format", "Type")
 
 
-class Method(NamedTuple):
+class MethodLook(NamedTuple):
     """How a method is drawn; `signed`: its map has cells below 0."""
 
     title: str
@@ -92,7 +92,7 @@ class Method(NamedTuple):
 
 
 class Model(NamedTuple):
-    """How a model is drawn; `filled`: whether its markers are."""
+    """How a model is drawn; `filled`: whether its markers are filled."""
 
     title: str
     dashes: Any
@@ -108,7 +108,7 @@ _MODEL_COLORS = ("ink", "ink", "orange", "sky", "green", "purple", "violet", "bl
 _MODEL_DASHES: tuple[Any, ...] = ((0, (4, 2)), "-", (0, (6, 1.5, 1, 1.5)), (0, (2, 1)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 
 EVERY_SECOND, RANDOM = "every second flagged", "random curve"
-# The names of lines that stand beside the methods.
+# The names of the lines that methods are compared with.
 LINES = {
     "random": "random frames",
     "always": "every second",
@@ -130,13 +130,13 @@ CONTROL_DASHES: dict[str, Any] = {
 }
 
 
-def method(name: str) -> Method:
+def method(name: str) -> MethodLook:
     """A method that this installation does not have is drawn, too, in grey and under its own name."""
     if name not in METHODS:
-        return Method(name, MUTED, "P", signed=True)
+        return MethodLook(name, MUTED, "P", signed=True)
     place, row = list(METHODS).index(name), METHODS[name]
     color = COLORS[_METHOD_COLORS[place % len(_METHOD_COLORS)]][0]
-    return Method(row.title, color, _METHOD_MARKERS[place % len(_METHOD_MARKERS)], row.signed)
+    return MethodLook(row.title, color, _METHOD_MARKERS[place % len(_METHOD_MARKERS)], row.signed)
 
 
 def model(name: str) -> Model:
@@ -192,9 +192,9 @@ def to_svg(figure: Figure, *, name: str, label: str) -> Markup:
     view_box = re.search(r'viewBox="[^"]+"', head)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     body = re.sub(r' id="class:([^"]+)"', r' class="\1"', body)
-    body = re.sub(r' id="([^"]+)"', lambda found: found.group() if found[1] in used else "", body)
-    body = re.sub(r'(?<= d=")[^"]+', lambda found: _FINE_DIGITS.sub(r"\1", found.group()), body)
-    body = re.sub(r"(?<=data:image/png;base64,)[^\"]+", lambda found: _small_png(found.group()), body)
+    body = re.sub(r' id="([^"]+)"', lambda match: match.group() if match[1] in used else "", body)
+    body = re.sub(r'(?<= d=")[^"]+', lambda match: _FINE_DIGITS.sub(r"\1", match.group()), body)
+    body = re.sub(r"(?<=data:image/png;base64,)[^\"]+", lambda match: _small_png(match.group()), body)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     for variable, (light, _) in COLORS.items():
         body = body.replace(f": {light}", f": var(--{variable})")
@@ -247,7 +247,7 @@ def new_axes(
     return figure, figure.add_axes(box)
 
 
-class Entry(NamedTuple):
+class LegendEntry(NamedTuple):
     """A line of a legend; `shows`: the name (see `series_id`) of what the reader can hide by it."""
 
     title: str
@@ -263,7 +263,7 @@ class Entry(NamedTuple):
 
 
 @mpl.rc_context(RC)
-def swatch(entry: Entry) -> Figure:
+def swatch(entry: LegendEntry) -> Figure:
     """A short piece of a line, for legends in the page's text."""
     figure = Figure(figsize=(0.46, 0.17))
     axes = figure.add_axes((0, 0, 1, 1))

@@ -20,7 +20,7 @@ from faithad.report.style import COLORS, EVENT, INK, MUTED, RC, SURFACE, size
 from faithad.report.words import offset_words
 
 PIXEL_COLUMNS = 1_000
-# Up to so many clips each is a dot.
+# Up to this many clips, each is a dot.
 FEW = 1_500
 _FEW_LABELLED = 3_000  # more labelled clips than these are dots, too, but in pixels
 _NAMED_EVENTS = 5
@@ -119,9 +119,9 @@ def score_figure(
     figure, panels = session_axes(stretches, column_in)
     whole = sum(last - first for first, last in stretches) or 1.0
     for axes, (first, last) in zip(panels, stretches, strict=True):
-        here = (x >= first) & (x <= last)
+        in_session = (x >= first) & (x <= last)
         columns = max(1, round(PIXEL_COLUMNS * (last - first) / whole))
-        _draw_scores(axes, line, here, columns)
+        _draw_scores(axes, line, in_session, columns)
         _draw_events(axes, line, first, last)
         _draw_strip(axes, line.unheard, columns, at=0.0, color=_NOT_HEARD, label="not heard")
         _draw_strip(axes, line.states, columns, at=1.0 - _STRIP, color=_LASTS, label="lasts")
@@ -145,10 +145,10 @@ def spans_decades(score: np.ndarray, threshold: float | None) -> bool:
     return bool(score.min() > 0 and highest / float(np.median(score)) > 8)
 
 
-def _draw_scores(axes: Axes, line: TimeLine, here: np.ndarray, columns: int) -> None:
-    x, score = line.clips[here], line.score[here]
+def _draw_scores(axes: Axes, line: TimeLine, in_session: np.ndarray, columns: int) -> None:
+    x, score = line.clips[in_session], line.score[in_session]
     if line.anomalous is not None:
-        anomalous, pixels = line.anomalous[here], len(x) > _FEW_LABELLED
+        anomalous, pixels = line.anomalous[in_session], len(x) > _FEW_LABELLED
         axes.plot(x[~anomalous], score[~anomalous], **_DOTS, rasterized=pixels, label="normal")
         axes.plot(x[anomalous], score[anomalous], **_TRIANGLES, rasterized=pixels, markersize=5.5, label="anomalous")
     elif len(x) <= FEW:
@@ -182,13 +182,18 @@ def _unbroken(at: np.ndarray, step: float) -> list[slice]:
 
 
 def _draw_events(axes: Axes, line: TimeLine, first: float, last: float) -> None:
-    here = (line.events >= first) & (line.events <= last)
-    pixels = int(here.sum()) > FEW
+    in_session = (line.events >= first) & (line.events <= last)
+    pixels = int(in_session.sum()) > FEW
     axes.plot(
-        line.events[here], line.event_scores[here], **_TRIANGLES, rasterized=pixels, markersize=4.5, label="events"
+        line.events[in_session],
+        line.event_scores[in_session],
+        **_TRIANGLES,
+        rasterized=pixels,
+        markersize=4.5,
+        label="events",
     )
     for number in line.ranked[:_NAMED_EVENTS]:
-        if here[number]:
+        if in_session[number]:
             axes.annotate(f"{number + 1}", (line.events[number], line.event_scores[number]), (0, 4),
                           textcoords="offset points", ha="center", color=EVENT, fontsize=8)  # fmt: skip
 
@@ -205,7 +210,7 @@ def _draw_strip(axes: Axes, stretches: np.ndarray, columns: int, *, at: float, c
 
 
 def sessions(x: np.ndarray) -> list[tuple[float, float]]:
-    """First and last hour of each stretch of recording; a pause over an hour and a sixth of the whole parts two."""
+    """First and last hour of each stretch of recording. A pause over an hour and a sixth of the whole separates two."""
     longest_pause = max(1.0, (x[-1] - x[0]) / 6)
     cuts = [index for index, (left, right) in enumerate(pairwise(x)) if right - left > longest_pause]
     firsts = [0, *(index + 1 for index in cuts)]

@@ -25,13 +25,13 @@ GRADES = ("good", "partial", "poor", "spread", "untested", "none")
 
 
 class Trust(NamedTuple):
-    """Shares of the model's error, or None where they were not measured.
+    """The shares of the model's error that grade an explanation, or None where they were not measured.
 
     Attributes:
         grade: one of GRADES; `none`: there is no explanation.
-        vanishes: when the moments pointed at are replaced.
+        vanishes: the share that vanishes when the moments pointed at are replaced.
         replaced: the share of the time that was replaced.
-        best: when as many moments are replaced that the error map chooses.
+        best: when as many moments are replaced, chosen by the error map.
     """
 
     grade: str

@@ -17,19 +17,19 @@ from faithad.vocabulary import POOLINGS, count, listed
 # Below this number of seeds, a verdict is about the networks that were trained, not about how they were trained.
 _SEEDS_NEEDED = 3
 NORMALIZED = "normalized_faithfulness"
-# Less than this cannot be told from 0 in a figure.
+# A value below this looks like 0 in a figure.
 _SEEN = 0.001
 
 
 class Verdict(NamedTuple):
-    """What one question came to.
+    """The answer to one question.
 
     Attributes:
-        sentence: the answer, with what it stands on.
+        sentence: the answer, with what it rests on.
         title: of the figure.
         x_label: what the figure's axis shows.
         rows: of `summary/comparison`, one per method, in the order of the methods.
-        marks: differences of lines that stand beside the methods, by their titles.
+        marks: differences of the lines that methods are compared with, by their titles.
     """
 
     sentence: str
@@ -73,7 +73,7 @@ def verdicts_against_chance(study: StudyTables) -> list[Verdict]:
 
 
 def _against_lines(study: StudyTables, question: str, phrase: str) -> list[Verdict]:
-    """Each model against a line beside the methods, whose title the phrase holds."""
+    """Each model against a line, whose title the phrase holds."""
     answers = []
     for model in style.in_model_order(study.comparison["model_a"]):
         of_model = study.comparison[study.comparison["model_a"] == model]
@@ -110,8 +110,8 @@ def telling(study: StudyTables) -> list[str]:
                 yes = [{row["method"] for row in rows if row["verdict"] == "yes"} for rows in (chance, curve)]
                 lines.add(style.LINES[curve[0]["model_b"]])
                 title = f"the {style.model(model).title}"
-                if told := yes[0] & yes[1]:
-                    some.append(f"{_named(told, [row['method'] for row in curve])} of {title}")
+                if methods_that_tell := yes[0] & yes[1]:
+                    some.append(f"{_named(methods_that_tell, [row['method'] for row in curve])} of {title}")
                 else:
                     none.append(title)
         if lines:

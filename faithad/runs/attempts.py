@@ -42,7 +42,7 @@ _KEYS = {"at", "pid", "host", "run", "died"}
 
 
 class Attempt(NamedTuple, Generic[Result]):
-    """What became of a shard.
+    """The result of an attempt at a shard.
 
     Attributes:
         result: of the clips that were done together; None if there were none.

@@ -22,7 +22,7 @@ from faithad.clips.access import require_reach
 from faithad.clips.labels.files import SUFFIXES as LABEL_SUFFIXES
 from faithad.runs.lookahead import side_by_side
 
-# In place of a digest. It says nothing about what the file holds: see `stages.Stage.with_known_files`.
+# In place of a digest. It says nothing about what the file holds: see `stages.ResumableStage.with_known_files`.
 UNREADABLE = "unreadable"
 # The reason why a recording is skipped that a recorder has not finished.
 STILL_WRITTEN = "is still being written: the next run takes it"

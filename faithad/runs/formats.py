@@ -1,4 +1,4 @@
-"""Which FORMAT the tables below a root have (see `schemas.FORMAT`), so that nobody reads tables that he misunderstands.
+"""Which FORMAT the tables below a root have (see `schemas.FORMAT`), so that nobody misreads them.
 
 `format.json` holds the highest FORMAT of any table below the root, and the version of faithad that wrote it. A root
 without it was made by release 0.1.0. Results of an older FORMAT may lie beside newer ones: a stage that is done is not
@@ -27,7 +27,7 @@ def require_readable(root: str) -> int:
     content = _read(location)
     if content is None:
         raise StudyError(
-            f"{location} is damaged: it does not say which FORMAT the tables beside it have. Delete {location}, and "
+            f"{location} is damaged: it does not say which FORMAT its folder's tables have. Delete {location}, and "
             "run the same command again."
         )
     format, version = content

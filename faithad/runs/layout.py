@@ -1,4 +1,4 @@
-"""Where everything stands below a root: the root of a study, or the folder that an audit of recordings writes to.
+"""Where everything is below a root: the root of a study, or the folder that an audit of recordings writes to.
 
 All paths are relative, as marks of stages name them; `storage.join(root, ...)` makes locations of them. A table that
 is written shard by shard is a folder of files with the names of `shard`.
@@ -43,7 +43,7 @@ TRACKING = "tracking.json"
 TENSORBOARD = "tensorboard"
 MLFLOW = "mlflow"
 WANDB = "wandb"
-# In a run's folder of wandb: what of the run it has.
+# In a run's folder of wandb: which part of the run was exported.
 WANDB_MARK = "faithad.json"
 
 # Of a comparison of several runs.
@@ -79,7 +79,7 @@ FEATURE_ATTEMPTS = "features/attempts"
 
 # In the folder of a training or of a trial: the last state, from which it goes on.
 STATE = "state.pt"
-# In a trial's folder: which settings it has beside those in its name, what came of it, its test clips' scores, and the
+# In a trial's folder: its settings other than those in its name, its result, its test clips' scores, and the
 # note by which the scheduler stops it.
 TRIAL_SETTINGS = "settings.json"
 TRIAL_RECORD = "record.json"
@@ -91,8 +91,8 @@ VALIDATION_SCORES = "validation_scores.parquet"
 PIECE_SCORES = "piece_scores.parquet"
 EPOCHS = "epochs.parquet"
 
-# Beside the tables that a step writes shard by shard: its ledgers of shards, see `runs.shards`. EXPLAINED is that of an
-# audit that explains its clips in a second step.
+# Next to the tables that a step writes shard by shard: its ledgers of shards, see `runs.shards`. EXPLAINED is that of
+# an audit that explains its clips in a second step.
 SCORED, EXPLAINED = "ledger", "explained"
 SHARD_LEDGERS = (SCORED, EXPLAINED)
 

@@ -40,7 +40,7 @@ from faithad.runs.marks import read_mark
 Mark = dict[str, Any]
 
 _RENEWAL_S = 5.0
-# A driver on another machine that did not renew its mark for so long is dead. A network may lose several renewals in
+# A driver on another machine that did not renew its mark for this long is dead. A network may lose several renewals in
 # turn, and a silent store is asked for 100 s (see `storage`).
 _DEAD_AFTER_S = 30.0
 _DEAD_IN_A_STORE_AFTER_S = 150.0
@@ -54,7 +54,7 @@ class _Hold:
 
     Attributes:
         root: the folder.
-        mark: what the file says while the folder is ours.
+        mark: the content of the file while the folder is ours.
         seen_at: when the file was last seen, by the wall clock, which goes on while a machine sleeps.
         is_lost: the file was another's, or gone.
     """
@@ -147,7 +147,7 @@ def alone_in(root: str) -> Iterator[None]:
 
 
 def require_still_alone() -> None:
-    """Return if this thread still has all folders to itself that it holds by `alone_in`; cheap enough for any loop.
+    """Return if this thread still has to itself all folders that it holds by `alone_in`; cheap enough for any loop.
 
     Raises:
         StudyError: another driver has taken one over, or may have done so while it could not be read.
@@ -158,7 +158,7 @@ def require_still_alone() -> None:
 
 
 def _leave_mark(hold: _Hold) -> bool:
-    """Whether our mark stands in the folder. Where nobody can write, a driver only reads, and needs none."""
+    """Whether our mark is in the folder. Where nobody can write, a driver only reads, and needs none."""
     try:
         storage.write_text(_location(hold.root), json.dumps(hold.mark))
     except FullError:

@@ -1,4 +1,4 @@
-"""Wait for many files at a time, or for each of them no longer than for so long, and get their results in order.
+"""Wait for many files at a time, or for each of them up to a limit, and get their results in order.
 
 A read from a disk or a network drive that has died may never return, and nothing can end it. So the threads are daemons
 and nobody waits for them: an interrupt ends the run at once, whatever they wait for.
@@ -18,7 +18,7 @@ from faithad.progress import console
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# After so many seconds without an answer, the console names the file.
+# After this many seconds without an answer, the console names the file.
 PATIENCE_S = 60.0
 
 

@@ -53,6 +53,6 @@ def read_piece_scores(folder: str, pooling: str) -> dict[float, np.ndarray]:
 
 
 def paper_scores(table: pa.Table) -> pa.ChunkedArray:
-    """The mean squared errors of clips or pieces, beside which another score may stand."""
-    beside = "paper_score" in table.column_names and not table["paper_score"].null_count and table.num_rows
-    return table["paper_score" if beside else "score"]
+    """The mean squared errors of clips or pieces, which the table may hold in addition to another score."""
+    has_both = "paper_score" in table.column_names and not table["paper_score"].null_count and table.num_rows
+    return table["paper_score" if has_both else "score"]

@@ -77,8 +77,8 @@ def prune(root: str, *, dry_run: bool) -> str:
 def pruned(root: str) -> list[str]:
     """What was removed from a run by `faithad prune`, and was not made again."""
     kinds = list(read_mark(storage.join(root, layout.PRUNED)) or {})
-    there = {FEATURES: storage.exists(storage.join(root, layout.features("train")))}
-    return [kind for kind in kinds if not there.get(kind)]
+    is_present = {FEATURES: storage.exists(storage.join(root, layout.features("train")))}
+    return [kind for kind in kinds if not is_present.get(kind)]
 
 
 def _require_finished(root: str) -> None:
@@ -109,26 +109,26 @@ def _removable(root: str) -> dict[str, dict[str, int]]:
     sizes = dict(listing.sizes(root, suffixes=[""]))
     audits = [name for name in _audit_folders(root) if not name or is_finished(root, f"audit-{name.split('/')[-1]}")]
     shards = [f"{folder}/{table}/" if folder else f"{table}/" for folder in audits for table in ("spectrograms",)]
-    found: dict[str, dict[str, int]] = {kind: {} for kind in MADE_AGAIN}
+    files: dict[str, dict[str, int]] = {kind: {} for kind in MADE_AGAIN}
     best = _best_trial(root, sizes)
     for path, n_bytes in sizes.items():
         parts = path.split("/")
         if path.startswith((f"{layout.FEATURES}/", f"{layout.SEARCH}/{layout.FEATURES}/")):
             if not path.startswith(f"{layout.FEATURES_LEDGER}/"):  # it says which clips could not be read
-                found[FEATURES][path] = n_bytes
+                files[FEATURES][path] = n_bytes
         elif path.startswith(tuple(shards)):
-            found[SPECTROGRAMS][path] = n_bytes
+            files[SPECTROGRAMS][path] = n_bytes
         elif path.startswith(f"{layout.TRAININGS}/") and is_finished(root, f"train-{parts[1]}"):
-            found[STATES][path] = n_bytes
+            files[STATES][path] = n_bytes
         elif path.startswith(f"{layout.TRIALS}/") and parts[-1] in (_MODEL_FILE, layout.STATE) and len(parts) == 4:
             is_over = storage.join("/".join(parts[:3]), layout.TRIAL_RECORD) in sizes
             if best is not None and is_over and parts[2] != best:
-                found[TRIALS][path] = n_bytes
+                files[TRIALS][path] = n_bytes
     for folder in audits:
         for path in (path for path in sizes if path.startswith(f"{folder}/attributions/".lstrip("/"))):
             if n_bytes := _bytes_of_maps(storage.join(root, path)):
-                found[MAPS][path] = n_bytes
-    return found
+                files[MAPS][path] = n_bytes
+    return files
 
 
 def _audit_folders(root: str) -> list[str]:

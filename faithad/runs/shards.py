@@ -114,9 +114,9 @@ def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None
     Raises:
         DamagedError: a file or a ledger is damaged or gone, or the shard is not finished.
     """
-    there = dict(listing.list_files(storage.join(folder, table), suffixes=[".parquet"]))
+    locations = dict(listing.list_files(storage.join(folder, table), suffixes=[".parquet"]))
     if table in layout.SHARD_LEDGERS:
-        yield from ((location, None) for location in there.values())
+        yield from ((location, None) for location in locations.values())
         return
     ledgers = [
         entry
@@ -134,16 +134,16 @@ def table_shards(folder: str, table: str) -> Iterator[tuple[str, Checksum | None
             files |= of_shard or {}
             is_old = is_old or of_shard is None
     written = {path.removeprefix(f"{table}/") for path in files if path.startswith(f"{table}/")}
-    for name in sorted(written | there.keys() | damaged.keys()):
+    for name in sorted(written | locations.keys() | damaged.keys()):
         location = storage.join(folder, table, name)
-        if name in written and name not in there:
+        if name in written and name not in locations:
             raise DamagedError(location, "it is gone")
         if name not in written and not is_old:  # another step's ledger may be whole
             raise damaged.get(name) or DamagedError(
                 location, "the ledger of its shard is gone, or the shard is not finished"
             )
-        if name in there:
-            yield there[name], files.get(f"{table}/{name}")
+        if name in locations:
+            yield locations[name], files.get(f"{table}/{name}")
 
 
 def _read_files(ledger: str) -> dict[str, Checksum] | DamagedError | None:

@@ -3,10 +3,11 @@
 A finished stage leaves a mark, `stages/<stage>.json` below the root: the settings that its results depend on, as flat
 keys. A stage whose mark has the same settings is not run again. Results of other settings are never mixed with new
 ones: the run stops and names each setting that differs, until the user gives `--redo`. Where the results are gone, the
-stage runs again whatever its mark says. So it does where a table, or its mark, was damaged, as by a power cut.
+stage runs again whatever its mark says. It also runs again where a table, or its mark, was damaged, as by a power cut.
 
 The settings include the files that a stage reads, one key `files.<name>` for each, so that a message can name a file
-that came, went or changed. A file that cannot be read at the moment has not changed, see `Stage.with_known_files`.
+that came, went or changed. A file that cannot be read at the moment has not changed, see
+`ResumableStage.with_known_files`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _REMOVING = {"removing": True}
 
 
 @dataclass(frozen=True)
-class Stage:
+class ResumableStage:
     """One stage of a study or of an audit of recordings.
 
     Attributes:
@@ -55,7 +56,7 @@ class Stage:
         result: the last of what it writes, relative to the root; without it the stage is not done.
         needs: files among its outputs without which it is not done either, and which must be whole.
         may_differ: which settings may differ from a mark's without the results being in the way: whoever begins the
-            stage compares what they stand for, and keeps of the results what still holds.
+            stage compares what these settings describe, and keeps the results that are still valid.
         hint: what the refusal adds, a line of its own.
     """
 
@@ -81,7 +82,7 @@ class Stage:
     def _begun_location(self) -> str:
         return storage.join(self.root, layout.STAGES, f"{self.name}.begun.json")
 
-    def with_known_files(self, *, afresh: bool = False) -> Stage:
+    def with_known_files(self, *, afresh: bool = False) -> ResumableStage:
         """The stage, with the fingerprint in its mark for each file that cannot be read now.
 
         A disk or a network that is away changes no file. A file that could not be read when the mark was made was left
@@ -255,9 +256,9 @@ def _differ_in(before: Settings, now: Settings) -> str:
 
 def _put_back(before: Settings, now: Settings) -> str:
     """The advice for the case that files are missing and nothing else differs."""
-    went = {key for key in before if key not in now}
+    gone = {key for key in before if key not in now}
     rest = {key for key in now if before.get(key) != now[key]}
-    alone = went and not rest and all(key.startswith(FILE_KEY) for key in went)
+    alone = gone and not rest and all(key.startswith(FILE_KEY) for key in gone)
     return "Put back what went, and the same command goes on. Or: " if alone else ""
 
 

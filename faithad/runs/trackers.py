@@ -30,7 +30,7 @@ class TrackedRun:
         name: unique below a root, such as `training/mae-0`; TensorBoard's folder is called so.
         kind: what it is, such as `training`.
         title: for the user.
-        settings: that never change as long as it is the same run, by dotted name.
+        settings: those that stay as long as it is the same run, by dotted name.
         points: metrics by name, after each epoch.
         files: below the root, to be attached to it.
         parent: the name of the run that it belongs to.
@@ -147,13 +147,13 @@ def to_mlflow(runs: Sequence[TrackedRun], place: TrackedRoot) -> None:
         params = [Param(name, str(value)) for name, value in run.settings.items()]
         for part in _parts(params, 100):
             client.log_batch(run_id, params=part)
-        there = {} if before is None else _mlflow_epochs(client, run_id, run)
+        exported = {} if before is None else _mlflow_epochs(client, run_id, run)
         now_ms = int(time.time() * 1000)
         metrics = [
             Metric(name, value, now_ms, epoch)
             for epoch, values in run.points.items()
             for name, value in values.items()
-            if epoch not in there.get(name, ())
+            if epoch not in exported.get(name, ())
         ]
         for part in _parts(metrics, 1000):
             client.log_batch(run_id, metrics=part)
@@ -269,5 +269,5 @@ def _wandb_folders(root: str, key: str) -> list[str]:
 
 
 def _wandb_digest(folder: str) -> str | None:
-    """Of the run that is in a folder as a whole."""
+    """The digest of the run that a folder holds completely."""
     return (read_mark(storage.join(folder, layout.WANDB_MARK)) or {}).get("digest")

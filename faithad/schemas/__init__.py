@@ -2,7 +2,7 @@
 
 Plain Arrow types only, so that pandas, DuckDB and Polars read each file without Ray or torch. Long form: one row per
 key. Units are in the names (`_s` seconds). Where a column holds a whole (F, T) map it is flattened row by row (mel
-band by mel band) and the shape stands in the schema's metadata under `shape`.
+band by mel band) and the shape is in the schema's metadata under `shape`.
 
     recordings      MANIFEST, HEALTH, INPUTS, LEDGER: one file each
     training        EPOCHS, VALIDATION_SCORES, PIECE_SCORES, SEARCH_SUMMARY, SEARCH_SCORES, SEARCH_MEMBERS

@@ -63,7 +63,7 @@ FAITHFULNESS = pa.schema(
     ]
 )
 
-# What stands beside the methods, on the frames that the model's curves have.
+# The lines that methods are compared with, on the frames that the model's curves have.
 CONTROLS = pa.schema(
     [
         *_CLIP_KEYS,

@@ -54,9 +54,9 @@ MEANINGS = {
     "what a classical detector says, or the sum of an ensemble's calibrated scores; calibrated ones may be negative; "
     "where networks score some clips only (`rescore_share`), that of another clip is at most the lowest of theirs",
     "worst_second_score": "mean squared error of the clip's worst second; null for a model that gives a score only, "
-    "for an ensemble and beside another score than the paper's",
-    "paper_score": "mean squared error of the clip beside another score; null where `score` is that, and in audits of "
-    "recordings",
+    "for an ensemble and where `score` is not the paper's",
+    "paper_score": "mean squared error of the clip, where `score` is another score; null where it is not, and in "
+    "audits of recordings",
     "worst_windows": "for each member of an ensemble, or a single model by the paper's score and then by its other, "
     "the highest value of a window of 0.25 s, as in `windows` of `scores`; null for a model that gives a score only",
     "windows": "of a clip that alarmed, the value of each window of 0.25 s, side by side from the clip's onset, the "
@@ -176,7 +176,7 @@ MEANINGS = {
     "note": "what the reviewer wrote about it; may be empty",
     "metric": "`auc` or `pauc`, the partial one; `caught_1`, `caught_2` and `caught_5`, the share of anomalous clips "
     "above the score that at most 1, 2 or 5 % of normal clips exceed; `caught` and `false_alarms`, the shares of "
-    "anomalous and of normal clips that alarmed, beside the score that alarms; `dcase`, the official score of DCASE "
+    "anomalous and of normal clips that alarmed, for the score that alarms; `dcase`, the official score of DCASE "
     "Task 2 where recordings have sections",
     "summary/detection.model": "name of the model; `level` for the level of the clip or of its loudest second, which "
     "needs no model",
@@ -197,7 +197,7 @@ MEANINGS = {
     "control_random": "F-score of peaks at random frames",
     "control_every_second": "F-score where every second is flagged",
     "scope": "`annotated` clips, as in the paper, or `all` clips",
-    "line": "what stands beside the methods: `random` frames, `always` (every second is flagged), a curve that needs "
+    "line": "what methods are compared with: `random` frames, `always` (every second is flagged), a curve that needs "
     "no model (`level`, `level_change`, `outlier`), the error of the linear model `frame_pca`, or the `oracle`: the "
     "annotated seconds, for faithfulness the frames with the highest error",
     "lines.line": "a curve that needs no model (`level`, `level_change`, `outlier`), or the error of the linear model "

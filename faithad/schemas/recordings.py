@@ -60,8 +60,8 @@ INPUTS = pa.schema(
     ]
 )
 
-# Every second of every recording stands in a ledger. A row without `clip_id` speaks of a whole recording (or of the
-# rest of one): it never became clips.
+# Every second of every recording is in a ledger. A row without `clip_id` is about a whole recording (or the rest of
+# one) that never became clips.
 LEDGER = pa.schema(
     [
         pa.field("clip_id", pa.string()),

@@ -27,7 +27,7 @@ _SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
-class Normals:
+class NormalScores:
     """The scores of normal clips, and what they sound like.
 
     Attributes:
@@ -45,12 +45,12 @@ class Normals:
             raise StudyError("There are no normal clips to compare scores with.")
 
     def calibrated(self, scores: Tensor, places: Tensor, recordings: Tensor | None = None) -> Tensor:
-        """The logarithm of s less the mean one of the K nearest normal clips, as many as scores, float64.
+        """The logarithm of s minus the mean one of the K nearest normal clips, in the shape of the scores, float64.
 
         Args:
             scores: s, (B,), or (W, B) of the windows of the clips, at least 0.
             places: mean spectra (B, F).
-            recordings: of each clip the number of its recording, whose normal clips are left out; None: none is.
+            recordings: the number of each clip's recording, whose normal clips are left out; None leaves none out.
         """
         own = [None] * len(places) if recordings is None else recordings
         nearest = [self._nearest(*pair) for pair in zip(places, own, strict=True)]
@@ -85,7 +85,7 @@ class Normals:
         return logarithms - torch.stack([self.scores[numbers].mean() for numbers in nearest])
 
 
-def gather_normals(scores: Tensor, places: Tensor, recordings: Sequence[str], *, seed: int = 0) -> Normals:
+def gather_normals(scores: Tensor, places: Tensor, recordings: Sequence[str], *, seed: int = 0) -> NormalScores:
     """The normal clips that scores are compared with: all, or a random sample of `MOST_NORMALS`.
 
     Args:
@@ -102,7 +102,7 @@ def gather_normals(scores: Tensor, places: Tensor, recordings: Sequence[str], *,
 
     numbers = torch.from_numpy(choose_normals(len(scores), seed=seed))
     _, codes = np.unique(np.asarray(recordings, dtype=str), return_inverse=True)
-    return Normals(_logarithms(scores)[numbers], places[numbers].float(), torch.from_numpy(codes).long()[numbers])
+    return NormalScores(_logarithms(scores)[numbers], places[numbers].float(), torch.from_numpy(codes).long()[numbers])
 
 
 def choose_normals(n: int, *, seed: int = 0) -> np.ndarray:
@@ -124,7 +124,7 @@ class Calibration(NamedTuple):
     """
 
     title: str
-    fit: Callable[[Tensor, Tensor, Sequence[str]], Normals] | None
+    fit: Callable[[Tensor, Tensor, Sequence[str]], NormalScores] | None
 
 
 CALIBRATIONS = {

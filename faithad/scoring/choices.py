@@ -40,7 +40,7 @@ class Score:
         """Return if a model has the residual.
 
         Raises:
-            ConfigError: it has not; the text names the models that have it.
+            ConfigError: the model lacks the residual; the text names the models that have it.
         """
         fits = RESIDUALS[self.residual].fits
         if not fits(MODELS[model]):

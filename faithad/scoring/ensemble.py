@@ -1,14 +1,14 @@
 """Several detectors that err differently, as one: their scores, standardised and added.
 
-Members that cost much need not score every clip. With `Rescoring` the linear ones score all clips, and the others only
-those that a share of normal clips would be among; no other clip can alarm. Whole clips count, as short ones have
-thresholds of their own and are always scored by all members.
+Members that cost much need not score every clip. With `Rescoring` the linear members score all clips. The other members
+score only the clips whose sum of linear scores exceeds a threshold that a set share of normal clips exceeds; no other
+clip can alarm. This concerns whole clips: short ones have thresholds of their own, and all members always score them.
 
-The promised rate of false alarms holds as without, although few normal clips are scored by all members. Let t be the
-k-th smallest of the n normal clips' first scores c, and let a clip with c <= t have the final score -inf. If a further
-normal clip is above t, then t is also the k-th smallest of all n + 1, so that their final scores treat all n + 1 alike:
-the further one is as likely to have any of their ranks, and exceeds the r-th smallest with a probability of
-(n + 1 - r) / (n + 1), where r >= k + 1 leaves ties out of it. If it is not above t, it does not alarm.
+The promised rate of false alarms holds as it does without rescoring, although all members score few normal clips. Let t
+be the k-th smallest of the n normal clips' first scores c, and let a clip with c <= t have the final score -inf. If a
+further normal clip is above t, then t is also the k-th smallest of all n + 1, so that their final scores treat all n +
+1 alike: the further one is as likely to have any of their ranks, and exceeds the r-th smallest with a probability of (n
++ 1 - r) / (n + 1), where r >= k + 1 leaves ties out of it. If it is not above t, it does not alarm.
 
 Shape letters: M members, N normal clips, B clips.
 """
@@ -35,8 +35,8 @@ class Rescoring:
         share: of whole normal clips that all members score.
         members: that score these clips only.
         threshold: a whole clip is scored by all members if the sum of the other members' scores is above it.
-        lowest: the lowest score of a normal clip that all members scored. A clip that they did not has a score of at
-            most that, lower by as much as its sum lies below the threshold.
+        lowest: the lowest score of a normal clip that all members scored. A clip that not all members scored has a
+            score of at most that, lower by as much as its sum lies below the threshold.
     """
 
     share: float
@@ -68,7 +68,8 @@ class Ensemble:
         n_frames: Sequence[int] | None = None,
         offsets: Tensor | None = None,
     ) -> Tensor:
-        """The scores of clips by all members, less their mean and by their deviation: (B, F, T) to (M, B) float64.
+        """The scores of clips by all members, minus their mean and divided by their deviation: (B, F, T) to (M, B)
+        float64.
 
         Arguments as for `Detector.calibrated`.
         """
@@ -97,7 +98,7 @@ class Ensemble:
         return is_short | (self._first(standardised) > self.rescoring.threshold)
 
     def add_up(self, standardised: Tensor, rescored: Tensor) -> tuple[Tensor, Tensor]:
-        """As the function `add_up`, of clips (B,) that all members scored or only those that score every clip."""
+        """As the function `add_up`, for clips (B,) that all members scored, or only those that score every clip."""
         total, raised_by = add_up(standardised)
         if self.rescoring is None:
             return total, raised_by
@@ -116,7 +117,7 @@ class Ensemble:
 
 
 def fit_ensemble(members: dict[str, Detector], normal_scores: Tensor) -> Ensemble:
-    """Fit the means and deviations to the members' scores of normal clips, (M, N), of which the threshold is fitted.
+    """Fit the means and deviations to the members' scores of normal clips, (M, N), to which the threshold is fitted.
 
     Raises:
         ConfigError: there is no member, or not one row of scores for each.

@@ -5,9 +5,9 @@ spreads more, the worst of fewer windows is lower. So pieces of 1, 2, 3, 5, 7 s 
 well) are cut from the same normal clips, filled up as short clips are, and scored in the same way.
 `AlarmThreshold.of_length` interpolates between them.
 
-Each clip gives one piece of each length; where clips are few, several that do not overlap, as a quantile of few is
-uncertain. Pieces are cut from spectrograms. Those of a recording's end have a mirrored edge that these lack: one frame
-of 41.
+Each clip gives one piece of each length; where clips are few, several pieces that do not overlap, as a quantile of few
+values is uncertain. Pieces are cut from spectrograms. Those of a recording's end have a mirrored edge that these lack:
+one frame of 41.
 
 Shape letters: B clips, F mel bands, T frames, n frames of a piece, N pieces.
 """
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from faithad.features import fill_up
-from faithad.scoring.score import Clips, Detector, places_of
+from faithad.scoring.score import ClipBatch, Detector, places_of
 
 # Of each power of ten of seconds.
 _LENGTHS_S = (1.0, 2.0, 3.0, 5.0, 7.0)
-# Of each length, if the clips have so many.
+# Pieces of each length, if the clips have this many.
 _PIECES = 600
 
 
@@ -35,7 +35,8 @@ def piece_lengths(clip_s: float) -> list[float]:
 
 
 def cut_pieces(clips: Iterable[Tensor], n_frames: Sequence[int], n: int) -> Iterator[Tensor]:
-    """Pieces of n frames, filled up to T, of the clips that have as many; where they start is drawn by clip.
+    """Pieces of n frames, filled up to T, of the clips that have n frames or more; the clip's number draws their
+    starts.
 
     Args:
         clips: (B, F, T) in parts.
@@ -67,17 +68,17 @@ def _first_frames(number: int, n_frames: Sequence[int], n: int) -> list[int]:
 
 def piece_scores(
     detector: Detector,
-    parts: Iterable[Clips],
+    parts: Iterable[ClipBatch],
     n_frames: Sequence[int],
     recordings: Tensor,
     lengths: Mapping[float, int],
 ) -> dict[float, Tensor]:
     """The calibrated scores of pieces of normal clips, (N,) by their duration.
 
-    As for the clips themselves, none is compared with clips of its own recording.
+    As with whole clips, no piece is compared with clips of its own recording.
 
     Args:
-        detector: with what its scores are compared with.
+        detector: with the normal clips that its scores are compared with.
         parts: the clips, whole or short.
         n_frames: how many frames of each clip hold sound.
         recordings: of each clip, the number of its recording as in the detector's `normals`, -1 for none of them.

@@ -51,7 +51,7 @@ def _inpainting(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tenso
 
 
 def _context(network: nn.Module, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
-    """That of the whole context of each frame, which `frame_pca` reconstructs."""
+    """The error of the whole context of each frame, which `frame_pca` reconstructs."""
     error: Tensor = network.context_error(x)  # type: ignore[operator]
     return error
 

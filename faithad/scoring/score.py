@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from faithad.model.fitted_score import FittedScore
-from faithad.scoring.calibration import CALIBRATIONS, Normals, mean_spectrum
+from faithad.scoring.calibration import CALIBRATIONS, NormalScores, mean_spectrum
 from faithad.scoring.choices import Score
 from faithad.scoring.pooling import POOLINGS, WEIGHTINGS, frame_errors, weighted
 from faithad.scoring.residuals import RESIDUALS
 
 
-class Clips(NamedTuple):
+class ClipBatch(NamedTuple):
     """Clips as a model takes them in.
 
     Attributes:
@@ -53,7 +53,7 @@ class Detector:
     score: Score
     frames_per_s: float
     weights: Tensor | None = field(default=None, repr=False)
-    normals: Normals | None = field(default=None, repr=False)
+    normals: NormalScores | None = field(default=None, repr=False)
 
     def cells(self, x: Tensor, clip_ids: Sequence[str]) -> Tensor:
         """The weighted error of each cell, (B, F, T) to (B, F, T). It has a gradient."""
@@ -90,18 +90,18 @@ class Detector:
             Score(**fitted.choices),
             frames_per_s,
             fitted.weights,
-            None if normals is None else Normals(*normals),
+            None if normals is None else NormalScores(*normals),
         )
 
     def stored(self) -> FittedScore:
-        """What is stored of it with its model."""
+        """The part of the detector that is stored with its model."""
         normals = self.normals
         kept = None if normals is None else (normals.scores, normals.places, normals.recordings)
         return FittedScore(asdict(self.score), self.weights, kept)
 
     def calibrate(self, raw: Tensor, places: Tensor, recordings: Tensor | None = None) -> Tensor:
-        """Calibrated scores of raw ones, (B,), or (W, B) of windows, and of the clips' mean spectra (B, F); see
-        `Normals.calibrated`.
+        """Calibrated scores from raw ones, (B,), or (W, B) of windows, and the clips' mean spectra (B, F); see
+        `NormalScores.calibrated`.
         """
         return raw if self.normals is None else self.normals.calibrated(raw, places, recordings)
 
@@ -121,8 +121,8 @@ class Detector:
 def places_of(x: Tensor, n_frames: Sequence[int] | None = None, offsets: Tensor | None = None) -> Tensor:
     """The mean spectrum of each clip (B, F, T), over the frames that hold sound: (B, F).
 
-    It is that of the sound as it was recorded: less the recording's spectrum, clips of all machines and states would be
-    neighbours (AUC 0.82 and not 0.89 on the field sounds).
+    It is the spectrum of the sound as it was recorded. Without the recording's spectrum, clips of all machines and
+    states would be neighbours (AUC 0.82 and not 0.89 on the field sounds).
 
     Args:
         x: the clips.
@@ -139,7 +139,7 @@ def _lengths(x: Tensor, n_frames: Sequence[int] | None) -> Sequence[int]:
 
 
 def fit_detector(
-    network: nn.Module, score: Score, normals: Callable[[], Iterable[Clips]], *, frames_per_s: float
+    network: nn.Module, score: Score, normals: Callable[[], Iterable[ClipBatch]], *, frames_per_s: float
 ) -> tuple[Detector, Tensor]:
     """Fit the weights and the calibration of a score to normal clips.
 
@@ -172,7 +172,7 @@ def fit_detector(
         return Detector(network, score, frames_per_s, detector.weights, held), held.of_themselves()
 
 
-def _errors(detector: Detector, parts: Iterable[Clips]) -> Iterator[Tensor]:
+def _errors(detector: Detector, parts: Iterable[ClipBatch]) -> Iterator[Tensor]:
     for part in parts:
         for k, (clip_id, n) in enumerate(zip(part.clip_ids, _lengths(part.x, part.n_frames), strict=True)):
             yield detector.cells(part.x[k : k + 1], [clip_id])[0, :, :n]

@@ -1,9 +1,9 @@
 """What lasts: minutes whose spectrum differs from the recorder's own past.
 
-A score of clips is made for what is short, and is blind to a bearing that begins to whine: each clip of it is even. So
-this alarm looks at whole minutes. A minute is the median spectrum of its clips' median spectra, less its mean over the
-mel bands: neither its gain nor a short sound counts. Its distance from other minutes is the mean of the RMS differences
-from the two nearest ones.
+A score of clips is made for what is short, and is blind to a bearing that begins to whine: each of its clips sounds the
+same. So this alarm looks at whole minutes. A minute is the median spectrum of its clips' median spectra, less its mean
+over the mel bands: neither its gain nor a short sound counts. Its distance from other minutes is the mean of the RMS
+differences from the two nearest ones.
 
 1. A minute is compared with the past: the last `MOST_PAST` minutes of its recorder, 4 h of sound. Where there are fewer
    than `LEAST_PAST`, it is compared with the normal minutes of the training. It alarms above the threshold of that
@@ -48,7 +48,7 @@ Outcome = Literal["over", "lasting", "usual"]
 
 
 class Compared(NamedTuple):
-    """A minute beside what it was compared with.
+    """A minute, compared with the past or the normal minutes.
 
     Attributes:
         distance_db: from the two nearest minutes.
@@ -71,7 +71,7 @@ class Compared(NamedTuple):
         return self.distance_db / self.threshold.threshold_db
 
 
-class Change(NamedTuple):
+class StateChange(NamedTuple):
     """Alarmed minutes of one recorder that lie close together.
 
     Attributes:
@@ -104,7 +104,7 @@ def nearest(spectrum: Floats, others: Floats) -> tuple[float, Floats]:
     return float(distances[two].mean()), others[two].mean(axis=0)
 
 
-def follow(minutes: Floats, alarm: StateAlarm) -> tuple[list[Compared], list[Change]]:
+def follow(minutes: Floats, alarm: StateAlarm) -> tuple[list[Compared], list[StateChange]]:
     """Compare each minute of a recorder with what it is to be compared with, and find what changed.
 
     Args:
@@ -117,9 +117,9 @@ def follow(minutes: Floats, alarm: StateAlarm) -> tuple[list[Compared], list[Cha
 
 def _follow(
     minutes: Floats, normals: Floats, against_normals: StateThreshold, against_past: StateThreshold | None
-) -> tuple[list[Compared], list[Change]]:
+) -> tuple[list[Compared], list[StateChange]]:
     compared: list[Compared] = []
-    changes: list[Change] = []
+    changes: list[StateChange] = []
     past: list[int] = []
     alarmed: list[int] = []  # of the change that is not over yet
     for number, minute in enumerate(minutes):
@@ -135,11 +135,11 @@ def _follow(
         is_over = number - alarmed[-1] > MOST_QUIET
         is_usual = against_past is not None and number - alarmed[0] + 1 >= MOST_PAST
         if is_over or is_usual:
-            changes.append(Change(alarmed, "over" if is_over else "usual"))
+            changes.append(StateChange(alarmed, "over" if is_over else "usual"))
             past = [*past, *range(alarmed[0], number + 1)][-MOST_PAST:]
             alarmed = []
     if alarmed:
-        changes.append(Change(alarmed, "lasting" if compared[-1].alarms else "over"))
+        changes.append(StateChange(alarmed, "lasting" if compared[-1].alarms else "over"))
     return compared, changes
 
 
@@ -151,8 +151,8 @@ def _compare(minute: Floats, others: Floats, threshold: StateThreshold, *, with_
 def changed_bands(difference_db: Floats) -> list[BandRange]:
     """Where a spectrum differs, strongest first.
 
-    The difference (F,) is taken from its median, so that bands that stayed are at 0. A range is of bands side by side
-    that differ in one direction, by half of the largest difference or more.
+    The difference (F,) is measured from its median, so that bands that stayed are at 0. A range is of bands side by
+    side that differ in one direction, by half of the largest difference or more.
     """
     change = difference_db - np.median(difference_db)
     sign = np.sign(change) * (np.abs(change) >= _SHARE_OF_LARGEST * np.abs(change).max())

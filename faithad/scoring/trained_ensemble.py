@@ -47,7 +47,7 @@ from faithad.model.header_checks import STATE_SPECTRA, state_problems
 from faithad.model.state_alarm import StateAlarm
 from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound
-from faithad.scoring.calibration import Normals
+from faithad.scoring.calibration import NormalScores
 from faithad.scoring.choices import Score
 from faithad.scoring.ensemble import Ensemble, Rescoring
 from faithad.scoring.score import Detector
@@ -73,7 +73,7 @@ class _RescoringPart(HeaderPart):
     lowest: float
 
 
-class _Header(HeaderPart):
+class _EnsembleHeader(HeaderPart):
     format: int
     digest: str
     seed: Annotated[int, Field(ge=0)]
@@ -130,7 +130,7 @@ class TrainedEnsemble:
 
     @property
     def lowest_rescored(self) -> float | None:
-        """Below which no alarm may be, see `fit_alarm`; None where all members score every clip."""
+        """The lowest threshold that an alarm may have, see `fit_alarm`; None where all members score every clip."""
         return None if self.ensemble.rescoring is None else self.ensemble.rescoring.lowest
 
     @property
@@ -174,7 +174,7 @@ def describe(trained: AnyModel) -> dict[str, Any]:
 
 
 def _rescoring_part(rescoring: Rescoring | None) -> dict[str, Any]:
-    """What a header says of it; nothing where all members score every clip."""
+    """What a header says of rescoring; nothing where all members score every clip."""
     return {} if rescoring is None else {"rescoring": dataclasses.asdict(rescoring)}
 
 
@@ -245,7 +245,7 @@ def load_any(folder: str, *, expect: Mapping[str, Any] | None = None) -> AnyMode
 
 
 def digest_of_files(folder: str) -> str:
-    """SHA-256 of the file that says which model lies in a folder: of an ensemble it holds those of its members."""
+    """SHA-256 of the file that says which model lies in a folder; an ensemble's file holds its members' digests."""
     location = storage.join(folder, FILE_NAME)
     if not storage.exists(location):
         location = storage.join(folder, checkpoint.FILE_NAME)
@@ -278,7 +278,7 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
             Score(**part.score),
             frames_per_s,
             tensors.get(f"{part.name}.weights"),
-            Normals(tensors[f"{part.name}.scores"], tensors["places"], tensors["recordings"]),
+            NormalScores(tensors[f"{part.name}.scores"], tensors["places"], tensors["recordings"]),
         )
         for part in header.members
     }
@@ -291,19 +291,19 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
     return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash, parent, state)
 
 
-def _rescoring(header: _Header) -> Rescoring | None:
+def _rescoring(header: _EnsembleHeader) -> Rescoring | None:
     part = header.rescoring
     return None if part is None else Rescoring(part.share, tuple(part.members), part.threshold, part.lowest)
 
 
-def _checked(header: Mapping[str, Any], location: str) -> _Header:
+def _checked(header: Mapping[str, Any], location: str) -> _EnsembleHeader:
     """The header, if every value has its type and its bounds."""
     if header.get("format") != _FORMAT:
         raise CheckpointError(
             f"{location} has the format {header.get('format')!r}; this version of faithad reads {_FORMAT}."
         )
     try:
-        checked = _Header.model_validate(dict(header))
+        checked = _EnsembleHeader.model_validate(dict(header))
         for part in checked.members:
             Score(**part.score)
     except ValidationError as error:
@@ -363,7 +363,7 @@ def find_unlike(members: Sequence[TrainedModel]) -> list[str]:
 
 
 def _check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], members: Mapping[str, TrainedModel], header: _Header, location: str
+    shapes: Mapping[str, tuple[int, ...]], members: Mapping[str, TrainedModel], header: _EnsembleHeader, location: str
 ) -> None:
     """Return if the tensors are those of these members and of at most `MOST_NORMALS` clips, before any is read."""
     n = (shapes.get("places") or (0,))[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from faithad.attribution import gradient_stream
 from faithad.attribution.gradient_stream import attribute_batch
-from faithad.attribution.methods import METHODS, Evaluation, Method, Points
+from faithad.attribution.methods import METHODS, Method, NetworkEvaluation, Points
 from faithad.errors import ConfigError
 from faithad.model.fast_network import CompiledNetwork, fast_network
 from faithad.model.skip_cae_transformer import SkipCAETransformer
@@ -283,7 +283,7 @@ def test_a_new_method_is_a_row_of_the_table(
     def halfway(clip: Tensor, samples: object, settings: object, noise: object) -> Points:
         return Points(clip[None] / 2, torch.ones(1, 1, 1))
 
-    def squares(points: Points, found: Evaluation, clip: Evaluation | None) -> Tensor:
+    def squares(points: Points, found: NetworkEvaluation, clip: NetworkEvaluation | None) -> Tensor:
         assert found.gradient is not None
         return found.gradient.square().sum(dim=0)
 

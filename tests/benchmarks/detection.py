@@ -40,7 +40,7 @@ from faithad.model.linear import fit_linear
 from faithad.model.table import MODELS, build_network
 from faithad.model.training import Training
 from faithad.scoring.choices import PAPER, Score, robust
-from faithad.scoring.score import Clips, fit_detector
+from faithad.scoring.score import ClipBatch, fit_detector
 from faithad.settings import TrainingSettings
 from tests.field_sounds import FOLDER, SETTINGS, Split, read_split
 
@@ -150,7 +150,7 @@ def train_network(model: str, x: Tensor, is_validation: Tensor, *, seed: int, ep
 def scored(network: nn.Module, score: Score, data: Data) -> Scored:
     x, new = (data.normalization.apply(s.log_mels)[..., : network.n_frames] for s in (data.train, data.test))
     train_ids, test_ids = ([f"{kind} {k}" for k in range(len(clips))] for kind, clips in (("train", x), ("test", new)))
-    clips = Clips(x, train_ids, data.train.recordings)
+    clips = ClipBatch(x, train_ids, data.train.recordings)
     detector, normals = fit_detector(network, score, lambda: [clips], frames_per_s=SETTINGS.frames_per_s)
     with torch.inference_mode():
         return Scored(normals, detector.calibrated(new, test_ids))

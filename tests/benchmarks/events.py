@@ -42,7 +42,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.score import Clips, fit_detector
+from faithad.scoring.score import ClipBatch, fit_detector
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from tests.benchmarks.detection import LINEAR, RATE, Data, linear_model, read
 from tests.field_sounds import FOLDER, SETTINGS, Split
@@ -86,7 +86,7 @@ def main() -> None:
 def ensemble(data: Data) -> TrainedEnsemble:
     """As `faithad train --normals` makes it, with an alarm at the promised rate."""
     x = data.normalization.apply(data.train.log_mels)
-    clips = Clips(x, [f"train {k}" for k in range(len(x))], data.train.recordings)
+    clips = ClipBatch(x, [f"train {k}" for k in range(len(x))], data.train.recordings)
     members, detectors, scores = {}, {}, []
     for name in LINEAR:
         network = linear_model(name, data)

@@ -43,7 +43,7 @@ from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
 from faithad.scoring.choices import PAPER, Score, robust
 from faithad.scoring.ensemble import Ensemble, add_up, fit_ensemble
-from faithad.scoring.score import Clips, Detector, fit_detector
+from faithad.scoring.score import ClipBatch, Detector, fit_detector
 from tests.benchmarks.detection import LINEAR, RATE, train_network
 from tests.benchmarks.reference_trials import (
     BANDS,
@@ -137,14 +137,14 @@ def say(figures: Figures, name: str, found: dict[str, float]) -> None:
     (OUTPUT / "references.json").write_text(json.dumps(figures, indent=1))
 
 
-def normals_of(train: Sequence[Recording], reference: Reference) -> tuple[Normalization, Clips]:
+def normals_of(train: Sequence[Recording], reference: Reference) -> tuple[Normalization, ClipBatch]:
     normalization = Normalization.fit([recording.clips for recording in train])
     parts = [inputs(recording, reference, normalization) for recording in train]
     z = torch.cat([part for part, _ in parts])
     subtracted = [own for _, own in parts if own is not None]
     names = [str(k) for k, recording in enumerate(train) for _ in recording.clips]
     ids = [f"train {k}" for k in range(len(z))]
-    return normalization, Clips(z, ids, names, offsets=torch.cat(subtracted) if subtracted else None)
+    return normalization, ClipBatch(z, ids, names, offsets=torch.cat(subtracted) if subtracted else None)
 
 
 def fit_linear_models(train: Sequence[Recording], reference: Reference) -> Fitted:

@@ -27,7 +27,7 @@ from faithad.evaluation.disturbances import KINDS, PROXY_KINDS, disturbed_clips
 from faithad.evaluation.score_selection import rate_scores
 from faithad.model.table import MODELS
 from faithad.scoring.choices import PAPER, Score, all_scores, robust
-from faithad.scoring.score import Clips
+from faithad.scoring.score import ClipBatch
 from tests.benchmarks.detection import LINEAR, RATE, Data, linear_model, read, trained
 from tests.field_sounds import FOLDER, SETTINGS
 
@@ -71,7 +71,7 @@ def rows_of(model: str, data: Data, *, epochs: int) -> list[dict[str, Any]]:
     for name, kinds in (("all", KINDS), ("proxy", PROXY_KINDS)):
         ids = [f"held {k}" for k in range(int(held.sum()))]
         made = disturbed_clips(data.train.log_mels[held].numpy(), ids, settings=SETTINGS, seed=0, kinds=kinds)
-        disturbed = Clips(
+        disturbed = ClipBatch(
             data.normalization.apply(torch.from_numpy(made.log_mels))[..., : network.n_frames],
             [f"{ids[n]} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
             [np.array(data.train.recordings)[held][n] for n in made.sources],
@@ -86,7 +86,7 @@ def rows_of(model: str, data: Data, *, epochs: int) -> list[dict[str, Any]]:
     for label in (False, True):
         numbers = np.flatnonzero(data.test.anomalous == label)
         names = [data.test.recordings[n] for n in numbers]
-        of_test[label] = Clips(x[torch.from_numpy(numbers)], [f"test {n}" for n in numbers], names)
+        of_test[label] = ClipBatch(x[torch.from_numpy(numbers)], [f"test {n}" for n in numbers], names)
     judged = rate_scores(
         network, scores, normals=normals, held_back=of_test[False], disturbed=of_test[True],
         frames_per_s=SETTINGS.frames_per_s, fit_threshold=rank_of_rate,
@@ -118,10 +118,10 @@ def part(data: Data, chosen: np.ndarray) -> Any:
     )
 
 
-def clips_of(data: Data, chosen: np.ndarray, name: str, n_frames: int) -> Clips:
+def clips_of(data: Data, chosen: np.ndarray, name: str, n_frames: int) -> ClipBatch:
     some = part(data, chosen)
     ids = [f"{name} {k}" for k in range(len(some.recordings))]
-    return Clips(data.normalization.apply(some.log_mels)[..., :n_frames], ids, some.recordings)
+    return ClipBatch(data.normalization.apply(some.log_mels)[..., :n_frames], ids, some.recordings)
 
 
 def agreement(name: str, rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -30,7 +30,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.model.checkpoint import TrainedModel
 from faithad.model.fitted_score import MOST_NORMALS
 from faithad.model.table import build_network
-from faithad.scoring.calibration import Normals
+from faithad.scoring.calibration import NormalScores
 from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import Ensemble, with_rescoring
 from faithad.scoring.score import Detector
@@ -51,7 +51,7 @@ def with_many_normals(detector: Detector, generator: torch.Generator) -> Detecto
     assert own is not None
     chosen = torch.arange(MOST_NORMALS) % len(own.scores)
     places = own.places[chosen] + torch.randn(MOST_NORMALS, SETTINGS.n_mels, generator=generator)
-    return replace(detector, normals=Normals(own.scores[chosen], places, own.recordings[chosen]))
+    return replace(detector, normals=NormalScores(own.scores[chosen], places, own.recordings[chosen]))
 
 
 def linear_models(normals: Tensor, generator: torch.Generator) -> TrainedEnsemble:
@@ -65,7 +65,7 @@ def with_mae(linear: TrainedEnsemble, normals: Tensor, *, rescore_share: float) 
     network = build_network("mae", SETTINGS.n_mels, SETTINGS.n_frames).eval()
     own = next(iter(linear.ensemble.members.values())).normals
     assert own is not None
-    kept = Normals(torch.zeros_like(own.scores), own.places, own.recordings)
+    kept = NormalScores(torch.zeros_like(own.scores), own.places, own.recordings)
     weights = torch.ones(SETTINGS.n_mels, dtype=torch.float64)
     detector = Detector(network, robust("mae"), SETTINGS.frames_per_s, weights, kept)
     means, deviations = (

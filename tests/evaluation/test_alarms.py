@@ -18,7 +18,7 @@ from faithad.errors import ConfigError, StudyError
 from faithad.evaluation import alarms
 from faithad.evaluation.alarms import fit_alarm, with_window_thresholds
 from faithad.model.alarm import AlarmThreshold
-from faithad.vocabulary import POOLINGS, Pooling, rounded
+from faithad.vocabulary import POOLINGS, AlarmPooling, rounded
 
 repeatable = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -186,7 +186,7 @@ def test_a_new_rule_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_pooling_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="allowed: mean, worst_second"):
         Alarm(pooling="loudest")
-    monkeypatch.setitem(POOLINGS, "loudest", Pooling("worst_second_score", "loudest part", "the loudest part"))
+    monkeypatch.setitem(POOLINGS, "loudest", AlarmPooling("worst_second_score", "loudest part", "the loudest part"))
     alarm = AlarmThreshold("quantile", Alarm(pooling="loudest").pooling, 0.05, 2.0, 18.0, 9)
     rows = [
         {"clip_id": name, "model": "ae", "seed": 0, "score": score, "worst_second_score": worst}

@@ -10,7 +10,7 @@ import pytest
 
 from faithad import schemas
 from faithad.evaluation.checks import CURVES
-from faithad.evaluation.psds import RATES, Counts, Heard, count_detections, found_at, spans_above, window_means
+from faithad.evaluation.psds import RATES, DetectionCounts, Heard, count_detections, found_at, spans_above, window_means
 from faithad.evaluation.summary import Experiment, summarize
 
 
@@ -57,7 +57,7 @@ def test_counts_are_those_of_a_grid_of_hundredths() -> None:
 
 def test_the_best_threshold_within_each_rate_counts() -> None:
     """Two recordings of half an hour, two labels each: 0, 10, 50 and 200 false detections an hour. Rates are whole."""
-    counts = Counts(
+    counts = DetectionCounts(
         false=np.array([[0.0, 10.0, 20.0, 100.0], [0.0, 0.0, 30.0, 100.0]]),
         found=np.array([[0.0, 1.0, 1.0, 2.0], [1.0, 1.0, 0.0, 2.0]]),
         labels=np.array([2.0, 2.0]),

@@ -10,19 +10,19 @@ from faithad.evaluation.disturbances import KINDS, disturbed_clips
 from faithad.evaluation.score_selection import rate_scores
 from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
-from faithad.scoring.calibration import Normals
+from faithad.scoring.calibration import NormalScores
 from faithad.scoring.choices import PAPER, Score, all_scores
-from faithad.scoring.score import Clips, Detector, fit_detector, places_of
+from faithad.scoring.score import ClipBatch, Detector, fit_detector, places_of
 from faithad.settings import FeatureSettings
 
 F, T = 16, 41
 SETTINGS = FeatureSettings(n_mels=F, n_fft=4000, hop_samples=5000)
 
 
-def clips_of(n: int, seed: int, *, recordings: int = 3) -> Clips:
+def clips_of(n: int, seed: int, *, recordings: int = 3) -> ClipBatch:
     x = torch.randn(n, F, T, generator=torch.Generator().manual_seed(seed))
     ids = [f"{seed} {k}" for k in range(n)]
-    return Clips(x, ids, [f"recording {k % recordings}" for k in range(n)], [T - k % 3 for k in range(n)])
+    return ClipBatch(x, ids, [f"recording {k % recordings}" for k in range(n)], [T - k % 3 for k in range(n)])
 
 
 def test_every_score_is_rated_as_its_detector_scores() -> None:
@@ -32,7 +32,7 @@ def test_every_score_is_rated_as_its_detector_scores() -> None:
     # Three of the recordings are also those of the normals, and must not be compared with themselves.
     made = disturbed_clips(held_back.x.numpy(), held_back.clip_ids, settings=SETTINGS, seed=0, kinds=KINDS)
     assert set(made.kinds) == set(KINDS)
-    disturbed = Clips(
+    disturbed = ClipBatch(
         torch.from_numpy(made.log_mels),
         [f"{n} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
         [held_back.recordings[n] for n in made.sources],
@@ -51,9 +51,9 @@ def test_every_score_is_rated_as_its_detector_scores() -> None:
     for each in rated:
         detector, _ = fit_detector(network, each.score, lambda: [normals], frames_per_s=SETTINGS.frames_per_s)
 
-        def of(clips: Clips, detector: Detector = detector) -> np.ndarray:
+        def of(clips: ClipBatch, detector: Detector = detector) -> np.ndarray:
             raw = detector.raw(clips.x, clips.clip_ids, clips.n_frames)
-            if isinstance(detector.normals, Normals):
+            if isinstance(detector.normals, NormalScores):
                 own = torch.tensor([names.index(name) if name in names else -1 for name in clips.recordings])
                 raw = detector.normals.calibrated(raw, places_of(clips.x, clips.n_frames), own)
             values: np.ndarray = raw.detach().double().numpy()

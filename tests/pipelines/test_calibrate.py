@@ -31,7 +31,7 @@ from faithad.pipelines.training.calibrate import calibrate_model
 from faithad.pipelines.training.normals import train_on_normals
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
-from faithad.scoring.calibration import Normals
+from faithad.scoring.calibration import NormalScores
 from faithad.scoring.choices import Score, robust
 from faithad.scoring.trained_ensemble import TrainedEnsemble, load_any
 from faithad.settings import FeatureSettings
@@ -259,7 +259,7 @@ def test_a_single_model_of_a_study_is_calibrated(
         assert model.score is not None
         assert model.score.choices == asdict(score)
         assert model.score.normals is not None
-        scores = sorted(Normals(*model.score.normals).of_themselves().tolist())
+        scores = sorted(NormalScores(*model.score.normals).of_themselves().tolist())
     np.testing.assert_allclose(model.alarm.threshold, scores[26 if rule == "quantile" else 27], rtol=1e-5)
     n_windows = 0 if name == "one_class_svm" else 1 if score is None else 2
     assert len(model.alarm.window_thresholds) == n_windows
@@ -351,7 +351,7 @@ def test_windows_of_members_that_pool_otherwise_have_their_own_threshold(work: P
             expected.append(detector.normals.calibrated(windows[:, None], x.double().mean(dim=2), own).max())
     stored = np.array(parquet.read_table(f"{to}/{layout.VALIDATION_SCORES}")["worst_windows"].to_pylist())
     np.testing.assert_allclose(sorted(stored[:, 0]), sorted(expected), rtol=1e-5)
-    scores = [Normals(*each.stored().normals).of_themselves() for each in joined.ensemble.members.values()]
+    scores = [NormalScores(*each.stored().normals).of_themselves() for each in joined.ensemble.members.values()]
     np.testing.assert_allclose(stored[:, 1], scores[1], rtol=1e-12)
     assert joined.alarm is not None
     assert joined.alarm.window_thresholds[0] > float(scores[0].max())

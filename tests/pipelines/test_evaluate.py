@@ -17,7 +17,7 @@ from faithad.config.study import Study, parse_study
 from faithad.evaluation.summary import SUMMARIES, Experiment, Summary
 from faithad.pipelines.evaluate import evaluate, evaluate_stage
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 
 CLIPS = [
     ClipRow(
@@ -65,8 +65,8 @@ def study(tmp_path: Path) -> Study:
     return study
 
 
-def evaluated(study: Study) -> Stage:
-    features = Stage(study.root, "features", {}, (layout.FEATURES,), result=layout.FEATURES_LEDGER)
+def evaluated(study: Study) -> ResumableStage:
+    features = ResumableStage(study.root, "features", {}, (layout.FEATURES,), result=layout.FEATURES_LEDGER)
     stage = evaluate_stage(study, [], features, "digest")
     evaluate(study, manifest_table(CLIPS), stage, redo=False)
     return stage

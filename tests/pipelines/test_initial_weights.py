@@ -19,7 +19,7 @@ from faithad.pipelines.training.run import require_initial_weights, train_stage
 from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.worker import train_network
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from tests.pipelines.test_linear_training import write
 
 
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused_before_it_is_trained(tmp_path: Path, start
 
 
 def test_another_model_to_start_from_is_another_training(tmp_path: Path, start: Path) -> None:
-    features = Stage(str(tmp_path), "features", {"clips": "x"}, ("features",), result="features/train")
+    features = ResumableStage(str(tmp_path), "features", {"clips": "x"}, ("features",), result="features/train")
 
     def settings(study: Study, model: str) -> dict[str, Any]:
         return dict(train_stage(study, model, 0, features).settings)

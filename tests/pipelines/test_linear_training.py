@@ -23,7 +23,7 @@ from faithad.pipelines.training import clips, trained
 from faithad.pipelines.training.run import train_stage
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST
 from faithad.scoring.pooling import window_means
 
@@ -114,7 +114,7 @@ def test_a_linear_model_is_trained_shard_by_shard(study: Study, model: str, monk
 def test_the_reference_belongs_to_the_linear_models_alone(study: Study) -> None:
     """Another reference trains them anew, and nothing else."""
     other = study.model_copy(update={"features": study.features.model_copy(update={"reference": "none"})})
-    before = Stage(study.root, "features", {}, (layout.FEATURES,), result=layout.FEATURES)
+    before = ResumableStage(study.root, "features", {}, (layout.FEATURES,), result=layout.FEATURES)
     assert features.features_stage(study, "d").fingerprint == features.features_stage(other, "d").fingerprint
     for model, is_same in (("ae", True), ("frame_pca", False), ("frame_ridge", False)):
         stages = [train_stage(each, model, 0, replace(before)) for each in (study, other)]

@@ -26,7 +26,7 @@ from faithad.pipelines.training.run import train_stage
 from faithad.pipelines.training.task import TrainingTask, Worker
 from faithad.pipelines.training.worker import train_network
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST
 from tests.pipelines.test_linear_training import write
 
@@ -57,8 +57,8 @@ def study_of(root: Path, epochs: int, *, reference: str = "none", **train: Any) 
     return study
 
 
-def stage_of(study: Study) -> Stage:
-    features = Stage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
+def stage_of(study: Study) -> ResumableStage:
+    features = ResumableStage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
     return with_more_epochs(study, train_stage(study, "mae", 0, features), "mae", 0)
 
 
@@ -127,8 +127,8 @@ def run_trial(study: Study) -> Record:
     return record
 
 
-def trials_stage(study: Study) -> Stage:
-    features = Stage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
+def trials_stage(study: Study) -> ResumableStage:
+    features = ResumableStage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
     return _trials_stage(study, features, clips_stage(study, MANIFEST.empty_table()), {})
 
 

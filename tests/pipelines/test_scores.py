@@ -32,7 +32,7 @@ from faithad.pipelines.training import scores, trained
 from faithad.pipelines.training.run import train_stage
 from faithad.pipelines.training.task import TrainingTask
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST
 from faithad.scoring.choices import Score, robust
 from faithad.scoring.residuals import inpainting_groups
@@ -268,7 +268,7 @@ def test_an_alarm_of_an_audits_own_is_of_the_score_that_it_computes(root: Path) 
 
 def test_marks_name_the_score_and_not_the_papers(root: Path) -> None:
     paper, other = study_of(root), study_of(root, score="robust")
-    features = Stage(str(root), "features", {}, (), result="")
+    features = ResumableStage(str(root), "features", {}, (), result="")
     of_train = [{run: train_stage(study, *run, features) for run in study.runs} for study in (paper, other)]
     assert [stage.settings for stage in of_train[0].values()] == [stage.settings for stage in of_train[1].values()]
     first, second = (

@@ -37,7 +37,7 @@ from faithad.pipelines.training.worker import train_network
 from faithad.report.search_page import render_search_report
 from faithad.runs import layout
 from faithad.runs.prune import prune
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST
 from faithad.scoring.choices import PAPER
 from tests.pipelines.test_linear_training import write
@@ -69,7 +69,7 @@ def write_trial(root: Path, trial: Trial, value: float) -> None:
 
 def keep(study: Study, records: list[Record], ranked: list[RankedCell]) -> None:
     """What the search does with the models of its trials, where no scores are to be compared."""
-    stage = Stage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    stage = ResumableStage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
     _keep_best(study, MANIFEST.empty_table(), stage, stage, _best_trial(study, records, ranked[0].cell))
     _keep_models(study, records, ranked)
 
@@ -105,7 +105,7 @@ def test_a_pruned_search_keeps_the_best_trial_s_checkpoint(tmp_path: Path) -> No
     storage.write_text(trial_location(str(tmp_path), begun, layout.STATE), "of a trial that is not over")
     records = read_records(str(tmp_path))
     keep(study, records, ranked_cells(study, records))
-    stage = Stage(str(tmp_path), "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    stage = ResumableStage(str(tmp_path), "search", {}, (layout.TRIALS,), result=layout.TRIALS)
     assert stage.begin(redo=False)
     stage.finish()
     assert "checkpoints of other trials than the best" in prune(str(tmp_path), dry_run=False)
@@ -141,8 +141,8 @@ def test_a_trial_of_earlier_settings_is_in_the_table_and_never_the_best(tmp_path
 
 
 def test_a_search_may_grow_and_nothing_else_may_change(tmp_path: Path) -> None:
-    def stage(study: Study) -> Stage:
-        features = Stage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
+    def stage(study: Study) -> ResumableStage:
+        features = ResumableStage(study.root, "features", {"clips": "x"}, ("features",), result="features/train")
         return _trials_stage(study, features, clips_stage(study, MANIFEST.empty_table()), {})
 
     write_trial(tmp_path, Trial(0.3, 4, 0), 0.8)

@@ -29,7 +29,7 @@ from faithad.pipelines.search.members import keep_ensemble
 from faithad.pipelines.search.run import _keep_best
 from faithad.report.search_page import on_members
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST, SEARCH_MEMBERS
 from faithad.scoring.choices import Score, robust
 from faithad.scoring.trained_ensemble import TrainedEnsemble, load_any
@@ -76,7 +76,7 @@ def searching(study: Study, **changes: Any) -> Study:
 
 
 def keep(study: Study) -> list[dict[str, Any]]:
-    stage = Stage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    stage = ResumableStage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
     _keep_best(study, MANIFEST.empty_table(), stage, stage, TRIAL)
     return keep_ensemble(study, MANIFEST.empty_table(), stage, stage, TRIAL)
 

@@ -19,10 +19,10 @@ from faithad.pipelines.search.plan import scores_to_compare
 from faithad.pipelines.search.run import RankedCell, _keep_best, _write_best
 from faithad.pipelines.training.scores import has_score
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST, SEARCH_SCORES
 from faithad.scoring.choices import PAPER, Score
-from faithad.scoring.score import Clips
+from faithad.scoring.score import ClipBatch
 from tests.pipelines.audits_without_ray import _Remote
 from tests.pipelines.test_linear_training import spectra
 from tests.pipelines.test_more_epochs import TRIAL, run_trial, study_of
@@ -45,7 +45,7 @@ def with_scores(study: Study, choice: Any) -> Study:
 
 
 def keep(study: Study) -> Score:
-    stage = Stage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
+    stage = ResumableStage(study.root, "search", {}, (layout.TRIALS,), result=layout.TRIALS)
     return _keep_best(study, MANIFEST.empty_table(), stage, stage, TRIAL)
 
 
@@ -99,7 +99,7 @@ def test_the_paper_s_score_is_left_as_it_is(searched: Study) -> None:
 def test_scores_are_compared_on_clips_less_the_spectrum_of_their_recording(
     searched: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rated: dict[str, Clips] = {}
+    rated: dict[str, ClipBatch] = {}
     rate = scores.rate_scores
     monkeypatch.setattr(scores, "rate_scores", lambda *args, **sets: rated.update(sets) or rate(*args, **sets))
     wanted = with_scores(searched, (Score("inpainting", "band", "worst_window", "local"), Score(pooling="top_share")))

@@ -19,7 +19,7 @@ import tests.report.audit.conftest as audits
 from faithad import cli, parquet, schemas
 from faithad.errors import ConfigError
 from faithad.report.compare import compare_runs
-from faithad.report.compare.runs import beside, run_names
+from faithad.report.compare.runs import default_folder, run_names
 from faithad.runs import layout
 from tests.report.audit.conftest import build_audit
 from tests.report.study.conftest import build_study
@@ -212,5 +212,5 @@ def test_runs_have_short_names_and_a_place_beside_them() -> None:
     assert run_names(["runs/a", "runs/b/"]) == ["a", "b"]
     assert run_names(["x/demo", "y/demo"]) == ["x/demo", "y/demo"]
     assert run_names(["x/demo", "x/demo"]) == ["x/demo (1)", "x/demo (2)"]
-    assert beside(["s3://bucket/runs/a", "b"]) == "s3://bucket/runs/compare-a-b"
-    assert beside(["a/", "b"]) == "compare-a-b"
+    assert default_folder(["s3://bucket/runs/a", "b"]) == "s3://bucket/runs/compare-a-b"
+    assert default_folder(["a/", "b"]) == "compare-a-b"

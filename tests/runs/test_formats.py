@@ -12,7 +12,7 @@ from faithad import schemas
 from faithad.audit.exports import export_events
 from faithad.errors import StudyError
 from faithad.runs.formats import mark_format, replace_damaged, require_readable
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 
 
 def test_a_root_that_says_nothing_is_of_the_first_release(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_a_root_that_says_nothing_is_of_the_first_release(tmp_path: Path) -> Non
 
 
 def test_a_stage_that_begins_says_todays(tmp_path: Path) -> None:
-    Stage(str(tmp_path), "index", {}, (), result="manifest.parquet").begin(redo=False)
+    ResumableStage(str(tmp_path), "index", {}, (), result="manifest.parquet").begin(redo=False)
     assert json.loads((tmp_path / "format.json").read_text()) == {
         "format": schemas.FORMAT,
         "faithad": faithad.__version__,
@@ -38,7 +38,7 @@ def test_an_older_one_is_raised_once_tables_are_added(tmp_path: Path, monkeypatc
 
 def test_a_newer_one_stops_a_stage_before_it_writes(tmp_path: Path) -> None:
     (tmp_path / "format.json").write_text('{"format": 99, "faithad": "9.0"}')
-    stage = Stage(str(tmp_path), "index", {}, (), result="manifest.parquet")
+    stage = ResumableStage(str(tmp_path), "index", {}, (), result="manifest.parquet")
     for use in (stage.is_done, lambda: stage.begin(redo=True)):
         with pytest.raises(StudyError, match=r"newer faithad, 9\.0: their tables have FORMAT 99"):
             use()
@@ -63,7 +63,7 @@ def test_a_sound_one_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{"])
 def test_a_stage_begins_in_spite_of_a_damaged_one(tmp_path: Path, text: str) -> None:
-    stage = Stage(str(tmp_path), "index", {}, (), result="manifest.parquet")
+    stage = ResumableStage(str(tmp_path), "index", {}, (), result="manifest.parquet")
     assert stage.begin(redo=False)
     (tmp_path / "format.json").write_text(text)
     assert stage.begin(redo=False)

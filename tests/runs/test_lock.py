@@ -30,7 +30,7 @@ from faithad.pipelines.study import STAGES
 from faithad.report import study_page
 from faithad.runs import layout, lock
 from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 
 # Another driver; with a machine of its own where one is named.
 OTHER = """
@@ -160,7 +160,7 @@ def test_a_driver_that_was_overtaken_stops_at_its_next_step(root: str, is_done: 
 
 @pytest.mark.parametrize("write", ["begin", "finish"])
 def test_a_driver_that_was_overtaken_marks_no_stage(root: str, write: str) -> None:
-    stage = Stage(root, "index", {}, ("manifest.parquet",), result="manifest.parquet")
+    stage = ResumableStage(root, "index", {}, ("manifest.parquet",), result="manifest.parquet")
 
     def work() -> None:
         time.sleep(0.5)
@@ -180,7 +180,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda root: Stage(root, "score", {}, (SCORE.ledger, layout.MANIFEST), result=SCORE.ledger).reset(),
+        lambda root: ResumableStage(root, "score", {}, (SCORE.ledger, layout.MANIFEST), result=SCORE.ledger).reset(),
         lambda root: remove_failed_shards(root, SCORE),
         lambda root: relocated(root, [Recording("week/loud.wav", "/elsewhere/loud.wav", "test")]),
         withdraw_conclusions,

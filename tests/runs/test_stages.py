@@ -13,13 +13,13 @@ from faithad.errors import StudyError
 from faithad.pipelines.index import index_stage
 from faithad.runs import layout
 from faithad.runs.fingerprints import UNREADABLE
-from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.stages import FILE_KEY, ResumableStage, flatten
 
 RESULT = "models/ae-0/weights"
 
 
-def stage(root: Path, **settings: object) -> Stage:
-    return Stage(str(root), "train-ae-0", {"epochs": 3, "clips": (1, 2), **settings}, ("models/ae-0",), RESULT)
+def stage(root: Path, **settings: object) -> ResumableStage:
+    return ResumableStage(str(root), "train-ae-0", {"epochs": 3, "clips": (1, 2), **settings}, ("models/ae-0",), RESULT)
 
 
 def write_result(root: Path) -> None:

@@ -20,7 +20,7 @@ from faithad.model.table import MODELS, build_network
 from faithad.scoring.choices import robust
 from faithad.scoring.ensemble import add_up, fit_ensemble, with_rescoring
 from faithad.scoring.pieces import piece_lengths, piece_scores
-from faithad.scoring.score import Clips, fit_detector
+from faithad.scoring.score import ClipBatch, fit_detector
 from faithad.scoring.state import centred, fit_state
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 from faithad.settings import FeatureSettings
@@ -69,7 +69,7 @@ def fitted_ensemble(
     normalization = Normalization.fit([normals])
     x = normalization.apply(normals)
     members, detectors, scores, pieces = {}, {}, [], []
-    clips = Clips(x, [f"normal {k}" for k in range(len(x))], recordings)
+    clips = ClipBatch(x, [f"normal {k}" for k in range(len(x))], recordings)
     for name in names:
         options = {"reference": "clip"} if MODELS[name].linear else {}
         with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ import torch
 from faithad.features import fill_up
 from faithad.model.alarm import AlarmThreshold
 from faithad.scoring.pieces import cut_pieces, piece_lengths, piece_scores
-from faithad.scoring.score import Clips, places_of
+from faithad.scoring.score import ClipBatch, places_of
 from tests.scoring.ensembles import SETTINGS, N, T, small_ensemble, sound
 
 
@@ -45,7 +45,9 @@ def test_scores_of_pieces_leave_out_their_own_recording() -> None:
     x = trained.normalization.apply(sound(N, 0))
     ids, recordings = [f"normal {k}" for k in range(N)], [f"recording {k // 3}" for k in range(N)]
     n_frames = [30 if k == 4 else T for k in range(N)]
-    parts = [Clips(x[k : k + 5], ids[k : k + 5], recordings[k : k + 5], n_frames[k : k + 5]) for k in range(0, N, 5)]
+    parts = [
+        ClipBatch(x[k : k + 5], ids[k : k + 5], recordings[k : k + 5], n_frames[k : k + 5]) for k in range(0, N, 5)
+    ]
     normals, n = detector.normals, SETTINGS.frames_in(1.0)
     assert normals is not None
     scores = piece_scores(detector, parts, n_frames, normals.recordings, {1.0: n})

@@ -18,7 +18,7 @@ from faithad.model.linear import fit_linear
 from faithad.model.table import build_network
 from faithad.scoring.choices import PAPER, Score, robust
 from faithad.scoring.ensemble import add_up, fit_ensemble
-from faithad.scoring.score import Clips, Detector, fit_detector
+from faithad.scoring.score import ClipBatch, Detector, fit_detector
 from tests.field_sounds import needs_field_sounds, read_split
 
 F, T, N = 16, 41, 12
@@ -39,10 +39,10 @@ def a_model(name: str, x: Tensor) -> Any:
     return network
 
 
-def parts(x: Tensor, size: int) -> Iterator[Clips]:
+def parts(x: Tensor, size: int) -> Iterator[ClipBatch]:
     for k in range(0, len(x), size):
         numbers = range(k, min(k + size, len(x)))
-        yield Clips(x[k : k + size], [f"clip {n}" for n in numbers], [f"recording {n // 3}" for n in numbers])
+        yield ClipBatch(x[k : k + size], [f"clip {n}" for n in numbers], [f"recording {n // 3}" for n in numbers])
 
 
 def fitted(name: str, score: Score, x: Tensor, *, size: int = 5) -> tuple[Detector, Tensor]:
@@ -171,7 +171,7 @@ def test_the_linear_detectors_find_what_the_reference_finds_on_field_sounds() ->
     for name in ("frame_pca", "frame_ridge"):
         network: Any = build_network(name, *x.shape[1:], reference="clip").eval()
         fit_linear(network, [x], n_clips=len(x), seed=0)
-        clips = Clips(x, names(len(x)), train.recordings)
+        clips = ClipBatch(x, names(len(x)), train.recordings)
         members[name], scores = fit_detector(network, robust(name), lambda clips=clips: [clips], frames_per_s=40.0)
         of_train.append(scores)
     ensemble = fit_ensemble(members, torch.stack(of_train))

@@ -36,7 +36,7 @@ from faithad.progress import console
 from faithad.report.audit_page import render_audit_report
 from faithad.report.search_page import render_search_report
 from faithad.report.study_page import render_report
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from tests.report.audit.conftest import build_audit
 from tests.report.conftest import Page
 from tests.report.study.conftest import build_study
@@ -196,7 +196,7 @@ def test_codes_of_a_terminal_take_no_effect(capsys: pytest.CaptureFixture[str], 
     assert shown(CODES).isprintable()
     error = StudyError(f"{CODES} cannot be read")
     console.print(f"removing {CODES}")
-    stage = Stage(str(tmp_path), "index", {}, ("[red] :bomb: \x1b[2J",), result="x")
+    stage = ResumableStage(str(tmp_path), "index", {}, ("[red] :bomb: \x1b[2J",), result="x")
     (tmp_path / stage.outputs[0]).touch()
     stage.reset()
     said = capsys.readouterr().out

@@ -17,12 +17,12 @@ from faithad.clips.problems import ProblemList, csv_rows
 
 FILE_NAME = "labels.csv"
 NEEDED, OPTIONAL = ("recording", "onset_s", "offset_s"), ("text", "low_hz", "high_hz")
-# What exports tell of an event beside its label.
+# What exports say about an event in addition to its label.
 EVENT_COLUMNS = (
     *("event_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "score", "threshold", "strength"),
     *("n_alarms", "mel_band_low", "mel_band_high", "method", "percentile", "faithfulness", "seconds"),
 )
-# The same of a change that lasts.
+# What they say about a change that lasts.
 CHANGE_COLUMNS = (
     *("state_id", "model", "seed", "started_at", "ended_at", "utc_offset_s", "outcome", "n_minutes", "reference"),
     *("distance_db", "threshold_db", "strength", "changes"),

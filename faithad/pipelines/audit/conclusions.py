@@ -20,7 +20,7 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import require_still_alone
 from faithad.runs.piece_scores import read_piece_scores
-from faithad.runs.stages import Stage, flatten
+from faithad.runs.stages import ResumableStage, flatten
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 
@@ -36,7 +36,7 @@ def withdraw_conclusions(out: str) -> None:
         storage.delete(storage.join(out, name))
 
 
-def conclude(audit: OpenAudit, explain: Stage, *, again: bool) -> pa.Table | None:
+def conclude(audit: OpenAudit, explain: ResumableStage, *, again: bool) -> pa.Table | None:
     """Replace the whole ledger, the events and the report: they cost little, and nothing is built upon them.
 
     Returns:
@@ -49,7 +49,7 @@ def conclude(audit: OpenAudit, explain: Stage, *, again: bool) -> pa.Table | Non
     settings = flatten("events", run.events.model_dump(mode="json")) | {"explain": explain.fingerprint}
     settings |= {"index": table_digest(index), "gone": sorted(inputs.gone), "report.sound": run.report.sound}
     outputs = (layout.LEDGER, *_CONCLUSIONS, layout.MODEL, layout.REPORT)
-    stage = Stage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
+    stage = ResumableStage(run.out, "events", settings, outputs, result=layout.REPORT, needs=outputs)
     sounds = audit.sounds
     if stage.begin(redo=True, again=again):
         write_settings(audit)

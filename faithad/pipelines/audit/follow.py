@@ -30,7 +30,7 @@ def follow_audit(
         redo: see `run_audit`; of the first look.
         retry_failed: see `run_audit`; of the first look.
         accept_missing: see `run_audit`; of each look.
-        say: gets what each look came to, if that is news.
+        say: called with the result of each look, if it is new.
 
     Returns:
         What the audit came to.
@@ -39,7 +39,7 @@ def follow_audit(
         KeyboardInterrupt: in the middle of an audit, or before anything could be audited.
         StudyError: as `run_audit`; recordings that were audited have changed, for example.
     """
-    runner, said, is_first = AuditRunner(run), "", True
+    runner, last_news, is_first = AuditRunner(run), "", True
     try:
         while True:
             try:
@@ -47,16 +47,16 @@ def follow_audit(
                     redo=redo and is_first,
                     retry_failed=retry_failed and is_first,
                     accept_missing=accept_missing,
-                    settled=True,
+                    only_settled=True,
                     check=is_first,
                 )
                 news, is_first = outcome.line, False
             except (StorageError, RecordingError) as error:
                 news = f"Waiting: {error}"
-            if news != said:
+            if news != last_news:
                 say(news)
                 console.print(f"follow: looking every {run.follow.every_s:g} s; Ctrl-C ends it")
-                said = news
+                last_news = news
             time.sleep(run.follow.every_s)
     except KeyboardInterrupt:
         try:

@@ -35,7 +35,7 @@ from faithad.pipelines.training.scores import has_score
 from faithad.pipelines.training.trained import fit_study_alarm
 from faithad.progress import console
 from faithad.runs import layout
-from faithad.runs.stages import Stage, flatten
+from faithad.runs.stages import ResumableStage, flatten
 from faithad.scoring.choices import score_name
 from faithad.vocabulary import CORRECTED, PAPER, count
 
@@ -46,8 +46,8 @@ _EXPLANATIONS = {"percentiles", "explain", "maps"}
 
 
 def audit_stage(
-    study: Study, model: str, seed: int, trainings: dict[tuple[str, int], Stage], clips_digest: str
-) -> Stage:
+    study: Study, model: str, seed: int, trainings: dict[tuple[str, int], ResumableStage], clips_digest: str
+) -> ResumableStage:
     """The mark of one model's audit, which depends on its training."""
     left_out = SPREAD if MODELS[model].explained else SPREAD | _EXPLANATIONS
     settings = flatten("audit", study.audit.model_dump(mode="json", exclude=left_out))
@@ -55,8 +55,8 @@ def audit_stage(
         settings |= flatten("attribution", study.attribution.as_in_marks())
         if study.protocol != PAPER:  # marks of older studies, which are judged as in the paper, do not name it
             settings |= {"judging.protocols": list(study.judging.protocols), "judging.n_frames": study.judging.n_frames}
-        for name, beside in study.beside(model, seed).items():
-            settings[name] = trainings[beside].fingerprint
+        for name, judge in study.beside(model, seed).items():
+            settings[name] = trainings[judge].fingerprint
         if CORRECTED in study.judging.protocols:
             settings |= flatten("checks", {**study.checks(seed)._asdict(), "seed": study.evaluation.seed})
     # Marks of older studies, whose score is the paper's, do not name it.
@@ -65,17 +65,17 @@ def audit_stage(
     settings |= flatten("alarm", study.alarm.as_in_marks())
     settings |= {"train": trainings[model, seed].fingerprint, "clips": clips_digest}
     folder = layout.audit(model, seed)
-    return Stage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
+    return ResumableStage(study.root, f"audit-{model}-{seed}", settings, (folder,), result=f"{folder}/ledger")
 
 
 def audit_models(
     study: Study,
     manifest: pa.Table,
-    stages: dict[tuple[str, int], Stage],
-    trainings: dict[tuple[str, int], Stage],
+    stages: dict[tuple[str, int], ResumableStage],
+    trainings: dict[tuple[str, int], ResumableStage],
     *,
     redo: bool,
-    conclusions: Sequence[Stage],
+    conclusions: Sequence[ResumableStage],
 ) -> None:
     """Audit every test clip with every model of the study, as far as that is not done yet.
 
@@ -86,7 +86,7 @@ def audit_models(
         manifest: all clips of the study.
         stages: the audit of each model.
         trainings: the training of each model, all of them done.
-        redo: see `Stage.begin`.
+        redo: see `ResumableStage.begin`.
         conclusions: stages that are made of the audits, and have to run again if an audit changes.
 
     Raises:
@@ -134,7 +134,7 @@ def audit_models(
 
 
 def _is_of_fewer_epochs(
-    study: Study, stage: Stage, trainings: dict[tuple[str, int], Stage], run: tuple[str, int]
+    study: Study, stage: ResumableStage, trainings: dict[tuple[str, int], ResumableStage], run: tuple[str, int]
 ) -> bool:
     """Whether an audit is of models that had fewer epochs, and differs in nothing else; tells the user if so."""
     before = stage.settings_before()
@@ -206,7 +206,7 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
     }
     scores = parquet.read_table(storage.join(study.root, layout.validation_scores(model, seed)))
     folder, out = (storage.join(study.root, place(model, seed)) for place in (layout.model, layout.audit))
-    beside = {name: storage.join(study.root, layout.model(*run)) for name, run in study.beside(model, seed).items()}
+    judges = {name: storage.join(study.root, layout.model(*run)) for name, run in study.beside(model, seed).items()}
     return ModelAudit(
         folder,
         out,
@@ -214,7 +214,7 @@ def _model_audit(study: Study, model: str, seed: int, training: Normalization | 
         expect,
         training,
         study.judging,
-        linear=beside.get("linear"),
-        inpainter=beside.get("inpainter"),
+        linear=judges.get("linear"),
+        inpainter=judges.get("inpainter"),
         beside_paper=True,
     )

@@ -25,7 +25,7 @@ from faithad.pipelines.audit.models import SPREAD
 from faithad.runs import layout
 from faithad.runs.fingerprints import Fingerprint, Look, contents, table_digest
 from faithad.runs.lock import require_still_alone
-from faithad.runs.stages import FILE_KEY, LABELS_KEY, Stage, flatten
+from faithad.runs.stages import FILE_KEY, LABELS_KEY, ResumableStage, flatten
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import AnyModel, describe
 
@@ -43,8 +43,8 @@ class OpenAudit:
         recordings: all that are audited; those that are still being written are left out.
         looks: what each file was when it was looked at, by its name.
         known: the recordings that belong to the audit already, and stay.
-        left_out: rows of the ledger about what else lies there.
-        sounds: of the events of an earlier look at the same folder, whose recordings are what they were.
+        left_out: rows of the ledger about other files that lie there.
+        sounds: of the events that an earlier look at the same folder found, if their recordings have not changed.
         score: the first step.
     """
 
@@ -56,7 +56,7 @@ class OpenAudit:
     known: Inputs
     left_out: Sequence[LedgerRow]
     sounds: pa.Table | None
-    score: Stage
+    score: ResumableStage
 
 
 def score_stage(
@@ -66,8 +66,8 @@ def score_stage(
     files: Mapping[str, Fingerprint],
     *,
     afresh: bool = False,
-) -> Stage:
-    """The step that scores the clips of some files; `afresh` as in `Stage.with_known_files`."""
+) -> ResumableStage:
+    """The step that scores the clips of some files; `afresh` as in `ResumableStage.with_known_files`."""
     settings: dict[str, Any] = {
         "model": model_digest,
         "remainder": run.remainder,
@@ -85,14 +85,14 @@ def score_stage(
     explanations = (*EXPLAIN.tables, EXPLAIN.ledger, *(f"{layout.STAGES}/explain{end}.json" for end in ("", ".begun")))
     outputs = (*INDEXED, *SCORE.tables, SCORE.ledger, *explanations, layout.HEADER_ATTEMPTS, layout.ATTEMPTS)
     needs = indexed_tables(run.out)
-    stage = Stage(run.out, "score", settings, outputs, SCORE.ledger, needs=needs, may_differ=is_recording)
+    stage = ResumableStage(run.out, "score", settings, outputs, SCORE.ledger, needs=needs, may_differ=is_recording)
     stage = stage.with_known_files(afresh=afresh)
     # What became of recordings was found out by comparing them with `inputs.parquet`.
     recordings = {f"{FILE_KEY}{name}": fingerprint.digest for name, fingerprint in files.items()}
     return replace(stage, settings={**stage.settings, **recordings})
 
 
-def explain_stage(audit: OpenAudit, chosen: pa.Table) -> Stage:
+def explain_stage(audit: OpenAudit, chosen: pa.Table) -> ResumableStage:
     run = audit.run
     settings = {
         "score": audit.score.fingerprint,
@@ -104,11 +104,13 @@ def explain_stage(audit: OpenAudit, chosen: pa.Table) -> Stage:
     # are made again, and no others: see `passes`.
     result = EXPLAIN.ledger if chosen.num_rows else ""
     outputs = (*EXPLAIN.tables, EXPLAIN.ledger)
-    return Stage(run.out, "explain", settings, outputs, result, may_differ={"score", "chosen clips"}.__contains__)
+    return ResumableStage(
+        run.out, "explain", settings, outputs, result, may_differ={"score", "chosen clips"}.__contains__
+    )
 
 
 def write_settings(audit: OpenAudit) -> None:
-    """Write beside the results what they are made with."""
+    """Write the settings and the model's card that the results are made with."""
     require_still_alone()
     storage.write_text(storage.join(audit.run.out, layout.AUDIT), audit.run.to_yaml())
     card = json.dumps(describe(audit.trained), indent=1)

@@ -109,7 +109,7 @@ class Spread(NamedTuple):
 def run_passes(
     passes: Sequence[Pass], *, attribution: Attribution, audit: Audit, features: FeatureSettings, title: str
 ) -> None:
-    """Do what is not done yet of some passes, and return when all of it is.
+    """Do what is left of some passes, and return when all of it is done.
 
     Raises:
         StudyError: an actor asks for more than the cluster has, a shard could not be processed, or what was written

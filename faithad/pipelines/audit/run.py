@@ -11,8 +11,8 @@ on it:
 Recordings that came since the last run are a take of their own: they are scored and explained in shards of their own,
 and nothing of the earlier takes is done again (see `takes`); the events are those of all takes.
 
-Beside the tables, `out` holds `audit.yaml`, the resolved configuration; `model.json`, the model's card with the alarm
-that is raised, so that the results can be read without the model; and `inputs.parquet`, the files that were read.
+In addition to the tables, `out` holds `audit.yaml`, the resolved configuration; `model.json`, the model's card with the
+alarm that is raised, so that the results can be read without the model; and `inputs.parquet`, the files that were read.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class AuditRunner:
         redo: bool = False,
         retry_failed: bool = False,
         accept_missing: bool = False,
-        settled: bool = False,
+        only_settled: bool = False,
         check: bool = True,
     ) -> Outcome:
         """Audit what is not audited yet.
@@ -118,8 +118,8 @@ class AuditRunner:
             redo: see `run_audit`.
             retry_failed: see `run_audit`.
             accept_missing: see `run_audit`.
-            settled: whether to leave every new file alone that was modified in the last `follow.settle_s`; else only
-                those whose header has no length yet.
+            only_settled: whether to leave out every new file that was modified in the last `follow.settle_s`; otherwise
+                only those whose header also lacks a length.
             check: whether to check what an earlier run has finished.
         """
         run = self._run
@@ -127,11 +127,13 @@ class AuditRunner:
         now = looks([(recording.path, recording.uri) for recording in recordings], before=self._looks)
         self._looks = dict(zip((recording.path for recording in recordings), now, strict=True))
         with alone_in(run.out), contextlib.ExitStack() as session:  # Ray is joined only if something is left for it
-            audit = self._open(recordings, redo=redo, accept_missing=accept_missing, settled=settled)
+            audit = self._open(recordings, redo=redo, accept_missing=accept_missing, only_settled=only_settled)
             self._sounds = _work(audit, session, redo=redo, retry_failed=retry_failed, check=check)
         return audit_outcome(run.out)
 
-    def _open(self, recordings: Sequence[Recording], *, redo: bool, accept_missing: bool, settled: bool) -> OpenAudit:
+    def _open(
+        self, recordings: Sequence[Recording], *, redo: bool, accept_missing: bool, only_settled: bool
+    ) -> OpenAudit:
         """Compare the recordings with those that were audited."""
         run, looks = self._run, self._looks
         score = score_stage(run, self._trained.alarm, self._model_digest, {})
@@ -151,12 +153,16 @@ class AuditRunner:
             recording.path
             for recording in recordings
             if recording.path not in known.files
-            and is_still_written(recording.uri, looks[recording.path], within_s=run.follow.settle_s, settled=settled)
+            and is_still_written(
+                recording.uri, looks[recording.path], within_s=run.follow.settle_s, only_settled=only_settled
+            )
         }
         left_out += skipped_rows(dict.fromkeys(written, STILL_WRITTEN))
         recordings = [recording for recording in recordings if recording.path not in written]
-        came = {recording.path: looks[recording.path] for recording in recordings if recording.path not in known.files}
-        files = known.having(came).files
+        new_looks = {
+            recording.path: looks[recording.path] for recording in recordings if recording.path not in known.files
+        }
+        files = known.having(new_looks).files
         score = score_stage(run, self._trained.alarm, self._model_digest, files, afresh=redo)
         return OpenAudit(
             run, self._trained, self._model_digest, recordings, looks, known, left_out, self._sounds, score
@@ -174,7 +180,9 @@ def _refuse_results_among_recordings(run: AuditRun) -> None:
 
 
 def _other_recordings(out: str, known: Inputs, looks: Mapping[str, Look], names: Collection[str]) -> StudyError:
-    came = {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in looks.items() if name not in known.files}
+    new_looks = {
+        f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in looks.items() if name not in known.files
+    }
     before = {f"{FILE_KEY}{name}": known.files[name].digest for name in names}
     now = {f"{FILE_KEY}{name}": looks[name].fingerprint.digest for name in names if name in looks}
     put_back = ""
@@ -183,7 +191,7 @@ def _other_recordings(out: str, known: Inputs, looks: Mapping[str, Look], names:
     if now:
         put_back = "Put back what was there, and the same command goes on. "
     return StudyError(
-        f"{out} holds results of recordings that are not what they were:\n{differences(before, now | came)}\n"
+        f"{out} holds results of recordings that are not what they were:\n{differences(before, now | new_looks)}\n"
         f"{put_back}Or: give another folder (--out), or --redo to remove those results and audit all recordings again."
     )
 

@@ -20,7 +20,7 @@ from faithad.model.alarm import AlarmThreshold
 from faithad.pipelines.shards.stream import shard_size
 from faithad.runs.tables import read_manifest
 
-# A take of so many clips or more has at least this many shards. The first take is often the only one, and keeps more
+# A take of this many clips or more has at least this many shards. The first take is often the only one, and keeps more
 # workers busy; those of a folder that is followed are small, and there are many.
 _FEWEST_SHARDS = 16
 

@@ -47,7 +47,7 @@ class ModelAudit:
         expect: what the model must be, see `load_model`.
         training: mean and deviation of each mel band in training, in the unit of the features; None if not known.
         judging: how maps are judged.
-        linear: the folder of the linear model whose error is a line beside the methods; None for none.
+        linear: the folder of the linear model whose error is one of the lines; None for none.
         inpainter: the folder of the MAE that predicts the hidden frames of deep clips; None for none.
         as_paper: whether a clip's score is its mean squared error, whatever score is stored with the model.
         beside_paper: see `AuditModel`.

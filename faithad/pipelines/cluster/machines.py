@@ -45,12 +45,12 @@ def ask_other_machines(question: Callable[..., Any], *arguments: Any) -> Answers
 
     Machines that go away, or do not answer in a minute, are left out and named on the console.
     """
-    here = ray.get_runtime_context().get_node_id()
+    own_node = ray.get_runtime_context().get_node_id()
     asked: dict[ray.ObjectRef, str] = {}
     for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != here:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        if node["Alive"] and node["NodeID"] != own_node:
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=on_node)
             asked[task.remote(*arguments)] = f"{node['NodeManagerAddress']} (node {node['NodeID'][:8]})"
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
     answers: dict[str, Any] = {}
@@ -79,13 +79,13 @@ def wait_s() -> float:
     Raises:
         StudyError: FAITHAD_WAIT_S is not a number of seconds.
     """
-    said = os.environ.get(WAIT, "")
+    given = os.environ.get(WAIT, "")
     try:
-        seconds = float(said or _WAIT_S)
+        seconds = float(given or _WAIT_S)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise StudyError(f"{WAIT} is {said!r}: give a number of seconds, 0 or more, to wait for machines to come.")
+        raise StudyError(f"{WAIT} is {given!r}: give a number of seconds, 0 or more, to wait for machines to come.")
     return seconds
 
 

@@ -16,7 +16,7 @@ from faithad.errors import ConfigError, StudyError
 from faithad.runs.lock import born, machine
 
 _PREFIX = "ray-"
-# Beside Ray's files: the process that made the folder.
+# A file next to Ray's: the process that made the folder.
 _OWNER = "owner.json"
 _LEAST_FREE_BYTES = 100_000_000
 # With less, Ray cannot start a process.
@@ -28,7 +28,7 @@ _BELOW = "/ray-abcdefgh/ray/session_2026-11-29_13-50-38_123456_{pid}/sockets/pla
 
 
 def own_folder() -> str:
-    """Make a folder around Ray's, which Ray opens to everybody, and remove those that killed runs have left.
+    """Make a private folder for Ray's own, which Ray opens to everybody, and remove those that killed runs have left.
 
     It is made in RAY_TMPDIR, else in the first of TMPDIR, /tmp and /var/tmp that is fit for it.
 
@@ -57,7 +57,7 @@ def own_folder() -> str:
 
 @contextlib.contextmanager
 def ends_when_full(folder: str) -> Iterator[None]:
-    """End the block as Ctrl-C would once the folder's disk has been full for a minute: Ray then waits without an end.
+    """End the block as Ctrl-C would once the folder's disk has been full for a minute: Ray then waits for ever.
 
     It works in the main thread, where alone Python handles signals; SIGINT itself is ignored by what runs in the
     background of a script.
@@ -98,7 +98,7 @@ def ends_when_full(folder: str) -> Iterator[None]:
 
 
 def remove_left_over(place: str) -> None:
-    """Remove the folders of this user in which a process of this machine started a Ray, and which is gone by now."""
+    """Remove this user's folders whose Ray was started by a process of this machine that has ended."""
     for folder in os.scandir(place):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none of ours, or just being removed
             if not folder.name.startswith(_PREFIX) or not folder.is_dir(follow_symlinks=False):
@@ -127,7 +127,7 @@ def _place() -> str:
 
 
 def _problem(place: str) -> str | None:
-    """Why a folder cannot hold that of Ray."""
+    """Why a folder cannot hold Ray's folder."""
     most = _MOST_BYTES - len(_BELOW.format(pid=os.getpid()))
     if len(os.fsencode(os.path.abspath(place))) > most:
         return f"has more than {most} bytes, too many for the names of sockets below it"

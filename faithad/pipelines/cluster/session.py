@@ -102,7 +102,7 @@ class _Nothing:
 
 
 def _hear_warning_unseen() -> None:
-    """Let Ray write a warning to nowhere that it writes to the terminal once in a process.
+    """Hide a warning that Ray writes to the terminal once in a process: here it is written to nowhere.
 
     It is about actors that may be started again and have arguments in the object store. All of Ray Data's have, so it
     would come with every audit, and nothing can be done about it. This actor is bound to a machine that does not exist:
@@ -237,14 +237,14 @@ def _refused(address: str, reason: str) -> str:
         return token_refusal(address, reason)
     if "Version mismatch" in reason:
         return f"{cluster} runs other versions than this process. {reason[reason.index('Version mismatch') :]}"
-    said = "Ray says: " + reason.rpartition("\n")[2]
+    hint = "Ray says: " + reason.rpartition("\n")[2]
     if address == "auto":
         return (
-            f"RAY_ADDRESS is 'auto', and no Ray on this machine could be joined. Give host and port of a head. {said}"
+            f"RAY_ADDRESS is 'auto', and no Ray on this machine could be joined. Give host and port of a head. {hint}"
         )
     return (
         f"{cluster} was reached but could not be joined. Is it the port of the head itself (6379, unless `ray start "
-        f"--head --port` said another), of Ray {ray.__version__}, and is this one of the cluster's machines? {said}"
+        f"--head --port` said another), of Ray {ray.__version__}, and is this one of the cluster's machines? {hint}"
     )
 
 

@@ -82,9 +82,9 @@ def _refuse_unshared(location: str, n_nodes: int) -> None:
     shared = [folder for folder in os.environ.get(SHARED, "").split(os.pathsep) if folder]
     if any(os.path.commonpath([path, folder]) == folder for folder in map(os.path.realpath, shared)):
         return
-    said = f"{SHARED} is {os.pathsep.join(shared)!r}" if shared else f"{SHARED} is not set"
+    hint = f"{SHARED} is {os.pathsep.join(shared)!r}" if shared else f"{SHARED} is not set"
     raise StudyError(
-        f"{location} is a path of this machine, but the cluster has {n_nodes} machines, which may not see it ({said}). "
+        f"{location} is a path of this machine, but the cluster has {n_nodes} machines, which may not see it ({hint}). "
         "Give a URI such as s3://bucket/folder; or a path below a folder that all machines share, and name that folder "
         f"in {SHARED} or by `faithad submit --shared FOLDER`."
     )

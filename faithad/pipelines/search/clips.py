@@ -16,7 +16,7 @@ from faithad.config.study import Study
 from faithad.pipelines.features import features_stage, load_features, load_references, write_features
 from faithad.runs import layout
 from faithad.runs.fingerprints import clips_digest
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 
 
 def labelled_clips(manifest: pa.Table) -> pa.Table:
@@ -24,13 +24,15 @@ def labelled_clips(manifest: pa.Table) -> pa.Table:
     return manifest.filter(pc.and_(pc.equal(manifest["split"], "test"), pc.is_valid(manifest["label"])))
 
 
-def clips_stage(study: Study, labelled: pa.Table) -> Stage:
+def clips_stage(study: Study, labelled: pa.Table) -> ResumableStage:
     settings = features_stage(study, clips_digest(labelled, ("test",), ("clip_id", "duration_s"))).settings
     outputs = (f"{layout.SEARCH}/{layout.FEATURES}",)
-    return Stage(study.root, "search-clips", settings, outputs, result=f"{layout.SEARCH}/{layout.features('test')}")
+    return ResumableStage(
+        study.root, "search-clips", settings, outputs, result=f"{layout.SEARCH}/{layout.features('test')}"
+    )
 
 
-def compute_test_clips(study: Study, labelled: pa.Table, stage: Stage, *, redo: bool) -> None:
+def compute_test_clips(study: Study, labelled: pa.Table, stage: ResumableStage, *, redo: bool) -> None:
     """Write the log-mel features of the labelled test clips, if there are any.
 
     Raises:

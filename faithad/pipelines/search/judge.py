@@ -118,7 +118,7 @@ class Judge:
         return self._task.training.normalization.apply(frames, references).to(self._device)
 
     def _scores(self, x: torch.Tensor, training: Training, n_frames: Sequence[int] = ()) -> np.ndarray:
-        """E(x) of clips (n, F, T) by the best weights, (n,) float64; over so many frames of each, if not all T."""
+        """E(x) of clips (n, F, T) by the best weights, (n,) float64; over `n_frames` of each, if not all T."""
         self._network.load_state_dict(training.best_weights())
         limit = forwards_at_once(self._study.audit.micro_batch, x.device)
         with torch.inference_mode(), arithmetic("float32"):

@@ -1,6 +1,6 @@
 """Which models add up to the best ensemble, chosen without a label: `search.members`.
 
-The linear models that it names are fitted to the training clips, and the best trial's network stands beside them. Every
+The linear models that it names are fitted to the training clips, and the best trial's network joins them. Every
 ensemble of these is rated by validation clips and by disturbed copies of them (`evaluation.member_selection`), and
 `best_ensemble/` gets the one that is chosen.
 
@@ -44,11 +44,11 @@ from faithad.pipelines.training.scores import (
     split_clips,
 )
 from faithad.runs import layout
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 from faithad.scoring import trained_ensemble
 from faithad.scoring.calibration import choose_normals
 from faithad.scoring.choices import Score, robust, score_name
-from faithad.scoring.score import Clips, Detector, fit_detector
+from faithad.scoring.score import ClipBatch, Detector, fit_detector
 from faithad.scoring.trained_ensemble import TrainedEnsemble
 
 _STAGE = "search-members"
@@ -91,7 +91,7 @@ class _Member(NamedTuple):
 
 
 def keep_ensemble(
-    study: Study, manifest: pa.Table, features: Stage, trials: Stage, best: Trial
+    study: Study, manifest: pa.Table, features: ResumableStage, trials: ResumableStage, best: Trial
 ) -> list[dict[str, Any]]:
     """Compare the ensembles of `search.members` and the model in `best/`, if that is not done, and keep the best one.
 
@@ -102,7 +102,7 @@ def keep_ensemble(
         StudyError: a model or its score cannot be fitted to these clips, or a process was lost.
     """
     table, model = layout.summary("search_members"), f"{layout.BEST_ENSEMBLE}/{trained_ensemble.FILE_NAME}"
-    stage = Stage(study.root, _STAGE, {}, (table, layout.BEST_ENSEMBLE), result=model, needs=(table,))
+    stage = ResumableStage(study.root, _STAGE, {}, (table, layout.BEST_ENSEMBLE), result=model, needs=(table,))
     # Searches of release 0.1.0 kept no weights.
     if not study.search.members or not storage.exists(storage.join(study.root, layout.BEST_MODEL, FILE_NAME)):
         stage.reset()
@@ -223,6 +223,6 @@ def _scored(clips: ComparedClips, n_frames: int) -> _Normals:
     return _Normals(torch.from_numpy(scores), torch.tensor(windows).double(), pieces, are_short)
 
 
-def _scores(detector: Detector, clips: Clips, names: Sequence[str]) -> Reals:
+def _scores(detector: Detector, clips: ClipBatch, names: Sequence[str]) -> Reals:
     """The scores of clips; `names` are those of the recordings of the detector's normals."""
     return ComparedClips(detector, lambda: [clips], (), recording_numbers(names, clips.recordings), {}).scores()[0]

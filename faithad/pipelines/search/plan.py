@@ -34,7 +34,7 @@ MODEL = "mae"
 # they are to predict, so losses of different mask ratios are not the same quantity, and the lowest ratio is favoured.
 MODES = {"proxy_auc": "max", "validation_loss": "min", "test_auc": "max"}
 
-# The trials of so many cells, the best ones, keep their weights, and the states from which they can go on.
+# The trials of this many cells, the best ones, keep their weights, and the states from which they can go on.
 KEPT_CELLS = 3
 
 # Of a drawn mask ratio.
@@ -104,7 +104,7 @@ def cell_of(study: Study, mask_ratio: float, patch: int, tried: Mapping[str, Val
 
 
 def tried_values(study: Study, settings: Settings) -> dict[str, Value]:
-    """The values of all settings in `search.space`, and of others among these, by name."""
+    """The values of all settings in `search.space`, and of the others in `settings`, by name."""
     others = dict(settings)
     return {name: others.get(name, own_value(study, name)) for name in sorted({*study.search.space, *others})}
 
@@ -277,8 +277,8 @@ def check_search(study: Study) -> None:
 
 
 def _cells_to_check(study: Study) -> list[Cell]:
-    """All cells of a grid; of a space to draw from, each value and each bound beside the first of all others. Where
-    these do not fit each other they are not drawn.
+    """All cells of a grid; of a space to draw from, each value and each bound, together with the first value of every
+    other setting. Cells whose settings do not fit each other are not drawn.
     """
     search = study.search
     if search.algorithm == "grid":

@@ -11,7 +11,7 @@ from faithad.pipelines.search.plan import TRIAL_NAME, Settings, Trial, is_presen
 from faithad.pipelines.training.more_epochs import EPOCHS
 from faithad.runs import layout
 from faithad.runs.marks import read_mark
-from faithad.runs.stages import Stage
+from faithad.runs.stages import ResumableStage
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def present_records(study: Study) -> list[Record]:
     return [record for record in records if is_present(study, record.trial) and is_over(study, record)]
 
 
-def note_epochs(study: Study, trials: Stage) -> None:
-    """Have the records say how many epochs they were to have, where they do not yet and there are to be more now."""
+def note_epochs(study: Study, trials: ResumableStage) -> None:
+    """Write into records without it how many epochs their trials were to have, if trials are to have more now."""
     before = (trials.settings_before() or {}).get(EPOCHS)
     for record in read_records(study.root) if before is not None and before < study.train.epochs else ():
         if record.epochs is None:

@@ -62,13 +62,13 @@ from faithad.report.search_page import on_members, render_search_report
 from faithad.runs import layout
 from faithad.runs.fingerprints import table_digest
 from faithad.runs.lock import alone_in, require_still_alone
-from faithad.runs.stages import Stage, flatten
+from faithad.runs.stages import ResumableStage, flatten
 from faithad.scoring.choices import PAPER, Score
 from faithad.vocabulary import count, listed
 
 # Settings that say where trials run, not what they compute.
 _SPREAD = {"cpus_per_trial", "gpus_per_trial", "trials_at_once"}
-# Settings that say which trials there are: a trial of the same name comes to the same under others.
+# Settings that say which trials there are. They do not change what a trial of the same name computes.
 _WHICH = ("search.mask_ratios", "search.patches", "search.space.", "search.algorithm", "search.trials", "seeds")
 _SHOWN_CELLS = 10
 # Tables of what follows from the trials.
@@ -230,7 +230,9 @@ def _best_trial(study: Study, records: Sequence[Record], cell: Cell) -> Trial:
     return best
 
 
-def _keep_best(study: Study, manifest: pa.Table, features: Stage, trials: Stage, best: Trial) -> Score:
+def _keep_best(
+    study: Study, manifest: pa.Table, features: ResumableStage, trials: ResumableStage, best: Trial
+) -> Score:
     """Copy the model of the best trial to `best/`, with the best of the scores to compare.
 
     Returns:
@@ -263,7 +265,9 @@ def _keep_best(study: Study, manifest: pa.Table, features: Stage, trials: Stage,
     return score
 
 
-def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[str, int]) -> Stage:
+def _trials_stage(
+    study: Study, features: ResumableStage, clips: ResumableStage, labels: Mapping[str, int]
+) -> ResumableStage:
     """The mark of all trials together: it depends on all that one of their trainings depends on, but for the cell.
 
     Which trials there are may change: those that have a record are not run again.
@@ -276,7 +280,7 @@ def _trials_stage(study: Study, features: Stage, clips: Stage, labels: Mapping[s
         settings["test labels"] = table_digest(pa.table({"clip_id": list(labels), "label": list(labels.values())}))
     outputs = (layout.TRIALS, *map(layout.summary, ("search", *_CONCLUSIONS)), layout.BEST, layout.BEST_MODEL)
     outputs += (layout.BEST_ENSEMBLE, layout.SEARCH_REPORT)
-    stage = Stage(
+    stage = ResumableStage(
         study.root, "search", settings, outputs, result=layout.TRIALS, may_differ=lambda key: key.startswith(_WHICH)
     )
     before = epochs_before(stage)

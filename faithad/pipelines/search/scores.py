@@ -28,22 +28,24 @@ from faithad.pipelines.search.plan import MODEL, Trial, scores_to_compare, trial
 from faithad.pipelines.training.normals import results_of
 from faithad.pipelines.training.scores import chosen_clips, fit_score, inputs_of, offsets_of, split_clips
 from faithad.runs import layout
-from faithad.runs.stages import Stage, flatten, is_finished
+from faithad.runs.stages import ResumableStage, flatten, is_finished
 from faithad.scoring.choices import PAPER, Score
-from faithad.scoring.score import Clips
+from faithad.scoring.score import ClipBatch
 
 # Training clips that scores are fitted to when they are compared: the first ones, in the order of a hash.
 _MOST_CLIPS = 400
 _CHOICES = ("residual", "weighting", "pooling", "calibration")
 
 
-def scores_stage(study: Study, trial: Trial, trials: Stage) -> Stage:
+def scores_stage(study: Study, trial: Trial, trials: ResumableStage) -> ResumableStage:
     """It depends on the trial, on what the trials depend on, and on the alarm."""
     scores = [asdict(score) for score in scores_to_compare(study)]
     settings = {"trial": trial.name, "trials": trials.fingerprint, "scores": scores}
     settings |= flatten("alarm", study.alarm.as_in_marks())
     table, model = layout.summary("search_scores"), f"{layout.BEST_MODEL}/{FILE_NAME}"
-    return Stage(study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=model, needs=(table,))
+    return ResumableStage(
+        study.root, "search-scores", settings, (table, layout.BEST_MODEL), result=model, needs=(table,)
+    )
 
 
 def is_left_from_before(study: Study) -> bool:
@@ -110,7 +112,7 @@ def _rate(study: Study, trial: Trial) -> list[RatedScore]:
         )
 
 
-def disturbed_validation(study: Study, trained: TrainedModel) -> tuple[Clips, Clips]:
+def disturbed_validation(study: Study, trained: TrainedModel) -> tuple[ClipBatch, ClipBatch]:
     """The validation clips as a model takes them in, and copies of them with all kinds of disturbances in them.
 
     Short clips count as filled up: a disturbance may lie anywhere in them.
@@ -122,7 +124,7 @@ def disturbed_validation(study: Study, trained: TrainedModel) -> tuple[Clips, Cl
     )
     of_sources = None if references is None else references[torch.from_numpy(made.sources)]
     offsets, of_made = map(trained.normalization.offsets, (references, of_sources))
-    return Clips(trained.prepare(log_mels, references), clip_ids, recordings, offsets=offsets), Clips(
+    return ClipBatch(trained.prepare(log_mels, references), clip_ids, recordings, offsets=offsets), ClipBatch(
         trained.prepare(torch.from_numpy(made.log_mels), of_sources),
         [f"{clip_ids[n]} {kind}" for n, kind in zip(made.sources, made.kinds, strict=True)],
         [recordings[n] for n in made.sources],
@@ -130,9 +132,9 @@ def disturbed_validation(study: Study, trained: TrainedModel) -> tuple[Clips, Cl
     )
 
 
-def _joined(parts: Sequence[Clips]) -> Clips:
+def _joined(parts: Sequence[ClipBatch]) -> ClipBatch:
     lengths = [n for part in parts for n in part.n_frames or ()]
-    return Clips(
+    return ClipBatch(
         torch.cat([part.x for part in parts]),
         [clip_id for part in parts for clip_id in part.clip_ids],
         [recording for part in parts for recording in part.recordings],

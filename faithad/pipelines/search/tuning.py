@@ -1,6 +1,6 @@
 """The trials of a search on the cluster: Ray Tune runs them side by side and stops those that fall behind.
 
-Ray Tune's own state is not kept, because it consists of pickles: all that a killed search needs to go on stands in the
+Ray Tune's own state is not kept, because it consists of pickles: all that a killed search needs to go on is in the
 trials' records and states, from which the scheduler and the sampler learn again what they knew.
 """
 
@@ -54,7 +54,7 @@ from faithad.runs.lock import require_still_alone
 _RANDOM_CELLS = 10
 # A trial that only waits for its workers must leave every core to them. Ray Tune refuses an empty request: one byte.
 _NEXT_TO_NOTHING = {"memory": 1}
-# No CSV, JSON and TensorBoard files that nobody reads, and neither tables nor tracebacks beside our own lines.
+# No CSV, JSON and TensorBoard files that nobody reads, and neither tables nor tracebacks between our own lines.
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -261,7 +261,7 @@ class TreeParzenCells(Searcher):  # type: ignore[misc]
         history = optuna.create_study(
             sampler=sampler, direction="maximize" if MODES[self._study.search.objective] == "max" else "minimize"
         )
-        # Optuna gives the first of many less weight: by a hash, these are no particular ratios.
+        # Optuna gives the first of many cells less weight; in the order of a hash, these are no particular ratios.
         for cell in sorted(
             self._values, key=lambda cell: key_of(*map(str, (cell.mask_ratio, cell.patch, *cell.settings)))
         ):
@@ -293,7 +293,7 @@ def _rounded(value: Value, tried: Sequence[Value] | Range) -> Value:
 class ShowProgress(tune.Callback):  # type: ignore[misc]
     """Shows how many trials are over, the best value so far, each running trial, and each that was lost and goes on.
 
-    On a terminal every running trial has a bar of its epochs; in a log its last report stands beside the count. Ends
+    On a terminal every running trial has a bar of its epochs; in a log, the count comes with the last report. Ends
     the search where another driver has taken over its root.
 
     Args:

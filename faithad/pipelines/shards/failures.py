@@ -12,7 +12,7 @@ _EXCEPTION = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)(?:: .*)?)$", re.
 
 
 class WorkersLost(StudyError):
-    """Processes or machines went away and Ray could not make up for it. What was written until then is there."""
+    """Processes or machines went away and Ray could not make up for it. What was written until then stays."""
 
 
 def first_cause(error: BaseException) -> str:

@@ -28,7 +28,7 @@ STAGE = "features"
 _LOOK = pa.schema([("file_bytes", pa.int64()), ("file_fingerprint", pa.string()), ("file_modified_ns", pa.int64())])
 # An object store answers late, but many requests at a time.
 _REMOTE_AT_ONCE = 8
-# A local file that does not answer for so long is given up; the client of a store gives up by itself.
+# A local file that does not answer for this long is given up; the client of a store gives up by itself.
 _PATIENCE_S = 60.0
 # Spectra of recordings that a process keeps: clips of one recording are in several shards.
 _MOST_SPECTRA = 4_096
@@ -48,7 +48,7 @@ def read_log_mel(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarr
 
 
 def _read_sound(clip: Mapping[str, Any], settings: FeatureSettings) -> np.ndarray:
-    """The waveform (samples,) of a clip, or the spectrogram (F, T) that stands in its published file."""
+    """The waveform (samples,) of a clip, or the spectrogram (F, T) that its published file holds."""
     if _is_spectrogram(clip):
         return read_spectrogram(clip["uri"], shape=(settings.n_mels, settings.n_frames))
     return read_clip(

@@ -28,11 +28,11 @@ from faithad.vocabulary import duration
 # A row of a data set that names a shard or holds one.
 ShardRow = dict[str, Any]
 
-# A manifest of so many clips or more has at least this many shards: enough to keep some dozen workers busy until
+# A manifest of this many clips or more has at least this many shards: enough to keep some dozen workers busy until
 # shortly before the end.
 _FEWEST_SHARDS = 64
 
-# Ray gives up after so long without progress.
+# Ray gives up after this long without progress.
 _PATIENCE_S = 600
 
 

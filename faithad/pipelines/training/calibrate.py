@@ -65,7 +65,7 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import Look, looks, table_digest
 from faithad.runs.lock import alone_in
 from faithad.runs.marks import read_mark
-from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.stages import FILE_KEY, ResumableStage, flatten
 from faithad.scoring import trained_ensemble
 from faithad.scoring.choices import Score
 from faithad.scoring.joined import load_together
@@ -106,8 +106,8 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
         redo: replace a model that was calibrated with other settings or sound.
 
     Raises:
-        ConfigError: the new model would replace another one, an audit is given beside other places, or the models
-            cannot be one.
+        ConfigError: the new model would replace another one, an audit is given together with other folders, or the
+            models cannot be joined.
         CheckpointError: the model is missing or damaged.
         RecordingError: there are no recordings, or none of them gave a clip.
         StudyError: the clips are too few or were not judged by a model of the same features, a model of other settings
@@ -129,7 +129,9 @@ def calibrate_model(run: CalibrationRun, *, redo: bool = False) -> str:
         settings |= {f"{FILE_KEY}{name}": look.fingerprint.digest for name, look in source.looks.items()}
     else:
         settings["clips"] = table_digest(source.normal)
-    stage = Stage(run.to, _STAGE, settings, (*TABLES, *members, own_file), result=own_file, needs=NEEDED_TABLES)
+    stage = ResumableStage(
+        run.to, _STAGE, settings, (*TABLES, *members, own_file), result=own_file, needs=NEEDED_TABLES
+    )
     with alone_in(run.to):
         stage = stage.with_known_files(afresh=redo)
         damage = damage_of_model(run.to) if stage.is_done() else None
@@ -201,8 +203,8 @@ def calibrated(
     assert trained.alarm is not None
     per_minute = _minute_rate(trained, per_hour)
     state = normals.fit_state(false_alarm_rate=per_minute, share=_state_share(trained, state_share))
-    had, left = (1.0 - (0.0 if own is None else own.share) for own in (trained.state, state))
-    trained = replace(trained, state=state, alarm=_of_share(trained.alarm, left / had))
+    before, left = (1.0 - (0.0 if own is None else own.share) for own in (trained.state, state))
+    trained = replace(trained, state=state, alarm=_of_share(trained.alarm, left / before))
     per_hour = None if per_hour is None else per_hour * left
     if isinstance(trained, TrainedEnsemble):
         return _ensemble(trained, normals, per_hour, rescore_share)
@@ -231,7 +233,7 @@ def _minute_rate(trained: AnyModel, per_hour: float | None) -> float:
 
 
 def _of_share(alarm: AlarmThreshold, share: float) -> AlarmThreshold:
-    """An alarm, not fitted yet, with so much of another one's false alarms."""
+    """An alarm, not fitted yet, with a share of another one's false alarms."""
     return replace(
         alarm,
         false_alarm_rate=alarm.false_alarm_rate * share,
@@ -300,7 +302,7 @@ def _single(trained: TrainedModel, normals: Normals, per_hour: float | None) -> 
 
 
 def _per_hour(before: AlarmThreshold, asked: float | None) -> float:
-    """How often normal sound may alarm: as is asked for now, or was before."""
+    """How often normal sound may alarm: as often as is asked for, or else as often as before."""
     return asked or before.asked_per_hour or before.false_alarms_per_hour
 
 

@@ -21,7 +21,7 @@ from faithad.pipelines.features import TRAINING_SPLITS, load_features, load_refe
 from faithad.pipelines.training.task import TrainingTask
 from faithad.settings import FeatureSettings
 
-# Normalising so many clips at a time needs no second copy of all of them.
+# Normalising this many clips at a time needs no second copy of all of them.
 _CLIPS_AT_ONCE = 64
 
 

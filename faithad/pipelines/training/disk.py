@@ -31,7 +31,7 @@ def require_disk(root: str, weights: Sequence[int], *, at_once: int, keeps_state
     Args:
         root: of the study.
         weights: bytes of the weights of each training that is left.
-        at_once: how many trainings run side by side; each writes a state beside the one that it replaces.
+        at_once: how many trainings run side by side; each writes a new state before it removes the old one.
         keeps_states: whether the last state of each stays.
 
     Raises:

@@ -12,7 +12,7 @@ from faithad import listing, storage
 from faithad.config.study import Study
 from faithad.progress import console
 from faithad.runs import layout
-from faithad.runs.stages import Settings, Stage
+from faithad.runs.stages import ResumableStage, Settings
 
 EPOCHS = "train.epochs"
 
@@ -22,7 +22,7 @@ def state_location(study: Study, model: str, seed: int, fingerprint: str) -> str
     return storage.join(study.root, layout.training(model, seed), fingerprint, layout.STATE)
 
 
-def epochs_before(stage: Stage) -> int | None:
+def epochs_before(stage: ResumableStage) -> int | None:
     """How many epochs the results of a stage were to have, if it is now to have more and nothing else differs."""
     before = stage.settings_before()
     if before is None or EPOCHS not in before or stage.differing(before) != {EPOCHS}:
@@ -31,7 +31,7 @@ def epochs_before(stage: Stage) -> int | None:
     return epochs if epochs < stage.settings[EPOCHS] else None
 
 
-def with_more_epochs(study: Study, stage: Stage, model: str, seed: int) -> Stage:
+def with_more_epochs(study: Study, stage: ResumableStage, model: str, seed: int) -> ResumableStage:
     """The stage of a training: where it had fewer epochs before, ready to go on from its last state, or with the reason
     why it cannot.
     """
@@ -56,7 +56,7 @@ def with_more_epochs(study: Study, stage: Stage, model: str, seed: int) -> Stage
     return replace(stage, may_differ=lambda key: key == EPOCHS)
 
 
-def epochs_of(stage: Stage, fingerprint: str) -> int | None:
+def epochs_of(stage: ResumableStage, fingerprint: str) -> int | None:
     """With how many fewer epochs the stage of a training has this fingerprint; None if it never has."""
     for epochs in range(1, stage.settings.get(EPOCHS, 1)):
         if replace(stage, settings={**stage.settings, EPOCHS: epochs}).fingerprint == fingerprint:

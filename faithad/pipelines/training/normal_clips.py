@@ -36,13 +36,13 @@ from faithad.runs.fingerprints import Look
 from faithad.runs.tables import read_manifest
 from faithad.scoring.calibration import choose_normals
 from faithad.scoring.pieces import piece_lengths
-from faithad.scoring.score import Clips
+from faithad.scoring.score import ClipBatch
 from faithad.scoring.state import FEWEST_MINUTES, LEAST_PAST, fit_state
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import FEW_RECORDINGS, count, listed
 
 SPLIT = "train"
-# What a folder holds beside the model itself.
+# What a folder holds in addition to the model.
 TABLES = (
     *(layout.MANIFEST, layout.INDEX_LEDGER, layout.HEALTH, layout.INPUTS, layout.FEATURES, layout.LEDGER, layout.MODEL),
     *(layout.HEADER_ATTEMPTS, layout.VALIDATION_SCORES, layout.PIECE_SCORES),
@@ -50,7 +50,7 @@ TABLES = (
 NEEDED_TABLES = (layout.MANIFEST, layout.LEDGER, layout.VALIDATION_SCORES)
 _FEWEST_CLIPS = 20
 _STATE_SHARE, _MOST_MINUTES_ALARM = 0.5, 0.5
-# A single recording is cut into so many stretches, which stand for recordings.
+# A single recording is cut into this many stretches, which count as recordings.
 _STRETCHES = 10
 
 
@@ -85,7 +85,7 @@ class Normals:
         for part in read_inputs(self.root, SPLIT, self.features, self.normalization):
             yield part[..., : self.n_frames]
 
-    def chosen_parts(self) -> Iterator[Clips]:
+    def chosen_parts(self) -> Iterator[ClipBatch]:
         """The chosen clips."""
         offsets = self.normalization.offsets(load_references(self.root, SPLIT, self.features))
         return chosen_clips(self.parts(), self.clips, self.chosen, offsets)
@@ -177,7 +177,7 @@ def read_normals(
     n_frames: int | None = None,
     normalization: Normalization | None = None,
 ) -> Normals:
-    """What there is to fit to, once the features are written.
+    """The normal clips to fit to, once the features are written.
 
     Args:
         root: below which the features are.
@@ -193,8 +193,8 @@ def read_normals(
     n_frames = features.n_frames if n_frames is None else n_frames
     if normalization is None:
         normalization = Normalization.fit(read_features(root, SPLIT, features))
-    there = parquet.read_table(storage.join(root, layout.features(SPLIT)), columns=["clip_id"])["clip_id"]
-    manifest = manifest.filter(pc.is_in(manifest["clip_id"], value_set=there.combine_chunks())).sort_by("clip_id")
+    clip_ids = parquet.read_table(storage.join(root, layout.features(SPLIT)), columns=["clip_id"])["clip_id"]
+    manifest = manifest.filter(pc.is_in(manifest["clip_id"], value_set=clip_ids.combine_chunks())).sort_by("clip_id")
     rows = manifest.select(["clip_id", "recording", "onset_s", "duration_s"]).to_pylist()
     if len(rows) < _FEWEST_CLIPS:
         raise StudyError(

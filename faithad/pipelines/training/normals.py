@@ -59,7 +59,7 @@ from faithad.runs import layout
 from faithad.runs.fingerprints import looks, table_digest
 from faithad.runs.lock import alone_in, require_still_alone
 from faithad.runs.piece_scores import write_piece_scores
-from faithad.runs.stages import FILE_KEY, Stage, flatten
+from faithad.runs.stages import FILE_KEY, ResumableStage, flatten
 from faithad.scoring.choices import Score, robust
 from faithad.scoring.ensemble import Ensemble, add_up, fit_ensemble, with_rescoring
 from faithad.scoring.score import Detector, fit_detector
@@ -89,7 +89,7 @@ def train_on_normals(run: NormalsRun, *, redo: bool = False) -> str:
     if run.add_normals:
         settings["rejected clips"] = table_digest(rejected)
     outputs = (*TABLES, *MEMBERS, FILE_NAME)
-    stage = Stage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=NEEDED_TABLES)
+    stage = ResumableStage(run.to, "normals", settings, outputs, result=FILE_NAME, needs=NEEDED_TABLES)
     with alone_in(run.to):
         stage = stage.with_known_files(afresh=redo)
         damage = damage_of_model(run.to) if stage.is_done() else None
@@ -122,11 +122,11 @@ def _rejected(run: NormalsRun, recordings: Sequence[Recording]) -> pa.Table:
     besides = [Named(recording.path, recording.uri, SPLIT) for recording in recordings]
     clips = manifest_table(read_rejected_clips(run.add_normals, clip_s=run.clip_s, besides=besides))
     if run.add_normals:
-        says = f"normals: {count(clips.num_rows, 'clip')} of rejected events"
+        text = f"normals: {count(clips.num_rows, 'clip')} of rejected events"
         console.print(
-            f"{says} added; they had high scores, so that fewer false alarms are to be expected than the alarm promises"
+            f"{text} added; they had high scores, so that fewer false alarms are to be expected than the alarm promises"
             if clips.num_rows
-            else f"{says} added: none was rejected, or their recordings are among the normal ones"
+            else f"{text} added: none was rejected, or their recordings are among the normal ones"
         )
     return clips
 
@@ -176,7 +176,7 @@ def fit_member_score(network: nn.Module, score: Score, normals: Normals) -> Fitt
 
 
 def compared_normals(detector: Detector, normals: Normals) -> ComparedClips:
-    """The chosen clips, of which the detector's normals are."""
+    """The chosen clips, to which the detector's normals belong."""
     n_frames = normals.chosen_n_frames
     recordings = torch.full((len(n_frames),), -1) if detector.normals is None else detector.normals.recordings
     return ComparedClips(detector, normals.chosen_parts, n_frames, recordings, normals.piece_lengths)
@@ -305,14 +305,14 @@ def scores_table(scores: np.ndarray, worst_windows: Tensor | None = None) -> pa.
 
 
 def save_fitted(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
-    """Write the model, and beside it what it was fitted to. The file that makes the folder a model is written last."""
+    """Write the model and the scores that it was fitted to. The file that makes the folder a model is written last."""
     write_ledger(folder)
     save_with_scores(trained, folder, scores, pieces)
     storage.delete(storage.join(folder, layout.FEATURES))
 
 
 def save_with_scores(trained: AnyModel, folder: str, scores: pa.Table, pieces: Mapping[float, pa.Table]) -> None:
-    """Write the model, and beside it its card and the scores of normal clips and their pieces."""
+    """Write the model, its card, and the scores of normal clips and their pieces."""
     require_still_alone()
     parquet.write_table(scores, storage.join(folder, layout.VALIDATION_SCORES), schema=schemas.VALIDATION_SCORES)
     write_piece_scores(folder, pieces)

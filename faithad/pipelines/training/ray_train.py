@@ -79,7 +79,7 @@ def run_on_workers(
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text that is not empty: a traceback from another process may stand before it."""
+    """The last line of an error's text that is not empty: a traceback from another process may come before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

@@ -5,7 +5,7 @@ Train run, whose workers train. Ray Train would start a controller, a barrier an
 process each: on two cores that took 20 s a training and 1 GB, where a task takes 5 s, or nothing in a running process.
 
 Each training is a stage of its own: it stays finished, whatever happens to the others. The best weights are in
-`models/<model>-<seed>/model.safetensors`, beside the resolved `study.yaml` and the table `epochs.parquet`. The last
+`models/<model>-<seed>/model.safetensors`, next to the resolved `study.yaml` and the table `epochs.parquet`. The last
 state is in `training/` of the study's root: a training that was cut off goes on from it, and one that gets more epochs
 (see `more_epochs`).
 """
@@ -46,7 +46,7 @@ from faithad.pipelines.training.worker import load_initial_weights, train_networ
 from faithad.progress import Ticker, console, side_by_side
 from faithad.runs import layout
 from faithad.runs.lock import require_still_alone
-from faithad.runs.stages import Stage, flatten
+from faithad.runs.stages import ResumableStage, flatten
 
 # Settings of the MAE alone.
 _MASKING = {"mask_ratio", "patch"}
@@ -54,7 +54,7 @@ _MASKING = {"mask_ratio", "patch"}
 _LOOK_EVERY_S = 0.5
 
 
-def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
+def train_stage(study: Study, model: str, seed: int, features: ResumableStage) -> ResumableStage:
     if MODELS[model].fitted:
         settings: dict[str, Any] = {}
     else:
@@ -73,10 +73,10 @@ def train_stage(study: Study, model: str, seed: int, features: Stage) -> Stage:
         settings["features.reference"] = study.features.own_reference
     folder = layout.model(model, seed)
     outputs = (folder, layout.training(model, seed))
-    return Stage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/{FILE_NAME}")
+    return ResumableStage(study.root, f"train-{model}-{seed}", settings, outputs, result=f"{folder}/{FILE_NAME}")
 
 
-def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bool) -> None:
+def train_models(study: Study, stages: dict[tuple[str, int], ResumableStage], *, redo: bool) -> None:
     """Train all (model, seed) pairs of the study that are not done yet, or whose files are damaged, and fit the study's
     score to each.
 
@@ -95,7 +95,7 @@ def train_models(study: Study, stages: dict[tuple[str, int], Stage], *, redo: bo
     fit_scores(study)
 
 
-def _train_models(study: Study, stages: dict[tuple[str, int], Stage], todo: list[tuple[str, int]]) -> None:
+def _train_models(study: Study, stages: dict[tuple[str, int], ResumableStage], todo: list[tuple[str, int]]) -> None:
     require_explainable(study, {model for model, _ in todo})
     require_initial_weights(study, {model for model, _ in todo})
     normalization = fit_normalization(study)
@@ -167,7 +167,7 @@ def _train(task: TrainingTask, places: Places, *, ray_is_ours: bool) -> None:
 class _Training:
     """A training as the driver follows it."""
 
-    def __init__(self, task: TrainingTask, stage: Stage, places: Places) -> None:
+    def __init__(self, task: TrainingTask, stage: ResumableStage, places: Places) -> None:
         self.name = f"{task.model}-{task.seed}"
         self._task, self._stage, self._places = task, stage, places
         self._losses = 0

@@ -1,8 +1,8 @@
 """Trained models → models with the study's score: what it needs is fitted to at most 5,000 training normals.
 
-A model is trained before, and in the same way whatever its score is: another score needs no other training. Which score
-a model has stands in its own file, and with the scores of its validation clips, which the alarm is fitted to; what a
-kill leaves half done differs in the two, and is fitted again.
+A model is trained before, and in the same way whatever its score is: another score needs no other training. The model's
+own file says which score it has, and so do the scores of its validation clips, to which the alarm is fitted. If a run
+is killed in between, the two differ, and the score is fitted again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from faithad.scoring.calibration import choose_normals
 from faithad.scoring.choices import score_name
 from faithad.scoring.pieces import piece_lengths, piece_scores
 from faithad.scoring.pooling import frame_errors, window_means
-from faithad.scoring.score import Clips, Detector, fit_detector, places_of
+from faithad.scoring.score import ClipBatch, Detector, fit_detector, places_of
 
 _SCORE = b"score"
 
@@ -106,7 +106,7 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
         clips = split_clips(study, trained, "train")
         chosen = choose_normals(len(clips), seed=seed)
 
-        def normals() -> Iterator[Clips]:
+        def normals() -> Iterator[ClipBatch]:
             return chosen_clips(inputs_of(study, trained, "train"), clips, chosen, offsets_of(study, trained, "train"))
 
         with arithmetic("float32"):
@@ -129,10 +129,10 @@ def fit_score(study: Study, model: str, seed: int, folder: str | None = None) ->
 
 def split_clips(study: Study, trained: TrainedModel, split: str) -> dict[str, tuple[str, int]]:
     """Of each clip of a split with features its recording and the frames that hold sound, in the order of clip_id."""
-    there = parquet.read_table(storage.join(study.root, layout.features(split)), columns=["clip_id"])["clip_id"]
+    clip_ids = parquet.read_table(storage.join(study.root, layout.features(split)), columns=["clip_id"])["clip_id"]
     rows = read_manifest(study.root).select(["clip_id", "recording", "duration_s"]).to_pylist()
     of_clips = {row["clip_id"]: (row["recording"], trained.frames_in(row["duration_s"])) for row in rows}
-    return {clip_id: of_clips[clip_id] for clip_id in sorted(there.to_pylist())}
+    return {clip_id: of_clips[clip_id] for clip_id in sorted(clip_ids.to_pylist())}
 
 
 def chosen_clips(
@@ -140,21 +140,21 @@ def chosen_clips(
     clips: Mapping[str, tuple[str, int]],
     chosen: np.ndarray,
     offsets: Tensor | None = None,
-) -> Iterator[Clips]:
+) -> Iterator[ClipBatch]:
     """The chosen ones of many clips.
 
     Args:
         parts: all clips as the model takes them in, (b, F, T) each.
         clips: of each clip its recording and the frames that hold sound, in the same order.
         chosen: their numbers in this order, rising.
-        offsets: of all clips, see `Clips`.
+        offsets: of all clips, see `ClipBatch`.
     """
     names, start = list(clips), 0
     for part in parts:
         numbers = chosen[(chosen >= start) & (chosen < start + len(part))]
         known = [clips[names[number]] for number in numbers]
         if len(numbers):
-            yield Clips(
+            yield ClipBatch(
                 part[torch.from_numpy(numbers - start)],
                 [names[number] for number in numbers],
                 [recording for recording, _ in known],
@@ -186,7 +186,7 @@ class ComparedClips:
     """
 
     detector: Detector
-    parts: Callable[[], Iterable[Clips]]
+    parts: Callable[[], Iterable[ClipBatch]]
     n_frames: Sequence[int]
     recordings: Tensor
     lengths: Mapping[float, int]
@@ -227,7 +227,7 @@ def compared_clips(
     numbers = np.arange(len(clips)) if chosen is None else chosen
     known = [list(clips.values())[number] for number in numbers]
 
-    def parts() -> Iterator[Clips]:
+    def parts() -> Iterator[ClipBatch]:
         offsets = offsets_of(study, trained, split)
         return chosen_clips(inputs_of(study, trained, split), clips, numbers, offsets)
 
@@ -257,7 +257,7 @@ def as_paper(table: pa.Table) -> pa.Table:
 
 
 def beside_paper(table: pa.Table, scores: np.ndarray, windows: Sequence[float] = ()) -> pa.Table:
-    """The scores (N,) of clips or pieces, and the worst windows of clips, beside the paper's."""
+    """The paper's scores, and in addition the scores (N,) of clips or pieces, and the worst windows of clips."""
     columns = {name: table[name] for name in table.column_names}
     columns |= {"paper_score": columns["score"], "score": pa.array(scores)}
     if windows and not columns["worst_windows"].null_count:

@@ -1,8 +1,8 @@
 """The end of a training: the best network, or a fitted model, is saved to `models/<model>-<seed>/`, or to its trial's
 folder.
 
-Beside `model.safetensors` stand the resolved `study.yaml` and the scores of the validation normals and of their pieces,
-on which the alarm is fitted. The model's file is written last: if it is there, all is.
+The folder also holds the resolved `study.yaml` and the scores of the validation normals and of their pieces, to which
+the alarm is fitted. The model's file is written last: if it is there, all is.
 """
 
 from __future__ import annotations
@@ -194,9 +194,7 @@ def _of_detector(detector: ClassicalDetector, clips: Iterable[Tensor]) -> pa.Tab
 def _of_network(
     network: nn.Module, features: FeatureSettings, clips: Iterable[Tensor], n_heard: Iterable[int], device: torch.device
 ) -> pa.Table:
-    """The mean squared error of each clip, of its worst second and of its worst window; of each, so many frames hold
-    sound.
-    """
+    """The mean squared error of each clip, its worst second and its worst window; `n_frames` of each hold sound."""
     scores, seconds, windows = list[Tensor](), list[float](), list[list[float]]()
     frames_per_s, lengths = features.frames_per_s, iter(n_heard)
     with torch.inference_mode(), arithmetic("float32"):  # a GPU rounds by default; an audit does not

@@ -111,7 +111,7 @@ def load_initial_weights(network: torch.nn.Module, study: Study, model: str) -> 
 
 @contextlib.contextmanager
 def state_writer(location: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes states while the next epoch runs: to an object store that takes longer than an epoch.
+    """A function that writes states while the next epoch runs: an object store may take longer than an epoch.
 
     The states consist of tensors and plain values, ready for `saved_state`. Once the function returns, the state before
     is in place; once the block ends, the last one is.

@@ -18,11 +18,11 @@ from faithad.report.audit_tables import AuditTables, EventRow
 from faithad.report.compare.runs import Row
 from faithad.report.ledger import ledger_view
 
-# Events up to so far apart are the same one.
+# Events up to this many seconds apart are the same one.
 _SAME_S = 1.0
 
 
-class Run(NamedTuple):
+class ComparedAudit(NamedTuple):
     """An audit under the name that the comparison gives it."""
 
     name: str
@@ -39,13 +39,13 @@ class Run(NamedTuple):
         return {row["recording"]: level for row in rows if (level := heard_level(row)) is not None}
 
 
-def have_one_score(run: Run, reference: Run) -> bool:
+def have_one_score(run: ComparedAudit, reference: ComparedAudit) -> bool:
     """Whether the scores of both mean the same: they come from one model, and from one pooling."""
     cards = [{key: value for key, value in one.audit.model.items() if key != "alarm"} for one in (run, reference)]
     return bool(cards[0]) and cards[0] == cards[1] and run.audit.alarm.pooling == reference.audit.alarm.pooling
 
 
-def numbers(run: Run) -> Iterator[Row]:
+def numbers(run: ComparedAudit) -> Iterator[Row]:
     """Rows of schemas.COMPARED_NUMBERS."""
     audit, scores = run.audit, run.audit.scores
     hours, ledger = audit_findings.audited_hours(scores), ledger_view(audit.ledger)
@@ -72,7 +72,7 @@ def numbers(run: Run) -> Iterator[Row]:
         yield {"run": run.name, "name": name, "value": number, "ci_low": ends[0], "ci_high": ends[1]}
 
 
-def shared_clips(run: Run, reference: Run) -> pd.DataFrame:
+def shared_clips(run: ComparedAudit, reference: ComparedAudit) -> pd.DataFrame:
     """The clips that both have scored: recording, and alarm and score of both, `_a` of the run, `_b` of the other."""
     parts = [
         one.audit.scores[["clip_id", "recording"]].assign(
@@ -83,7 +83,7 @@ def shared_clips(run: Run, reference: Run) -> pd.DataFrame:
     return parts[0].merge(parts[1], on=["clip_id", "recording"], suffixes=("_a", "_b"))
 
 
-def paired_clips(run: Run, reference: Run) -> Iterator[Row]:
+def paired_clips(run: ComparedAudit, reference: ComparedAudit) -> Iterator[Row]:
     """Rows of schemas.COMPARED_CLIPS: does the run alarm more often, and score higher, on the same clips?"""
     clips = shared_clips(run, reference)
     metrics = {"alarm": 0.02} | ({"score": 0.0} if have_one_score(run, reference) else {})
@@ -97,19 +97,19 @@ def paired_clips(run: Run, reference: Run) -> Iterator[Row]:
         yield {**keys, "method": run.audit.alarm.pooling.column, **asdict(answer)}
 
 
-def events(run: Run, reference: Run, whole: set[str]) -> list[Row]:
-    """Rows of schemas.COMPARED_EVENTS, by time: those of the run, then those of the reference that it has not.
+def events(run: ComparedAudit, reference: ComparedAudit, whole: set[str]) -> list[Row]:
+    """Rows of schemas.COMPARED_EVENTS, by time: those of the run, then those that only the reference has.
 
     Args:
         run: one audit.
         reference: the other.
         whole: recordings that are different as a whole.
     """
-    theirs = _places(reference.audit.events)
+    reference_places = _places(reference.audit.events)
     heard_here, heard_there = _heard(run), _heard(reference)
     rows, met = [], set()
     for event in run.audit.events:
-        same = sorted(_meeting(event, theirs))
+        same = sorted(_meeting(event, reference_places))
         met |= set(same)
         status = "both" if same else "new" if _is_heard(event, heard_there) else "unheard"
         other = reference.audit.events[same[0]]["event_id"] if same else None
@@ -149,7 +149,7 @@ def _meeting(event: EventRow, places: dict[str, list[tuple[float, float, int]]])
     }
 
 
-def _heard(run: Run) -> dict[str, np.ndarray[Any, Any]]:
+def _heard(run: ComparedAudit) -> dict[str, np.ndarray[Any, Any]]:
     """Onset and offset (N, 2) of the scored clips of each recording."""
     clips = run.audit.scores[["recording", "onset_s", "duration_s"]]
     spans = clips.assign(offset_s=clips["onset_s"] + clips["duration_s"])

@@ -8,40 +8,41 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from faithad.evaluation.drift import Change, change, find_step, stands_out
-from faithad.report.compare.audits import Run, have_one_score, shared_clips
+from faithad.evaluation.drift import MedianChange, change, find_step, stands_out
+from faithad.report.compare.audits import ComparedAudit, have_one_score, shared_clips
 from faithad.report.compare.runs import Row
 from faithad.report.words import percent
 from faithad.vocabulary import count, listed
 
 # What a listener notices.
 _LEAST_DB = 3.0
-# A recording is different as a whole if so many of its clips alarm, and of the others no more than a half of that.
+# A recording is different as a whole if this share of its clips alarms, and at most half as large a share of the
+# others.
 _WHOLE, _LEAST_CLIPS = 0.8, 6
 _MOST_NAMED = 5
 
 
-class Drift(NamedTuple):
+class RecorderDrift(NamedTuple):
     """One quantity of one recorder.
 
     Attributes:
         recorder: its name.
         quantity: `level_dbfs` or `score`.
-        since: the clock of the first recording after the change; None: compared are reference and run.
-        change: from what to what.
-        matters: whether it is real and large.
+        since: the clock of the first recording after the change; None where the reference is compared with the run.
+        change: the medians before and after.
+        matters: whether the change is real and large.
         alarms: share of the clips that alarm before and after; None where that is not known.
     """
 
     recorder: str
     quantity: str
     since: pd.Timestamp | None
-    change: Change
+    change: MedianChange
     matters: bool
     alarms: tuple[float, float] | None
 
 
-def recordings(run: Run) -> pd.DataFrame:
+def recordings(run: ComparedAudit) -> pd.DataFrame:
     """One row per recording, by name: recorder, start, score (median of its clips), alarm (share), n_clips, level."""
     scores = run.audit.scores
     start = scores["recorded_at"] - pd.to_timedelta(scores["onset_s"], unit="s")
@@ -56,36 +57,37 @@ def recordings(run: Run) -> pd.DataFrame:
     return by_name
 
 
-def recorder_series(run: Run, reference: Run) -> dict[str, pd.DataFrame]:
+def recorder_series(run: ComparedAudit, reference: ComparedAudit) -> dict[str, pd.DataFrame]:
     """The recordings of each recorder of both, with the column `is_new` (the reference lacks it), in the order of time
     where all have a clock. Nothing where the run has no recording that the reference lacks.
     """
-    theirs, ours = recordings(reference), recordings(run)
-    ours = ours[~ours.index.isin(theirs.index)]
-    ours = ours.assign(recorder=ours["recorder"].map(_same_recorders(ours["recorder"], theirs["recorder"])))
-    both = pd.concat([theirs.assign(is_new=False), ours.assign(is_new=True)])
-    series = {name: both[both["recorder"] == name] for name in sorted(set(ours["recorder"].dropna()))}
+    reference_recordings, run_recordings = recordings(reference), recordings(run)
+    run_recordings = run_recordings[~run_recordings.index.isin(reference_recordings.index)]
+    same = _same_recorders(run_recordings["recorder"], reference_recordings["recorder"])
+    run_recordings = run_recordings.assign(recorder=run_recordings["recorder"].map(same))
+    both = pd.concat([reference_recordings.assign(is_new=False), run_recordings.assign(is_new=True)])
+    series = {name: both[both["recorder"] == name] for name in sorted(set(run_recordings["recorder"].dropna()))}
     return {
         name: part.sort_values("start", kind="stable") if part["start"].notna().all() else part
         for name, part in series.items()
     }
 
 
-def drifts(run: Run, reference: Run) -> list[Drift]:
+def drifts(run: ComparedAudit, reference: ComparedAudit) -> list[RecorderDrift]:
     """Level and score of each recorder of `recorder_series`, before and after it changed."""
-    found = []
+    recorder_drifts = []
     for recorder, series in recorder_series(run, reference).items():
         level = _drift(series, recorder, "level_dbfs", None)
         # The scores are looked at before and after the level's change, if there is one.
         step = level[1] if level and level[0].matters else None
-        found += [level[0]] if level else []
+        recorder_drifts += [level[0]] if level else []
         if have_one_score(run, reference):
             score = _drift(series, recorder, "score", step)
-            found += [score[0]] if score else []
-    return found
+            recorder_drifts += [score[0]] if score else []
+    return recorder_drifts
 
 
-def _drift(series: pd.DataFrame, recorder: str, quantity: str, step: int | None) -> tuple[Drift, int] | None:
+def _drift(series: pd.DataFrame, recorder: str, quantity: str, step: int | None) -> tuple[RecorderDrift, int] | None:
     """The change of a quantity, and the position of the first recording after it.
 
     Args:
@@ -113,14 +115,14 @@ def _drift(series: pd.DataFrame, recorder: str, quantity: str, step: int | None)
     shares = [float(np.average(alarms[part], weights=clips[part])) for part in (slice(at), slice(at, None))]
     since = series["start"].iloc[at] if timed and (stepped is not None or step is not None) else None
     known = bool(np.isfinite(shares).all())
-    return Drift(recorder, quantity, since, changed, matters, (shares[0], shares[1]) if known else None), at
+    return RecorderDrift(recorder, quantity, since, changed, matters, (shares[0], shares[1]) if known else None), at
 
 
-def _same_recorders(ours: pd.Series, theirs: pd.Series) -> dict[str, str]:
-    """Our names of the recorders that both have, with the names that they have there. The folder that was audited may
-    have another name: then the rest of the name decides, where it is unambiguous.
+def _same_recorders(run_recorders: pd.Series, reference_recorders: pd.Series) -> dict[str, str]:
+    """The reference's name of each of the run's recorders that both have. The folder that was audited may have another
+    name; then the rest of the recorder's name decides, where it is unambiguous.
     """
-    mine, others = sorted(set(ours)), sorted(set(theirs))
+    mine, others = sorted(set(run_recorders)), sorted(set(reference_recorders))
     names = {name: name for name in mine if name in others}
     rest = [[name for name in side if name not in names] for side in (mine, others)]
     tails = [[name.partition("/")[2] or name for name in side] for side in rest]
@@ -130,21 +132,23 @@ def _same_recorders(ours: pd.Series, theirs: pd.Series) -> dict[str, str]:
     return names
 
 
-def drift_rows(run: Run, reference: Run, found: Sequence[Drift]) -> list[Row]:
+def drift_rows(run: ComparedAudit, reference: ComparedAudit, recorder_drifts: Sequence[RecorderDrift]) -> list[Row]:
     """Rows of schemas.DRIFT."""
     return [
         {"run": run.name, "reference": reference.name}
         | {name: getattr(drift, name) for name in ("recorder", "quantity", "matters")}
         | {"since": None if drift.since is None else drift.since.to_pydatetime(), **drift.change._asdict()}
-        for drift in found
+        for drift in recorder_drifts
     ]
 
 
-def drift_sentences(run: Run, found: Sequence[Drift]) -> list[str]:
+def drift_sentences(run: ComparedAudit, recorder_drifts: Sequence[RecorderDrift]) -> list[str]:
     """One sentence for each recorder whose level or score changed, with what to do."""
     sentences = []
-    for recorder in dict.fromkeys(drift.recorder for drift in found):
-        by_quantity = {drift.quantity: drift for drift in found if drift.recorder == recorder and drift.matters}
+    for recorder in dict.fromkeys(drift.recorder for drift in recorder_drifts):
+        by_quantity = {
+            drift.quantity: drift for drift in recorder_drifts if drift.recorder == recorder and drift.matters
+        }
         level, score = by_quantity.get("level_dbfs"), by_quantity.get("score")
         if level is None and score is None:
             continue
@@ -156,7 +160,7 @@ def drift_sentences(run: Run, found: Sequence[Drift]) -> list[str]:
             by_db = level.change.after - level.change.before
             text = f"{recorder} is {abs(by_db):.0f} dB {'louder' if by_db > 0 else 'quieter'} {when}"
             if score is None:
-                compared = any(drift.quantity == "score" for drift in found if drift.recorder == recorder)
+                compared = any(drift.quantity == "score" for drift in recorder_drifts if drift.recorder == recorder)
                 sentences.append(f"{text}. Its scores did not follow." if compared else f"{text}.")
                 continue
             same = (score.change.after > score.change.before) == (by_db > 0)
@@ -169,30 +173,35 @@ def drift_sentences(run: Run, found: Sequence[Drift]) -> list[str]:
     return sentences
 
 
-def _went(score: Drift) -> str:
+def _went(score: RecorderDrift) -> str:
     return "rose" if score.change.after > score.change.before else "fell"
 
 
-def _alarms(score: Drift) -> str:
+def _alarms(score: RecorderDrift) -> str:
     if score.alarms is None:
         return ""
     before, after = map(percent, score.alarms)
     return f" ({before} of its clips alarmed before, {after} do now)"
 
 
-def whole_recordings(run: Run, reference: Run, found: Sequence[Drift] = ()) -> dict[str, str]:
+def whole_recordings(
+    run: ComparedAudit, reference: ComparedAudit, recorder_drifts: Sequence[RecorderDrift] = ()
+) -> dict[str, str]:
     """The recordings of the run of which nearly all clips alarm, where the same recording in the reference, or else the
-    other recordings of that recorder, are quiet; each with a sentence. Those after a drift are a part of that.
+    other recordings of that recorder, are quiet; each with a sentence. Recordings after a drift of their recorder are
+    left out.
     """
-    ours, theirs = recordings(run), recordings(reference)
+    run_recordings, reference_recordings = recordings(run), recordings(reference)
     shared = shared_clips(run, reference).groupby("recording")["alarm_b"].mean()
-    everything = pd.concat([ours, theirs[~theirs.index.isin(ours.index)]])
-    told = _drifted(run, reference, found)
+    only_in_reference = ~reference_recordings.index.isin(run_recordings.index)
+    everything = pd.concat([run_recordings, reference_recordings[only_in_reference]])
+    drifted = _drifted(run, reference, recorder_drifts)
     sentences = {}
-    for name, row in ours[(ours["alarm"] >= _WHOLE) & (ours["n_clips"] >= _LEAST_CLIPS)].iterrows():
+    alarmed = (run_recordings["alarm"] >= _WHOLE) & (run_recordings["n_clips"] >= _LEAST_CLIPS)
+    for name, row in run_recordings[alarmed].iterrows():
         of_recorder = everything[(everything["recorder"] == row["recorder"]) & (everything.index != name)]
         usual = shared[name] if name in shared.index else of_recorder["alarm"].median()
-        if name in told or not usual <= _WHOLE / 2:
+        if name in drifted or not usual <= _WHOLE / 2:
             continue
         n_alarms = round(row["alarm"] * row["n_clips"])
         text = (
@@ -203,11 +212,11 @@ def whole_recordings(run: Run, reference: Run, found: Sequence[Drift] = ()) -> d
     return sentences
 
 
-def _drifted(run: Run, reference: Run, found: Sequence[Drift]) -> set[str]:
+def _drifted(run: ComparedAudit, reference: ComparedAudit, recorder_drifts: Sequence[RecorderDrift]) -> set[str]:
     """The recordings after the drift of their recorder."""
     names: set[str] = set()
-    series = recorder_series(run, reference) if found else {}
-    for drift in found:
+    series = recorder_series(run, reference) if recorder_drifts else {}
+    for drift in recorder_drifts:
         if drift.matters:
             part = series[drift.recorder]
             names |= set(part.index[part["is_new"] if drift.since is None else part["start"] >= drift.since])

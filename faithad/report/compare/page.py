@@ -36,10 +36,10 @@ def compare_runs(locations: Sequence[str], to: str | None = None) -> str:
 
     Args:
         locations: roots of studies, or folders of audits.
-        to: folder or URI; by default a new one beside the first run.
+        to: folder or URI; by default a new one next to the first run.
 
     Returns:
-        What it came to, in words.
+        The result, in words.
 
     Raises:
         ConfigError: fewer than two runs, or studies and audits mixed.
@@ -54,7 +54,7 @@ def compare_runs(locations: Sequence[str], to: str | None = None) -> str:
             f"Studies are compared with studies and audits with audits, but {listed(of_kind[True])} is a study and "
             f"{listed(of_kind[False])} an audit."
         )
-    to = to or runs.beside(locations)
+    to = to or runs.default_folder(locations)
     names = runs.run_names(locations)
     values, tables = (_studies if all(of_studies.values()) else _audits)(locations, names)
     for name, rows in tables.items():
@@ -70,7 +70,7 @@ def compare_runs(locations: Sequence[str], to: str | None = None) -> str:
 
 
 def _audits(locations: Sequence[str], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    compared = [audits.Run(name, read_audit(place)) for name, place in zip(names, locations, strict=True)]
+    compared = [audits.ComparedAudit(name, read_audit(place)) for name, place in zip(names, locations, strict=True)]
     settings = {run.name: {**run.audit.settings, layout.MODEL: _card(run.audit.model)} for run in compared}
     tables: dict[str, list[Row]] = {
         "settings": list(runs.differing_settings(settings)),
@@ -80,16 +80,16 @@ def _audits(locations: Sequence[str], names: Sequence[str]) -> tuple[dict[str, A
     reference, answers = compared[0], []
     pairs: list[dict[str, Any]] = []
     for run in compared[1:]:
-        found = drifts.drifts(run, reference)
-        whole = drifts.whole_recordings(run, reference, found)
+        recorder_drifts = drifts.drifts(run, reference)
+        whole = drifts.whole_recordings(run, reference, recorder_drifts)
         gone = drifts.whole_recordings(reference, run)
         clips = list(audits.paired_clips(run, reference))
         events = audits.events(run, reference, {*whole, *gone})
         tables["clips"] += clips
         tables["events"] += events
-        tables["drift"] += drifts.drift_rows(run, reference, found)
+        tables["drift"] += drifts.drift_rows(run, reference, recorder_drifts)
         answers += [
-            *drifts.drift_sentences(run, found),
+            *drifts.drift_sentences(run, recorder_drifts),
             *drifts.whole_sentences(whole),
             *drifts.whole_sentences(gone),
             *_misfits(run, reference),
@@ -104,15 +104,17 @@ def _audits(locations: Sequence[str], names: Sequence[str]) -> tuple[dict[str, A
                 "events": listed_events[:MAX_EVENTS],
                 "more": max(0, len(listed_events) - MAX_EVENTS),
                 "whole": len(events) - len(listed_events),
-                "drift": [row._asdict() for row in found],
-                "charts": _charts(run, reference, found, number=len(pairs)),
+                "drift": [row._asdict() for row in recorder_drifts],
+                "charts": _charts(run, reference, recorder_drifts, number=len(pairs)),
             }
         )
     return _values("audits", names, tables, answers, pairs), tables
 
 
 def _studies(locations: Sequence[str], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    compared = [studies.Run(name, place, read_study(place)) for name, place in zip(names, locations, strict=True)]
+    compared = [
+        studies.ComparedStudy(name, place, read_study(place)) for name, place in zip(names, locations, strict=True)
+    ]
     tables: dict[str, list[Row]] = {
         "settings": list(runs.differing_settings({run.name: run.study.settings for run in compared})),
         "numbers": [row for run in compared for row in studies.numbers(run)],
@@ -155,14 +157,14 @@ def _values(
 
 def _by_run(rows: list[Row], key: str, names: Sequence[str], value: Callable[[Row], Any]) -> dict[str, list[Any]]:
     """For each key the value of each run, None where a run has none."""
-    found: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(row[key], {})[row["run"]] = value(row)
-    return {name: [of_runs.get(run) for run in names] for name, of_runs in found.items()}
+        values.setdefault(row[key], {})[row["run"]] = value(row)
+    return {name: [of_runs.get(run) for run in names] for name, of_runs in values.items()}
 
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the model; thresholds of short clips are long, and follow from the others."""
+    """The model's card without the long lists of its alarm, which follow from the other values."""
     alarm = {key: value for key, value in (card.get("alarm") or {}).items() if key not in ("by_length", "tail")}
     return {**card, "alarm": alarm}
 
@@ -171,14 +173,14 @@ def _place(row: Row) -> tuple[Any, ...]:
     return _ORDER[row["status"]], str(row["started_at"] or ""), row["recording"], row["onset_s"]
 
 
-def _misfits(run: audits.Run, reference: audits.Run) -> list[str]:
+def _misfits(run: audits.ComparedAudit, reference: audits.ComparedAudit) -> list[str]:
     """What the run says of recordings that do not fit the model, and the reference does not."""
     return [f"In {run.name}, {text}" for text in run.audit.misfits if text not in reference.audit.misfits]
 
 
-def _event_sentence(run: audits.Run, reference: audits.Run, events: list[Row]) -> str:
-    told = [row for row in events if not row["whole_recording"]]
-    n = {status: sum(row["status"] == status for row in told) for status in _ORDER}
+def _event_sentence(run: audits.ComparedAudit, reference: audits.ComparedAudit, events: list[Row]) -> str:
+    in_part = [row for row in events if not row["whole_recording"]]
+    n = {status: sum(row["status"] == status for row in in_part) for status in _ORDER}
     if not any(n[status] for status in ("new", "gone", "both")):
         alone = {one.name: len(one.audit.events) for one in (reference, run)}
         each = " and ".join(f"{count(n_events, 'event')} in {name}" for name, n_events in alone.items())
@@ -188,25 +190,34 @@ def _event_sentence(run: audits.Run, reference: audits.Run, events: list[Row]) -
     return f"{text}; {n['unheard']:,} more are in other sound." if n["unheard"] else f"{text}."
 
 
-def _alarm_sentence(run: audits.Run, reference: audits.Run, rows: list[Row]) -> list[str]:
+def _alarm_sentence(run: audits.ComparedAudit, reference: audits.ComparedAudit, rows: list[Row]) -> list[str]:
     row = next((row for row in rows if row["metric"] == "alarm"), None)
     if row is None:
         return []
     shared = audits.shared_clips(run, reference)
     shares = [percent(float(shared[column].mean())) for column in ("alarm_b", "alarm_a")]
     more = {"yes": f"{run.name} alarms more often", "no": f"{run.name} alarms less often"}
-    said = more.get(row["verdict"], f"whether that differs: {row['verdict']}")
+    verdict = more.get(row["verdict"], f"whether that differs: {row['verdict']}")
     clips = count(row["n_clips"], "clip")
-    return [f"Of {clips} that both heard, {shares[0]} alarm in {reference.name} and {shares[1]} in {run.name}: {said}."]
+    alarmed = f"{shares[0]} alarm in {reference.name} and {shares[1]} in {run.name}"
+    return [f"Of {clips} that both heard, {alarmed}: {verdict}."]
 
 
-def _charts(run: audits.Run, reference: audits.Run, found: list[drifts.Drift], *, number: int) -> list[dict[str, Any]]:
-    """The recordings of each recorder that has drifted, else of the first ones."""
+def _charts(
+    run: audits.ComparedAudit,
+    reference: audits.ComparedAudit,
+    recorder_drifts: list[drifts.RecorderDrift],
+    *,
+    number: int,
+) -> list[dict[str, Any]]:
+    """The charts of recorders that have drifted, or else of the first recorders."""
     series = drifts.recorder_series(run, reference)
-    first = sorted(series, key=lambda name: not any(drift.matters for drift in found if drift.recorder == name))
+    first = sorted(
+        series, key=lambda name: not any(drift.matters for drift in recorder_drifts if drift.recorder == name)
+    )
     charts = []
     for place, recorder in enumerate(first[:MAX_RECORDERS]):
-        of_recorder = {drift.quantity: drift for drift in found if drift.recorder == recorder}
+        of_recorder = {drift.quantity: drift for drift in recorder_drifts if drift.recorder == recorder}
         for quantity, drift in of_recorder.items():
             what = "level, dB of full scale" if quantity == "level_dbfs" else "median score"
             draw = partial(series_figure, series[recorder], quantity, what, drift.since if drift.matters else None)

@@ -12,7 +12,7 @@ from faithad import storage
 from faithad.runs.stages import flatten
 
 Row = dict[str, Any]
-# Where a run lies is no setting of it.
+# The place of a run is no setting.
 _PLACES = ("out", "root")
 _LONGEST_VALUE = 500
 
@@ -27,8 +27,8 @@ def run_names(locations: Sequence[str]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(locations, start=1)]
 
 
-def beside(locations: Sequence[str]) -> str:
-    """The folder for a comparison of these runs if none was given: beside the first one."""
+def default_folder(locations: Sequence[str]) -> str:
+    """The folder for a comparison of these runs if none was given: next to the first run."""
     above, slash, _ = locations[0].rstrip("/").rpartition("/")
     names = [storage.name_of(location.rstrip("/")) for location in locations]
     return f"{above}{slash}compare-{'-'.join(names)}"

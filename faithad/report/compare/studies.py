@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from faithad import schemas
 from faithad.evaluation.arrays import Reals
-from faithad.evaluation.clip_values import Clips, Cube, mean_over_percentiles, read_cube, read_test_clips
+from faithad.evaluation.clip_values import Cube, EvaluatedClips, mean_over_percentiles, read_cube, read_test_clips
 from faithad.evaluation.decisions import compare, placements
 from faithad.evaluation.estimates import known_mean
 from faithad.report import findings, style
@@ -30,7 +30,7 @@ from faithad.vocabulary import CORRECTED, ERROR_POOLINGS, PAPER
 Values = dict[tuple[str, str | None, str, str], Reals]
 
 
-class Run(NamedTuple):
+class ComparedStudy(NamedTuple):
     """A study under the name that the comparison gives it."""
 
     name: str
@@ -39,11 +39,11 @@ class Run(NamedTuple):
 
     @property
     def protocol(self) -> str:
-        """Of the figures that are compared."""
+        """The protocol of the figures that are compared."""
         return CORRECTED if self.study.setting("protocol") == CORRECTED else PAPER
 
 
-def numbers(run: Run) -> Iterator[Row]:
+def numbers(run: ComparedStudy) -> Iterator[Row]:
     """Rows of schemas.COMPARED_NUMBERS: detection of each model, and the best of its methods."""
     for row in detection_rows(run.study):
         for metric in ("auc", "pauc", "caught_5", "caught", "false_alarms"):
@@ -60,11 +60,11 @@ def numbers(run: Run) -> Iterator[Row]:
             yield _number(run, f"{of}: best {title}", row)
 
 
-def _number(run: Run, name: str, row: Row) -> Row:
+def _number(run: ComparedStudy, name: str, row: Row) -> Row:
     return {"run": run.name, "name": name, "value": row["mean"], "ci_low": row["ci_low"], "ci_high": row["ci_high"]}
 
 
-def paired_clips(run: Run, reference: Run) -> Iterator[Row]:
+def paired_clips(run: ComparedStudy, reference: ComparedStudy) -> Iterator[Row]:
     """Rows of schemas.COMPARED_CLIPS, on the test clips that both have with the same label and intervals.
 
     AUC, F-score and faithfulness as means over all percentiles, by the rule of `evaluation.decisions`; F-score and
@@ -74,12 +74,15 @@ def paired_clips(run: Run, reference: Run) -> Iterator[Row]:
     if not shared.num_rows:
         return
     clips = read_test_clips(shared)
-    ours, theirs = ({**_placements(one, clips), **_judged(one, reference, clips)} for one in (run, reference))
+    run_values, reference_values = (
+        {**_placements(one, clips), **_judged(one, reference, clips)} for one in (run, reference)
+    )
     if run.protocol != reference.protocol:
-        ours = {key: values for key, values in ours.items() if key[0] == "auc"}
-    for metric, mode, model in dict.fromkeys(key[:3] for key in sorted(ours, key=str) if key in theirs):
-        keys = [key for key in sorted(ours, key=str) if key[:3] == (metric, mode, model) and key in theirs]
-        a, b = (np.stack([of_run[key] for key in keys], axis=2) for of_run in (ours, theirs))
+        run_values = {key: values for key, values in run_values.items() if key[0] == "auc"}
+    shared_keys = sorted(run_values.keys() & reference_values.keys(), key=str)
+    for metric, mode, model in dict.fromkeys(key[:3] for key in shared_keys):
+        keys = [key for key in shared_keys if key[:3] == (metric, mode, model)]
+        a, b = (np.stack([values[key] for key in keys], axis=2) for values in (run_values, reference_values))
         differences = known_mean(a, axis=0) - known_mean(b, axis=0)
         if not np.isfinite(differences).any():
             continue
@@ -91,16 +94,16 @@ def paired_clips(run: Run, reference: Run) -> Iterator[Row]:
             yield {"run": run.name, "reference": reference.name, **names, **asdict(answer)}
 
 
-def _shared_clips(run: Run, reference: Run) -> pa.Table:
+def _shared_clips(run: ComparedStudy, reference: ComparedStudy) -> pa.Table:
     """The rows of the run's manifest whose test clips the reference has, too, with the same truth."""
-    ours, theirs = (read_manifest(one.root) for one in (run, reference))
+    run_clips, reference_clips = (read_manifest(one.root) for one in (run, reference))
     truth = ["clip_id", "split", "label", "intervals"]
-    known = {row["clip_id"]: row for row in theirs.select(truth).to_pylist()}
-    same = [known.get(row["clip_id"]) == row and row["split"] == "test" for row in ours.select(truth).to_pylist()]
-    return ours.filter(pa.array(same, pa.bool_()))
+    known = {row["clip_id"]: row for row in reference_clips.select(truth).to_pylist()}
+    same = [known.get(row["clip_id"]) == row and row["split"] == "test" for row in run_clips.select(truth).to_pylist()]
+    return run_clips.filter(pa.array(same, pa.bool_()))
 
 
-def _read(run: Run, table: str, schema: pa.Schema, clips: Clips) -> pa.Table:
+def _read(run: ComparedStudy, table: str, schema: pa.Schema, clips: EvaluatedClips) -> pa.Table:
     """The rows of these clips, of all models and seeds."""
     folders = run_folders(run.root, layout.AUDITS).values()
     condition = pc.field("clip_id").isin(clips.ids)
@@ -108,7 +111,7 @@ def _read(run: Run, table: str, schema: pa.Schema, clips: Clips) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def _placements(run: Run, clips: Clips) -> Values:
+def _placements(run: ComparedStudy, clips: EvaluatedClips) -> Values:
     """Values (S, N) whose mean over clips is the AUC, by (`auc`, None, model, pooling)."""
     values: Values = {}
     scores = _read(run, layout.SCORES, schemas.SCORES, clips)
@@ -120,7 +123,7 @@ def _placements(run: Run, clips: Clips) -> Values:
     return values
 
 
-def _judged(run: Run, reference: Run, clips: Clips) -> Values:
+def _judged(run: ComparedStudy, reference: ComparedStudy, clips: EvaluatedClips) -> Values:
     """F-score and faithfulness (S, N) by (metric, mode, model, method), means over the percentiles of both studies."""
     values: Values = {}
     percentiles = _percentiles(run) & _percentiles(reference)
@@ -141,11 +144,11 @@ def _judged(run: Run, reference: Run, clips: Clips) -> Values:
     return values
 
 
-def _percentiles(run: Run) -> set[float]:
+def _percentiles(run: ComparedStudy) -> set[float]:
     return set(run.study.faithfulness["percentile"]) | set(run.study.f_score["percentile"])
 
 
-def sentences(run: Run, reference: Run, rows: list[Row]) -> list[str]:
+def sentences(run: ComparedStudy, reference: ComparedStudy, rows: list[Row]) -> list[str]:
     """What the rows of `paired_clips` decide."""
     if not rows:
         return [f"{run.name} and {reference.name} have no test clip in common: nothing can be compared clip by clip."]

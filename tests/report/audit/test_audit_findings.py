@@ -16,7 +16,7 @@ from scipy import stats
 from faithad.model.alarm import AlarmThreshold
 from faithad.report import audit_findings, event_views, style, timeline
 from faithad.report.audit_page import time_line
-from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, Alarm, AuditTables, clips_around_the_strongest
+from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, AuditAlarm, AuditTables, clips_around_the_strongest
 from faithad.report.changes import changes, level_steps
 from faithad.report.reading import with_one_clock
 from faithad.report.reviewed import review_figures, review_sentences
@@ -145,7 +145,7 @@ def test_overlapping_clips_count_once() -> None:
 
 def test_expected_alarms_are_those_of_thresholds_that_are_fitted() -> None:
     """The mean and the range of 2,000 audits, each with a threshold fitted to 200 clips."""
-    alarm = Alarm(1.0, POOLINGS["mean"], "quantile", 0.05, 200)
+    alarm = AuditAlarm(1.0, POOLINGS["mean"], "quantile", 0.05, 200)
     expected = audit_findings.expected_of(alarm, n_clips=1_000, hours=1_000 / 360)
     assert expected is not None
     assert expected.range is not None
@@ -160,7 +160,7 @@ def test_expected_alarms_are_those_of_thresholds_that_are_fitted() -> None:
 
 
 def test_expected_alarms_of_few_clips() -> None:
-    few = Alarm(1.0, POOLINGS["mean"], "quantile", 0.05, 12)
+    few = AuditAlarm(1.0, POOLINGS["mean"], "quantile", 0.05, 12)
     expected = audit_findings.expected_of(few, n_clips=240, hours=240 / 360)
     assert expected is not None
     assert expected.n == pytest.approx(240 / 13)
@@ -254,7 +254,7 @@ def test_how_short_clips_are_judged_is_said(audit: AuditTables) -> None:
         scores = audit.scores.copy()
         scores.loc[alarmed[:n], "duration_s"] = 3.5
         short = replace(audit, scores=scores)
-        assert "theirs is that of whole clips" in sentence(short, words)
+        assert "the threshold of whole clips is used" in sentence(short, words)
         answer = sentence(with_alarm(short, by_length=[[1.0, 9.0]]), "shorter than 10 s")
         assert "judged by thresholds of clips as short" in answer
         assert answer.endswith(": 1 alarm." if n == 1 else ": 2 alarms.")
