@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import faithad
 from faithad import cli
+from faithad.cli import steps
 
 STUDY = "{name: c, root: r, data: {root: mill, train: [a], test: [b]}}"
 
@@ -72,7 +73,7 @@ def test_options_in_place_of_a_jobs_name() -> None:
 def test_the_next_command_has_the_same_settings(
     config: str, command: str, following: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_stage", lambda name, study, redo: None)
+    monkeypatch.setattr(steps, "run_stage", lambda name, study, redo: None)
     settings = ["--set", "root=/tmp/my idx", "--set", "seeds=[0, 1]"]
     answer = CliRunner().invoke(cli.app, [command, "--config", config, *settings])
     assert answer.exit_code == 0, answer.output
@@ -93,7 +94,7 @@ def test_a_wrong_option_names_its_value(arguments: list[str], message: str) -> N
 
 
 def test_some_options_may_be_given_several_times(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_stage", lambda name, study, redo: None)
+    monkeypatch.setattr(steps, "run_stage", lambda name, study, redo: None)
     options = ["--set", "seeds=[1]", "--set", "root=r", "--redo", "--redo"]
     assert CliRunner().invoke(cli.app, ["index", "--config", config, *options]).exit_code == 0
 
@@ -128,7 +129,7 @@ def test_an_interrupt_is_told(
         print("job-1 goes on.", file=sys.stderr)
         return 130
 
-    monkeypatch.setattr(cli, "_load", interrupted)
+    monkeypatch.setattr(steps, "load", interrupted)
     monkeypatch.setattr("faithad.pipelines.submit.run.submit_job", left)
     monkeypatch.setattr(sys, "argv", ["faithad", *command.split()])
     assert (ending(), capsys.readouterr().err) == (130, said)

@@ -485,7 +485,7 @@ def test_annotations_of_recordings_that_come(model: Path, tmp_path: Path) -> Non
 
 FOLLOW = """
 import sys
-from faithad.cli_endings import ending
+from faithad.cli.endings import ending
 from faithad.report import audit_page
 from faithad.pipelines.audit.follow import follow_audit
 from pathlib import Path

@@ -19,7 +19,7 @@ from faithad.runs.lookahead import in_time, side_by_side
 _AUDIT = """
 import os, sys
 from faithad import storage
-from faithad.cli_endings import ending
+from faithad.cli.endings import ending
 from faithad.runs import lookahead
 from faithad.runs.fingerprints import fingerprints
 
