@@ -1,26 +1,9 @@
-"""What a notebook needs of a trained model: its scores and explanations of single clips. Tables are in `results`.
-
-    model = faithad.load_model("runs/demo/models/mae-0")
-    log_mels = faithad.log_mel("clip.wav", model.features)
-    maps = faithad.attribute(model, log_mels)
-
-Shape letters: B clips, F mel bands, T frames, P percentiles. Log-mels are in the unit of the features (decibels by
-default): the model normalises them itself. Arrays go in as numpy arrays or tensors and come out as numpy arrays; tables
-come out as pandas frames. Everything is computed where the model's network lies, `model.network.to("cuda")` moves it.
-
-A clip may be shorter than those that a model is built for. Its log-mel then has fewer frames or, beside whole clips in
-one array, NaN in the frames after its end. All results are about the frames that hold sound; maps are NaN after them.
-
-These functions hold everything in memory, which suits minutes of sound. `faithad audit` streams days of it.
-"""
+"""What a model says of clips: their scores and explanations, and how well these agree with labels and with it."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,37 +11,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from faithad import features
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import PAPER_METHODS, choose_methods
 from faithad.audit.clip_rows import clip_score
 from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
 from faithad.audit.shard import audit_clips
-from faithad.clips.channels import heard_channels
-from faithad.clips.recordings import (
-    SHORTEST_CLIP_S,
-    AudioHeader,
-    Remainder,
-    cut_windows,
-    examine_recording,
-    read_clip,
-)
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import ConfigError, RecordingError
 from faithad.evaluation import temporal
 from faithad.evaluation.arrays import Bools
 from faithad.evaluation.faithfulness import errors_after_replacement, faithfulness_score, segment_masks
-from faithad.evaluation.peaks import as_array, curve, peak_frames
+from faithad.evaluation.peaks import curve, peak_frames
 from faithad.evaluation.temporal import Intervals, Localization
-from faithad.features import fill_up
+from faithad.library.arrays import Array, as_batch, duration_of, fill_short, n_heard, references_of
 from faithad.model.masking import mean_per_clip
 from faithad.model.micro_batches import forwards_at_once
 from faithad.scoring.trained_ensemble import AnyModel, TrainedEnsemble, load_any
-from faithad.settings import AttributionSettings, FeatureSettings, frames_in
-from faithad.vocabulary import ChannelChoice, count
-
-Array = npt.NDArray[Any] | Tensor
-Floats = npt.NDArray[np.floating]
+from faithad.settings import AttributionSettings
 
 
 def load_model(folder: str | Path) -> AnyModel:
@@ -72,59 +41,6 @@ def load_model(folder: str | Path) -> AnyModel:
         CheckpointError: the file is missing, damaged or of another format.
     """
     return load_any(str(folder))
-
-
-def log_mel(
-    sound: str | Path | Array,
-    settings: FeatureSettings,
-    *,
-    remainder: Remainder = "overlap",
-    channel: ChannelChoice = "auto",
-) -> npt.NDArray[np.float32]:
-    """Log-mel spectrograms of a recording or of waveforms.
-
-    Args:
-        sound: a WAV or FLAC file of any rate and number of channels, a local path or a URI, which is cut into clips of
-            `settings.clip_s`; or waveforms at `settings.sample_rate_hz`, (samples,) or (B, samples), full scale at 1,
-            which are clips already.
-        settings: what a spectrogram is; `model.features` for a trained model.
-        remainder: what becomes of the end of a recording that is shorter than a clip: `overlap`, `pad` or `drop`.
-        channel: which channel of a recording is heard: a number from 1, `first`, `loudest`, `mean`, or `auto`, the mean
-            where all channels hold the same sound, else one without a fault.
-
-    Returns:
-        (B, F, T), T = 1 + samples of the longest clip // hop; NaN after the end of a shorter last clip.
-
-    Raises:
-        RecordingError: the file cannot be read, gives no clip or lacks the channel, or a waveform is too short or not
-            finite.
-    """
-    if isinstance(sound, str | Path):
-        return _log_mels_of(str(sound), settings, remainder, channel)
-    waveforms = torch.atleast_2d(_tensor(sound))
-    if not torch.isfinite(waveforms).all():
-        raise RecordingError("The waveform holds NaN or infinite samples. Check how it was made.")
-    return features.log_mel(waveforms, settings).cpu().numpy()
-
-
-def recording_spectrum(
-    recording: str | Path, settings: FeatureSettings, *, channel: ChannelChoice = "auto"
-) -> npt.NDArray[np.float32]:
-    """The median level of each mel band over a recording, which models with `features.reference: recording` need.
-
-    Args:
-        recording: a WAV or FLAC file, a local path or a URI.
-        settings: `model.features`.
-        channel: as for `log_mel`.
-
-    Returns:
-        (F,), in the unit of the features.
-
-    Raises:
-        RecordingError: as `log_mel`.
-    """
-    _, heard = _opened(str(recording), channel)
-    return features.recording_spectrum(str(recording), channel=heard, settings=settings).numpy()
 
 
 def score(model: AnyModel, log_mels: Array, *, reference: Array | None = None) -> pd.DataFrame:
@@ -149,10 +65,10 @@ def score(model: AnyModel, log_mels: Array, *, reference: Array | None = None) -
         RecordingError: the log-mels have other mel bands than the model needs or less than a second of sound, the
             reference is missing or has another shape, or a score is not a finite number.
     """
-    filled, n_frames = _filled(model, log_mels)
-    references = _references(model, reference, len(filled))
+    filled, n_frames = fill_short(model, log_mels)
+    references = references_of(model, reference, len(filled))
     clips = [
-        {"clip_id": str(number), "recording": f"clip {number}", "onset_s": 0.0, "duration_s": _duration_s(model, n),
+        {"clip_id": str(number), "recording": f"clip {number}", "onset_s": 0.0, "duration_s": duration_of(model, n),
          "intervals": None, "annotated": False, "keep_maps": False,
          "reference": None if references is None else references[number].tolist()}
         for number, n in enumerate(n_frames)
@@ -218,7 +134,7 @@ def attribute(
     for of_method in maps.values():
         for of_clip, n in zip(of_method, n_frames, strict=True):
             of_clip[:, n:] = torch.nan
-    width = _batch(log_mels).shape[-1]
+    width = as_batch(log_mels).shape[-1]
     return {method: of_method[..., :width].cpu().numpy() for method, of_method in maps.items()}
 
 
@@ -238,7 +154,7 @@ def peaks(maps: Array, percentile: float | Sequence[float] = 95.0) -> Bools:
     curves, percentiles = curve(maps), np.atleast_1d(percentile).tolist()
     several = np.zeros((*curves.shape[:-1], len(percentiles), curves.shape[-1]), dtype=np.bool_)
     for place in np.ndindex(curves.shape[:-1]):
-        own = curves[place][: _n_heard(~np.isnan(curves[place]))]
+        own = curves[place][: n_heard(~np.isnan(curves[place]))]
         several[place][:, : len(own)] = peak_frames(own, percentiles)
     return several if np.ndim(percentile) else several[..., 0, :]
 
@@ -288,8 +204,8 @@ def faithfulness(
     if not model.reconstructs:
         raise ConfigError(f"The model {model.name!r} reconstructs nothing, so that nothing can be replaced.")
     x, n_frames = _network_input(model, log_mels, reference)
-    masks = peaks(_batch(maps), np.atleast_1d(percentile).tolist())
-    width = min(x.shape[-1], _batch(log_mels).shape[-1])
+    masks = peaks(as_batch(maps), np.atleast_1d(percentile).tolist())
+    width = min(x.shape[-1], as_batch(log_mels).shape[-1])
     if masks.shape[0] != len(x) or masks.shape[-1] != width:
         raise ValueError(f"{len(x)} clips of {width} frames need as many maps, got {tuple(np.shape(maps))}")
     if intervals is not None:
@@ -322,45 +238,6 @@ def _faithfulness(part: AuditModel, x: Tensor, masks: Bools, n_frames: Sequence[
     return faithfulness_score(before[owners], after).reshape(len(x), n_masks)
 
 
-def _opened(uri: str, choice: ChannelChoice) -> tuple[AudioHeader, int | None]:
-    """The header of a recording, and the channel that is heard."""
-    header = examine_recording(uri)
-    channels = heard_channels(choice, header.channels, header.health)
-    if len(channels) != 1:
-        has = f"{uri} has {count(header.channels, 'channel')}"
-        raise RecordingError(f"{has}, and channel is {choice!r}: give the number of one, first, loudest, mean or auto.")
-    return header, channels[0]
-
-
-def _log_mels_of(
-    uri: str, settings: FeatureSettings, remainder: Remainder, choice: ChannelChoice
-) -> npt.NDArray[np.float32]:
-    """The log-mels of a recording's clips, see `log_mel`."""
-    header, channel = _opened(uri, choice)
-    if header.unheard is not None:
-        raise RecordingError(header.unheard)
-    if header.remark is not None:
-        warnings.warn(header.remark, stacklevel=3)
-    duration_s = header.duration_s
-    windows, _ = cut_windows(duration_s, clip_s=settings.clip_s, remainder=remainder)
-    if not windows and duration_s < SHORTEST_CLIP_S:
-        raise RecordingError(f"{uri} is too short to judge: {duration_s:g} s, where {SHORTEST_CLIP_S:g} s are needed.")
-    if not windows:
-        raise RecordingError(f"{uri} is shorter than a clip of {settings.clip_s:g} s. Set remainder to 'pad'.")
-    parts = []
-    for length_s, equally_long in groupby(windows, key=lambda window: window.duration_s):
-        clips = [
-            read_clip(uri, onset_s=onset_s, duration_s=length_s, clip_s=settings.clip_s,
-                      sample_rate_hz=settings.sample_rate_hz, channel=channel)
-            for onset_s, _ in equally_long
-        ]  # fmt: skip
-        log_mels = features.log_mel(torch.from_numpy(np.stack(clips)), settings)
-        parts.append(log_mels[..., : settings.frames_in(length_s)].numpy())
-    width = max(part.shape[-1] for part in parts)
-    padded = [np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[-1])), constant_values=np.nan) for part in parts]
-    return np.concatenate(padded)
-
-
 def _prepared(model: AnyModel) -> AuditModel | AuditEnsemble:
     """The model as an audit uses it, on the device where its network lies; `attribute` has methods of its own."""
     return prepare_audit(model, attribution=Attribution(), audit=Audit(explain="none"), device=_device(model))
@@ -370,7 +247,7 @@ def _parts(model: AnyModel, log_mels: Array, reference: Array | None) -> list[tu
     """Each model that explains clips, with the numbers of these clips: of an ensemble the member that raised them."""
     prepared = _prepared(model)
     if isinstance(prepared, AuditModel):
-        return [(prepared, list(range(len(_batch(log_mels)))))]
+        return [(prepared, list(range(len(as_batch(log_mels)))))]
     raised_by = score(model, log_mels, reference=reference)["raised_by"].to_numpy()
     parts = [(part, np.flatnonzero(raised_by == part.trained.name).tolist()) for part in prepared.members]
     return [(part, numbers) for part, numbers in parts if numbers]
@@ -390,55 +267,5 @@ def _device(model: AnyModel) -> torch.device:
 
 def _network_input(model: AnyModel, log_mels: Array, reference: Array | None) -> tuple[Tensor, list[int]]:
     """Normalised clips (B, F, T) on the network's device, and how many frames of each hold sound."""
-    filled, n_frames = _filled(model, log_mels)
-    return model.prepare(filled, _references(model, reference, len(filled))).to(_device(model)), n_frames
-
-
-def _references(model: AnyModel, reference: Array | None, n_clips: int) -> Tensor | None:
-    """The reference of each clip, (B, F); None where the model needs none, or where it is not given."""
-    if reference is None or model.features.reference == "none":
-        return None
-    given, shape = _tensor(reference), (n_clips, model.n_mels)
-    if tuple(given.shape) not in (shape, shape[1:]):
-        raise RecordingError(f"The reference has the shape {tuple(given.shape)}; needed is {shape[1:]} or {shape}.")
-    return given.expand(shape)
-
-
-def _filled(model: AnyModel, log_mels: Array) -> tuple[Tensor, list[int]]:
-    """Log-mels (B, F, at least T), short clips filled up; and how many of the T frames hold sound, of each.
-
-    Raises:
-        RecordingError: a clip has less than a second of sound, or the array another number of axes.
-    """
-    batch = _batch(log_mels)
-    if batch.ndim != 3:
-        raise RecordingError(f"Log-mels have the shape {tuple(batch.shape)}; needed is (clips, mel bands, frames).")
-    width = max(batch.shape[-1], model.n_frames)
-    needed = min(model.n_frames, frames_in(SHORTEST_CLIP_S, model.features.frames_per_s))
-    lengths = [_n_heard(is_heard) for is_heard in (~batch.isnan()).any(dim=1).numpy()]
-    for number, n in enumerate(lengths):
-        if n < needed:
-            raise RecordingError(f"clip {number} is too short to judge: {n} of at least {needed} frames hold sound.")
-    if min(lengths, default=width) < width:
-        batch = torch.stack([fill_up(clip[:, :n], width) for clip, n in zip(batch, lengths, strict=True)])
-    return batch, [min(n, model.n_frames) for n in lengths]
-
-
-def _n_heard(is_heard: Bools) -> int:
-    """The number of frames up to the last one that holds sound; all if there is none, for others to complain."""
-    return int(np.max(np.flatnonzero(is_heard), initial=-1)) + 1 or len(is_heard)
-
-
-def _duration_s(model: AnyModel, n_frames: int) -> float:
-    """The length of a clip of which so many frames hold sound."""
-    return model.features.clip_s if n_frames == model.n_frames else (n_frames - 1) / model.features.frames_per_s
-
-
-def _batch(maps: Array) -> Tensor:
-    """(F, T) or (B, F, T) as (B, F, T)."""
-    tensor = _tensor(maps)
-    return tensor[None] if tensor.ndim == 2 else tensor
-
-
-def _tensor(values: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(as_array(values))).to(torch.float32)
+    filled, n_frames = fill_short(model, log_mels)
+    return model.prepare(filled, references_of(model, reference, len(filled))).to(_device(model)), n_frames
