@@ -20,12 +20,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
 from torch import Tensor
 
 from faithad import storage
@@ -33,56 +32,28 @@ from faithad.errors import CheckpointError, ConfigError
 from faithad.features import Normalization
 from faithad.model import checkpoint
 from faithad.model.alarm import AlarmThreshold
-from faithad.model.checkpoint import (
-    Parent,
-    TrainedModel,
-    digest_of,
-    load_model,
-    parent_part,
-    state_part,
-)
-from faithad.model.fitted_score import MOST_NORMALS
-from faithad.model.header import KEY, AlarmPart, HeaderPart, ParentPart, StatePart, read_header
-from faithad.model.header_checks import STATE_SPECTRA, state_problems
+from faithad.model.checkpoint import Parent, TrainedModel, digest_of, load_model, parent_part, state_part
+from faithad.model.header import KEY, read_header
+from faithad.model.header_checks import STATE_SPECTRA
 from faithad.model.state_alarm import StateAlarm
-from faithad.model.table import MODELS
 from faithad.model.training_sound import TrainingSound
 from faithad.scoring.calibration import NormalScores
 from faithad.scoring.choices import Score
 from faithad.scoring.ensemble import Ensemble, Rescoring
+from faithad.scoring.ensemble_header import (
+    FORMAT,
+    EnsembleHeader,
+    MemberPart,
+    check_shapes,
+    check_values,
+    checked_header,
+)
 from faithad.scoring.score import Detector
 from faithad.settings import FeatureSettings
 from faithad.vocabulary import listed
 
 FILE_NAME = "ensemble.safetensors"
 NAME = "robust"
-_FORMAT = 1
-_MOST_MEMBERS = 16
-
-
-class _MemberPart(HeaderPart):
-    name: str
-    sha256: str
-    score: dict[str, str]
-
-
-class _RescoringPart(HeaderPart):
-    share: Annotated[float, Field(gt=0, lt=1)]
-    members: Annotated[list[str], Field(min_length=1, max_length=_MOST_MEMBERS)]
-    threshold: float
-    lowest: float
-
-
-class _EnsembleHeader(HeaderPart):
-    format: int
-    digest: str
-    seed: Annotated[int, Field(ge=0)]
-    members: Annotated[list[_MemberPart], Field(min_length=1, max_length=_MOST_MEMBERS)]
-    alarm: AlarmPart
-    config_hash: str
-    parent: ParentPart | None = None
-    state: StatePart | None = None
-    rescoring: _RescoringPart | None = None
 
 
 @dataclass
@@ -197,7 +168,7 @@ def save_ensemble(trained: TrainedEnsemble, folder: str) -> None:
         tensors[STATE_SPECTRA] = trained.state.spectra
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     header = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "seed": trained.seed,
         "members": [
             {"name": name, "sha256": _sha256(folder, name), "score": dataclasses.asdict(detector.score)}
@@ -256,10 +227,10 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
     location = storage.join(folder, FILE_NAME)
     with storage.open_input(location) as file:
         announced = read_header(file, location)
-        header = _checked(announced.model, location)
+        header = checked_header(announced.model, location)
         members = {part.name: _member(folder, part, location) for part in header.members}
         _require_alike(members, location)
-        _check_shapes(announced.shapes, members, header, location)
+        check_shapes(announced.shapes, members, header, location)
         file.seek(0)
         content = bytes(file.read())
     try:
@@ -270,7 +241,7 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
         raise CheckpointError(
             f"{location} is damaged: its tensors are not those that were written, or its header is not. Train again."
         )
-    _check_values(tensors, location)
+    check_values(tensors, location)
     frames_per_s = next(iter(members.values())).features.frames_per_s
     detectors = {
         part.name: Detector(
@@ -291,46 +262,12 @@ def _load_ensemble(folder: str) -> TrainedEnsemble:
     return TrainedEnsemble(members, ensemble, header.seed, alarm, header.config_hash, parent, state)
 
 
-def _rescoring(header: _EnsembleHeader) -> Rescoring | None:
+def _rescoring(header: EnsembleHeader) -> Rescoring | None:
     part = header.rescoring
     return None if part is None else Rescoring(part.share, tuple(part.members), part.threshold, part.lowest)
 
 
-def _checked(header: Mapping[str, Any], location: str) -> _EnsembleHeader:
-    """The header, if every value has its type and its bounds."""
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{location} has the format {header.get('format')!r}; this version of faithad reads {_FORMAT}."
-        )
-    try:
-        checked = _EnsembleHeader.model_validate(dict(header))
-        for part in checked.members:
-            Score(**part.score)
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))} ({first['msg']}, found {first['input']!r:.80})"
-    except (ConfigError, TypeError) as error:
-        problem = f"members: {str(error).rstrip('.')}"
-    else:
-        names = [part.name for part in checked.members]
-        # A name is part of a path.
-        unknown = [name for name in names if name not in MODELS or not MODELS[name].reconstructs]
-        local = all(part.score.get("calibration") == "local" for part in checked.members)
-        problem = f"members ({unknown[0]!r} is no model that reconstructs)" if unknown else ""
-        problem = problem or ("" if len(set(names)) == len(names) else f"members ({names}: they must differ)")
-        problem = problem or ("" if local else "members (each needs the calibration 'local')")
-        problem = problem or ("" if checked.alarm.pooling == "ensemble" else "alarm.pooling (it must be 'ensemble')")
-        whole = len(checked.alarm.window_thresholds) in (0, len(names))
-        problem = problem or ("" if whole else "alarm.window_thresholds (it must hold one for each member)")
-        later = [] if checked.rescoring is None else checked.rescoring.members
-        is_part = set(later) < set(names)
-        problem = problem or ("" if is_part else "rescoring.members (they must be some of the members, and not all)")
-        if not problem:
-            return checked
-    raise CheckpointError(f"{location} is damaged: its header lacks or garbles {problem}. Train again.")
-
-
-def _member(folder: str, part: _MemberPart, location: str) -> TrainedModel:
+def _member(folder: str, part: MemberPart, location: str) -> TrainedModel:
     member = load_model(storage.join(folder, part.name), expect={"name": part.name})
     if _sha256(folder, part.name) != part.sha256:
         raise CheckpointError(
@@ -360,41 +297,3 @@ def find_unlike(members: Sequence[TrainedModel]) -> list[str]:
         if not same or not all(torch.equal(*pair) for pair in pairs):
             return [first.name, member.name]
     return []
-
-
-def _check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], members: Mapping[str, TrainedModel], header: _EnsembleHeader, location: str
-) -> None:
-    """Return if the tensors are those of these members and of at most `MOST_NORMALS` clips, before any is read."""
-    n = (shapes.get("places") or (0,))[0]
-    n_mels = next(iter(members.values())).n_mels
-    wanted: dict[str, tuple[int, ...]] = {"places": (n, n_mels), "recordings": (n,)}
-    wanted |= {"means": (len(members),), "deviations": (len(members),)}
-    for part in header.members:
-        wanted[f"{part.name}.scores"] = (n,)
-        if part.score.get("weighting") != "none":
-            wanted[f"{part.name}.weights"] = (n_mels,)
-    if not 1 <= n <= MOST_NORMALS:
-        raise CheckpointError(f"{location} is damaged: it holds {n:,} normal clips; 1 to {MOST_NORMALS:,} are allowed.")
-    shapes = dict(shapes)
-    problems = state_problems(header.state is not None, shapes, n_mels)
-    if problems:
-        raise CheckpointError(f"{location} is damaged: {problems[0]}. Train again.")
-    for key in sorted(set(wanted) | set(shapes)):
-        if wanted.get(key) != shapes.get(key):
-            raise CheckpointError(
-                f"{location} is damaged: {key} is {shapes.get(key, 'missing')} instead of "
-                f"{wanted.get(key, 'unknown')}. Train again."
-            )
-
-
-def _check_values(tensors: Mapping[str, Tensor], location: str) -> None:
-    for key, tensor in tensors.items():
-        wanted = {"places": torch.float32, "recordings": torch.int64, STATE_SPECTRA: torch.float32}.get(
-            key, torch.float64
-        )
-        positive = key == "deviations" or key.endswith(".weights")
-        if tensor.dtype != wanted or not bool(tensor.isfinite().all()) or (positive and not bool((tensor > 0).all())):
-            raise CheckpointError(
-                f"{location} is damaged: {key} holds values that are no finite or no allowed numbers. Train again."
-            )
