@@ -22,7 +22,6 @@ Shape letters: B clips, F mel bands, T frames, N inputs of one clip, G groups of
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.noise import Noise
 from faithad.audit.judging import Clip
+from faithad.audit.reset_networks import reset_networks
 from faithad.evaluation.arrays import Bools, Reals
 from faithad.evaluation.checks import (
     BAND_DROP,
@@ -45,7 +45,6 @@ from faithad.evaluation.checks import (
     INSERTION,
     N_BAND_GROUPS,
     RANDOMISATION,
-    RESET_SHARES,
     SECONDS,
     SENSITIVITY,
     TRAINING_MEAN,
@@ -55,7 +54,6 @@ from faithad.evaluation.controls import OUTLIER
 from faithad.evaluation.faithfulness import ClipScore, errors_after_replacement, signed_faithfulness
 from faithad.evaluation.peaks import highest_frames
 from faithad.features import fill_up
-from faithad.model.fast_network import fast_network
 from faithad.model.masking import apply_mask
 from faithad.model.micro_batches import MicroBatches, forwards_at_once
 from faithad.model.random_bits import key_of
@@ -272,54 +270,6 @@ def max_sensitivity(of_clip: Reals, of_perturbed: Reals) -> float:
     """The largest ‖map of the perturbed clip - map‖ / ‖map‖; maps (F, T) and (N, F, T); NaN of a map that is 0."""
     norm = np.linalg.norm(of_clip)
     return float(np.linalg.norm(of_perturbed - of_clip, axis=(1, 2)).max() / norm) if norm else np.nan
-
-
-def reset_networks(network: nn.Module, x: Tensor) -> Iterator[tuple[float, nn.Module]]:
-    """Copies of a network with more and more layers reset, from the output inwards, each with the share of reset
-    layers.
-
-    Layers are modules that hold parameters of their own, in the order in which they are called for a clip x (F, T). A
-    fitted model has none, and gives no copies.
-    """
-    called: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: called.append(name))
-        for name, module in network.named_modules()
-        if _holds_parameters(module)
-    ]
-    try:
-        # With gradients, because a transformer layer may compute without calling its parts otherwise.
-        with torch.enable_grad():
-            network(x[None])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    order = list(dict.fromkeys(reversed(called)))
-    for share in RESET_SHARES if order else ():
-        copied = copy.deepcopy(network).eval()
-        modules = dict(copied.named_modules())
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            for name in order[: round(share * len(order))]:
-                # Attention uses the weights of its last layer without calling it.
-                for part, module in modules[name].named_modules(prefix=name):
-                    if _holds_parameters(module) and (part == name or part not in called):
-                        _reset(module)
-        yield share, fast_network(copied)
-
-
-def _holds_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None
-
-
-def _reset(module: nn.Module) -> None:
-    """Reset a module as before any training; without a reset of its own, it gets normal values of the same spread."""
-    for name in ("reset_parameters", "_reset_parameters"):
-        if hasattr(module, name):
-            getattr(module, name)()
-            return
-    for parameter in module.parameters(recurse=False):
-        parameter.normal_(0.0, float(parameter.std(correction=0)) or 1.0)
 
 
 def _seconds(model: AuditModel, checked: CheckedClip) -> Iterator[_Row]:

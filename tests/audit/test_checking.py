@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from faithad import schemas
-from faithad.audit.checking import band_groups, infidelity, max_sensitivity, reset_networks
+from faithad.audit.checking import band_groups, infidelity, max_sensitivity
 from faithad.audit.choice import mark_deep
 from faithad.audit.model import AuditModel
+from faithad.audit.reset_networks import reset_networks
 from faithad.audit.shard import audit_clips
 from faithad.config.sections import Attribution, Audit
 from faithad.evaluation.peaks import highest_frames
