@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from faithad.attribution.gradient_stream import grad_cam_layer
 from faithad.attribution.methods import choose_methods
+from faithad.attribution.point_stream import grad_cam_layer
 from faithad.config.sections import Attribution, Audit
 from faithad.errors import ConfigError
 from faithad.features import Normalization

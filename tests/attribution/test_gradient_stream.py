@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faithad.attribution import gradient_stream
+from faithad.attribution import point_stream
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS, Method, NetworkEvaluation, Points
 from faithad.errors import ConfigError
@@ -196,7 +196,7 @@ def test_points_of_many_clips_may_share_a_micro_batch(
     sizes: list[int] = []
     fast = fast_network(network)
     fast.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(gradient_stream, "_spans_clips", lambda device: True)
+    monkeypatch.setattr(point_stream, "_spans_clips", lambda device: True)
     found = attribute_all(fast, x, micro_batch=16)
     for name in METHODS:
         assert largest_difference(found[name], expected[name]) < 1e-5, name

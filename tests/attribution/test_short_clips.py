@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from faithad.attribution import gradient_stream
+from faithad.attribution import point_stream
 from faithad.attribution.gradient_stream import attribute_batch
 from faithad.attribution.methods import METHODS
 from faithad.errors import ConfigError
@@ -142,7 +142,7 @@ def test_on_a_gpu_clips_of_one_length_share_a_micro_batch(
     double: SkipCAETransformer, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = attribute_all(double, x.double(), IDS, LENGTHS)
-    monkeypatch.setattr(gradient_stream, "_spans_clips", lambda device: True)
+    monkeypatch.setattr(point_stream, "_spans_clips", lambda device: True)
     found = attribute_all(double, x.double(), IDS, LENGTHS)
     for name in METHODS:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)

@@ -23,8 +23,8 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from faithad import parquet, storage
-from faithad.attribution.gradient_stream import grad_cam_layer
 from faithad.attribution.methods import choose_methods
+from faithad.attribution.point_stream import grad_cam_layer
 from faithad.config.study import Study
 from faithad.errors import FaithadError, StudyError
 from faithad.model.checkpoint import FILE_NAME, read_digest
