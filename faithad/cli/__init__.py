@@ -8,8 +8,10 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,15 +62,15 @@ def submit(
 
     The exit status is the job's.
     """
-    from faithad.pipelines.submit.check import JOBS, name_of
-    from faithad.pipelines.submit.run import submit_job
+    from faithad.pipelines.submit.run import JOBS, submit_job
 
     if job.startswith("-"):
         raise typer.BadParameter(
             f"The job's name is missing before {job!r}; jobs are {', '.join(JOBS)}, and Python scripts.",
             param_hint="JOB",
         )
-    name, options = name_of(job), {}
+    name = next((name for name in JOBS if os.path.normpath(job) == f"jobs/{name}.py"), job)
+    options = {}
     if name in JOBS:  # its options are those of its command
         command = typer.main.get_group(app).commands[JOBS[name]]
         options = command.make_context(f"faithad submit {name}", list(context.args)).params
@@ -84,11 +86,9 @@ def main() -> None:
 def job(command: str) -> None:
     """Run a command as the entry point of a submitted job, with the arguments of the script that calls this.
 
-    Relative paths then start in a folder that stays (`settle_home`): a job's current folder is a copy of the working
-    directory that Ray deletes.
+    Relative paths then start in a folder that stays, `faithad` in the head node's home folder unless FAITHAD_HOME names
+    another: a job's current folder is a copy of the working directory that Ray deletes.
     """
-    from faithad.pipelines.submit.check import settle_home
-
-    settle_home()
+    os.environ.setdefault("FAITHAD_HOME", str(Path.home() / "faithad"))
     sys.argv.insert(1, command)
     main()

@@ -1,15 +1,12 @@
-"""The check before a job. It runs on the cluster, as a job of its own: would the job run here?
+"""What a submitted job does first, on the head: have all machines what faithad needs?
 
-    python -m faithad.pipelines.submit.check REQUEST
-
-REQUEST is JSON: `needs`, the versions that faithad needs, by the names of the distributions and of `python`; `faithad`,
-the version that submits; `job` and `options`, as for `submit_job`. Lines of the log that start with `MARK` say what the
-cluster has, with exit status 0, or what keeps it from running the job, with exit status 1. Until all distributions are
-known to be there, nothing is imported that a bare Python lacks.
+The variable FAITHAD_SUBMITTED holds JSON: `faithad`, the version that submits, and `needs`, the requirements of its
+installation, with one of `python`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -17,149 +14,82 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import faithad
-from faithad.errors import ConfigError, FaithadError, StudyError
+from faithad.errors import FaithadError, StudyError
 from faithad.extensions import extension_distributions
 
-if TYPE_CHECKING:
-    from faithad.config.audit import AuditRun
-    from faithad.config.study import Study
-
-MARK = "faithad-check: "
-# Our jobs, and the command that each of them runs.
-JOBS = {"full_study": "study", "train": "train", "search": "search", "audit": "audit"}
+SUBMITTED = "FAITHAD_SUBMITTED"
 
 
-def name_of(job: str) -> str:
-    """The name of one of our jobs that is given by its script; else what is given."""
-    return next((name for name in JOBS if os.path.normpath(job) == f"jobs/{name}.py"), job)
-
-
-def settle_home() -> None:
-    """Let relative paths start in the folder `faithad` of the head node's home folder, unless FAITHAD_HOME is set."""
-    os.environ.setdefault("FAITHAD_HOME", str(Path.home() / "faithad"))
-
-
-def load(job: str, options: Mapping[str, Any], *, config: str | None) -> Study | AuditRun:
-    """The validated configuration of one of our jobs.
-
-    Raises:
-        ConfigError: the configuration is impossible.
-    """
-    from faithad.config.audit import load_study_or_audit
-    from faithad.config.study import Study, load_study
-
-    overrides = options["overrides"] or ()
-    if job != "audit":
-        if config is None:
-            raise ConfigError(
-                f"The job {job} needs --config here. A training on normal recordings (--normals) is submitted by `ray "
-                "job submit --working-dir . -- python jobs/train.py --normals FOLDER --to MODEL`."
-            )
-        return load_study(config, overrides=overrides)
-    named = {name: options[name] for name in ("model", "recordings", "out")}
-    loaded = load_study_or_audit(config, **named, overrides=overrides)
-    if isinstance(loaded, Study) and options["retry_failed"]:
-        raise ConfigError("--retry-failed has no meaning with a study.")
-    return loaded
-
-
-def versions(distributions: Iterable[str]) -> dict[str, Any]:
-    """The versions that a Python process of a job has on its machine.
-
-    Returns:
-        `executable`: that Python. `travels`: whether faithad is in the job's working directory. `has`: the versions of
-        the distributions, or of `python`, None for one that is missing. `same`: the versions that must be the same on
-        all machines, of faithad and of the packages that add methods or models to it.
-    """
-    has: dict[str, str | None] = {}
-    for name in distributions:
-        try:
+def versions(needs: Iterable[str]) -> dict[str, str]:
+    """The `executable` of this process, and versions here by name: of `needs`, faithad, and packages that extend it."""
+    has = {"executable": sys.executable, "faithad": faithad.__version__}
+    for name in [*needs, *extension_distributions()]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             has[name] = platform.python_version() if name == "python" else importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            has[name] = None
-    same = {"faithad": faithad.__version__}
-    same |= {name: importlib.metadata.version(name) for name in extension_distributions()}
-    travels = Path(faithad.__file__).resolve().is_relative_to(Path.cwd())
-    return {"executable": sys.executable, "travels": travels, "has": has, "same": same}
+    return has
 
 
-def misfits(machines: Mapping[str, Mapping[str, Any]], needs: Mapping[str, str]) -> list[str]:
-    """A line for each way in which machines do not fit the job. `machines`: their `versions`, the head's first."""
-    head = next(iter(machines.values()))
+def misfits(machines: Mapping[str, Mapping[str, str]], needs: Mapping[str, str]) -> list[str]:
+    """A line for each way in which machines do not fit the job. `machines`: their `versions`, with those of the head.
+
+    What faithad needs must be there in the version that it needs, all else in the same version as on the head.
+    """
+    head = machines["the head"]
     lines: dict[str, list[str]] = {}
-    for machine, its in machines.items():
-        wrong = [f"{name} is missing" for name, version in its["has"].items() if version is None]
-        if its["travels"] and not wrong:  # an installed faithad has seen to its own versions
-            from packaging.specifiers import SpecifierSet
-
-            for name, version in its["has"].items():
-                if not SpecifierSet(needs[name]).contains(version, prereleases=True):
-                    wrong.append(f"{name} is {version}, and must be {needs[name]}")
-        for name in sorted({*its["same"], *head["same"]}):
-            here, there = (its["same"].get(name, "missing"), head["same"].get(name, "missing"))
-            if here != there:
-                wrong.append(f"{name} is {here}, and on the head {there}")
+    for machine, has in machines.items():
+        wrong = []
+        for name in sorted({*needs, *head, *has} - {"executable"}):
+            here, there = has.get(name, "missing"), head.get(name, "missing")
+            if name not in needs:
+                if here != there:
+                    wrong.append(f"{name} is {here}, and on the head {there}")
+            elif name not in has:
+                wrong.append(f"{name} is missing")
+            elif not SpecifierSet(needs[name]).contains(here, prereleases=True):
+                wrong.append(f"{name} is {here}, and must be {needs[name]}")
         if wrong:
-            lines.setdefault(f"({its['executable']}): {'; '.join(wrong)}", []).append(machine)
+            lines.setdefault(f"({has['executable']}): {'; '.join(wrong)}", []).append(machine)
     return [f"{', '.join(names)} {line}" for line, names in lines.items()]
 
 
-def summary(machines: Mapping[str, Mapping[str, Any]], submitted_by: str) -> list[str]:
-    """What the machines have, and which faithad runs."""
-    head = next(iter(machines.values()))
-    has = ", ".join(f"{name} {head['has'][name]}" for name in ("ray", "torch", "python"))
-    version = head["same"]["faithad"]
-    which = "travels with the job and is used"
-    if not head["travels"]:
-        here = "" if version == submitted_by else f" ({submitted_by} here)"
-        which = f"is installed on the cluster{here}; none travels with the job"
-    return [f"cluster: {len(machines)} of its machines answered: {has}", f"faithad: {version} {which}"]
-
-
-def check(request: Mapping[str, Any]) -> int:
-    """Say in the log whether the job would run. Returns the exit status."""
-    machines = {"the head": versions(request["needs"])}
-    problems = misfits(machines, request["needs"])
-    if not problems:
-        try:
-            _look_further(request, machines)
-        except FaithadError as error:
-            problems = [f"{type(error).__name__}: {error}"]
-        problems = misfits(machines, request["needs"]) or problems
-    for text in problems or summary(machines, request["faithad"]):
-        for line in text.splitlines():
-            print(MARK + line, flush=True)
-    return 1 if problems else 0
-
-
-def _look_further(request: Mapping[str, Any], machines: dict[str, dict[str, Any]]) -> None:
-    """Read the configuration, add the versions of the other machines to `machines`, try the storage from all of them.
+def check(submitted: Mapping[str, Any]) -> str:
+    """What the machines have, and which faithad runs.
 
     Raises:
-        FaithadError: the configuration is impossible, a machine cannot run our code, or one does not see the storage.
+        StudyError: a machine cannot run the job.
     """
-    from faithad.config.study import Study
-    from faithad.pipelines.cluster.machines import ask_other_machines
-    from faithad.pipelines.cluster.session import ray_session
-    from faithad.pipelines.cluster.shared_paths import require_visible
-    from faithad.pipelines.index import require_study_visible
+    lines = [Requirement(line) for line in submitted["needs"]]
+    needs = {line.name: str(line.specifier) for line in lines if not line.marker or line.marker.evaluate({"extra": ""})}
+    which = "travels with the job and is used"
+    if not Path(faithad.__file__).resolve().is_relative_to(Path.cwd()):
+        which = f"is installed on the cluster ({submitted['faithad']} here); none travels with the job"
+        needs = dict.fromkeys(needs, "")  # it has seen to its own versions
+    machines = {"the head": versions(needs)}
+    problems = misfits(machines, needs)
+    if not problems:  # else the head may lack what is imported here
+        from faithad.pipelines.cluster.machines import ask_other_machines
+        from faithad.pipelines.cluster.session import ray_session
 
-    settle_home()
-    job, options = request["job"], request["options"]
-    loaded = load(job, options, config=options["config"]) if job in JOBS else None
-    with ray_session():
-        answers, errors = ask_other_machines(versions, list(request["needs"]))
+        with ray_session():
+            answers, errors = ask_other_machines(versions, list(needs))
         machines |= answers
-        if errors:
-            raise StudyError("\n".join(f"{name} cannot run the job's code: {error}" for name, error in errors.items()))
-        if isinstance(loaded, Study):
-            require_study_visible(loaded)
-        elif loaded is not None:
-            require_visible([loaded.model, *loaded.recordings], [loaded.out])
+        problems = [f"{name} cannot run the job's code: {error}" for name, error in errors.items()]
+        problems += misfits(machines, needs)
+    if problems:
+        raise StudyError("\n  ".join(["The cluster cannot run this job:", *problems]))
+    head = machines["the head"]
+    has = ", ".join(f"{name} {head[name]}" for name in ("ray", "torch", "python"))
+    return f"cluster: {len(machines)} of its machines answered: {has}\nfaithad: {head['faithad']} {which}"
 
 
 if __name__ == "__main__":
-    sys.exit(check(json.loads(sys.argv[1])))
+    try:
+        print(check(json.loads(os.environ[SUBMITTED])))
+    except FaithadError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
