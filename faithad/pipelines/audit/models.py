@@ -120,7 +120,7 @@ def audit_models(
     # For the outlier curve, which the paper's protocol compares with F-scores only.
     has_outliers = explained and (CORRECTED in study.judging.protocols or pc.any(clips["annotated"]).as_py())
     training = training_statistics(study) if has_outliers else None
-    audits = {run: _model_audit(study, *run, training) for run in todo}
+    audits = {run: model_audit(study, *run, training) for run in todo}
     if (alarm := audits[todo[0]].alarm) is not None:  # all models have as many validation clips
         say_too_few(alarm, clip_s=study.data.clip_s)
     with ray_session():
@@ -155,7 +155,7 @@ def _is_of_fewer_epochs(
 
 def is_audit_whole(study: Study, manifest: pa.Table, model: str, seed: int) -> bool:
     """Whether all shards of a finished audit are there, and all their files are what was written."""
-    audit, clips = _model_audit(study, model, seed), _test_clips(manifest)
+    audit, clips = model_audit(study, model, seed), _test_clips(manifest)
     if not is_whole(_first_pass(study, audit, clips, model, seed)):
         return False
     second = _second_pass(study, audit, clips, model, seed)
@@ -195,7 +195,7 @@ def _run(study: Study, passes: Sequence[Pass], *, title: str) -> None:
     run_passes(passes, attribution=study.attribution, audit=study.audit, features=study.feature_settings, title=title)
 
 
-def _model_audit(study: Study, model: str, seed: int, training: Normalization | None = None) -> ModelAudit:
+def model_audit(study: Study, model: str, seed: int, training: Normalization | None = None) -> ModelAudit:
     """The audit of one model. The alarm is fitted anew: its settings may have changed since the training."""
     expect = {
         "name": model,

@@ -15,18 +15,19 @@ from faithad.evaluation.disturbances import n_disturbed
 from faithad.model.table import MODELS
 from faithad.pipelines.audit.passes import spread
 from faithad.pipelines.plan.sections import Cost, Counts, Machines, Rates
-from faithad.pipelines.search.plan import KEPT_CELLS, MODEL, all_trials, trial_train
+from faithad.pipelines.search.plan import KEPT_CELLS, MODEL, all_trials, largest_study, trial_train
 from faithad.pipelines.shards.stream import shard_size
-from faithad.pipelines.training.disk import WEIGHTS_IN_STATE
+from faithad.pipelines.training.disk import WEIGHTS_IN_STATE, weights_bytes
 from faithad.pipelines.training.places import Places, divide
-from faithad.settings import NOT_CHECKED, Checks, FeatureSettings
+from faithad.settings import FeatureSettings
 
-# Seconds on AMD EPYC cores (family 26): of the driver for a recording in the index, for a shard that it hands out (8 to
-# 11 ms with 1 to 64 actors), and for a clip of a model in the last tables.
-INDEX_S, HAND_OUT_S, CONCLUDE_S = 0.002, 0.01, 0.0005
+# Seconds of the driver on AMD EPYC cores (family 26): for a recording in the index, and for a clip of a model in the
+# last tables.
+INDEX_S, CONCLUDE_S = 0.002, 0.0005
 # A network's forward pass alone, as a share of what it takes to learn from a clip.
 FORWARD = 0.25
-LAST = "tables and report"
+# What the checks of a deep clip, and for sanity, take beyond its explanation, in explanations: see docs/decisions.md.
+DEEP, SANITY = 0.6, 8.5
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,6 @@ class Plan:
         return divide(self.machines.nodes, self.train, len(self.runs))
 
     @property
-    def read_s(self) -> float:
-        """Seconds of a core that a clip's features take, with its part of the spectrum of its recording."""
-        return self.rates.read + self.rates.spectrum * self.clips.recordings / self.clips.all_splits
-
-    @property
     def n_features(self) -> int:
         """Clips whose features are kept: a search scores the test clips after each training."""
         clips = self.clips
@@ -81,6 +77,13 @@ class Plan:
             return min(n, int(explain.removeprefix("top:")))
         alarms = math.ceil(self.alarm_rate * n)
         return {"all": n, "annotated": self.clips.annotated, "alarms": alarms, "none": 0}[explain]
+
+    def checks(self, seed: int) -> float:
+        """What the checks of a model with this seed take, in explanations of a clip."""
+        if not isinstance(self.of, Study):
+            return 0.0
+        deep, sanity, _ = (min(self.n_explained, n) for n in self.of.checks(seed))
+        return DEEP * deep + SANITY * sanity
 
 
 class Stage(NamedTuple):
@@ -97,16 +100,16 @@ def estimate(plan: Plan) -> list[Stage]:
     Raises:
         StudyError: the machines can never hold what the configuration asks for.
     """
-    stages = [Stage("start", 0.0, ""), Stage("index", plan.clips.recordings * INDEX_S, "the driver")]
+    stages = [
+        Stage("start", plan.rates.start, "the start of processes"),
+        Stage("index", plan.clips.recordings * INDEX_S, "the driver"),
+    ]
     if plan.command != "audit":
         stages.append(_train(plan))
     if plan.command != "search":
-        stages += [_audit(plan), Stage(LAST, plan.clips.test * len(plan.runs) * CONCLUDE_S, "the driver")]
-    fixed = [plan.rates.fixed.get(stage.name, 0.0) for stage in stages]
-    return [
-        Stage(name, max(0.0, seconds + fixed_s), limit if seconds > fixed_s else "the start of processes")
-        for (name, seconds, limit), fixed_s in zip(stages, fixed, strict=True)
-    ]
+        conclude_s = plan.clips.test * len(plan.runs) * CONCLUDE_S
+        stages += [_audit(plan), Stage("tables and report", conclude_s, "the driver")]
+    return stages
 
 
 def total_s(plan: Plan) -> float:
@@ -116,101 +119,76 @@ def total_s(plan: Plan) -> float:
 
 def _train(plan: Plan) -> Stage:
     """Features, then the trainings of a study or a search, as many side by side as there is room for."""
-    clips, rates, train, places, searches = plan.clips, plan.rates, plan.train, plan.places, plan.command == "search"
-    validated, tested = clips.validation, 0
-    if searches:
-        validated, tested = validated + n_disturbed(validated), clips.test
-    learned = train.epochs * (clips.train + FORWARD * validated) + FORWARD * tested
+    clips, train, places, searches = plan.clips, plan.train, plan.places, plan.command == "search"
+    # A search judges disturbed clips after each epoch, and the test clips in the end.
+    validated = clips.validation + (n_disturbed(clips.validation) if searches else 0)
+    learned = train.epochs * (clips.train + FORWARD * validated) + (FORWARD * clips.test if searches else 0)
     # Fewer threads than were measured are slower by as much; more gain little.
-    slower = 1.0 if train.gpus_per_worker else max(1.0, rates.threads / places.threads)
+    slower = 1.0 if train.gpus_per_worker else max(1.0, plan.rates.threads / places.threads)
     networks = [model for model, _ in plan.runs if not MODELS[model].fitted]
-    trainings_s = [learned * rates.learn[model] * slower for model in networks] or [0.0]
+    trainings_s = [learned * plan.rates.learn[model] * slower for model in networks] or [0.0]
     rounds = math.ceil(len(trainings_s) / places.at_once)
-    read_s = plan.n_features * plan.read_s / max(1.0, plan.machines.total("CPU"))
+    read_s = plan.n_features * plan.rates.read / max(1.0, plan.machines.total("CPU"))
     limit = "one training" if rounds == 1 else "the GPUs" if train.gpus_per_worker else "the cores"
     return Stage("search" if searches else "train", read_s + max(rounds * fmean(trainings_s), *trainings_s), limit)
 
 
 class ModelPass(NamedTuple):
-    """A model's part of a pass over the clips: all are scored, or some are explained, in shards, and some of these are
-    checked.
-    """
+    """A model's part of a pass over the clips. `checks`: see `Plan.checks`."""
 
     cost: Cost
     clips: int
-    shards: int
-    explains: bool
-    checks: Checks = NOT_CHECKED
+    checks: float = 0.0
 
-    @property
-    def seconds(self) -> float:
-        cost = self.cost
-        checks_s = self.checks.deep * cost.deep_s + self.checks.sanity * cost.sanity_s
-        return self.clips * cost.clip_s + self.shards * cost.shard_s + checks_s
+
+def audit_passes(plan: Plan) -> tuple[list[ModelPass], list[ModelPass]]:
+    """All clips are scored, and some explained: a study that explains all does both at once, which saves little."""
+    n, rates = plan.n_explained, plan.rates
+    explaining = [(model, seed) for model, seed in plan.runs if n and MODELS[model].explained]
+    scored = [ModelPass(rates.score[model], plan.clips.test) for model, _ in plan.runs]
+    explained = [ModelPass(rates.explain[model], n, plan.checks(seed)) for model, seed in explaining]
+    return scored, explained
 
 
 def _audit(plan: Plan) -> Stage:
-    """All passes: cores read, actors on cores or GPUs score and explain, and the driver hands out the shards."""
+    """Both passes; what limits the longer one limits the stage."""
+    passes = [_pass(plan, of_models) for of_models in audit_passes(plan) if of_models]
+    return Stage("audit", sum(seconds for seconds, _ in passes), max(passes)[1])
+
+
+def _pass(plan: Plan, of_models: list[ModelPass]) -> tuple[float, str]:
+    """Seconds of a pass, and what limits it: cores read, and actors on cores or GPUs score and explain."""
     audit, gpus, cpus = plan.of.audit, plan.of.audit.gpus_per_actor, max(1.0, plan.machines.total("CPU"))
-    seconds: dict[str, float] = {}
-    for model_passes in audit_passes(plan):
-        n_shards, n_clips = sum(p.shards for p in model_passes), sum(p.clips for p in model_passes)
-        model_s = sum(model_pass.seconds for model_pass in model_passes)
-        crew = spread(audit, cpus=cpus, gpus=plan.machines.total("GPU"), n_shards=n_shards)
-        actor_s = math.ceil(n_shards / crew.actors) * model_s / n_shards / (1 if gpus else crew.threads)
-        driver_s = n_shards * HAND_OUT_S
-        took_s, limit = max(
-            ((n_clips * plan.read_s + driver_s + (0.0 if gpus else model_s)) / cpus, "the cores"),
-            (actor_s, "the GPUs" if gpus else "the actors"),
-            (driver_s, "the driver, which hands out the shards"),
-        )
-        seconds[limit] = seconds.get(limit, 0.0) + took_s
-    return Stage("audit", sum(seconds.values()), max(seconds, key=lambda limit: seconds[limit]))
-
-
-def audit_passes(plan: Plan) -> list[list[ModelPass]]:
-    """One pass where a study explains all clips; else all clips are scored first, and the chosen ones explained."""
-    explained = [run for run in plan.runs if MODELS[run[0]].explained and plan.n_explained]
-
-    def model_pass(run: tuple[str, int], explains: bool) -> ModelPass:
-        n, costs = (plan.n_explained, plan.rates.explain) if explains else (plan.clips.test, plan.rates.score)
-        n_shards = math.ceil(n / shard_size(n, largest=plan.of.audit.clips_per_shard))
-        checks = _n_checks(plan, run[1]) if explains else NOT_CHECKED
-        return ModelPass(costs[run[0]], n, n_shards, explains, checks)
-
-    if plan.command == "study" and plan.of.audit.explain == "all":
-        return [[model_pass(run, run in explained) for run in plan.runs]]
-    passes = [[model_pass(run, False) for run in plan.runs], [model_pass(run, True) for run in explained]]
-    return [model_passes for model_passes in passes if model_passes]
-
-
-def _n_checks(plan: Plan, seed: int) -> Checks:
-    """How many clips a model with this seed checks."""
-    if not isinstance(plan.of, Study):
-        return NOT_CHECKED
-    checks = plan.of.checks(seed)
-    return Checks(*(min(plan.n_explained, n) for n in checks))
+    n_shards = sum(math.ceil(p.clips / shard_size(p.clips, largest=audit.clips_per_shard)) for p in of_models)
+    read_s = sum(p.clips for p in of_models) * plan.rates.read
+    model_s = sum((p.clips + p.checks) * p.cost.seconds for p in of_models)
+    crew = spread(audit, cpus=cpus, gpus=plan.machines.total("GPU"), n_shards=n_shards)
+    # No shard is divided among actors.
+    actor_s = math.ceil(n_shards / crew.actors) * model_s / n_shards / (1 if gpus else crew.threads)
+    return max(
+        ((read_s + (0.0 if gpus else model_s)) / cpus, "the cores"), (actor_s, "the GPUs" if gpus else "the actors")
+    )
 
 
 def written(plan: Plan) -> dict[str, float]:
     """Bytes of the features, the models with the states of their trainings, the audit's tables, the whole maps that are
     kept, its sounds, and the report. As many events are expected as alarms of normal sound.
     """
-    rates, kept, sizes = plan.rates.bytes, plan.of.audit.maps, {"report": plan.rates.bytes["report"]}
-    if plan.command != "audit":
-        sizes["features"] = rates["features"] * plan.n_features
-        n_kept, n_copies = len(plan.runs), 0
-        if plan.command == "search" and isinstance(
-            plan.of, Study
-        ):  # the trials of the best cells keep theirs, and the best one is copied
-            n_kept, n_copies = min(n_kept, KEPT_CELLS * len(plan.of.seeds)), 1
-        of_state = WEIGHTS_IN_STATE * plan.train.ends_anywhere
-        sizes["models"] = rates["models"] * (n_kept * (1 + of_state) + n_copies)
+    of, cells = plan.of, plan.features.n_mels * plan.features.n_frames
+    sizes: dict[str, float] = {"report": plan.rates.report_bytes}
+    if isinstance(of, Study):
+        sizes["features"] = 4 * cells * plan.n_features
+        models = [weights_bytes(of, model) for model, _ in plan.runs]
+        if plan.command == "search":  # the trials of the best cells keep theirs
+            models = [weights_bytes(largest_study(of), MODEL)] * min(len(models), KEPT_CELLS * len(of.seeds))
+        sizes["models"] = sum(models) * (1 + WEIGHTS_IN_STATE * of.train.ends_anywhere)
     if plan.command != "search":
-        passes = [model_pass for model_passes in audit_passes(plan) for model_pass in model_passes]
-        n_maps = [(p.clips if kept < 0 else min(kept, p.clips)) * p.explains for p in passes]
-        sizes["tables"] = sum(p.clips * p.cost.clip_bytes + p.shards * p.cost.shard_bytes for p in passes)
-        sizes["maps"] = sum(n * p.cost.maps_bytes for n, p in zip(n_maps, passes, strict=True))
-    if isinstance(plan.of, AuditRun) and plan.of.report.sound == "events":
+        scored, explained = audit_passes(plan)
+        n_kept = plan.n_explained if of.audit.maps < 0 else min(of.audit.maps, plan.n_explained)
+        # Maps of 16 bits; input and reconstruction of 32.
+        maps_bytes = cells * (2 * len(of.attribution.methods) + 2 * 4)
+        sizes["tables"] = sum(p.clips * p.cost.bytes for p in (*scored, *explained))
+        sizes["maps"] = n_kept * maps_bytes * len(explained)
+    if isinstance(of, AuditRun) and of.report.sound == "events":
         sizes["sounds"] = sounds_bytes(math.ceil(plan.alarm_rate * plan.clips.test), plan.features)
     return sizes

@@ -1,9 +1,8 @@
 """Measures the rates of a configuration on this machine, on the Ray that a study would run on.
 
-1. The command is run on a few clips of a demo mill, for a few epochs, in a temporary folder. What it takes beyond the
-   rates of these clips does not depend on how many there are: `Rates.fixed`.
-2. On all cores (or GPUs) at the same time, tasks read, score and explain some of the configuration's own clips, and
-   write the tables.
+1. The command is run on a few clips of a demo mill, for a few epochs, in a temporary folder. What it takes beyond all
+   rates does not depend on how many clips there are: `Rates.start`.
+2. On all cores (or GPUs) at the same time, tasks do with some of the configuration's own clips what the audit does.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -30,36 +28,35 @@ import ray
 import torch
 
 from faithad import parquet, schemas
-from faithad.audit.judging import TableRow
-from faithad.audit.model import AuditEnsemble, AuditModel, prepare_audit
-from faithad.audit.shard import audit_clips, table_schemas, to_table
+from faithad.audit.steps import EXPLAIN, SCORE, Step
+from faithad.clips.ledger import ledger_table
+from faithad.config.audit import AuditRun
 from faithad.config.data import Data
-from faithad.config.study import Study
 from faithad.demo.mill import CLIP_S, synthesize
 from faithad.errors import StudyError
-from faithad.features import Normalization
-from faithad.model.checkpoint import load_model
 from faithad.model.table import MODELS
+from faithad.pipelines.audit.models import model_audit
 from faithad.pipelines.audit.run import run_audit
+from faithad.pipelines.audit.worker import Auditor, ModelAudit, SharedPass
 from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
-from faithad.pipelines.plan.estimate import FORWARD, LAST, Plan, estimate
+from faithad.pipelines.features import training_statistics
+from faithad.pipelines.plan.estimate import FORWARD, Plan, total_s
 from faithad.pipelines.plan.sections import Cost, Counts, Group, Machines, Rates
-from faithad.pipelines.search.plan import MODEL
-from faithad.pipelines.search.records import read_records
 from faithad.pipelines.search.run import search_study
-from faithad.pipelines.shards.log_mels import add_log_mels, log_mels_of
-from faithad.pipelines.study import STAGES
+from faithad.pipelines.shards.log_mels import add_log_mels
+from faithad.pipelines.shards.stream import shard_size, to_bytes
+from faithad.pipelines.study import run_study
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
-from faithad.scoring.trained_ensemble import AnyModel, load_any
+from faithad.scoring.trained_ensemble import load_any
 
+_RUN: dict[str, Callable[[Any], object]] = {"study": run_study, "search": search_study, "audit": run_audit}
 # Of the command that is run on a demo mill. The first epoch warms up.
 _EPOCHS, _MOST_TRAIN_CLIPS = 3, 64
-_N_READ, _N_SCORED, _N_EXPLAINED = 8, 8, 3
-# Given to the same share of the explained clips as has reference intervals among the planned ones.
-_INTERVALS = [{"onset_s": 1.0, "offset_s": 2.0}, {"onset_s": 4.0, "offset_s": 7.0}]
+# The most that are read, scored and explained.
+_N_CLIPS = 8
 _ELSEWHERE = (
     "Run `faithad plan --save-rates FILE` on a machine of the cluster, without RAY_ADDRESS; then give that file as "
     "--rates, and the cluster as --machines."
@@ -91,218 +88,133 @@ def measure(plan: Plan, manifest: pa.Table) -> Rates:
         manifest: its clips.
 
     Raises:
-        StudyError: Ray has several machines, or this one cannot hold what the configuration asks for.
+        StudyError: Ray has several machines, this one cannot hold what the configuration asks for, or clips cannot be
+            read.
     """
     here = this_machine()
-    if not here.total("GPU") and (
-        plan.of.audit.gpus_per_actor or (plan.command != "audit" and plan.train.gpus_per_worker)
-    ):
+    trains_on_gpu = plan.command != "audit" and plan.train.gpus_per_worker
+    if not here.total("GPU") and (plan.of.audit.gpus_per_actor or trains_on_gpu):
         raise StudyError(f"The configuration asks for GPUs, and this machine has none. {_ELSEWHERE}")
     console.print("plan: measuring the rates of this machine, which takes a minute or two")
     if (load := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) / 2:
         busy = f"other programs keep this machine busy (load {load:.0f} on {cores} cores): its times will be too long"
         console.print(f"plan: {busy}. Measure when it is idle, or give --rates")
     was_quiet, console.quiet = console.quiet, True  # what the trial says is of no interest
-    started = time.monotonic()
     try:
-        subprocess.run([sys.executable, "-c", "import faithad.cli, faithad.pipelines.study"], check=True)
-        with tempfile.TemporaryDirectory(prefix="faithad-plan-") as folder, ray_session():
-            if (n := len(alive_nodes())) > 1:
-                raise StudyError(f"Rates are measured on one machine, and this Ray has {n}. {_ELSEWHERE}")
-            fixed = {"start": time.monotonic() - started}
-            return _measure(replace(plan, machines=here), manifest, folder, fixed)
+        with tempfile.TemporaryDirectory(prefix="faithad-plan-") as folder:
+            return _measure(replace(plan, machines=here), manifest, Path(folder))
     finally:
         console.quiet = was_quiet
 
 
-def _measure(plan: Plan, manifest: pa.Table, folder: str, fixed: dict[str, float]) -> Rates:
-    trial, took_s = _run_trial(plan, folder)
-    root, machines, gpus = Path(folder, "out"), trial.machines, trial.of.audit.gpus_per_actor
-    mill = read_manifest(str(root))
-    trial = replace(trial, clips=count_clips(mill))
-    some = manifest.take(list(range(0, manifest.num_rows, math.ceil(manifest.num_rows / _N_READ))))
-    clips = ray.put(pa.concat_tables([some, mill.filter(pc.equal(mill["split"], "test"))]))
-    share = 1.0 if plan.of.audit.explain == "annotated" else plan.clips.annotated / plan.clips.test
-    n_annotated = math.ceil(_N_EXPLAINED * share)
-    # A clip may end the process that reads it: then the task is tried again, until it leaves that clip out.
-    task = ray.remote(_time_clips).options(num_cpus=1, num_gpus=gpus or None, max_retries=-1)
-    n_tasks = max(1, int(machines.total("GPU") / gpus if gpus else machines.total("CPU")))
-    values = ray.get([task.remote(trial, root, clips, n_annotated, f"{folder}/{k}") for k in range(n_tasks)])[0]
-    if isinstance(trial.of, Study):
-        values |= {"learn": _learning_s(trial, trial.of), "threads": trial.places.threads}
-    sizes = Counter[str]()
-    for file in root.rglob("*.*"):
-        sizes[file.relative_to(root).parts[0]] += file.stat().st_size
-    values["bytes"] = {
-        "features": sizes[layout.FEATURES] / max(1, trial.n_features),
-        "models": sizes[layout.BEST_MODEL] + sizes[layout.MODELS] / len(trial.runs),  # a search has no models/
-        "report": sum(sizes[name] for name in (layout.REPORT, layout.SEARCH_REPORT, layout.SUMMARY)),
-    }
-    rates = Rates(measured=f"on {date.today()} on {machines} ({platform.machine()})", **values)
-    expected_s = {stage.name: stage.seconds for stage in estimate(replace(trial, rates=rates))}
-    if len(took_s) == 1:  # of one command that does all
-        expected_s = dict.fromkeys(took_s, sum(expected_s.values()))
-    beyond_s = {name: seconds - expected_s[name] for name, seconds in took_s.items()}
-    return rates.model_copy(update={"fixed": fixed | beyond_s})
+def _measure(plan: Plan, manifest: pa.Table, folder: Path) -> Rates:
+    trial, root, gpus = _make_trial(plan, folder), folder / "out", plan.of.audit.gpus_per_actor
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import faithad.cli, faithad.pipelines.study"], check=True)
+    with ray_session():
+        if (n := len(alive_nodes())) > 1:
+            raise StudyError(f"Rates are measured on one machine, and this Ray has {n}. {_ELSEWHERE}")
+        _RUN[plan.command](trial.of)
+        took_s = time.monotonic() - started
+        # A clip may end the process that reads it: then the task is tried again, until it leaves that clip out.
+        task = ray.remote(_time_clips).options(num_cpus=1, num_gpus=gpus or None, max_retries=-1)
+        n_tasks = max(1, int(plan.machines.total("GPU") / gpus if gpus else plan.machines.total("CPU")))
+        given = plan, ray.put(manifest), _audits(trial)
+        values = ray.get([task.remote(*given, str(folder / f"{k}")) for k in range(n_tasks)])[0]
+    trial = replace(trial, clips=count_clips(read_manifest(str(root))))
+    if plan.command != "audit":
+        values |= {"learn": _learn(trial, root), "threads": trial.places.threads}
+    reports = (file for pattern in ("*.html", f"{layout.SUMMARY}/*") for file in root.glob(pattern))
+    values["report_bytes"] = sum(file.stat().st_size for file in reports)
+    rates = Rates(measured=f"on {date.today()} on {plan.machines} ({platform.machine()})", **values)
+    return rates.model_copy(update={"start": max(0.0, took_s - total_s(replace(trial, rates=rates)))})
 
 
-def _run_trial(plan: Plan, folder: str) -> tuple[Plan, dict[str, float]]:
-    """Run the command with its root at `out` in a folder, on a mill that is made there.
-
-    Returns:
-        What was run, and the seconds of each stage: a search and an audit are one stage.
-    """
-    of, n_train, searches = plan.of, 4, plan.command == "search"
+def _make_trial(plan: Plan, folder: Path) -> Plan:
+    """The same command with its root at `out` in a folder, on a mill that is made there."""
+    of, n_train, mill = plan.of, 4, folder / "mill"
     changes: dict[str, Any] = {}
-    stages: dict[str, Callable[[Any], object]] = {"audit": run_audit}
-    if isinstance(of, Study):
-        stages = {"search": search_study} if searches else dict(STAGES)
+    if of.audit.explain not in ("all", "none"):  # of so few clips none may alarm
+        changes["audit"] = of.audit.model_copy(update={"explain": "top:2"})
+    if isinstance(of, AuditRun):
+        changes |= {"recordings": (str(mill / "test"),), "out": str(folder / "out"), "annotations": None}
+    else:
         # Whole batches, and so many trainings that all cores are as busy as they will be.
         n_train, at_once = min(_MOST_TRAIN_CLIPS, of.train.batch_size), plan.places.at_once
         ratios = of.search.mask_ratios[:at_once]
-        cells = {
-            "mask_ratios": ratios,
-            "patches": of.search.patches[:1],
-            "space": {},
-            "algorithm": "grid",
-            "scheduler": "none",
-            "scores": (),
-            "members": (),
-        }
+        grid = {"mask_ratios": ratios, "patches": of.search.patches[:1], "space": {}, "algorithm": "grid"}
+        alone = {"scheduler": "none", "scores": (), "members": ()}
         data = {"train": ("train",), "test": ("test",), "annotations": "annotations.csv", "clip_s": of.data.clip_s}
-        changes = {
-            "root": f"{folder}/out",
-            "seeds": of.seeds[: math.ceil(at_once / len(ratios if searches else of.models))],
-            "data": Data(root=f"{folder}/mill", **data),
-            "train": of.train.model_copy(update={"epochs": _EPOCHS, "schedule": "warm_restarts"}),
-            "search": of.search.model_copy(update=cells),
+        changes |= {
+            "root": str(folder / "out"),
+            "seeds": of.seeds[: math.ceil(at_once / len(ratios if plan.command == "search" else of.models))],
+            "data": Data(root=str(mill), **data),
+            "train": of.train.model_copy(update={"epochs": _EPOCHS, "warmup_epochs": 1}),
+            "search": of.search.model_copy(update=grid | alone),
         }
-    else:
-        changes = {"recordings": (f"{folder}/mill/test",), "out": f"{folder}/out", "annotations": None}
-    if of.audit.explain not in ("all", "none"):  # of so few clips none may alarm
-        changes["audit"] = of.audit.model_copy(update={"explain": "top:2"})
     recording_s = max(CLIP_S, 2 * plan.features.clip_s)
-    synthesize(f"{folder}/mill", train_recordings=2 + n_train // 2, test_recordings=2, seed=0, recording_s=recording_s)
-    trial = replace(plan, of=of.model_copy(update=changes))
-    took_s = dict[str, float]()
-    for stage, run in stages.items():
-        started, name = time.monotonic(), LAST if stage in ("evaluate", "report") else stage
-        run(trial.of)
-        took_s[name] = took_s.get(name, 0.0) + time.monotonic() - started
-    return trial, took_s
+    synthesize(mill, train_recordings=2 + n_train // 2, test_recordings=2, seed=0, recording_s=recording_s)
+    return replace(plan, of=of.model_copy(update=changes))
 
 
-def _learning_s(trial: Plan, study: Study) -> dict[str, float]:
-    """Seconds for a clip in one epoch, by model: of the fastest epoch, or of a search's fastest trial."""
-    n = trial.clips.train + FORWARD * trial.clips.validation
+def _audits(trial: Plan) -> dict[str, ModelAudit]:
+    """Of each model that is audited, by its name."""
+    of = trial.of
+    if isinstance(of, AuditRun):
+        own_alarm = load_any(of.model).alarm
+        audit = ModelAudit(of.model, "", own_alarm, judging=of.judging, as_paper=of.score == "paper")
+        return {trial.audited[0]: audit}
     if trial.command == "search":
-        return {MODEL: min(record.duration_s for record in read_records(study.root)) / _EPOCHS / n}
-    tables = {model: layout.epochs(model, seed) for model, seed in trial.runs if not MODELS[model].fitted}
-    epochs = {model: parquet.read_table(f"{study.root}/{table}") for model, table in tables.items()}
-    return {model: min(table["duration_s"].to_pylist()) / n for model, table in epochs.items()}
-
-
-def _time_clips(trial: Plan, root: Path, clips: pa.Table, n_annotated: int, folder: str) -> dict[str, Any]:
-    """What one of Ray's processes does: read, score and explain clips on one thread, and write their tables.
-
-    Args:
-        trial: what was run on the tiny mill.
-        root: of the trial, with a study's trained models.
-        clips: rows of the manifest; the first that can be read are taken.
-        n_annotated: how many of the explained ones get reference intervals.
-        folder: for what is written.
-
-    Returns:
-        Fields of `Rates`.
-    """
-    torch.set_num_threads(1)
-    of = trial.of
-    read = functools.partial(add_log_mels, settings=trial.features, mark=f"{folder}/read.json")
-    readable, _ = read(clips, run="plan")
-    readable = readable.slice(0, _N_SCORED)
-    log_mels = torch.from_numpy(log_mels_of(readable, trial.features).copy())
-    rows = readable.drop_columns(["log_mel"]).to_pylist()
-    for k, row in enumerate(rows):
-        row |= {"annotated": k < n_annotated, "intervals": _INTERVALS if k < n_annotated else []}
-    read_s = _least_s(lambda: read(clips, run="plan"))
-    rates: dict[str, Any] = {"read": read_s / clips.num_rows, "score": {}, "explain": {}}
-    if trial.features.reference == "recording":  # a run reads the spectrum of a recording once, and then knows it
-        own, runs = clips.slice(0, _N_READ // 2), itertools.count()  # those of the tiny mill are short, and come last
-        again_s, first_s = _least_s(lambda: read(own, run="plan")), _least_s(lambda: read(own, run=f"{next(runs)}"))
-        rates["spectrum"] = max(0.0, first_s - again_s) / len(pc.unique(own["uri"]))
-    for model, seed in {} if trial.command == "search" else dict(trial.runs).items():
-        trained = load_any(str(root / layout.model(model, seed)) if isinstance(of, Study) else of.model)
-        device = torch.device("cuda" if of.audit.gpus_per_actor else "cpu")
-        prepared = prepare_audit(
-            trained,
-            attribution=of.attribution,
-            audit=of.audit,
-            device=device,
-            beside_paper=isinstance(of, Study),
-            **_judged(trial, trained, seed, root),
-        )
-        rates["score"][model] = _cost(prepared, rows, log_mels, explain=False, folder=folder)
-        if trained.explained and of.audit.explain != "none":
-            cost = _cost(prepared, rows[:_N_EXPLAINED], log_mels, explain=True, folder=folder)
-            rates["explain"][model] = cost.model_copy(update=_checks_s(trial, prepared, rows[:1], log_mels))
-    return rates
-
-
-def _judged(trial: Plan, trained: AnyModel, seed: int, root: Path) -> dict[str, Any]:
-    """How a model's maps are judged, and the models that a study takes for that."""
-    of = trial.of
-    if not isinstance(of, Study):
-        return {"judging": of.judging}
-    beside = {name: load_model(str(root / layout.model(*run))) for name, run in of.beside(trained.name, seed).items()}
-    # What they are does not change what they cost.
-    return {"judging": of.judging, "training": Normalization.identity(trained.n_mels), **beside}
-
-
-def _checks_s(
-    trial: Plan, model: AuditModel | AuditEnsemble, rows: list[TableRow], log_mels: torch.Tensor
-) -> dict[str, float]:
-    """What the checks of a clip take beyond its explanation, as fields of `Cost`."""
-    if not isinstance(trial.of, Study):
         return {}
-
-    def seconds(**marks: bool) -> float:
-        clips = [{**row, "keep_maps": False, **marks} for row in rows]
-        return _least_s(lambda: audit_clips(model, clips, log_mels[:1], explain=True))
-
-    checks = trial.of.checks(trial.of.seeds[0])
-    explained_s = seconds() if checks.deep else 0.0
-    deep_s = seconds(deep=True) if checks.deep else explained_s
-    sanity_s = seconds(deep=True, sanity=True) if checks.sanity else deep_s
-    return {"deep_s": max(0.0, deep_s - explained_s), "sanity_s": max(0.0, sanity_s - deep_s)}
+    training = training_statistics(of)
+    return {model: model_audit(of, model, seed, training) for model, seed in trial.runs}
 
 
-def _cost(
-    model: AuditModel | AuditEnsemble, rows: list[TableRow], log_mels: torch.Tensor, *, explain: bool, folder: str
-) -> Cost:
-    """By a shard of one clip, and one of all; and one of one clip whose maps are kept."""
-    table_schema = table_schemas(model.trained)
+def _learn(trial: Plan, root: Path) -> dict[str, float]:
+    """Seconds of the fastest epoch for a clip, by model."""
+    learn, n = dict[str, float](), trial.clips.train + FORWARD * trial.clips.validation
+    for model, seed in trial.runs:
+        if not MODELS[model].fitted:
+            trials = f"{layout.TRIALS}/*/{layout.EPOCHS}"
+            files = root.glob(trials if trial.command == "search" else layout.epochs(model, seed))
+            learn[model] = min(pc.min(parquet.read_table(str(file))["duration_s"]).as_py() for file in files) / n
+    return learn
 
-    def shard(n: int, *, keep_maps: bool = False) -> int:
-        """Audit so many clips and write their tables. Returns the bytes that were written."""
-        clips, n_bytes = [{**row, "keep_maps": keep_maps} for row in rows[:n]], 0
-        for name, table_rows in audit_clips(model, clips, log_mels[:n], explain=explain).items():
-            if table_rows:
-                file, schema = f"{folder}/{name}.parquet", table_schema[name]
-                parquet.write_table(to_table(table_rows, schema), file, schema=schema)
-                n_bytes += Path(file).stat().st_size
-        return n_bytes
 
-    n = len(rows)
-    one_bytes, all_bytes, map_bytes = shard(1), shard(n), shard(1, keep_maps=True)  # these also warm up
-    one_s, all_s = _least_s(lambda: shard(1)), _least_s(lambda: shard(n))
-    clip_s, clip_bytes = max(0.0, all_s - one_s) / (n - 1), max(0.0, all_bytes - one_bytes) / (n - 1)
-    return Cost(
-        clip_s=clip_s,
-        shard_s=max(0.0, one_s - clip_s),
-        clip_bytes=clip_bytes,
-        shard_bytes=one_bytes - clip_bytes,
-        maps_bytes=map_bytes - one_bytes,
-    )
+def _time_clips(plan: Plan, manifest: pa.Table, audits: Mapping[str, ModelAudit], folder: str) -> dict[str, Any]:
+    """What one of Ray's processes does with a few clips, on one thread: the rates `read`, `score` and `explain`."""
+    torch.set_num_threads(1)
+    some = manifest.slice(max(0, manifest.num_rows - _N_CLIPS) // 2, _N_CLIPS)
+    read, runs = functools.partial(add_log_mels, some, plan.features, mark=f"{folder}/read.json"), itertools.count()
+    first_s = _least_s(lambda: read(run=f"{next(runs)}"))
+    again_s = _least_s(lambda: read(run="0"))  # a run knows the spectra of recordings that it has read
+    n_sharing = pc.sum(pc.is_in(manifest["recording"], value_set=some["recording"].combine_chunks())).as_py()
+    values: dict[str, Any] = {"read": again_s / some.num_rows + max(0.0, first_s - again_s) / n_sharing}
+    clips, failed = read(run="0")
+    if not clips.num_rows:
+        raise StudyError(
+            f"Rates are measured on clips from the middle, and these cannot be read: {failed[0]['reason']}"
+        )
+    for mark in ("keep_maps", "deep", "sanity"):
+        clips = clips.append_column(mark, pa.array([False] * clips.num_rows))
+    for kind, step, n in (("score", SCORE, plan.clips.test), ("explain", EXPLAIN, plan.n_explained)):
+        shard = clips.slice(0, shard_size(n, largest=plan.of.audit.clips_per_shard))
+        values[kind] = {
+            model: _shard_cost(plan, replace(audit, out=f"{folder}/{kind}/{model}"), step, shard)
+            for model, audit in audits.items()
+            if MODELS[model].explained or not step.explains
+        }
+    return values
+
+
+def _shard_cost(plan: Plan, audit: ModelAudit, step: Step, clips: pa.Table) -> Cost:
+    """Of a clip in a shard of these, whose tables are written."""
+    shared = SharedPass(audit, step, None)
+    auditor = Auditor([shared], plan.of.attribution, plan.of.audit, plan.features, threads=1, run="plan")
+    row = {"pass": 0, "shard": 0, "clips": to_bytes(clips), "failed": to_bytes(ledger_table([]))}
+    seconds = _least_s(lambda: auditor(row))
+    n_bytes = sum(file.stat().st_size for file in Path(audit.out).rglob("*.parquet"))
+    return Cost(seconds=seconds / clips.num_rows, bytes=n_bytes / clips.num_rows)
 
 
 def _least_s(do: Callable[[], object]) -> float:

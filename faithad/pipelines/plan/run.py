@@ -30,7 +30,7 @@ from faithad.pipelines.plan.estimate import Plan
 from faithad.pipelines.plan.measure import count_clips, measure, this_machine
 from faithad.pipelines.plan.sections import Counts, Machines, Rates, read_section, write_rates
 from faithad.pipelines.search.plan import check_search
-from faithad.runs.stages import flatten
+from faithad.runs.stages import differences, flatten
 from faithad.scoring.trained_ensemble import load_any
 
 
@@ -68,7 +68,11 @@ def make_plan(
     settings = _rate_settings(plan)
     if rates is not None:
         known = read_section(Rates, rates)
-        _refuse_other_settings(known.settings, settings, name=rates)
+        if lines := differences(known.settings, settings):
+            raise StudyError(
+                f"The rates in {rates} hold for other settings:\n{lines}\nMeasure them anew with --save-rates, or "
+                "change what the file says under `settings` if its figures hold for these."
+            )
         clips = known.clips or count_clips(_find_clips(plan))
         return replace(plan, clips=clips, rates=known.model_copy(update={"measured": f"{rates}, {known.measured}"}))
     manifest = _find_clips(plan)
@@ -117,26 +121,14 @@ def _find_clips(plan: Plan) -> pa.Table:
 
 def _rate_settings(plan: Plan) -> dict[str, Any]:
     """The settings that rates depend on."""
-    of, audit = plan.of, {"percentiles", "micro_batch", "gpus_per_actor"}
-    settings: dict[str, Any] = {"command": plan.command, "models": sorted({model for model, _ in plan.runs})}
-    settings |= flatten("features", vars(plan.features))
-    settings |= flatten("attribution", of.attribution.model_dump(mode="json", exclude={"seed"}))
-    settings |= flatten("audit", of.audit.model_dump(mode="json", include=audit))
+    of, train = plan.of, {}
     if isinstance(of, Study):
-        train = {"batch_size", "patch", "precision", "optimizer", "compile", "workers", "gpus_per_worker"}
-        settings["protocol"] = of.protocol
-        settings |= flatten("train", plan.train.model_dump(mode="json", include=train))
-    return settings
-
-
-def _refuse_other_settings(stated: dict[str, Any], wanted: dict[str, Any], *, name: str) -> None:
-    lines = [
-        f"  {key}: {stated.get(key, 'not said')!r} there, {value!r} here\n"
-        for key, value in wanted.items()
-        if stated.get(key, "not said") != value
-    ]
-    if lines:
-        raise StudyError(
-            f"The rates in {name} hold for other settings:\n{''.join(lines)}Measure them anew with --save-rates, or "
-            "change what the file says under `settings` if its figures hold for these."
-        )
+        keys = {"batch_size", "patch", "precision", "optimizer", "compile", "workers", "gpus_per_worker"}
+        train = {"protocol": of.protocol, "train": plan.train.model_dump(mode="json", include=keys)}
+    sections = {
+        "features": vars(plan.features),
+        "attribution": of.attribution.model_dump(mode="json", exclude={"seed"}),
+        "audit": of.audit.model_dump(mode="json", include={"percentiles", "micro_batch", "gpus_per_actor"}),
+    }
+    models = sorted({model for model, _ in plan.runs})
+    return flatten("", {"command": plan.command, "models": models, **sections, **train})

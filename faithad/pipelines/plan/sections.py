@@ -71,47 +71,32 @@ class Counts(Section):
     annotated: int = Field(0, ge=0)
     recordings: int = Field(ge=1)
 
-    @property
-    def all_splits(self) -> int:
-        return self.train + self.validation + self.test
-
 
 class Cost(Section):
-    """What an actor with one core, or with its GPU, takes for a clip, and for each shard beside its clips: seconds and
-    bytes written. In addition, `maps_bytes`: of a clip whose whole maps are kept; `deep_s`: of a deep clip; `sanity_s`:
-    of one that is also checked for sanity.
-    """
+    """Seconds of an actor with one core, or with its GPU, and bytes written, for a clip."""
 
-    clip_s: float = Field(ge=0)
-    shard_s: float = Field(0, ge=0)
-    clip_bytes: float = 0.0
-    shard_bytes: float = 0.0
-    maps_bytes: float = 0.0
-    deep_s: float = Field(0, ge=0)
-    sanity_s: float = Field(0, ge=0)
+    seconds: float = Field(ge=0)
+    bytes: float = Field(0, ge=0)
 
 
 class Rates(Section):
     """What is measured of a configuration.
 
-    `read`: seconds of a core for the features of a clip. `spectrum`: for the spectrum of a recording, which
-    `features.reference: recording` needs beside them. `score`, `explain`: of each model. `learn`: seconds of a
-    training for a clip in one epoch, by model, on `threads` threads. `fixed`: seconds of each stage, however many clips
-    there are: the start of processes, most of all. `bytes`: of a clip's `features`, of a model in `models`, and of the
-    `report` with all other files.
+    `start`: seconds that do not depend on how many clips there are: the start of processes, most of all. `read`:
+    seconds of a core for the features of a clip. `score`, `explain`: of each model. `learn`: seconds of a training for
+    a clip in one epoch, by model, on `threads` threads. `report_bytes`: of the report and the summaries.
     """
 
     measured: str = ""
     settings: dict[str, Any] = Field({})
     clips: Counts | None = None
+    start: float = Field(0, ge=0)
     read: float = Field(0, ge=0)
-    spectrum: float = Field(0, ge=0)
     score: dict[str, Cost] = Field({})
     explain: dict[str, Cost] = Field({})
     learn: dict[str, float] = Field({})
     threads: int = Field(1, ge=1)
-    fixed: dict[str, float] = Field({})
-    bytes: dict[str, float] = Field({})
+    report_bytes: float = Field(0, ge=0)
 
 
 def write_rates(rates: Rates, location: str) -> None:
