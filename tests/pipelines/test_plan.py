@@ -150,6 +150,9 @@ def test_the_spectra_of_recordings_are_measured_where_models_need_them(tmp_path:
         read_s[reference] = measure._time_clips(plan, clips, {}, str(tmp_path / reference))["read"]
     # Each of the six clips of a recording has a sixth of its spectrum.
     assert 2 < 6 * (read_s["recording"] / read_s["none"] - 1) < 20
+    (tmp_path / "3" / "minute.wav").write_text("Dear mill, the recorder is broken. " * 100)
+    with pytest.raises(StudyError, match="Not one of 6 test clips can be read"):
+        measure._time_clips(plan, clips, {}, str(tmp_path / "gone"))
 
 
 def test_a_shard_is_never_divided() -> None:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
+from ray.exceptions import RayError
 
 from faithad import parquet, schemas
 from faithad.audit.steps import EXPLAIN, SCORE, Step
@@ -44,6 +45,7 @@ from faithad.pipelines.features import training_statistics
 from faithad.pipelines.plan.estimate import FORWARD, Plan, total_s
 from faithad.pipelines.plan.sections import Cost, Counts, Group, Machines, Rates
 from faithad.pipelines.search.run import search_study
+from faithad.pipelines.shards.failures import first_cause
 from faithad.pipelines.shards.log_mels import add_log_mels
 from faithad.pipelines.shards.stream import shard_size, to_bytes
 from faithad.pipelines.study import run_study
@@ -120,7 +122,10 @@ def _measure(plan: Plan, manifest: pa.Table, folder: Path) -> Rates:
         task = ray.remote(_time_clips).options(num_cpus=1, num_gpus=gpus or None, max_retries=-1)
         n_tasks = max(1, int(plan.machines.total("GPU") / gpus if gpus else plan.machines.total("CPU")))
         given = plan, ray.put(manifest), _audits(trial)
-        values = ray.get([task.remote(*given, str(folder / f"{k}")) for k in range(n_tasks)])[0]
+        try:
+            values = ray.get([task.remote(*given, str(folder / f"{k}")) for k in range(n_tasks)])[0]
+        except RayError as error:
+            raise StudyError(f"Rates cannot be measured: {first_cause(error)}") from error
     trial = replace(trial, clips=count_clips(read_manifest(str(root))))
     if plan.command != "audit":
         values |= {"learn": _learn(trial, root), "threads": trial.places.threads}
@@ -184,7 +189,8 @@ def _learn(trial: Plan, root: Path) -> dict[str, float]:
 def _time_clips(plan: Plan, manifest: pa.Table, audits: Mapping[str, ModelAudit], folder: str) -> dict[str, Any]:
     """What one of Ray's processes does with a few clips, on one thread: the rates `read`, `score` and `explain`."""
     torch.set_num_threads(1)
-    some = manifest.slice(max(0, manifest.num_rows - _N_CLIPS) // 2, _N_CLIPS)
+    tested = manifest.filter(pc.equal(manifest["split"], "test"))
+    some = tested.slice(max(0, tested.num_rows - _N_CLIPS) // 2, _N_CLIPS)
     read, runs = functools.partial(add_log_mels, some, plan.features, mark=f"{folder}/read.json"), itertools.count()
     first_s = _least_s(lambda: read(run=f"{next(runs)}"))
     again_s = _least_s(lambda: read(run="0"))  # a run knows the spectra of recordings that it has read
@@ -192,9 +198,7 @@ def _time_clips(plan: Plan, manifest: pa.Table, audits: Mapping[str, ModelAudit]
     values: dict[str, Any] = {"read": again_s / some.num_rows + max(0.0, first_s - again_s) / n_sharing}
     clips, failed = read(run="0")
     if not clips.num_rows:
-        raise StudyError(
-            f"Rates are measured on clips from the middle, and these cannot be read: {failed[0]['reason']}"
-        )
+        raise StudyError(f"Not one of {some.num_rows} test clips can be read. The first reason: {failed[0]['reason']}")
     for mark in ("keep_maps", "deep", "sanity"):
         clips = clips.append_column(mark, pa.array([False] * clips.num_rows))
     for kind, step, n in (("score", SCORE, plan.clips.test), ("explain", EXPLAIN, plan.n_explained)):
