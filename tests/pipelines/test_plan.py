@@ -50,6 +50,7 @@ RATES: dict[str, Any] = {
     "score": {"ae": SCORE, "mae": SCORE},
     "explain": {"ae": EXPLAIN, "mae": EXPLAIN},
     "learn": {"ae": 0.1, "mae": 0.1},
+    "feature_bytes": 1100,
     "report_bytes": 1000,
 }
 CLIPS = Counts(train=400, validation=100, test=640, annotated=160, recordings=20)
@@ -216,11 +217,11 @@ def test_the_bytes_of_everything_that_is_written() -> None:
     study = study_of(models=["ae", "mae"], audit={"clips_per_shard": 10, "maps": 4})
     cells, weights = FeatureSettings().n_mels * FeatureSettings().n_frames, weights_bytes(study, "mae")
     # Beside each model the state of its training, of four times its size.
-    files = {"report": 1000, "features": 500 * 4 * cells, "models": 2 * 5 * weights}
+    files = {"report": 1000, "features": 500 * 1100, "models": 2 * 5 * weights}
     tables, maps = 2 * 640 * (7 + 147), cells * (6 * 2 + 2 * 4)
     assert written(plan_of(study, machines_with(1))) == pytest.approx(files | {"tables": tables, "maps": 2 * 4 * maps})
     searched = written(plan_of(study, machines_with(1), command="search"))
-    assert searched == {"report": 1000, "features": 1140 * 4 * cells, "models": 3 * 5 * weights}
+    assert searched == {"report": 1000, "features": 1140 * 1100, "models": 3 * 5 * weights}
     scored = 640 * 7
     # 32 events of 14 s by the alarm's rate, 20 of which are also heard as the model expects them.
     sounds = (32 + 20) * (14 * 2_000 + 560 * 80 * 2)

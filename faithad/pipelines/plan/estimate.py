@@ -177,7 +177,7 @@ def written(plan: Plan) -> dict[str, float]:
     of, cells = plan.of, plan.features.n_mels * plan.features.n_frames
     sizes: dict[str, float] = {"report": plan.rates.report_bytes}
     if isinstance(of, Study):
-        sizes["features"] = 4 * cells * plan.n_features
+        sizes["features"] = plan.rates.feature_bytes * plan.n_features
         models = [weights_bytes(of, model) for model, _ in plan.runs]
         if plan.command == "search":  # the trials of the best cells keep theirs
             models = [weights_bytes(largest_study(of), MODEL)] * min(len(models), KEPT_CELLS * len(of.seeds))

@@ -47,7 +47,7 @@ from faithad.pipelines.plan.sections import Cost, Counts, Group, Machines, Rates
 from faithad.pipelines.search.run import search_study
 from faithad.pipelines.shards.failures import first_cause
 from faithad.pipelines.shards.log_mels import add_log_mels
-from faithad.pipelines.shards.stream import shard_size, to_bytes
+from faithad.pipelines.shards.stream import shard_size, shards, to_bytes
 from faithad.pipelines.study import run_study
 from faithad.progress import console
 from faithad.runs import layout
@@ -129,8 +129,8 @@ def _measure(plan: Plan, manifest: pa.Table, folder: Path) -> Rates:
     trial = replace(trial, clips=count_clips(read_manifest(str(root))))
     if plan.command != "audit":
         values |= {"learn": _learn(trial, root), "threads": trial.places.threads}
-    reports = (file for pattern in ("*.html", f"{layout.SUMMARY}/*") for file in root.glob(pattern))
-    values["report_bytes"] = sum(file.stat().st_size for file in reports)
+        values["feature_bytes"] = _size(root, f"{layout.FEATURES}/*/*") / trial.n_features
+    values["report_bytes"] = _size(root, "*.html") + _size(root, f"{layout.SUMMARY}/*")
     rates = Rates(measured=f"on {date.today()} on {plan.machines} ({platform.machine()})", **values)
     return rates.model_copy(update={"start": max(0.0, took_s - total_s(replace(trial, rates=rates)))})
 
@@ -202,23 +202,27 @@ def _time_clips(plan: Plan, manifest: pa.Table, audits: Mapping[str, ModelAudit]
     for mark in ("keep_maps", "deep", "sanity"):
         clips = clips.append_column(mark, pa.array([False] * clips.num_rows))
     for kind, step, n in (("score", SCORE, plan.clips.test), ("explain", EXPLAIN, plan.n_explained)):
-        shard = clips.slice(0, shard_size(n, largest=plan.of.audit.clips_per_shard))
+        parts = shards(clips, size=shard_size(n, largest=plan.of.audit.clips_per_shard))
         values[kind] = {
-            model: _shard_cost(plan, replace(audit, out=f"{folder}/{kind}/{model}"), step, shard)
+            model: _shard_cost(plan, replace(audit, out=f"{folder}/{kind}/{model}"), step, parts)
             for model, audit in audits.items()
             if MODELS[model].explained or not step.explains
         }
     return values
 
 
-def _shard_cost(plan: Plan, audit: ModelAudit, step: Step, clips: pa.Table) -> Cost:
-    """Of a clip in a shard of these, whose tables are written."""
+def _shard_cost(plan: Plan, audit: ModelAudit, step: Step, parts: list[pa.Table]) -> Cost:
+    """Of a clip in these shards, whose tables are written."""
     shared = SharedPass(audit, step, None)
     auditor = Auditor([shared], plan.of.attribution, plan.of.audit, plan.features, threads=1, run="plan")
-    row = {"pass": 0, "shard": 0, "clips": to_bytes(clips), "failed": to_bytes(ledger_table([]))}
-    seconds = _least_s(lambda: auditor(row))
-    n_bytes = sum(file.stat().st_size for file in Path(audit.out).rglob("*.parquet"))
-    return Cost(seconds=seconds / clips.num_rows, bytes=n_bytes / clips.num_rows)
+    none = to_bytes(ledger_table([]))
+    rows = [{"pass": 0, "shard": k, "clips": to_bytes(part), "failed": none} for k, part in enumerate(parts)]
+    seconds, n = _least_s(lambda: [auditor(row) for row in rows]), sum(part.num_rows for part in parts)
+    return Cost(seconds=seconds / n, bytes=_size(Path(audit.out), "*/*.parquet") / n)
+
+
+def _size(root: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in root.glob(pattern))
 
 
 def _least_s(do: Callable[[], object]) -> float:

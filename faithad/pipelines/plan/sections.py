@@ -84,7 +84,8 @@ class Rates(Section):
 
     `start`: seconds that do not depend on how many clips there are: the start of processes, most of all. `read`:
     seconds of a core for the features of a clip. `score`, `explain`: of each model. `learn`: seconds of a training for
-    a clip in one epoch, by model, on `threads` threads. `report_bytes`: of the report and the summaries.
+    a clip in one epoch, by model, on `threads` threads. `feature_bytes`: of a clip whose features are kept.
+    `report_bytes`: of the report and the summaries.
     """
 
     measured: str = ""
@@ -96,6 +97,7 @@ class Rates(Section):
     explain: dict[str, Cost] = Field({})
     learn: dict[str, float] = Field({})
     threads: int = Field(1, ge=1)
+    feature_bytes: float = Field(0, ge=0)
     report_bytes: float = Field(0, ge=0)
 
 
