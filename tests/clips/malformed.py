@@ -175,7 +175,7 @@ HEADERS = [
     failed("data size too large.wav", lambda s: riff(FMT, data(s[:-1], size=2**30)), reason=TRUNCATED),
     failed("beyond 4 GiB.wav", place=outgrow, reason="outgrown the 4 GiB"),
     failed("fmt missing.wav", lambda s: riff(data(s)), reason=r"'fmt '.*missing"),
-    failed("fmt behind the sound.wav", lambda s: riff(data(s), FMT), reason="stands before"),
+    failed("fmt behind the sound.wav", lambda s: riff(data(s), FMT), reason="comes before"),
     failed("fmt twice, alike.wav", lambda s: riff(FMT, FMT, data(s)), reason="2 'fmt ' chunks"),
     failed(
         "fmt twice, different.wav",
