@@ -1,7 +1,8 @@
 # make demo    install, run the whole study on the embedded demo mill, say where the report is
 # make quick   install, run the tests that need no Ray and little time
-# make test    install, run the tests
-# make coverage    the same, and which lines no test ran
+# make test    the same, and the tests on real Rays that need little time
+# make long    the tests that need more time
+# make coverage    all of these, and which lines no test ran
 # make check   format, lint, types, import order
 # make bench   the benchmarks (not part of the tests)
 # make chaos   the slow tests, and long runs in which processes and machines are killed
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo quick test coverage check bench chaos install docs clean
+.PHONY: demo quick test long coverage check bench chaos install docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/faithad study --config configs/demo.yaml
@@ -18,13 +19,19 @@ demo: $(INSTALLED)
 # A worker for each core: PyTorch's own threads would only be in each other's way.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# Without compiled modules, each of the many processes that tests start would compile them anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 quick: $(INSTALLED)
 	$(PARALLEL) -m "not ray and not long and not slow"
 
 # Two Rays on one machine would take each other's cores.
-test: $(INSTALLED)
-	$(PARALLEL) -m "not ray and not slow"
-	$(BIN)/python -m pytest -m "ray and not slow"
+test: quick
+	$(BIN)/python -m pytest -m "ray and not long and not slow"
+
+long: $(INSTALLED)
+	$(PARALLEL) -m "long and not ray and not slow"
+	$(BIN)/python -m pytest -m "long and ray and not slow"
 
 coverage: $(INSTALLED)
 	$(PARALLEL) -m "not ray and not slow" --cov=faithad --cov-report=

@@ -107,6 +107,7 @@ def test_grad_cam_is_cut_where_the_clip_ends(double: SkipCAETransformer, x: Tens
     torch.testing.assert_close(found[:, :n], expected.detach(), rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.long
 def test_integrated_gradients_of_a_short_clip_are_complete(double: SkipCAETransformer, x: Tensor) -> None:
     """Their sum over the clip's own frames is its score less that of the baseline."""
     many = replace(SETTINGS, integrated_gradients_steps=400)

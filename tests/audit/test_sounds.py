@@ -28,6 +28,8 @@ from faithad.scoring.trained_ensemble import AnyModel, load_any
 from faithad.settings import FeatureSettings
 from tests.audit.conftest import FEATURES, FIRST, ODD, RATE_HZ, SECOND
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def none_expected(monkeypatch: pytest.MonkeyPatch) -> None:

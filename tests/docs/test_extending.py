@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 # Of a section: what is done with the row that its example adds.
 METHOD = """

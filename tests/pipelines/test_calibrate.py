@@ -39,6 +39,8 @@ from faithad.vocabulary import FITTED, count
 from tests.pipelines.audits_without_ray import without_ray
 from tests.pipelines.test_normals import RATE_HZ, SETTINGS, hum
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True, scope="module")
 def threads_as_before() -> Iterator[None]:
@@ -267,7 +269,6 @@ def test_a_single_model_of_a_study_is_calibrated(
     assert table["paper_score"].null_count == (30 if score is None else 0)
 
 
-@pytest.mark.long
 def test_models_become_the_members_of_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The two linear models, and a network of the same features that takes one frame fewer."""
     linear = load_any(str(work / "model"))

@@ -31,6 +31,8 @@ from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
 from tests.tables import differences
 
+pytestmark = pytest.mark.long
+
 RATE_HZ = 8_000
 FEATURES = FeatureSettings(sample_rate_hz=RATE_HZ, n_fft=1000, hop_samples=1000, n_mels=16)
 SETTINGS = ("audit.explain=all", "audit.maps=8", "audit.percentiles=[95]", "attribution.methods=[error_map]",

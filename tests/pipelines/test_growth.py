@@ -39,6 +39,8 @@ from faithad.settings import FeatureSettings
 from tests.pipelines.audits_without_ray import without_ray
 from tests.tables import differences, tables
 
+pytestmark = pytest.mark.long
+
 RATE_HZ = 8_000
 FEATURES = FeatureSettings(sample_rate_hz=RATE_HZ, n_fft=1000, hop_samples=1000, n_mels=16)
 SETTINGS = ("audit.explain=alarms", "audit.maps=-1", "audit.percentiles=[95]", "attribution.methods=[error_map]",
@@ -187,7 +189,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
     return lambda: left[0] <= 0
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("stride", [19, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_a_kill_at_any_write_of_a_take_costs_nothing(
     stride: int, run: AuditRun, at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -501,7 +502,6 @@ with ending("audit"), without_ray():
 """
 
 
-@pytest.mark.long
 def test_a_recorder_is_followed_until_ctrl_c(model: Path, run: AuditRun, at_once: Path, tmp_path: Path) -> None:
     """It writes bit by bit, with the right length in its header all the time."""
     mill_of(run).mkdir()

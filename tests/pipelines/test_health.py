@@ -31,6 +31,8 @@ from faithad.runs.fingerprints import same_bytes
 from faithad.settings import FeatureSettings
 from tests.pipelines.audits_without_ray import without_ray
 
+pytestmark = pytest.mark.long
+
 RATE_HZ = 8_000
 FEATURES = FeatureSettings(sample_rate_hz=RATE_HZ, n_fft=1000, hop_samples=1000, n_mels=16)
 

@@ -16,6 +16,8 @@ from faithad.errors import ConfigError
 from faithad.pipelines.training import meeting_point
 from faithad.pipelines.training.meeting_point import meet, open_meeting_point
 
+pytestmark = pytest.mark.long
+
 Place = tuple[str, int]
 
 

@@ -30,6 +30,8 @@ from faithad.runs.stages import ResumableStage
 from faithad.schemas import MANIFEST
 from tests.pipelines.test_linear_training import write
 
+pytestmark = pytest.mark.long
+
 TRIAL = Trial(0.3, 4, 0)
 
 

@@ -35,6 +35,8 @@ from tests.full_disks import places_where_full, small_disk
 from tests.pipelines.audits_without_ray import without_ray
 from tests.pipelines.test_damage import KINDS
 
+pytestmark = pytest.mark.long
+
 RATE_HZ = 4_000
 SETTINGS = ["clip_s=2", "features.sample_rate_hz=4000", "features.n_fft=200", "features.hop_samples=100",
             "features.n_mels=16"]  # fmt: skip

@@ -137,6 +137,7 @@ def test_checks_are_so_many_more_explanations() -> None:
     assert more_s == pytest.approx(2 * 24 * DEEP + 2 * SANITY)
 
 
+@pytest.mark.long
 def test_the_spectra_of_recordings_are_measured_where_models_need_them(tmp_path: Path) -> None:
     """Of recordings of a minute a spectrum takes six clips, which are read whenever a run meets the recording."""
     for k in range(4):

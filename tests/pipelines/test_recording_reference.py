@@ -28,6 +28,8 @@ from faithad.settings import FeatureSettings
 from tests.pipelines.audits_without_ray import without_ray
 from tests.pipelines.test_normals import EXPLAINED, RATE_HZ, SETTINGS, hum, threads_as_before
 
+pytestmark = pytest.mark.long
+
 __all__ = ["threads_as_before"]  # a fixture
 
 FEATURES = FeatureSettings(RATE_HZ, 200, 100, 16, clip_s=2.0, reference="recording")

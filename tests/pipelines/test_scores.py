@@ -38,6 +38,8 @@ from faithad.scoring.choices import Score, robust
 from faithad.scoring.residuals import inpainting_groups
 from faithad.scoring.trained_ensemble import load_any
 
+pytestmark = pytest.mark.long
+
 F, T, N, HELD_BACK, SHORT = 16, 101, 24, 9, 61
 SCORES = ("score", "worst_second_score", "paper_score")
 

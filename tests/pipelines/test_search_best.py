@@ -234,6 +234,7 @@ def test_a_search_without_a_value_has_its_table_and_page(tmp_path: Path, algorit
     assert "2 trials: 0 to their end, 0 stopped early, 2 failed" in page
 
 
+@pytest.mark.long
 def test_the_best_study_trains_the_trial_s_model_to_the_last_bit(tmp_path: Path) -> None:
     study = parse_study(
         yaml.safe_dump(

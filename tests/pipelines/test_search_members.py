@@ -36,6 +36,8 @@ from faithad.scoring.trained_ensemble import TrainedEnsemble, load_any
 from tests.pipelines.audits_without_ray import _Remote, without_ray
 from tests.pipelines.test_more_epochs import TRIAL, run_trial, study_of
 
+pytestmark = pytest.mark.long
+
 LINEAR = ("frame_pca", "frame_ridge")
 NETWORK = Score("reconstruction", "band", "top_share", "local")
 N_TRAIN, N_VALIDATION = 12, 5

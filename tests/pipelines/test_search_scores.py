@@ -27,6 +27,8 @@ from tests.pipelines.audits_without_ray import _Remote
 from tests.pipelines.test_linear_training import spectra
 from tests.pipelines.test_more_epochs import TRIAL, run_trial, study_of
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Study:

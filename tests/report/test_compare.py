@@ -24,6 +24,8 @@ from faithad.runs import layout
 from tests.report.audit.conftest import build_audit
 from tests.report.study.conftest import build_study
 
+pytestmark = pytest.mark.long
+
 Render = Callable[..., tuple[str, Any]]
 NASTY = "<script>alert(1)</script>{{ 7 * 7 }}"
 

@@ -35,6 +35,8 @@ from tests.report.study.conftest import F_SCORES, build_study
 from tests.report.study.test_verdicts import line, row
 from tests.report.test_search_page import write_search
 
+pytestmark = pytest.mark.long
+
 DPI = 100
 NASTY = "<script>$\\alpha_1$ & {b} 100 % | `x`"
 

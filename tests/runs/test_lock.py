@@ -199,6 +199,7 @@ def test_a_driver_that_was_overtaken_changes_no_table(released_audit: Path, writ
     assert contents(released_audit) == before
 
 
+@pytest.mark.long
 def test_a_command_that_was_overtaken_leaves_the_other_ones_page(
     released_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

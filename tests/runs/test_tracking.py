@@ -133,6 +133,7 @@ def test_runs_in_a_database_of_mlflow(root: str, monkeypatch: pytest.MonkeyPatch
     assert not Path(root, "other", "mlflow").exists()
 
 
+@pytest.mark.long
 def test_folders_of_wandb(root: str, written: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_API_KEY", SECRET.ljust(40, "x"))

@@ -21,6 +21,8 @@ from faithad.report.audit_tables import MAX_CLIPS_OF_EVENT, AuditTables, read_au
 from faithad.report.trust import trust_of
 from faithad.vocabulary import POOLINGS
 
+pytestmark = pytest.mark.long
+
 WriteAudit = Callable[..., str]
 Render = Callable[..., tuple[str, Any]]
 
@@ -242,7 +244,6 @@ def test_an_unfinished_audit_is_refused(write_audit: WriteAudit, tmp_path: Path,
     assert not storage.exists(storage.join(out, "report.html"))
 
 
-@pytest.mark.long
 def test_two_days_are_quick_and_small(write_audit: WriteAudit, tmp_path: Path, render: Render) -> None:
     """17,280 clips in shards, of the real shape, and more than 200 events, of which as many have their sound."""
     out = write_audit(tmp_path, hours=48.0, boards=220, shape=(80, 401), n_pictures=20, sound_s=14.0, with_points=False)

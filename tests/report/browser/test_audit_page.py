@@ -16,6 +16,8 @@ from faithad.report.audit_page import render_audit_report
 from tests.report.audit.conftest import build_audit
 from tests.report.browser.conftest import Open
 
+pytestmark = pytest.mark.long
+
 NASTY = "<script>alert(\"x\")<script> & 'board' {{ 7 * 7 }} $x_1$"
 WIDTHS = (390, 800, 1400)
 

@@ -14,6 +14,8 @@ from tests.report.browser.conftest import Open
 from tests.report.browser.test_audit_page import WIDTHS
 from tests.report.test_compare import write_levels
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:

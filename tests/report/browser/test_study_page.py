@@ -12,6 +12,8 @@ from tests.report.browser.conftest import Open
 from tests.report.browser.test_audit_page import WIDTHS, wait
 from tests.report.study.conftest import build_study, write_sounds
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def study_page(tmp_path_factory: pytest.TempPathFactory) -> Path:

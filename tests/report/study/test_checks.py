@@ -73,6 +73,7 @@ def checked(write_study: Callable[..., str], tmp_path_factory: pytest.TempPathFa
     return root
 
 
+@pytest.mark.long
 def test_the_page_shows_all_checks(checked: str, render: Callable[..., tuple[str, Any]]) -> None:
     html, page = render(checked)
     page.check_is_whole(html)

@@ -27,6 +27,8 @@ from faithad.report.study_page import render_report
 from faithad.report.study_tables import MAX_EXAMPLES, StudyTables, read_study
 from tests.report.study.conftest import write_sounds
 
+pytestmark = pytest.mark.long
+
 WriteStudy = Callable[..., str]
 Render = Callable[..., tuple[str, Any]]
 

@@ -178,6 +178,7 @@ def test_intervals_and_marks_are_drawn() -> None:
     assert list(mark.get_xdata()) == [-0.1, -0.1]
 
 
+@pytest.mark.long
 def test_the_verdict_follows_what_is_caught(
     write_study: Callable[..., str], render: Callable[..., tuple[str, Any]], tmp_path: Path
 ) -> None:
