@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from faithad.attribution.methods import CHANGE, FIRST_STEPS, MOST_STEPS, choose_methods
-from faithad.attribution.point_stream import INTEGRATED, Stream
+from faithad.attribution.point_stream import INTEGRATED, PointStream
 from faithad.errors import ConfigError
 from faithad.model.fast_network import fast_network, watchable
 from faithad.model.precision import arithmetic
@@ -92,7 +92,9 @@ def attribute_batch(
             reconstruction = reconstruction.detach().clone()
         fast = fast_network(network, precision)
         lengths = [x.shape[2]] * len(x) if n_frames is None else list(n_frames)
-        stream = Stream(fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score, normals)
+        stream = PointStream(
+            fast, x, chosen, settings, seed, clip_ids, lengths, precision, reconstruction, score, normals
+        )
         maps = stream.maps(limit)
         if CHANGE in chosen:
             _complete(stream, maps, limit)
@@ -128,7 +130,7 @@ def _baselines(settings: AttributionSettings, normals: Tensor | None, x: Tensor)
     return normals.to(x.device, x.dtype)
 
 
-def _complete(stream: Stream, maps: dict[str, Tensor], limit: int) -> None:
+def _complete(stream: PointStream, maps: dict[str, Tensor], limit: int) -> None:
     """Integrated Gradients again, of the clips whose map is not complete, with twice the steps each time."""
     changes = maps.pop(CHANGE.name)[:, 0, 0].tolist()
     of_clips, steps = maps[INTEGRATED], FIRST_STEPS

@@ -55,7 +55,7 @@ class _Run(NamedTuple):
 
 
 @dataclass
-class Stream:
+class PointStream:
     """The points of a batch of clips, and their evaluation; the fields are the arguments of `attribute_batch`."""
 
     network: nn.Module
@@ -95,7 +95,7 @@ class Stream:
                         maps[method.name][run.clip, :, : self.n_frames[run.clip]] += part
         return maps
 
-    def integrated_gradients(self, clips: list[int], steps: int) -> Stream:
+    def integrated_gradients(self, clips: list[int], steps: int) -> PointStream:
         """The same for some of the clips, this method and this many steps alone."""
         return replace(
             self,

@@ -43,7 +43,7 @@ from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.features import training_statistics
 from faithad.pipelines.plan.estimate import FORWARD, Plan, total_s
-from faithad.pipelines.plan.sections import Cost, Counts, Group, Machines, Rates
+from faithad.pipelines.plan.sections import Cost, Counts, MachineGroup, Machines, Rates
 from faithad.pipelines.search.run import search_study
 from faithad.pipelines.shards.failures import first_cause
 from faithad.pipelines.shards.log_mels import add_log_mels
@@ -69,7 +69,7 @@ _ENOUGH_S = 1.0
 
 def this_machine() -> Machines:
     """The machine that this runs on, with the cores that this process may use."""
-    return Machines(groups=(Group(name="this machine", cpus=usable_cores(), gpus=torch.cuda.device_count()),))
+    return Machines(groups=(MachineGroup(name="this machine", cpus=usable_cores(), gpus=torch.cuda.device_count()),))
 
 
 def count_clips(manifest: pa.Table) -> Counts:

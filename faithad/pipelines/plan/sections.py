@@ -21,7 +21,7 @@ _HEADER = """\
 """
 
 
-class Group(Section):
+class MachineGroup(Section):
     """Machines of one kind: what each of them has and costs; `dollars_per_hour` null where that is not known."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -43,7 +43,7 @@ class Storage(Section):
 class Machines(Section):
     """A cluster. The driver runs on a machine of the first group."""
 
-    groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+    groups: Annotated[tuple[MachineGroup, ...], Field(min_length=1)]
     storage: Storage = Storage()
 
     @property
