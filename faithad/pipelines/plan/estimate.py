@@ -28,6 +28,7 @@ INDEX_S, CONCLUDE_S = 0.002, 0.0005
 FORWARD = 0.25
 # What the checks of a deep clip, and for sanity, take beyond its explanation, in explanations: see docs/decisions.md.
 DEEP, SANITY = 0.6, 8.5
+LAST = "tables and report"
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,17 @@ def estimate(plan: Plan) -> list[Stage]:
     Raises:
         StudyError: the machines can never hold what the configuration asks for.
     """
-    stages = [
-        Stage("start", plan.rates.start, "the start of processes"),
-        Stage("index", plan.clips.recordings * INDEX_S, "the driver"),
-    ]
+    stages = [Stage("start", 0.0, ""), Stage("index", plan.clips.recordings * INDEX_S, "the driver")]
     if plan.command != "audit":
         stages.append(_train(plan))
     if plan.command != "search":
         conclude_s = plan.clips.test * len(plan.runs) * CONCLUDE_S
-        stages += [_audit(plan), Stage("tables and report", conclude_s, "the driver")]
-    return stages
+        stages += [_audit(plan), Stage(LAST, conclude_s, "the driver")]
+    fixed = [plan.rates.fixed.get(stage.name, 0.0) for stage in stages]
+    return [
+        Stage(name, max(0.0, seconds + fixed_s), limit if seconds > fixed_s else "the start of processes")
+        for (name, seconds, limit), fixed_s in zip(stages, fixed, strict=True)
+    ]
 
 
 def total_s(plan: Plan) -> float:

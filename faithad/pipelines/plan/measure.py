@@ -1,7 +1,7 @@
 """Measures the rates of a configuration on this machine, on the Ray that a study would run on.
 
-1. The command is run on a few clips of a demo mill, for a few epochs, in a temporary folder. What it takes beyond all
-   rates does not depend on how many clips there are: `Rates.start`.
+1. The command is run on a few clips of a demo mill, for a few epochs, in a temporary folder. What it takes beyond the
+   rates of these clips does not depend on how many there are: `Rates.fixed`.
 2. On all cores (or GPUs) at the same time, tasks do with some of the configuration's own clips what the audit does.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -42,19 +43,24 @@ from faithad.pipelines.audit.worker import Auditor, ModelAudit, SharedPass
 from faithad.pipelines.cluster.machines import alive_nodes
 from faithad.pipelines.cluster.session import ray_session, usable_cores
 from faithad.pipelines.features import training_statistics
-from faithad.pipelines.plan.estimate import FORWARD, Plan, total_s
+from faithad.pipelines.plan.estimate import FORWARD, LAST, Plan, estimate
 from faithad.pipelines.plan.sections import Cost, Counts, MachineGroup, Machines, Rates
 from faithad.pipelines.search.run import search_study
 from faithad.pipelines.shards.failures import first_cause
 from faithad.pipelines.shards.log_mels import add_log_mels
 from faithad.pipelines.shards.stream import shard_size, shards, to_bytes
-from faithad.pipelines.study import run_study
+from faithad.pipelines.study import STAGES
 from faithad.progress import console
 from faithad.runs import layout
 from faithad.runs.tables import read_manifest
 from faithad.scoring.trained_ensemble import load_any
 
-_RUN: dict[str, Callable[[Any], object]] = {"study": run_study, "search": search_study, "audit": run_audit}
+# What is run, in which stages of a plan.
+_RUN: dict[str, Mapping[str, Callable[[Any], object]]] = {
+    "study": STAGES,
+    "search": {"search": search_study},
+    "audit": {"audit": run_audit},
+}
 # Of the command that is run on a demo mill. The first epoch warms up.
 _EPOCHS, _MOST_TRAIN_CLIPS = 3, 64
 # The most that are read, scored and explained.
@@ -114,10 +120,13 @@ def _measure(plan: Plan, manifest: pa.Table, folder: Path) -> Rates:
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", "import faithad.cli, faithad.pipelines.study"], check=True)
     with ray_session():
+        fixed = defaultdict(float, start=time.monotonic() - started)
         if (n := len(alive_nodes())) > 1:
             raise StudyError(f"Rates are measured on one machine, and this Ray has {n}. {_ELSEWHERE}")
-        _RUN[plan.command](trial.of)
-        took_s = time.monotonic() - started
+        for name, run in _RUN[plan.command].items():
+            started = time.monotonic()
+            run(trial.of)
+            fixed[LAST if name in ("evaluate", "report") else name] += time.monotonic() - started
         # A clip may end the process that reads it: then the task is tried again, until it leaves that clip out.
         task = ray.remote(_time_clips).options(num_cpus=1, num_gpus=gpus or None, max_retries=-1)
         n_tasks = max(1, int(plan.machines.total("GPU") / gpus if gpus else plan.machines.total("CPU")))
@@ -132,7 +141,10 @@ def _measure(plan: Plan, manifest: pa.Table, folder: Path) -> Rates:
         values["feature_bytes"] = _size(root, f"{layout.FEATURES}/*/*") / trial.n_features
     values["report_bytes"] = _size(root, "*.html") + _size(root, f"{layout.SUMMARY}/*")
     rates = Rates(measured=f"on {date.today()} on {plan.machines} ({platform.machine()})", **values)
-    return rates.model_copy(update={"start": max(0.0, took_s - total_s(replace(trial, rates=rates)))})
+    for stage in estimate(replace(trial, rates=rates)):
+        # A search and an audit are run in one go, with their index.
+        fixed[stage.name if stage.name in fixed else next(iter(_RUN[plan.command]))] -= stage.seconds
+    return rates.model_copy(update={"fixed": dict(fixed)})
 
 
 def _make_trial(plan: Plan, folder: Path) -> Plan:

@@ -82,16 +82,16 @@ class Cost(Section):
 class Rates(Section):
     """What is measured of a configuration.
 
-    `start`: seconds that do not depend on how many clips there are: the start of processes, most of all. `read`:
-    seconds of a core for the features of a clip. `score`, `explain`: of each model. `learn`: seconds of a training for
-    a clip in one epoch, by model, on `threads` threads. `feature_bytes`: of a clip whose features are kept.
-    `report_bytes`: of the report and the summaries.
+    `fixed`: seconds of each stage, however many clips there are: the start of processes, most of all. `read`: seconds
+    of a core for the features of a clip. `score`, `explain`: of each model. `learn`: seconds of a training for a clip
+    in one epoch, by model, on `threads` threads. `feature_bytes`: of a clip whose features are kept. `report_bytes`: of
+    the report and the summaries.
     """
 
     measured: str = ""
     settings: dict[str, Any] = Field({})
     clips: Counts | None = None
-    start: float = Field(0, ge=0)
+    fixed: dict[str, float] = Field({})
     read: float = Field(0, ge=0)
     score: dict[str, Cost] = Field({})
     explain: dict[str, Cost] = Field({})
