@@ -60,6 +60,7 @@ def test_a_killed_second_take_goes_on(
     assert set(manifest[manifest["take"] == 2]["recording"]) == {"week 7/long.wav"}
 
 
+@pytest.mark.long
 def test_follow_takes_up_what_comes_until_ctrl_c(finished: Study, mill: Path, local_ray: None, tmp_path: Path) -> None:
     """A process of its own, which joins the Ray of this session and is told to end while it waits."""
     sounds, out, log = tmp_path / "week", tmp_path / "out", tmp_path / "log"

@@ -33,6 +33,7 @@ def rows(out: Path, name: str) -> list[dict[str, object]]:
     return sorted(found.filter(pc.is_in(found["clip_id"], value_set=wanted)).to_pylist(), key=str)
 
 
+@pytest.mark.long
 def test_a_recording_that_could_not_be_opened_is_tried_again_when_asked(
     finished: Study, week: Path, audited: tuple[Path, Outcome], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 RATE_HZ = 16_000
 
 
+@pytest.mark.long
 def test_a_file_that_kills_its_decoder_costs_one_row_of_the_ledger(
     mill: Path, small_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

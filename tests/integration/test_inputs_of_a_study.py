@@ -35,6 +35,7 @@ def write_sound(path: Path, samples: np.ndarray, subtype: str = "PCM_16") -> Non
     soundfile.write(path, samples, 20_000, subtype=subtype)
 
 
+@pytest.mark.long
 def test_broken_files_stand_in_the_ledger_and_harm_nobody(
     mill: Path, finished: Study, small_study: Callable[..., Study], tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_annotations_of_clips_that_are_not_there_stop_the_index(
         STAGES["index"](small_study(data=data))
 
 
+@pytest.mark.long
 def test_real_recordings_of_another_rate_with_a_remainder(shared_data: Path, small_study: Callable[..., Study]) -> None:
     folder = shared_data / "real_sounds"
     data = {
@@ -132,6 +134,7 @@ def test_real_recordings_of_another_rate_with_a_remainder(shared_data: Path, sma
     assert set(table(study, "summary", "f_score.parquet")["anomaly_type"]) == {"all", "bark", "rooster", "sneeze"}
 
 
+@pytest.mark.long
 def test_the_published_layout_of_spectrograms(
     shared_data: Path, small_study: Callable[..., Study], tmp_path: Path
 ) -> None:

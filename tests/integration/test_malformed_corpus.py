@@ -19,7 +19,7 @@ from faithad.config.study import Study
 from faithad.pipelines.audit.run import Outcome, run_audit
 from tests.clips.malformed import Entry, write_corpus
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from faithad.pipelines.cluster.machines import wait_for_machines
 from tests.clusters import FAITHAD, Machine, Machines, machines
 from tests.tables import differences
 
+pytestmark = pytest.mark.long
+
 LONGEST_S = 240.0
 # What a machine did, by the titles of its processes.
 WORK = {"train": "ray::train ", "audit": "ray::MapWorker(Map(Auditor))"}

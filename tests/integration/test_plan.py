@@ -14,7 +14,7 @@ from faithad.pipelines.plan.run import make_plan
 from faithad.pipelines.plan.text import plan_text
 from tests.integration.conftest import small_values
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.long]
 
 
 class Planned(NamedTuple):

@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from faithad.config.audit import load_audit_run
 from faithad.pipelines.audit.run import run_audit
 from tests.integration.audits import table
+
+pytestmark = pytest.mark.long
 
 
 def test_a_model_of_release_0_1_0_audits_recordings_as_it_did(

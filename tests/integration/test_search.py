@@ -121,6 +121,7 @@ def test_a_finished_search_answers_at_once_and_refuses_other_settings(grid: tupl
     assert _times(study) == before
 
 
+@pytest.mark.long
 def test_a_search_grows_by_what_is_new_alone(grid: tuple[Study, str], small_study: Callable[..., Study]) -> None:
     before, _ = grid
     names = (*READY, *CLIPS, "search/trials", "stages/search.json", "best.yaml", "best")
@@ -154,6 +155,7 @@ def with_labels(study: Study, change: Callable[[pd.Series], pd.Series]) -> None:
     parquet.write_table(table, storage.join(study.root, layout.MANIFEST), schema=schemas.MANIFEST)
 
 
+@pytest.mark.long
 def test_test_labels_change_nothing_but_the_areas_under_the_curve(
     grid: tuple[Study, str], small_study: Callable[..., Study]
 ) -> None:
@@ -172,6 +174,7 @@ def test_test_labels_change_nothing_but_the_areas_under_the_curve(
     assert chosen == table.set_index("mask_ratio")["value"].idxmax()
 
 
+@pytest.mark.long
 def test_optuna_draws_cells_and_asha_gives_trials_up(
     grid: tuple[Study, str], small_study: Callable[..., Study]
 ) -> None:

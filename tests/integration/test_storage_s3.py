@@ -29,6 +29,8 @@ from faithad.pipelines.audit.run import Outcome
 from tests.integration.audits import SETTINGS
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
 
+pytestmark = pytest.mark.long
+
 FAITHAD = Path(sys.executable).parent / "faithad"
 # As a person writes it. In a URI it would be S%C3%A4ge%207, which is the same place.
 PREFIX = "Säge 7"

@@ -148,6 +148,7 @@ def test_a_finished_study_is_not_run_again(finished: Study) -> None:
     assert times() == before
 
 
+@pytest.mark.long
 def test_a_finished_study_makes_again_what_was_damaged(
     finished: Study, small_study: Callable[..., Study], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +215,7 @@ def test_how_the_work_is_spread_changes_no_table(finished: Study, small_study: C
                 assert here[column].tolist() == there[column].tolist(), column
 
 
+@pytest.mark.long
 def test_a_study_explains_the_clips_that_it_is_asked_for(
     finished: Study, small_study: Callable[..., Study], tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def processes(title: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_trainings_that_fail_do_not_lose_the_others(
     finished: Study, small_study: Callable[..., Study], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ import yaml
 from faithad.demo.mill import synthesize
 from tests.security.traps import Trap
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 FAITHAD = Path(sys.executable).parent / "faithad"
 SECRETS = {

@@ -17,6 +17,7 @@ from faithad.config.study import Study
 from tests.integration.jobs.conftest import PROJECT, Answer, Head
 
 
+@pytest.mark.long
 def test_a_submitted_study_streams_its_log_and_writes_its_tables(head: Head, finished: Study, tmp_path: Path) -> None:
     changes = {
         "root": str(tmp_path / "study"),
