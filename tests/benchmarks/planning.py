@@ -81,7 +81,7 @@ def prepare(case: str, folder: Path) -> tuple[str, Path]:
     if case != "audit":
         config.write_text(yaml.safe_dump(values))
         return "search" if case == "search" else "study", config
-    # Of the mill that the model is trained on: of another one nearly every clip alarms, and events are what no plan knows.
+    # Of the mill that the model is trained on: of another one nearly every clip alarms, which no plan can know.
     sounds, model = folder / "hours", folder / "model"
     synthesize(sounds, train_recordings=24, test_recordings=120, seed=1, workers=4)
     values["data"] |= {"root": str(sounds), "synthetic": None}
